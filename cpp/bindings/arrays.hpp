@@ -1,0 +1,90 @@
+// NumPy arrays to checked pointers. These checks protect memory; what a user did wrong is said better in Python, before.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "../kernels.hpp"
+
+namespace throughtime {
+
+namespace py = pybind11;
+using Sizes = std::vector<int64_t>;
+
+// The named arrays of one problem. An entry that is missing or None is a null pointer.
+class Arrays {
+ public:
+  explicit Arrays(py::dict entries) : entries_(std::move(entries)) {}
+
+  bool has(const char* name) const { return entries_.contains(name) && !entries_[name].is_none(); }
+
+  // A contiguous array of this shape; S const for what is only read.
+  template <class S>
+  S* optional(const char* name, const Sizes& shape) const {
+    if (!has(name)) return nullptr;
+    const py::array array = find<S>(name, shape);
+    int64_t step = sizeof(S);
+    for (size_t i = shape.size(); i-- > 0; step *= shape[i])
+      if (shape[i] > 1 && array.strides(py::ssize_t(i)) != step) fail(name, "contiguous memory");
+    return pointer<S>(array);
+  }
+
+  template <class S>
+  S* required(const char* name, const Sizes& shape) const {
+    if (!has(name)) fail(name, "an array");
+    return optional<S>(name, shape);
+  }
+
+  // A (T, B, F) array whose features lie side by side.
+  template <class S>
+  View<S> view(const char* name, const Sizes& shape) const {
+    if (!has(name)) return {nullptr, 0, 0};
+    const py::array array = find<S>(name, shape);
+    const int64_t item = sizeof(S);
+    if ((shape[2] > 1 && array.strides(2) != item) || array.strides(0) % item || array.strides(1) % item)
+      fail(name, "contiguous features");
+    return {pointer<S>(array), array.strides(0) / item, array.strides(1) / item};
+  }
+
+  // The shape of an array of so many dimensions.
+  Sizes shape(const char* name, py::ssize_t rank) const {
+    if (!has(name)) fail(name, "an array");
+    const auto array = entries_[name].cast<py::array>();
+    if (array.ndim() != rank) fail(name, "rank " + std::to_string(rank));
+    return Sizes(array.shape(), array.shape() + rank);
+  }
+
+  bool truth(const char* name) const { return has(name) && entries_[name].cast<bool>(); }
+  double number(const char* name) const { return has(name) ? entries_[name].cast<double>() : 0.0; }
+  int64_t integer(const char* name) const { return has(name) ? entries_[name].cast<int64_t>() : 0; }
+  Arrays group(const char* name) const { return Arrays(entries_[name].cast<py::dict>()); }
+
+ private:
+  [[noreturn]] static void fail(const std::string& name, const std::string& expected) {
+    throw py::value_error(name + ": expected " + expected);
+  }
+
+  template <class S>
+  py::array find(const char* name, const Sizes& shape) const {
+    const auto array = py::reinterpret_borrow<py::object>(entries_[name]).cast<py::array>();
+    if (!py::dtype::of<std::remove_const_t<S>>().is(array.dtype()) &&
+        !array.dtype().equal(py::dtype::of<std::remove_const_t<S>>()) && !(sizeof(S) == 1 && array.dtype().kind() == 'b'))
+      fail(name, "another dtype");
+    if (Sizes(array.shape(), array.shape() + array.ndim()) != shape) fail(name, "another shape");
+    if (!std::is_const_v<S> && !array.writeable()) fail(name, "a writeable array");
+    return array;
+  }
+
+  template <class S>
+  static S* pointer(const py::array& array) {
+    return const_cast<S*>(static_cast<const S*>(array.data()));
+  }
+
+  py::dict entries_;
+};
+
+}  // namespace throughtime

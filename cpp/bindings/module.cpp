@@ -1,0 +1,7 @@
+// The extension module: a list of registrations.
+#include "register.hpp"
+
+PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
+  throughtime::register_recurrent(m);
+  throughtime::register_config(m);
+}

@@ -1,0 +1,11 @@
+// What the module is made of.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace throughtime {
+
+void register_recurrent(pybind11::module_& m);
+void register_config(pybind11::module_& m);
+
+}  // namespace throughtime

@@ -1,0 +1,20 @@
+// The instruction sets compiled in, and the one in use.
+#pragma once
+
+#include <vector>
+
+#include "../kernels.hpp"
+
+namespace throughtime {
+
+struct Level {
+  const char* name;
+  const Kernels* kernels;
+  bool (*supported)();
+};
+
+const std::vector<Level>& levels();  // best first
+const Level& level();                // the first that this processor supports, or what THROUGHTIME_ISA names
+const CellKernels& find_cell(const char* name);
+
+}  // namespace throughtime

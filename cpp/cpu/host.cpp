@@ -1,0 +1,149 @@
+// The team of threads. Workers spin for a while after their work, so that the next call finds them awake, then sleep. The team is never
+// destroyed: its threads may outlive main, and a forked child, which has none of them, starts a new one.
+#include "host.hpp"
+
+#include <pthread.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <new>
+#include <string>
+#include <thread>
+
+namespace throughtime {
+
+namespace {
+
+class Workers {
+ public:
+  std::mutex busy;  // held by the call that uses them
+
+  void run(int threads, void (*body)(void*, int), void* argument) {
+    while (started_ < threads - 1) {
+      std::thread(&Workers::work, this, started_ + 1, turn_.load()).detach();
+      ++started_;
+    }
+    body_ = body;
+    argument_ = argument;
+    threads_ = threads;
+    running_.store(threads - 1, std::memory_order_relaxed);
+    turn_.fetch_add(1, std::memory_order_release);
+    turn_.notify_all();
+    body(argument, 0);
+    for (int spins = 0; running_.load(std::memory_order_acquire) != 0; ++spins)
+      if (spins > 1000) std::this_thread::yield();
+  }
+
+ private:
+  void work(int thread, uint32_t seen) {
+    for (;;) {
+      const auto awake_until = std::chrono::steady_clock::now() + std::chrono::milliseconds(2);
+      while (turn_.load(std::memory_order_acquire) == seen) {
+        std::this_thread::yield();
+        if (std::chrono::steady_clock::now() > awake_until) turn_.wait(seen, std::memory_order_acquire);
+      }
+      ++seen;
+      if (thread >= threads_) continue;
+      body_(argument_, thread);
+      running_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  int started_ = 0;
+  void (*body_)(void*, int) = nullptr;
+  void* argument_ = nullptr;
+  int threads_ = 0;
+  alignas(64) std::atomic<uint32_t> turn_{0};
+  alignas(64) std::atomic<int> running_{0};
+};
+
+std::atomic<Workers*> current_workers{nullptr};
+
+Workers& workers() {
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { current_workers = nullptr; });
+  (void)registered;
+  Workers* found = current_workers;
+  if (!found) {
+    auto* fresh = new Workers;
+    if (current_workers.compare_exchange_strong(found, fresh)) return *fresh;
+    delete fresh;
+  }
+  return *found;
+}
+
+int positive(const char* variable) {
+  const char* text = std::getenv(variable);
+  return text ? std::atoi(text) : 0;  // OMP_NUM_THREADS may be a list; its first number counts
+}
+
+int default_threads() {
+  for (const char* variable : {"THROUGHTIME_NUM_THREADS", "OMP_NUM_THREADS"})
+    if (const int count = positive(variable); count > 0) return count;
+  return usable_cores();
+}
+
+std::atomic<int>& threads() {
+  static std::atomic<int> count{default_threads()};
+  return count;
+}
+
+int64_t l2_bytes() {
+  static const int64_t bytes = [] {
+    int64_t found = 0;
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+    found = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+    return found > 0 ? found : int64_t(1) << 20;
+  }();
+  return bytes;
+}
+
+constexpr size_t alignment = 64;
+
+}  // namespace
+
+int usable_cores() {
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+#endif
+  const unsigned cores = std::thread::hardware_concurrency();
+  return cores ? int(cores) : 1;
+}
+
+int get_num_threads() { return threads(); }
+void set_num_threads(int count) { threads() = count; }
+
+Call::Call(bool (*poll)())
+    : team_(workers().busy, std::try_to_lock),
+      poll_(poll),
+      next_poll_(std::chrono::steady_clock::now() + std::chrono::milliseconds(100)) {
+  const int count = team_.owns_lock() ? get_num_threads() : 1;
+  host_ = {this, count, count > usable_cores(), l2_bytes(), allocate, run, [] { std::this_thread::yield(); }, interrupted};
+}
+
+void Call::Free::operator()(void* block) const { ::operator delete(block, std::align_val_t(alignment)); }
+
+void* Call::allocate(void* self, size_t bytes) {
+  void* block = ::operator new(bytes ? bytes : 1, std::align_val_t(alignment));
+  static_cast<Call*>(self)->scratch_.emplace_back(block);
+  return block;
+}
+
+void Call::run(void* self, void (*body)(void*, int), void* argument) {
+  const int count = static_cast<Call*>(self)->host_.threads;
+  if (count == 1) body(argument, 0);
+  else workers().run(count, body, argument);
+}
+
+bool Call::interrupted(void* self) {
+  auto& call = *static_cast<Call*>(self);
+  const auto now = std::chrono::steady_clock::now();
+  if (now < call.next_poll_) return false;
+  call.next_poll_ = now + std::chrono::milliseconds(100);
+  return call.stopped_ = call.poll_();
+}
+
+}  // namespace throughtime

@@ -1,0 +1,33 @@
+// Every cell, scalar type and tile shape for one instruction set. Compiled once per level, with TT_ISA its name.
+#include "../kernels.hpp"
+
+#include "../cells/cells.hpp"
+#include "backward.hpp"
+#include "forward.hpp"
+
+namespace throughtime::TT_ISA {
+
+template <template <class, class, class> class Loop, class C, class S, class Problem>
+void run(const Problem& problem, const Host& host) {
+  if (problem.B == 1) Loop<C, S, OneRow<C::gates>>(problem, host).run();
+  else Loop<C, S, ManyRows<C::gates>>(problem, host).run();
+}
+
+template <class C, class S>
+constexpr Entries<S> entries = {run<ForwardLoop, C, S, Forward<S>>, run<BackwardLoop, C, S, Backward<S>>};
+
+template <class... C>
+struct Table {
+  static constexpr CellKernels cells[] = {{C::name, C::gates, C::states, C::saved, entries<C, float>, entries<C, double>}...};
+  static constexpr Kernels kernels = {vector_bytes, sizeof...(C), cells};
+};
+
+template <class... C>
+constexpr const Kernels* table(List<C...>) {
+  return &Table<C...>::kernels;
+}
+
+extern const Kernels* const kernels;
+const Kernels* const kernels = table(Cells{});
+
+}  // namespace throughtime::TT_ISA

@@ -1,0 +1,70 @@
+// Load and store of a register, whole or in part, and the transposition of a square of them.
+#pragma once
+
+#include "../number.hpp"
+
+namespace throughtime::TT_ISA {
+
+template <class V, class S>
+TT_INLINE V load(const S* from) {
+  V value;
+  __builtin_memcpy(&value, from, sizeof value);
+  return value;
+}
+
+template <class V, class S>
+TT_INLINE void store(S* to, V value) {
+  __builtin_memcpy(to, &value, sizeof value);
+}
+
+// The first `count` lanes; the others are zero.
+template <class V, class S>
+TT_INLINE V load_some(const S* from, int64_t count) {
+  if (count >= lanes<S>) return load<V>(from);
+  S buffer[lanes<S>] = {};
+  for (int64_t i = 0; i < count; ++i) buffer[i] = from[i];
+  return load<V>(buffer);
+}
+
+template <class V, class S>
+TT_INLINE void store_some(S* to, V value, int64_t count) {
+  if (count >= lanes<S>) return store(to, value);
+  S buffer[lanes<S>];
+  store(buffer, value);
+  for (int64_t i = 0; i < count; ++i) to[i] = buffer[i];
+}
+
+template <int... i>
+struct Lanes {};
+template <int n, int... i>
+struct CountLanes : CountLanes<n - 1, n - 1, i...> {};
+template <int... i>
+struct CountLanes<0, i...> {
+  using type = Lanes<i...>;
+};
+
+// One stage of a transposition: exchange the off-diagonal blocks of `size` lanes between two registers `size` rows apart.
+template <int size, class V, int... i>
+TT_INLINE void exchange_blocks(V& upper, V& lower, Lanes<i...>) {
+  constexpr int n = sizeof...(i);
+  const V a = upper, b = lower;
+  upper = __builtin_shufflevector(a, b, ((i & size) ? n + i - size : i)...);
+  lower = __builtin_shufflevector(a, b, ((i & size) ? n + i : i + size)...);
+}
+
+template <int size, class V, int n>
+TT_INLINE void transpose_from(V (&row)[n]) {
+  if constexpr (size < n) {
+#pragma GCC unroll 16
+    for (int i = 0; i < n; ++i)
+      if (!(i & size)) exchange_blocks<size>(row[i], row[i + size], typename CountLanes<n>::type{});
+    transpose_from<2 * size>(row);
+  }
+}
+
+template <class V, int n>
+TT_INLINE void transpose(V (&row)[n]) {
+  transpose_from<1>(row);
+}
+
+}  // namespace throughtime::TT_ISA

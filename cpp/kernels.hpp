@@ -1,0 +1,95 @@
+// The contract between the bindings and every backend: what a problem is, and the table of entry points a backend fills.
+// Sizes: T timesteps, B sequences, I inputs, H units, G gates. Plain data only: this header is compiled for every
+// instruction set, and a function in it would be one weak symbol shared by all of them.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace throughtime {
+
+constexpr int max_states = 2;      // h, and c where the cell has one
+constexpr int max_parameters = 4;  // weight_ih, weight_hh, bias_ih, bias_hh
+
+// A (T, B, F) array whose features are contiguous; strides in elements.
+template <class S>
+struct View {
+  S* data;
+  int64_t time, batch;
+};
+
+// One layer and direction over all timesteps.
+template <class S>
+struct Recurrence {
+  int64_t T, B, I, H;
+  bool reverse;            // timesteps are taken from T - 1 down to 0
+  View<const S> x;         // (T, B, I)
+  const S* weight_ih;      // (G H, I)
+  const S* weight_hh;      // (G H, H)
+  const S* bias_ih;        // (G H), or null
+  const S* bias_hh;        // (G H), or null
+  const int64_t* lengths;  // (B), or null: steps from lengths[b] on are not taken
+  const uint8_t* resets;   // (T, B), or null: true on the first step of an episode
+  S* states[max_states];   // (state_rows, B, H) each; see row_before() in cpu/steps.hpp
+  int64_t state_rows;      // T + 2 where every state is kept, 2 where none is
+  S* saved;                // (T, B, units, saved, lanes), or null: what the cell keeps for its backward
+};
+
+template <class S>
+struct Forward : Recurrence<S> {
+  View<S> output;  // (T, B, H); data may be null
+};
+
+template <class S>
+struct Backward : Recurrence<S> {
+  int64_t truncate;            // the gradient stops every so many steps; 0: never
+  S clip;                      // largest norm of what flows from one step into another; 0: no clipping
+  View<const S> d_output;      // (T, B, H); data may be null
+  const S* d_cell;             // (T, B, H), or null
+  const S* d_final[max_states];  // (B, H) each
+  View<S> d_input;             // (T, B, I)
+  bool add_to_input;           // d_input already holds the other direction's part
+  S* d_weight_ih;              // as the parameters; the biases may be null
+  S* d_weight_hh;
+  S* d_bias_ih;
+  S* d_bias_hh;
+  S* d_initial[max_states];  // (B, H) each
+  // What each timestep's gradient is asked for; each may be null.
+  S* d_states[max_states];        // (T, B, H): the total dL/dh_t, dL/dc_t
+  S* d_gates;                     // (T, B, G H): of W_ih x + b_ih
+  uint8_t* clipped;               // (T, B)
+  double* norms[max_parameters];  // (T) each: Frobenius norm of what the step adds to the parameter's gradient
+};
+
+// What the kernels need of the process. Filled by code built for the baseline, called through plain pointers.
+struct Host {
+  void* context;
+  int threads;
+  bool crowded;      // more threads than cores: waiting yields at once
+  int64_t l2_bytes;  // of one core
+  void* (*allocate)(void* context, size_t bytes);  // scratch for this call, 64-byte aligned
+  void (*run)(void* context, void (*body)(void* argument, int thread), void* argument);
+  void (*yield)();
+  bool (*interrupted)(void* context);  // asked by one thread, between chunks
+};
+
+template <class S>
+struct Entries {
+  void (*forward)(const Forward<S>&, const Host&);
+  void (*backward)(const Backward<S>&, const Host&);
+};
+
+struct CellKernels {
+  const char* name;
+  int gates, states, saved;
+  Entries<float> f32;
+  Entries<double> f64;
+};
+
+struct Kernels {
+  int vector_bytes;
+  int count;
+  const CellKernels* cells;
+};
+
+}  // namespace throughtime

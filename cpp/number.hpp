@@ -1,0 +1,60 @@
+// What a number is here: a vector register of floats or doubles, as wide as this instruction set has them.
+// The cells and math.hpp use only operators, comparisons and ?: on it. Included before math.hpp: vector types have no
+// argument-dependent look-up, so what the templates call must be declared first.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define TT_INLINE inline __attribute__((always_inline))
+
+namespace throughtime::TT_ISA {
+
+#if defined(__AVX512F__)
+constexpr int vector_bytes = 64, registers = 32;
+#elif defined(__AVX__)
+constexpr int vector_bytes = 32, registers = 16;
+#elif defined(__aarch64__)
+constexpr int vector_bytes = 16, registers = 32;
+#else
+constexpr int vector_bytes = 16, registers = 16;
+#endif
+
+template <class S>
+struct Register;
+template <>
+struct Register<float> {
+  typedef float type __attribute__((vector_size(vector_bytes)));
+  typedef int32_t bits __attribute__((vector_size(vector_bytes)));
+};
+template <>
+struct Register<double> {
+  typedef double type __attribute__((vector_size(vector_bytes)));
+  typedef int64_t bits __attribute__((vector_size(vector_bytes)));
+};
+
+template <class S>
+using Vec = typename Register<S>::type;
+template <class S>
+constexpr int lanes = vector_bytes / int(sizeof(S));
+
+// The scalar type of a number.
+template <class V>
+struct ScalarOf;
+template <>
+struct ScalarOf<Vec<float>> {
+  using type = float;
+};
+template <>
+struct ScalarOf<Vec<double>> {
+  using type = double;
+};
+template <class V>
+using Scalar = typename ScalarOf<V>::type;
+
+template <class V, class S>
+TT_INLINE V splat(S value) {
+  return value - V{};
+}
+
+}  // namespace throughtime::TT_ISA

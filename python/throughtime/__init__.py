@@ -1,0 +1,32 @@
+"""Fused backpropagation through time for RNN, GRU and LSTM, with the gradient at every timestep."""
+
+from . import init, optim
+from .clipping import clip_grad_norm
+from .config import __version__, get_num_threads, set_num_threads, show_config
+from .gradcheck import gradcheck
+from .layer import load
+from .losses import cross_entropy, mse
+from .modules import Embedding, Linear
+from .recurrent import GRU, LSTM, RNN
+from .tape import Gradients, Tape
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "Embedding",
+    "Gradients",
+    "Linear",
+    "Tape",
+    "__version__",
+    "clip_grad_norm",
+    "cross_entropy",
+    "get_num_threads",
+    "gradcheck",
+    "init",
+    "load",
+    "mse",
+    "optim",
+    "set_num_threads",
+    "show_config",
+]

@@ -1,0 +1,103 @@
+"""Checks of what a caller passes: every message names the argument, what came and what was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+def as_array(name: str, value: Any) -> Array:
+    """View `value` (an array, or anything with DLPack or the buffer protocol) as a NumPy array."""
+    if isinstance(value, np.ndarray):
+        return value
+    if hasattr(value, "detach"):  # a torch tensor that requires grad refuses to be exported as it is
+        value = value.detach()
+    if hasattr(value, "__dlpack__"):
+        return np.from_dlpack(value)
+    if hasattr(value, "__array__") or hasattr(value, "__buffer__"):
+        return np.asarray(value)
+    try:
+        return np.asarray(memoryview(value))
+    except TypeError:
+        raise TypeError(f"{name} must be a NumPy array, got {type(value).__name__}") from None
+
+
+def float_dtype(dtype: Any) -> np.dtype[Any]:
+    """The dtype of a layer: float32 or float64, in native byte order."""
+    try:
+        found: np.dtype[Any] = np.dtype(dtype)
+    except TypeError:
+        raise TypeError(f"dtype must be 'float32' or 'float64', got {dtype!r}") from None
+    if found not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise TypeError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
+    return found
+
+
+def check_dtype(name: str, array: Array, dtype: np.dtype[Any]) -> None:
+    """Raise TypeError unless `array` has exactly `dtype`: nothing is cast."""
+    if array.dtype != dtype:
+        raise TypeError(f"{name} has dtype {array.dtype.str if not array.dtype.isnative else array.dtype}, "
+                        f"expected {dtype} (nothing is cast; use {name}.astype({str(dtype)!r}))")
+
+
+def check_shape(name: str, array: Array, shape: Sequence[int | str]) -> None:
+    """Raise ValueError unless `array.shape` is `shape`; a string in `shape` stands for a size left open."""
+    fits = array.ndim == len(shape) and all(
+        isinstance(want, str) or got == want for got, want in zip(array.shape, shape, strict=True))
+    if not fits:
+        expected = ", ".join(str(size) for size in shape) + ("," if len(shape) == 1 else "")
+        raise ValueError(f"{name} has shape {array.shape}, expected ({expected})")
+
+
+def float_array(name: str, value: Any, dtype: np.dtype[Any], shape: Sequence[int | str]) -> Array:
+    """`value` as an array of this dtype and shape, in whatever memory order it came."""
+    array = as_array(name, value)
+    check_dtype(name, array, dtype)
+    check_shape(name, array, shape)
+    return array
+
+
+def bool_array(name: str, value: Any, shape: Sequence[int | str]) -> Array:
+    """`value` as a contiguous bool array of this shape."""
+    array = as_array(name, value)
+    if array.dtype != np.bool_:
+        raise TypeError(f"{name} has dtype {array.dtype}, expected bool")
+    check_shape(name, array, shape)
+    return np.ascontiguousarray(array)
+
+
+def size(name: str, value: Any, *, least: int = 1) -> int:
+    """`value` as an int of at least `least`."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    return int(value)
+
+
+def number(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> float:
+    """`value` as a float in [low, high], or in (low, high] where `open_low` holds."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not (low < value <= high if open_low else low <= value <= high):
+        raise ValueError(f"{name} must be in {'(' if open_low else '['}{low}, {high}], got {value}")
+    return float(value)
+
+
+def choice(name: str, value: Any, options: Sequence[str]) -> str:
+    """`value` if it is one of `options`."""
+    if value not in options:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
+    return str(value)
+
+
+def flag(name: str, value: Any) -> bool:
+    """`value` as a bool; anything else, such as a misplaced number, is a TypeError."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)

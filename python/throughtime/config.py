@@ -1,0 +1,52 @@
+"""Process-wide settings: what is compiled in and in use, and the number of threads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import _core
+from ._arguments import choice, size
+
+__version__ = "0.1.0"
+
+
+def get_num_threads() -> int:
+    """Threads that a call may use: ``THROUGHTIME_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the cores of this process."""
+    return _core.get_num_threads()
+
+
+def set_num_threads(n: int) -> None:
+    """Set the number of threads of later calls. Results are the same bits for any number.
+
+    Raises
+    ------
+    ValueError
+        If `n` is below 1.
+    """
+    _core.set_num_threads(size("n", n))
+
+
+def show_config(mode: str = "stdout") -> dict[str, Any] | None:
+    """Show version, instruction sets and threads.
+
+    Parameters
+    ----------
+    mode : {"stdout", "dicts"}
+        Print, or return a dict.
+    """
+    choice("mode", mode, ("stdout", "dicts"))
+    compiled = _core.levels()
+    config = {
+        "version": __version__,
+        "instruction sets compiled": [name for name, _ in compiled],
+        "instruction sets of this machine": [name for name, supported in compiled if supported],
+        "instruction set in use": _core.level(),
+        "threads": get_num_threads(),
+        "cores usable": _core.usable_cores(),
+        "CUDA": "not built",
+    }
+    if mode == "dicts":
+        return config
+    for key, value in config.items():
+        print(f"{key:34}{', '.join(value) if isinstance(value, list) else value}")
+    return None

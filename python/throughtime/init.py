@@ -1,0 +1,361 @@
+"""Initial weights: each function draws an array of a shape from a NumPy generator.
+
+Fans, gains and defaults are those of ``torch.nn.init``; the array returned is to be written into a layer's
+parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ._arguments import Array, choice, float_dtype, number, size
+
+__all__ = ["chrono", "identity", "kaiming_normal", "kaiming_uniform", "orthogonal", "xavier_normal", "xavier_uniform"]
+
+_GAINS = {"linear": 1.0, "sigmoid": 1.0, "tanh": 5 / 3, "relu": math.sqrt(2), "leaky_relu": None, "selu": 3 / 4}
+_LARGEST = float(np.finfo(np.float64).max)
+
+
+def xavier_uniform(shape: Sequence[int], rng: np.random.Generator, gain: float = 1.0, *,
+                   dtype: Any = "float32") -> Array:
+    """Draw from U(-b, b), b = gain sqrt(6 / (fan_in + fan_out)), which keeps variances in both directions.
+
+    Parameters
+    ----------
+    shape : (rows, columns, ...)
+        fan_out is ``rows`` and fan_in ``columns``, each times whatever axes follow.
+    rng : numpy.random.Generator
+        Where the numbers come from.
+    gain : float
+        Scale of the result; 5/3 suits tanh.
+    dtype : {"float32", "float64"}
+        Of the result.
+
+    Returns
+    -------
+    array of `shape`
+
+    References
+    ----------
+    Glorot and Bengio 2010, "Understanding the difficulty of training deep feedforward neural networks", equation 16.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import throughtime as tt
+    >>> weight = tt.init.xavier_uniform((4, 2), np.random.default_rng(0))
+    >>> weight.shape, bool(abs(weight).max() <= 1.0)
+    ((4, 2), True)
+    """
+    shape = _matrix_shape(shape)
+    return _uniform(shape, rng, _gain_number(gain) * math.sqrt(6 / sum(_fans(shape))), dtype)
+
+
+def xavier_normal(shape: Sequence[int], rng: np.random.Generator, gain: float = 1.0, *,
+                  dtype: Any = "float32") -> Array:
+    """Draw from N(0, s^2), s = gain sqrt(2 / (fan_in + fan_out)): `xavier_uniform` with a normal distribution.
+
+    Parameters
+    ----------
+    shape, rng, gain, dtype
+        As for `xavier_uniform`.
+
+    Returns
+    -------
+    array of `shape`
+
+    References
+    ----------
+    Glorot and Bengio 2010, equation 12.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import throughtime as tt
+    >>> tt.init.xavier_normal((4, 2), np.random.default_rng(0), dtype="float64").dtype
+    dtype('float64')
+    """
+    shape = _matrix_shape(shape)
+    return _normal(shape, rng, _gain_number(gain) * math.sqrt(2 / sum(_fans(shape))), dtype)
+
+
+def kaiming_uniform(shape: Sequence[int], rng: np.random.Generator, a: float = 0.0, mode: str = "fan_in",
+                    nonlinearity: str = "leaky_relu", *, dtype: Any = "float32") -> Array:
+    """Draw from U(-b, b), b = gain sqrt(3 / fan), which keeps the variance through rectifiers.
+
+    Parameters
+    ----------
+    shape : (rows, columns, ...)
+        fan_out is ``rows`` and fan_in ``columns``, each times whatever axes follow.
+    rng : numpy.random.Generator
+        Where the numbers come from.
+    a : float
+        Slope of the leaky ReLU below zero, gain = sqrt(2 / (1 + a^2)); other nonlinearities ignore it.
+    mode : {"fan_in", "fan_out"}
+        Whether variances are kept forward or backward.
+    nonlinearity : {"linear", "sigmoid", "tanh", "relu", "leaky_relu", "selu"}
+        Gives the gain: 1, 1, 5/3, sqrt(2), see `a`, 3/4.
+    dtype : {"float32", "float64"}
+        Of the result.
+
+    Returns
+    -------
+    array of `shape`
+
+    References
+    ----------
+    He et al. 2015, "Delving deep into rectifiers", equations 10, 14 and 15.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import throughtime as tt
+    >>> weight = tt.init.kaiming_uniform((4, 6), np.random.default_rng(0), nonlinearity="relu")
+    >>> bool(abs(weight).max() <= 1.0)
+    True
+    """
+    shape = _matrix_shape(shape)
+    return _uniform(shape, rng, math.sqrt(3) * _kaiming_deviation(shape, a, mode, nonlinearity), dtype)
+
+
+def kaiming_normal(shape: Sequence[int], rng: np.random.Generator, a: float = 0.0, mode: str = "fan_in",
+                   nonlinearity: str = "leaky_relu", *, dtype: Any = "float32") -> Array:
+    """Draw from N(0, s^2), s = gain / sqrt(fan): `kaiming_uniform` with a normal distribution.
+
+    Parameters
+    ----------
+    shape, rng, a, mode, nonlinearity, dtype
+        As for `kaiming_uniform`.
+
+    Returns
+    -------
+    array of `shape`
+
+    References
+    ----------
+    He et al. 2015, "Delving deep into rectifiers", equations 10, 14 and 15.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import throughtime as tt
+    >>> tt.init.kaiming_normal((4, 6), np.random.default_rng(0), mode="fan_out").shape
+    (4, 6)
+    """
+    shape = _matrix_shape(shape)
+    return _normal(shape, rng, _kaiming_deviation(shape, a, mode, nonlinearity), dtype)
+
+
+def orthogonal(shape: Sequence[int], rng: np.random.Generator, gain: float = 1.0, *, gates: int = 1,
+               dtype: Any = "float32") -> Array:
+    """Draw a (semi-)orthogonal matrix, uniformly over all of them: QR of a normal matrix, signs fixed by R's diagonal.
+
+    Parameters
+    ----------
+    shape : (rows, columns, ...)
+        Axes after the first are taken as one. With more rows than columns, the columns are orthonormal; with fewer,
+        the rows.
+    rng : numpy.random.Generator
+        Where the numbers come from.
+    gain : float
+        Scale of the result.
+    gates : int
+        Makes the result a stack of this many matrices along the first axis, each orthogonal by itself: 4 for the
+        ``weight_hh`` of an LSTM, 3 for a GRU's.
+    dtype : {"float32", "float64"}
+        Of the result.
+
+    Returns
+    -------
+    array of `shape`
+
+    Raises
+    ------
+    ValueError
+        If `gates` does not divide the rows.
+
+    References
+    ----------
+    Saxe, McClelland and Ganguli 2014, "Exact solutions to the nonlinear dynamics of learning in deep linear neural
+    networks"; Mezzadri 2007, "How to generate random matrices from the classical compact groups", for the signs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import throughtime as tt
+    >>> weight = tt.init.orthogonal((12, 3), np.random.default_rng(0), gates=4)
+    >>> all(np.allclose(block.T @ block, np.eye(3), atol=1e-6) for block in np.split(weight, 4))
+    True
+    """
+    shape = _matrix_shape(shape)
+    scale, blocks = _gain_number(gain), size("gates", gates)
+    if shape[0] % blocks:
+        raise ValueError(f"gates must divide the rows of shape, got gates={blocks} and shape {shape}")
+    rows, columns = shape[0] // blocks, math.prod(shape[1:])
+    stack = [_orthogonal_block(rows, columns, _generator(rng)) for _ in range(blocks)]
+    weight: Array = (scale * np.concatenate(stack)).reshape(shape).astype(float_dtype(dtype))
+    return weight
+
+
+def identity(shape: Sequence[int], rng: np.random.Generator | None = None, scale: float = 1.0, *, gates: int = 1,
+             dtype: Any = "float32") -> Array:
+    """Return `scale` times the identity: the IRNN's recurrent weights, with which a ReLU unit keeps what it holds.
+
+    Parameters
+    ----------
+    shape : (rows, columns)
+        Beyond the square, zeros.
+    rng : numpy.random.Generator, optional
+        Not used; there so that all initialisers are called alike.
+    scale : float
+        Value of the diagonal; below 1, what a unit holds decays.
+    gates : int
+        Makes the result a stack of this many such matrices along the first axis.
+    dtype : {"float32", "float64"}
+        Of the result.
+
+    Returns
+    -------
+    array of `shape`
+
+    Raises
+    ------
+    ValueError
+        If `shape` has other than two axes, or `gates` does not divide the rows.
+
+    References
+    ----------
+    Le, Jaitly and Hinton 2015, "A simple way to initialize recurrent networks of rectified linear units".
+
+    Examples
+    --------
+    >>> import throughtime as tt
+    >>> tt.init.identity((2, 2), scale=0.5)
+    array([[0.5, 0. ],
+           [0. , 0.5]], dtype=float32)
+    """
+    shape = _matrix_shape(shape)
+    blocks = size("gates", gates)
+    if len(shape) != 2:
+        raise ValueError(f"shape must have two axes (rows, columns), got {shape}")
+    if shape[0] % blocks:
+        raise ValueError(f"gates must divide the rows of shape, got gates={blocks} and shape {shape}")
+    block = np.eye(shape[0] // blocks, shape[1], dtype=float_dtype(dtype))
+    block *= _finite("scale", scale)
+    return np.tile(block, (blocks, 1))
+
+
+def chrono(shape: Sequence[int], rng: np.random.Generator, max_steps: float, *, cell: str = "lstm",
+           dtype: Any = "float32") -> Array:
+    """Draw gate biases with which units remember between 1 and `max_steps` steps.
+
+    LSTM (gates i f g o): ``b_f = log u, b_i = -b_f``, with u from U(1, max_steps - 1), the rest zero.
+    GRU (gates r z n; z keeps the old state): ``b_z = log u``, the rest zero.
+
+    Parameters
+    ----------
+    shape : (G*H,)
+        Of the bias: 4H for an LSTM, 3H for a GRU. Write it into ``bias_ih`` and zero into ``bias_hh``: the two are
+        added.
+    rng : numpy.random.Generator
+        Where the numbers come from.
+    max_steps : float
+        The longest dependency expected, at least 2 steps.
+    cell : {"lstm", "gru"}
+        Whose bias it is.
+    dtype : {"float32", "float64"}
+        Of the result.
+
+    Returns
+    -------
+    array of `shape`
+
+    Raises
+    ------
+    ValueError
+        If `shape` is not one axis of a multiple of the cell's gates, or `max_steps` is below 2.
+
+    References
+    ----------
+    Tallec and Ollivier 2018, "Can recurrent neural networks warp time?", section 3.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import throughtime as tt
+    >>> lstm = tt.LSTM(3, 5, seed=0)
+    >>> lstm.parameters["bias_ih_l0"][...] = tt.init.chrono((20,), np.random.default_rng(0), max_steps=100)
+    >>> lstm.parameters["bias_hh_l0"][...] = 0
+    """
+    gates = {"lstm": 4, "gru": 3}[choice("cell", cell, ("lstm", "gru"))]
+    sizes = _shape(shape)
+    if len(sizes) != 1 or sizes[0] % gates:
+        raise ValueError(f"shape must be ({gates} * hidden_size,) for cell={cell!r}, got {sizes}")
+    longest = number("max_steps", max_steps, 2, _LARGEST)
+    bias = np.zeros((gates, sizes[0] // gates), float_dtype(dtype))
+    bias[1] = np.log(_generator(rng).uniform(1, longest - 1, bias.shape[1]))
+    if cell == "lstm":
+        bias[0] = -bias[1]
+    return bias.reshape(sizes)
+
+
+def _generator(rng: Any) -> np.random.Generator:
+    if not isinstance(rng, np.random.Generator):
+        raise TypeError(f"rng must be a numpy.random.Generator (np.random.default_rng(seed)), got {rng!r}")
+    return rng
+
+
+def _shape(shape: Any) -> tuple[int, ...]:
+    try:
+        sizes = tuple(shape)
+    except TypeError:
+        raise TypeError(f"shape must be a tuple of ints, got {shape!r}") from None
+    return tuple(size(f"shape[{axis}]", value) for axis, value in enumerate(sizes))
+
+
+def _matrix_shape(shape: Any) -> tuple[int, ...]:
+    sizes = _shape(shape)
+    if len(sizes) < 2:
+        raise ValueError(f"shape must have at least two axes (rows, columns), got {sizes}")
+    return sizes
+
+
+def _fans(shape: tuple[int, ...]) -> tuple[int, int]:
+    """(fan_in, fan_out), as torch counts them."""
+    field = math.prod(shape[2:])
+    return shape[1] * field, shape[0] * field
+
+
+def _finite(name: str, value: Any) -> float:
+    return number(name, value, -_LARGEST, _LARGEST)
+
+
+def _gain_number(gain: Any) -> float:
+    return number("gain", gain, 0, _LARGEST)
+
+
+def _kaiming_deviation(shape: tuple[int, ...], a: Any, mode: str, nonlinearity: str) -> float:
+    slope = _finite("a", a)
+    fan_in, fan_out = _fans(shape)
+    fan = fan_in if choice("mode", mode, ("fan_in", "fan_out")) == "fan_in" else fan_out
+    gain = _GAINS[choice("nonlinearity", nonlinearity, tuple(_GAINS))]
+    return (math.sqrt(2 / (1 + slope**2)) if gain is None else gain) / math.sqrt(fan)
+
+
+def _uniform(shape: tuple[int, ...], rng: Any, bound: float, dtype: Any) -> Array:
+    return _generator(rng).uniform(-bound, bound, shape).astype(float_dtype(dtype))
+
+
+def _normal(shape: tuple[int, ...], rng: Any, deviation: float, dtype: Any) -> Array:
+    return (deviation * _generator(rng).standard_normal(shape)).astype(float_dtype(dtype))
+
+
+def _orthogonal_block(rows: int, columns: int, rng: np.random.Generator) -> Array:
+    tall = rng.standard_normal((max(rows, columns), min(rows, columns)))
+    q, r = np.linalg.qr(tall)
+    q *= np.where(np.diagonal(r) < 0, -1.0, 1.0)  # LAPACK's signs are a convention, not a draw
+    return q if rows >= columns else q.T

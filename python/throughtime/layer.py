@@ -1,0 +1,112 @@
+"""What every layer has: named parameters in plain arrays, loading, saving and a telling repr."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from ._arguments import Array, as_array, float_array, float_dtype
+
+
+class Layer:
+    """Base class of all layers.
+
+    A subclass calls ``_set_up`` with its configuration (its constructor's arguments) and the shapes of its parameters,
+    and fills the arrays with initial values drawn from ``self._rng``.
+    """
+
+    _kinds: ClassVar[dict[str, type[Layer]]] = {}
+
+    parameters: dict[str, Array]
+    """Name to array. Writing into an array changes the layer."""
+
+    def __init_subclass__(cls) -> None:
+        Layer._kinds[cls.__name__] = cls
+
+    def _set_up(self, config: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], dtype: Any, seed: Any) -> None:
+        self.dtype = float_dtype(dtype)
+        self._config = {**config, "dtype": str(self.dtype)}
+        self._shapes_of_parameters = dict(shapes)
+        self._rng = np.random.default_rng(seed)
+        self.parameters = {name: np.zeros(shape, self.dtype) for name, shape in shapes.items()}
+
+    def __repr__(self) -> str:
+        signature = type(self).__init__.__code__.co_varnames[1 : type(self).__init__.__code__.co_argcount]
+        positional = dict(zip(signature[::-1], (type(self).__init__.__defaults__ or ())[::-1], strict=False))
+        defaults = {"dtype": "float32", **positional, **(type(self).__init__.__kwdefaults__ or {})}
+        shown = [f"{key}={value!r}" if key in defaults else repr(value)
+                 for key, value in self._config.items() if key not in defaults or defaults[key] != value]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def astype(self, dtype: Any) -> Self:
+        """Return a copy of this layer with parameters of another dtype."""
+        other = type(self)(**{**self._config, "dtype": str(float_dtype(dtype))})
+        other.load_parameters(self.parameters)
+        return other
+
+    def load_parameters(self, mapping: Mapping[str, Any]) -> None:
+        """Copy values into the parameters, converting between float types.
+
+        Parameters
+        ----------
+        mapping : mapping of str to array
+            NumPy arrays, torch tensors (a ``state_dict()`` as it is), or anything with DLPack.
+
+        Raises
+        ------
+        ValueError
+            Names every missing, unexpected and misshapen entry; nothing is changed then.
+        TypeError
+            If an entry is not an array of floating-point numbers.
+        """
+        arrays = {name: as_array(f"parameters[{name!r}]", value) for name, value in mapping.items()}
+        faults = [f"missing {name!r} {own.shape}" for name, own in self.parameters.items() if name not in arrays]
+        faults += [f"unexpected {name!r} {array.shape}" for name, array in arrays.items()
+                   if name not in self.parameters]
+        faults += [f"{name!r} has shape {arrays[name].shape}, expected {own.shape}"
+                   for name, own in self.parameters.items() if name in arrays and arrays[name].shape != own.shape]
+        if faults:
+            raise ValueError(f"parameters do not fit {self!r}: " + "; ".join(faults))
+        for name, array in arrays.items():
+            if not np.issubdtype(array.dtype, np.floating):
+                raise TypeError(f"parameters[{name!r}] has dtype {array.dtype}, expected a float type")
+        for name, array in arrays.items():
+            self.parameters[name][...] = array
+
+    def _check_parameters(self) -> None:
+        """Raise unless `parameters` still holds what the constructor put there: a user may have replaced an entry."""
+        if self.parameters.keys() != self._shapes_of_parameters.keys():
+            raise ValueError(f"parameters has {sorted(self.parameters)}, expected {sorted(self._shapes_of_parameters)}")
+        for name, shape in self._shapes_of_parameters.items():
+            float_array(f"parameters[{name!r}]", self.parameters[name], self.dtype, shape)
+            if not self.parameters[name].flags.c_contiguous:
+                raise ValueError(f"parameters[{name!r}] is not contiguous; write into the array instead of replacing it")
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write configuration and parameters to `path` (NumPy's ``.npz`` format); `throughtime.load` reads it."""
+        about = json.dumps({"layer": type(self).__name__, "config": self._config})
+        with open(path, "wb") as file:
+            np.savez(file, allow_pickle=False, __throughtime__=np.array(about), **self.parameters)
+
+
+def load(path: str | os.PathLike[str]) -> Layer:
+    """Read a layer that ``layer.save(path)`` wrote.
+
+    Raises
+    ------
+    ValueError
+        If the file is not one that throughtime wrote.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            entries = dict(file)
+        about = json.loads(str(entries.pop("__throughtime__")))
+    except (KeyError, ValueError, EOFError) as error:
+        raise ValueError(f"path is not a layer saved by throughtime: {os.fspath(path)!r} ({error})") from None
+    layer = Layer._kinds[about["layer"]](**about["config"])
+    layer.load_parameters(entries)
+    return layer

@@ -1,0 +1,263 @@
+"""Layers without recurrence, in NumPy: Linear ``y = x W^T + b`` and Embedding ``y = W[x]``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ._arguments import Array, as_array, check_dtype, flag, float_array
+from ._arguments import size as positive_int
+from .layer import Layer
+
+__all__ = ["Embedding", "Linear"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerGradients:
+    """What ``backward`` returns: the gradient of the input (None for integers) and of each parameter."""
+
+    input: Array | None
+    parameters: dict[str, Array]
+
+
+class Linear(Layer):
+    """``y = x W^T + b`` on the last axis.
+
+    Parameters ``weight (O, I)`` and ``bias (O,)`` start from U(-1/sqrt(I), 1/sqrt(I)), as in ``torch.nn.Linear``.
+
+    Parameters
+    ----------
+    input_size, output_size : int
+        I and O.
+    bias : bool
+        Whether there is a ``b``.
+    dtype : {"float32", "float64"}
+        Of parameters, inputs and results.
+    seed : optional
+        Of the initial weights: whatever ``numpy.random.default_rng`` takes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import throughtime as tt
+    >>> linear = tt.Linear(3, 2, seed=0)
+    >>> tape = linear.forward(np.ones((5, 4, 3), np.float32))
+    >>> tape.output.shape
+    (5, 4, 2)
+    >>> grads = tape.backward(np.ones_like(tape.output))
+    >>> grads.input.shape, grads.parameters["bias"].tolist()
+    ((5, 4, 3), [20.0, 20.0])
+    """
+
+    def __init__(self, input_size: int, output_size: int, bias: bool = True, *, dtype: Any = "float32",
+                 seed: Any = None) -> None:
+        self.input_size = positive_int("input_size", input_size)
+        self.output_size = positive_int("output_size", output_size)
+        self._bias = flag("bias", bias)
+        shapes: dict[str, tuple[int, ...]] = {"weight": (self.output_size, self.input_size)}
+        if self._bias:
+            shapes["bias"] = (self.output_size,)
+        self._set_up({"input_size": self.input_size, "output_size": self.output_size, "bias": self._bias},
+                     shapes, dtype, seed)
+        bound = 1 / math.sqrt(self.input_size)
+        for array in self.parameters.values():
+            array[...] = self._rng.uniform(-bound, bound, array.shape)
+
+    def __call__(self, x: Any) -> Array:
+        """Return the output (..., O) for `x` (..., I); nothing is saved."""
+        rows, shape = self._rows(x)
+        return self._apply(rows, self.parameters["weight"]).reshape(shape)
+
+    def forward(self, x: Any) -> LinearTape:
+        """Compute the output and keep what `LinearTape.backward` needs.
+
+        Parameters
+        ----------
+        x : (..., I) array
+            Of the layer's dtype, with any leading axes. The tape keeps a reference to it.
+
+        Returns
+        -------
+        LinearTape
+            With ``output`` (..., O).
+
+        Raises
+        ------
+        TypeError
+            If `x` is no array of the layer's dtype.
+        ValueError
+            If the last axis of `x` is not I long.
+        """
+        rows, shape = self._rows(x)
+        weight = self.parameters["weight"].copy()  # an optimiser may change it before backward
+        return LinearTape(self._apply(rows, weight).reshape(shape), rows, weight, self._bias)
+
+    def _rows(self, x: Any) -> tuple[Array, tuple[int, ...]]:
+        """`x` as a matrix (N, I), and the shape of the output."""
+        x = as_array("x", x)
+        check_dtype("x", x, self.dtype)
+        if x.ndim == 0 or x.shape[-1] != self.input_size:
+            raise ValueError(f"x must have {self.input_size} features in its last axis, got shape {x.shape} "
+                             f"for {self!r}")
+        return x.reshape(-1, self.input_size), (*x.shape[:-1], self.output_size)
+
+    def _apply(self, rows: Array, weight: Array) -> Array:
+        output: Array = rows @ weight.T
+        if self._bias:
+            output += self.parameters["bias"]
+        return output
+
+
+class LinearTape:
+    """What a forward of `Linear` keeps: ``output``, the input and the weight as it was."""
+
+    def __init__(self, output: Array, rows: Array, weight: Array, bias: bool) -> None:
+        self.output = output
+        self._rows, self._weight, self._bias = rows, weight, bias
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the tape holds."""
+        return self.output.nbytes + self._rows.nbytes + self._weight.nbytes
+
+    def backward(self, d_output: Any) -> LayerGradients:
+        """Backpropagate; may be called again.
+
+        Parameters
+        ----------
+        d_output : (..., O) array
+            dL/doutput, of the shape and dtype of ``output``.
+
+        Returns
+        -------
+        LayerGradients
+            ``input`` (..., I) and ``parameters`` with ``weight`` (O, I) and ``bias`` (O,).
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the dtype or shape of `d_output` does not fit.
+        """
+        d_output = float_array("d_output", d_output, self.output.dtype, self.output.shape)
+        d_rows = d_output.reshape(-1, d_output.shape[-1])
+        parameters = {"weight": d_rows.T @ self._rows}
+        if self._bias:  # in float64: NumPy adds row after row here, which over many timesteps costs digits
+            parameters["bias"] = d_rows.sum(axis=0, dtype=np.float64).astype(d_rows.dtype)
+        d_input = (d_rows @ self._weight).reshape(*d_output.shape[:-1], self._weight.shape[1])
+        return LayerGradients(d_input, parameters)
+
+
+class Embedding(Layer):
+    """``y = W[x]``: one row of ``weight (count, size)`` per integer. Starts from N(0, 1), as ``torch.nn.Embedding``.
+
+    Parameters
+    ----------
+    count : int
+        Number of rows; inputs are in [0, count).
+    size : int
+        Length of a row.
+    dtype : {"float32", "float64"}
+        Of the parameter and of results.
+    seed : optional
+        Of the initial weights: whatever ``numpy.random.default_rng`` takes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import throughtime as tt
+    >>> embedding = tt.Embedding(10, 4, seed=0)
+    >>> tape = embedding.forward(np.array([[1, 2], [2, 9]]))
+    >>> tape.output.shape
+    (2, 2, 4)
+    >>> tape.backward(np.ones_like(tape.output)).parameters["weight"][:4, 0].tolist()
+    [0.0, 1.0, 2.0, 0.0]
+    """
+
+    def __init__(self, count: int, size: int, *, dtype: Any = "float32", seed: Any = None) -> None:
+        self.count = positive_int("count", count)
+        self.size = positive_int("size", size)
+        self._set_up({"count": self.count, "size": self.size}, {"weight": (self.count, self.size)}, dtype, seed)
+        self.parameters["weight"][...] = self._rng.standard_normal((self.count, self.size))
+
+    def __call__(self, x: Any) -> Array:
+        """Return the rows (..., size) for integers `x` (...); nothing is saved."""
+        return np.take(self.parameters["weight"], self._indices(x), axis=0)
+
+    def forward(self, x: Any) -> EmbeddingTape:
+        """Look the rows up and keep what `EmbeddingTape.backward` needs.
+
+        Parameters
+        ----------
+        x : (...) integer array
+            Values in [0, count), any shape. The tape keeps a reference to it.
+
+        Returns
+        -------
+        EmbeddingTape
+            With ``output`` (..., size).
+
+        Raises
+        ------
+        TypeError
+            If `x` is no array of integers.
+        ValueError
+            If a value is outside [0, count).
+        """
+        indices = self._indices(x)
+        return EmbeddingTape(np.take(self.parameters["weight"], indices, axis=0), indices, self.count)
+
+    def _indices(self, x: Any) -> Array:
+        x = as_array("x", x)
+        if not np.issubdtype(x.dtype, np.integer):
+            raise TypeError(f"x has dtype {x.dtype}, expected integers")
+        if x.size and (x.min() < 0 or x.max() >= self.count):
+            wrong = x.min() if x.min() < 0 else x.max()
+            raise ValueError(f"x must hold integers in [0, {self.count}), got {wrong}")
+        indices: Array = x.astype(np.intp, copy=False)
+        return indices
+
+
+class EmbeddingTape:
+    """What a forward of `Embedding` keeps: ``output`` and the integers looked up."""
+
+    def __init__(self, output: Array, indices: Array, count: int) -> None:
+        self.output = output
+        self._indices, self._count = indices, count
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the tape holds."""
+        return self.output.nbytes + self._indices.nbytes
+
+    def backward(self, d_output: Any) -> LayerGradients:
+        """Add up the gradient of each row; may be called again.
+
+        Parameters
+        ----------
+        d_output : (..., size) array
+            dL/doutput, of the shape and dtype of ``output``.
+
+        Returns
+        -------
+        LayerGradients
+            ``input`` is None, as integers have no gradient; ``parameters`` has ``weight`` (count, size). Rows that
+            occur more than once are summed in float64, in the order of `x`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the dtype or shape of `d_output` does not fit.
+        """
+        d_output = float_array("d_output", d_output, self.output.dtype, self.output.shape)
+        width = d_output.shape[-1]
+        d_weight = np.zeros((self._count, width), d_output.dtype)
+        if self._indices.size:
+            flat = self._indices.reshape(-1)
+            order = np.argsort(flat, kind="stable")
+            used, starts = np.unique(flat[order], return_index=True)
+            d_rows = d_output.reshape(-1, width)[order]
+            d_weight[used] = np.add.reduceat(d_rows, starts, axis=0, dtype=np.float64)
+        return LayerGradients(None, {"weight": d_weight})

@@ -1,0 +1,424 @@
+"""RNN, GRU and LSTM: PyTorch's names, shapes and equations, with a tape that gives the gradient at every timestep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from . import _core
+from ._arguments import (
+    Array,
+    as_array,
+    bool_array,
+    check_dtype,
+    check_shape,
+    choice,
+    flag,
+    float_array,
+    number,
+    size,
+)
+from .layer import Layer
+from .tape import Tape
+
+State = Array | tuple[Array, ...]
+
+
+class Recurrent(Layer):
+    """What the recurrent layers share. Sizes: T timesteps, B sequences, I inputs, H units, L layers, D directions."""
+
+    _gates: ClassVar[int]
+    _state_names: ClassVar[tuple[str, ...]] = ("hidden",)
+
+    def __init__(self, config: dict[str, Any], dtype: Any, seed: Any) -> None:
+        self.input_size = size("input_size", config["input_size"])
+        self.hidden_size = size("hidden_size", config["hidden_size"])
+        self.num_layers = size("num_layers", config["num_layers"])
+        self.bias = flag("bias", config["bias"])
+        self.batch_first = flag("batch_first", config["batch_first"])
+        self.dropout = number("dropout", config["dropout"], 0, 1)
+        self.bidirectional = flag("bidirectional", config["bidirectional"])
+        self.num_directions = 2 if self.bidirectional else 1
+        _refuse({name: config[name] for name in ("zoneout", "weight_dropout") if config[name]})
+        self._set_up(config, self._shapes(), dtype, seed)
+        bound = self.hidden_size**-0.5  # as PyTorch
+        for array in self.parameters.values():
+            array[...] = self._rng.uniform(-bound, bound, array.shape)
+
+    @property
+    def _cell(self) -> str:
+        """The name of the kernel's cell."""
+        return type(self).__name__.lower()
+
+    def _suffixes(self) -> list[str]:
+        """The ends of the parameter names, in the order of ``h_n``: layers outside, directions inside."""
+        directions = ["", "_reverse"][: self.num_directions]
+        return [f"_l{layer}{direction}" for layer in range(self.num_layers) for direction in directions]
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        rows, units = self._gates * self.hidden_size, self.hidden_size
+        shapes: dict[str, tuple[int, ...]] = {}
+        for index, suffix in enumerate(self._suffixes()):
+            below = self.input_size if index < self.num_directions else units * self.num_directions
+            shapes["weight_ih" + suffix] = (rows, below)
+            shapes["weight_hh" + suffix] = (rows, units)
+            if self.bias:
+                shapes["bias_ih" + suffix] = shapes["bias_hh" + suffix] = (rows,)
+        return shapes
+
+    def __call__(self, x: Array, state: Any = None, lengths: Any = None) -> tuple[Array, State]:
+        """Inference: no dropout, nothing is saved.
+
+        Parameters
+        ----------
+        x, state, lengths
+            As for :meth:`forward`.
+
+        Returns
+        -------
+        output : (T, B, D*H) array
+        state : array or tuple of arrays, (L*D, B, H)
+            Final state: ``h_n``, for the LSTM ``(h_n, c_n)``.
+        """
+        tape = self._run(x, state, lengths, None, None, training=False, output="all", keep=False)
+        return tape.output, tape.final_state
+
+    def forward(
+        self,
+        x: Array,
+        state: Any = None,
+        lengths: Any = None,
+        *,
+        resets: Any = None,
+        masks: Mapping[str, Array] | None = None,
+        training: bool = True,
+        output: str = "all",
+        memory: str | int = "full",
+    ) -> Tape:
+        """Run over all timesteps and keep what :meth:`Tape.backward` needs.
+
+        Parameters
+        ----------
+        x : (T, B, I) array
+            Input, in the layer's dtype; ``(B, T, I)`` with ``batch_first``; ``(T, I)`` unbatched. The tape keeps a
+            reference: do not change it before the backward.
+        state : (L*D, B, H) array, or a pair of them for the LSTM, optional
+            Initial state ``h_0`` or ``(h_0, c_0)``; zeros when None.
+        lengths : (B,) integers, optional
+            Each sequence's own length, in any order, 0 allowed. Beyond it the output is zero and the state stands still,
+            whatever the padding holds.
+        resets : (T, B) bool array, optional
+            True on the first step of an episode: the forward direction starts from zero there, the reverse direction on
+            the step before it. No gradient crosses.
+        masks : mapping of str to bool array, optional
+            Dropout masks in place of random ones, as in ``tape.masks``: ``dropout_l0 (T, B, D*H)``, true where dropped.
+        training : bool
+            False switches dropout off.
+        output : {"all", "last"}
+            With ``"last"``, ``tape.output (B, D*H)`` is what ``h_n`` holds for the last layer, directions side by side.
+        memory : {"full"}
+            What is kept for the backward.
+
+        Returns
+        -------
+        Tape
+
+        Raises
+        ------
+        TypeError
+            If an array has another dtype than the layer; nothing is cast.
+        ValueError
+            If a size does not fit, or T is 0.
+
+        Examples
+        --------
+        >>> import numpy as np, throughtime as tt
+        >>> x = np.random.default_rng(0).standard_normal((1000, 32, 64), dtype=np.float32)
+        >>> tape = tt.GRU(64, 16, seed=0).forward(x)
+        >>> tape.output.shape, tape.final_state.shape
+        ((1000, 32, 16), (1, 32, 16))
+        """
+        choice("output", output, ("all", "last"))
+        _check_memory(memory)
+        return self._run(x, state, lengths, resets, masks, training=flag("training", training), output=output, keep=True)
+
+    def _run(
+        self,
+        x: Any,
+        state: Any,
+        lengths: Any,
+        resets: Any,
+        masks: Mapping[str, Array] | None,
+        *,
+        training: bool,
+        output: str,
+        keep: bool,
+    ) -> Tape:
+        x, batched = self._check_x(x)
+        self._check_parameters()
+        steps, batch = x.shape[:2]
+        return Tape(
+            self,
+            x,
+            batched=batched,
+            state=self._check_state("state", state, batch, batched),
+            lengths=_check_lengths(lengths, steps, batch, batched),
+            resets=None if resets is None else _batch_axis(
+                bool_array("resets", resets, (steps, batch) if batched else (steps,)), 1, batched),
+            masks=self._masks(masks, (steps, batch), batched, training),
+            last=output == "last",
+            keep=keep,
+        )
+
+    def _check_x(self, x: Any) -> tuple[Array, bool]:
+        """`x` as (T, B, I), whether it came with a batch axis."""
+        x = as_array("x", x)
+        check_dtype("x", x, self.dtype)
+        if x.ndim not in (2, 3):
+            layout = "(B, T, I)" if self.batch_first else "(T, B, I)"
+            raise ValueError(f"x must be {layout}, or (T, I) unbatched, but has {x.ndim} axes (x.shape == {x.shape})")
+        if x.shape[-1] != self.input_size:
+            raise ValueError(f"x has {x.shape[-1]} features in its last axis, but this {type(self).__name__} was built "
+                             f"with input_size={self.input_size} (x.shape == {x.shape})")
+        batched = x.ndim == 3
+        x = self._time_major(x, batched)
+        if x.shape[0] == 0:
+            raise ValueError(f"x has no timesteps, expected T >= 1 (T is 0 in x of shape {x.shape}, time first)")
+        return features_together(x), batched
+
+    def _time_major(self, array: Array, batched: bool) -> Array:
+        """A (T, B, F) view of an array in the caller's layout; its own inverse for batched arrays."""
+        if not batched:
+            return array[:, None]
+        return array.swapaxes(0, 1) if self.batch_first else array
+
+    def _check_state(self, name: str, state: Any, batch: int, batched: bool, *, partial: bool = False) -> list[Array]:
+        """The states as contiguous (L*D, B, H) arrays, zeros for None; `partial` lets one of a pair be None."""
+        shape = (self.num_layers * self.num_directions, batch, self.hidden_size)
+        if state is None:
+            return [np.zeros(shape, self.dtype) for _ in self._state_names]
+        labels = [name]
+        if len(self._state_names) > 1:
+            if not isinstance(state, tuple | list):
+                raise TypeError(f"{name} must be a pair (h_0, c_0) for {type(self).__name__}, got {type(state).__name__}")
+            if len(state) != len(self._state_names):
+                raise ValueError(f"{name} must be a pair (h_0, c_0) for {type(self).__name__}, got {len(state)} entries")
+            labels = [f"{name}[{i}]" for i in range(len(state))]
+        else:
+            state = (state,)
+        arrays = []
+        for label, value in zip(labels, state, strict=True):
+            if value is None and partial:
+                arrays.append(np.zeros(shape, self.dtype))
+                continue
+            given = float_array(label, value, self.dtype, shape if batched else (shape[0], shape[2]))
+            arrays.append(np.ascontiguousarray(given).reshape(shape))
+        return arrays
+
+    def _masks(
+        self, given: Mapping[str, Array] | None, sizes: tuple[int, int], batched: bool, training: bool
+    ) -> dict[str, Array]:
+        """The dropout masks in use: those given, or new ones."""
+        names = [f"dropout_l{layer}" for layer in range(self.num_layers - 1)] if self.dropout and training else []
+        unexpected = sorted(set(given or ()) - set(names))
+        if unexpected:
+            raise ValueError(f"masks has unexpected {', '.join(unexpected)}; expected {', '.join(names) or 'none'} "
+                             f"(dropout={self.dropout}, num_layers={self.num_layers}, training={training})")
+        width = self.num_directions * self.hidden_size
+        masks = {}
+        for name in names:
+            if given and name in given:
+                shape = (*sizes, width) if batched else (sizes[0], width)
+                masks[name] = bool_array(f"masks[{name!r}]", given[name], shape).reshape(*sizes, width)
+            else:
+                masks[name] = self._rng.random((*sizes, width), dtype=np.float32) < self.dropout
+        return masks
+
+
+def features_together(array: Array) -> Array:
+    """`array` itself where its last axis is contiguous and its strides are whole elements, else a copy."""
+    item = array.itemsize
+    if (array.strides[-1] == item or array.shape[-1] == 1) and not any(stride % item for stride in array.strides):
+        return array
+    return np.ascontiguousarray(array)
+
+
+def _batch_axis(array: Array, axis: int, batched: bool) -> Array:
+    return array if batched else np.expand_dims(array, axis)
+
+
+def _check_lengths(lengths: Any, steps: int, batch: int, batched: bool) -> Array | None:
+    if lengths is None:
+        return None
+    array = np.asarray(lengths) if isinstance(lengths, int | np.integer | list | tuple) else as_array("lengths", lengths)
+    if array.dtype.kind not in "iu" and array.size:
+        raise TypeError(f"lengths must be integers, got dtype {array.dtype}")
+    check_shape("lengths", array, (batch,) if batched else ())
+    array = np.atleast_1d(array)
+    wrong = np.flatnonzero((array < 0) | (array > steps))
+    if wrong.size:
+        where = f"lengths[{wrong[0]}]" if batched else "lengths"
+        raise ValueError(f"{where} is {array[wrong[0]]}, expected 0 to T = {steps}")
+    return np.ascontiguousarray(array, dtype=np.int64)
+
+
+def _check_memory(memory: str | int) -> None:
+    if isinstance(memory, str):
+        choice("memory", memory, ("full", "states", "checkpoint"))
+    else:
+        size("memory", memory)
+    if memory != "full":
+        raise NotImplementedError(f"memory={memory!r} is not implemented yet, only memory='full'")
+
+
+def _refuse(options: dict[str, Any]) -> None:
+    for name, value in options.items():
+        raise NotImplementedError(f"{name}={value!r} is not implemented yet")
+
+
+class RNN(Recurrent):
+    """Elman network: ``h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)`` (Elman 1990).
+
+    Parameters
+    ----------
+    input_size, hidden_size : int
+        I and H.
+    num_layers : int
+        L; layer k > 0 reads the output of layer k - 1.
+    nonlinearity : {"tanh", "relu"}
+        f.
+    bias : bool
+        Whether ``b_ih`` and ``b_hh`` exist.
+    batch_first : bool
+        Input, output and their gradients are ``(B, T, F)``; nothing else changes.
+    dropout : float
+        Probability of dropping an output of a layer but the last, in training.
+    bidirectional : bool
+        A second direction (suffix ``_reverse``) runs from the last timestep to the first.
+    dtype : {"float32", "float64"}
+    seed : int, optional
+        Of the initial weights, uniform in ``+-1/sqrt(H)`` as PyTorch's, and the dropout masks.
+
+    Examples
+    --------
+    >>> tt.RNN(8, 16, nonlinearity="relu")
+    RNN(8, 16, nonlinearity='relu')
+    """
+
+    _gates = 1
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        zoneout: float = 0.0,
+        weight_dropout: float = 0.0,
+        dtype: Any = "float32",
+        seed: Any = None,
+    ) -> None:
+        self.nonlinearity = choice("nonlinearity", nonlinearity, ("tanh", "relu"))
+        super().__init__(_config(locals()), dtype, seed)
+
+    @property
+    def _cell(self) -> str:
+        return f"rnn_{self.nonlinearity}"
+
+
+class GRU(Recurrent):
+    """Gated recurrent unit (Cho et al. 2014), in PyTorch's and cuDNN's form, gates in the order r, z, n.
+
+    ``r = sigmoid(W_ir x + b_ir + W_hr h + b_hr)``, ``z`` likewise, ``n = tanh(W_in x + b_in + r (W_hn h + b_hn))``,
+    ``h' = (1 - z) n + z h``.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed
+        As for :class:`RNN`.
+    reset_after : bool
+        Whether r multiplies after the recurrent product, as above.
+
+    Examples
+    --------
+    >>> tt.GRU(8, 16, num_layers=2)
+    GRU(8, 16, num_layers=2)
+    """
+
+    _gates = 3
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        reset_after: bool = True,
+        zoneout: float = 0.0,
+        weight_dropout: float = 0.0,
+        dtype: Any = "float32",
+        seed: Any = None,
+    ) -> None:
+        _refuse({} if flag("reset_after", reset_after) else {"reset_after": reset_after})
+        super().__init__(_config(locals()), dtype, seed)
+
+
+class LSTM(Recurrent):
+    """Long short-term memory (Hochreiter and Schmidhuber 1997; Gers et al. 2000), gates in the order i, f, g, o.
+
+    ``i, f, o = sigmoid(W x + b_ih + W_hh h + b_hh)``, ``g = tanh(...)``, ``c' = f c + i g``, ``h' = o tanh(c')``.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed
+        As for :class:`RNN`.
+
+    Examples
+    --------
+    >>> tt.LSTM(8, 16, bidirectional=True)
+    LSTM(8, 16, bidirectional=True)
+    """
+
+    _gates = 4
+    _state_names = ("hidden", "cell")
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        *,
+        peephole: bool = False,
+        layer_norm: bool = False,
+        zoneout: float | tuple[float, float] = 0.0,
+        weight_dropout: float = 0.0,
+        dtype: Any = "float32",
+        seed: Any = None,
+    ) -> None:
+        size("proj_size", proj_size, least=0)
+        flags = {"peephole": flag("peephole", peephole), "layer_norm": flag("layer_norm", layer_norm)}
+        _refuse({name: value for name, value in {"proj_size": proj_size, **flags}.items() if value})
+        super().__init__(_config(locals()), dtype, seed)
+
+
+def _config(arguments: dict[str, Any]) -> dict[str, Any]:
+    """A constructor's own arguments, for `repr`, `save` and the base class."""
+    return {key: value for key, value in arguments.items() if key not in ("self", "dtype", "seed", "__class__")}
+
+

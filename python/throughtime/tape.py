@@ -1,0 +1,430 @@
+"""The tape of one forward pass through a recurrent layer, and the gradients its backward returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import _core
+from ._arguments import Array, float_array, number, size
+
+if TYPE_CHECKING:
+    from .recurrent import Recurrent, State
+
+_TIMESTEPS = ("hidden", "cell", "gates", "parameter_norms")
+_PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+class Gradients:
+    """What :meth:`Tape.backward` returns.
+
+    Attributes
+    ----------
+    input : (T, B, I) array
+        dL/dx_t, in the layout of x.
+    parameters : dict of str to array
+        dL/dW, named as the layer's parameters.
+    initial_state : (L*D, B, H) array, or a pair of them for the LSTM
+    hidden, cell : (L*D, T, B, H) array
+        Total dL/dh_t and dL/dc_t, if asked for (they are by default).
+    gates : (L*D, T, B, G*H) array
+        Gradient of the input's part of the pre-activations, ``W_ih x + b_ih``, if asked for.
+    parameter_norms : dict of str to (T,) float64 array
+        Frobenius norm of what each timestep adds to each parameter's gradient, if asked for.
+    clipped : (L*D, T, B) bool array
+        Where ``clip`` took effect, if it was given.
+    """
+
+    def __init__(self, **arrays: Any) -> None:
+        self.__dict__.update({name: value for name, value in arrays.items() if value is not None})
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _TIMESTEPS:
+            raise AttributeError(f"grads.{name} was not asked for: tape.backward(..., timesteps=({name!r}, ...)); "
+                                 "a layer without a cell state has no 'cell'")
+        if name == "clipped":
+            raise AttributeError("grads.clipped exists where tape.backward(..., clip=...) was called")
+        raise AttributeError(f"gradients have no {name!r}")
+
+    def __repr__(self) -> str:
+        return f"Gradients({', '.join(self.__dict__)})"
+
+
+class Tape:
+    """One forward pass. Made by ``layer.forward``; ``backward`` may be called more than once.
+
+    Attributes
+    ----------
+    output : (T, B, D*H) array
+        In the layout of x; ``(B, D*H)`` with ``output="last"``.
+    final_state : (L*D, B, H) array, or a pair of them for the LSTM
+    masks : dict of str to bool array
+        The dropout masks used.
+    """
+
+    output: Array
+    final_state: State
+    masks: dict[str, Array]
+
+    def __init__(
+        self,
+        layer: Recurrent,
+        x: Array,
+        *,
+        batched: bool,
+        state: list[Array],
+        lengths: Array | None,
+        resets: Array | None,
+        masks: dict[str, Array],
+        last: bool,
+        keep: bool,
+    ) -> None:
+        self._layer = layer
+        self._batched = batched
+        self._last = last
+        self._lengths, self._resets, self._masks = lengths, resets, masks
+        self._parameters = {name: array.copy() for name, array in layer.parameters.items()} if keep else layer.parameters
+        self._sizes = x.shape[0], x.shape[1]
+        self.masks = {name: self._unbatch(mask, 1) for name, mask in masks.items()}
+        self._forward(x, state, keep)
+
+    # Forward
+
+    def _forward(self, x: Array, state: list[Array], keep: bool) -> None:
+        layer, (steps, batch) = self._layer, self._sizes
+        count = layer.num_layers * layer.num_directions
+        rows = steps + 2 if keep else 2
+        self._states = [np.empty((count, rows, batch, layer.hidden_size), layer.dtype) for _ in state]
+        for states, initial in zip(self._states, state, strict=True):
+            for index in range(count):
+                states[index, steps + 1 if keep and self._is_reverse(index) else 0] = initial[index]
+        saved = (steps, batch, *_core.saved_shape(layer._cell, layer.dtype == np.float64, layer.hidden_size))
+        self._saved = [np.empty(saved, layer.dtype) if keep else None for _ in range(count)]
+        self._inputs: list[Array] = []
+        for number_ in range(layer.num_layers):
+            self._inputs.append(x)
+            x = self._forward_layer(number_, x, keep)
+            if not keep:
+                self._inputs.clear()
+        final = [self._final_state(states, keep) for states in self._states]
+        if self._last:
+            top = final[0][count - layer.num_directions :]
+            x = np.ascontiguousarray(top.swapaxes(0, 1)).reshape(batch, -1)
+            self.output = self._unbatch(x, 0)
+        else:
+            self.output = self._user_layout(x)
+        self.final_state = self._as_state(final)
+
+    def _forward_layer(self, number_: int, x: Array, keep: bool) -> Array:
+        """One layer, both directions; what it hands to the layer above."""
+        layer, (steps, batch) = self._layer, self._sizes
+        directions, units = layer.num_directions, layer.hidden_size
+        is_top = number_ == layer.num_layers - 1
+        # Below the top, one direction's states are the next layer's input as they stand: nothing reads the padding.
+        output = None
+        if not (is_top and self._last) and (is_top or directions > 1 or not keep):
+            output = self._new_layout(directions * units) if is_top else np.empty(
+                (steps, batch, directions * units), layer.dtype)
+        for direction in range(directions):
+            index = number_ * directions + direction
+            problem = self._problem(index, x)
+            if output is not None:
+                problem["output"] = output[:, :, direction * units : (direction + 1) * units]
+            if batch:
+                _core.forward(layer._cell, problem)
+        if output is None:
+            output = self._states[0][number_, 1:-1] if not (is_top and self._last) else x
+        return output if is_top else self._drop(number_, output)
+
+    def _problem(self, index: int, x: Array) -> dict[str, Any]:
+        """What the kernels are told of one layer and direction."""
+        suffix = self._layer._suffixes()[index]
+        problem = {name: self._parameters.get(name + suffix) for name in _PARAMETERS}
+        states = zip(self._layer._state_names, self._states, strict=True)
+        return {
+            **problem,
+            **{name: array[index] for name, array in states},
+            "x": x,
+            "reverse": self._is_reverse(index),
+            "lengths": self._lengths,
+            "resets": self._resets,
+            "saved": self._saved[index],
+        }
+
+    def _is_reverse(self, index: int) -> bool:
+        return index % self._layer.num_directions == 1
+
+    def _final_state(self, states: Array, keep: bool) -> Array:
+        steps, reverse = self._sizes[0], slice(1, None, 2)
+        if not keep:
+            return states[:, steps % 2].copy()
+        final = states[:, steps].copy()
+        if self._layer.bidirectional:
+            final[reverse] = states[reverse, 1]
+        return final
+
+    def _drop(self, number_: int, array: Array) -> Array:
+        """Dropout above this layer, or its gradient: the same function of the mask."""
+        mask = self._masks.get(f"dropout_l{number_}")
+        if mask is None:
+            return array
+        kept = 1 - self._layer.dropout
+        scale = np.divide(~mask, kept, dtype=array.dtype) if kept else np.zeros(mask.shape, array.dtype)
+        return np.multiply(np.where(mask, 0, array), scale, dtype=array.dtype)
+
+    # Layouts
+
+    def _unbatch(self, array: Array, axis: int) -> Array:
+        return array if self._batched else array.squeeze(axis)
+
+    def _user_layout(self, array: Array) -> Array:
+        """A (T, B, F) array as the caller sees it."""
+        return self._layer._time_major(array, True) if self._batched else array[:, 0]
+
+    def _new_layout(self, features: int) -> Array:
+        """A new (T, B, F) array whose memory is in the caller's layout."""
+        steps, batch = self._sizes
+        first = self._layer.batch_first and self._batched
+        array = np.empty((batch, steps, features) if first else (steps, batch, features), self._layer.dtype)
+        return array.swapaxes(0, 1) if first else array
+
+    def _as_state(self, arrays: list[Array]) -> State:
+        arrays = [self._unbatch(array, 1) for array in arrays]
+        return arrays[0] if len(arrays) == 1 else tuple(arrays)
+
+    # What was kept
+
+    @property
+    def hidden(self) -> Array:
+        """Every hidden state h_t, (L*D, T, B, H); index t is the input's timestep. A view: do not write into it."""
+        return self._unbatch(self._states[0][:, 1:-1], 2)
+
+    @property
+    def cell(self) -> Array:
+        """Every cell state c_t, (L*D, T, B, H); only the LSTM has it."""
+        if len(self._states) == 1:
+            raise AttributeError(f"{type(self._layer).__name__} has no cell state")
+        return self._unbatch(self._states[1][:, 1:-1], 2)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays that this tape holds, beside x and the output."""
+        arrays = [*self._states, *self._saved, *self._inputs[1:], *self._masks.values(), *self._parameters.values()]
+        owners = {id(owner): owner.nbytes for array in arrays if array is not None for owner in [_owner(array)]}
+        return sum(owners.values())
+
+    # Backward
+
+    def backward(
+        self,
+        d_output: Array | None = None,
+        d_final_state: Any = None,
+        *,
+        d_cell: Array | None = None,
+        timesteps: Iterable[str] = ("hidden", "cell"),
+        truncate: int | None = None,
+        clip: float | None = None,
+        check_finite: bool = False,
+    ) -> Gradients:
+        """Backpropagate through every timestep. At least one of the gradients must be given.
+
+        Parameters
+        ----------
+        d_output : array, optional
+            Gradient of the loss with respect to ``output``, in its shape.
+        d_final_state : (L*D, B, H) array, or a pair of them for the LSTM, optional
+            Gradient with respect to ``final_state``; one of a pair may be None.
+        d_cell : (L*D, T, B, H) array, optional
+            Gradient with respect to every c_t.
+        timesteps : iterable of {"hidden", "cell", "gates", "parameter_norms"}
+            What to return for every timestep. ``"cell"`` is ignored by cells without c.
+        truncate : int, optional
+            Truncated BPTT: the gradient stops every so many steps, counted from each direction's own first step.
+        clip : float, optional
+            Largest norm, per sequence, of what flows into a step from the one after it.
+        check_finite : bool
+            Raise FloatingPointError at the first NaN or infinity, naming layer, timestep and tensor.
+
+        Returns
+        -------
+        Gradients
+
+        Raises
+        ------
+        ValueError
+            If no gradient is given, or a size does not fit.
+        TypeError
+            If an array has another dtype than the layer.
+        FloatingPointError
+            With ``check_finite``.
+
+        Examples
+        --------
+        >>> import numpy as np, throughtime as tt
+        >>> x = np.random.default_rng(0).standard_normal((1000, 4, 8), dtype=np.float32)
+        >>> tape = tt.LSTM(8, 16, seed=0).forward(x)
+        >>> grads = tape.backward(np.ones_like(tape.output))
+        >>> grads.input.shape, grads.hidden.shape, grads.parameters["weight_hh_l0"].shape
+        ((1000, 4, 8), (1, 1000, 4, 16), (64, 16))
+        """
+        if not self._inputs:
+            raise RuntimeError("this tape was made for inference and kept nothing")
+        asked = _check_timesteps(timesteps)
+        d_final = self._layer._check_state("d_final_state", d_final_state, self._sizes[1], self._batched, partial=True)
+        if d_output is None and d_final_state is None and d_cell is None:
+            raise ValueError("backward needs at least one of d_output, d_final_state and d_cell, got None for each")
+        d_top = self._check_d_output(d_output, d_final)
+        options = {
+            "truncate": None if truncate is None else size("truncate", truncate),
+            "clip": None if clip is None else number("clip", clip, 0, float("inf"), open_low=True),
+        }
+        pass_ = _Backward(self, asked, self._check_d_cell(d_cell), d_final, options, check_finite)
+        return pass_.run(d_top)
+
+    def _check_d_output(self, d_output: Any, d_final: list[Array]) -> Array | None:
+        """d_output as (T, B, D*H); for ``output="last"`` it is added to the final state's gradient instead."""
+        from .recurrent import features_together
+
+        if d_output is None:
+            return None
+        given = float_array("d_output", d_output, self._layer.dtype, self.output.shape)
+        if not self._last:
+            return features_together(self._layer._time_major(given, self._batched))
+        directions = self._layer.num_directions
+        d_final[0] = d_final[0].copy()
+        d_final[0][-directions:] += given.reshape(self._sizes[1], directions, -1).swapaxes(0, 1)
+        return None
+
+    def _check_d_cell(self, d_cell: Any) -> Array | None:
+        if d_cell is None:
+            return None
+        if len(self._states) == 1:
+            raise ValueError(f"d_cell was given, but {type(self._layer).__name__} has no cell state")
+        given = float_array("d_cell", d_cell, self._layer.dtype, self.cell.shape)
+        count = self._states[0].shape[0]
+        return np.ascontiguousarray(given).reshape(count, *self._sizes, self._layer.hidden_size)
+
+
+class _Backward:
+    """One backward pass: the arrays it fills, layer by layer from the top."""
+
+    def __init__(
+        self,
+        tape: Tape,
+        asked: set[str],
+        d_cell: Array | None,
+        d_final: list[Array],
+        options: dict[str, Any],
+        check_finite: bool,
+    ) -> None:
+        self.tape, self.asked, self.d_cell, self.d_final = tape, asked, d_cell, d_final
+        self.options, self.check_finite = options, check_finite
+        layer, (steps, batch) = tape._layer, tape._sizes
+        count = layer.num_layers * layer.num_directions
+        self.parameters = {name: np.zeros_like(array) for name, array in tape._parameters.items()}
+        # Where B is 0 no kernel runs: the final state's (empty) gradient and zeros are the answer.
+        self.initial = [np.empty_like(array) for array in d_final]
+        per_step = (count, steps, batch)
+        self.states = [np.empty((*per_step, layer.hidden_size), layer.dtype) if name in asked or check_finite else None
+                       for name in layer._state_names]
+        self.gates = np.empty((*per_step, layer._gates * layer.hidden_size), layer.dtype) if "gates" in asked else None
+        self.clipped = np.zeros(per_step, np.bool_) if options["clip"] else None
+        self.norms = {name: np.zeros(steps) for name in self.parameters} if "parameter_norms" in asked else None
+
+    def run(self, d_output: Array | None) -> Gradients:
+        tape, layer = self.tape, self.tape._layer
+        for number_ in reversed(range(layer.num_layers)):
+            d_output = self._layer(number_, d_output)
+            if number_ > 0:
+                d_output = tape._drop(number_ - 1, d_output)
+        assert d_output is not None
+        named = dict(zip(layer._state_names, self.states, strict=True))
+        arrays = {name: named.get(name) if name in self.asked else None for name in ("hidden", "cell")}
+        arrays |= {"gates": self.gates, "clipped": self.clipped}
+        return Gradients(
+            input=tape._user_layout(d_output),
+            parameters=self.parameters,
+            initial_state=tape._as_state(self.initial),
+            parameter_norms=self.norms,
+            **{name: None if array is None else tape._unbatch(array, 2) for name, array in arrays.items()},
+        )
+
+    def _layer(self, number_: int, d_output: Array | None) -> Array:
+        """Both directions of one layer; returns the gradient of its input."""
+        tape, layer = self.tape, self.tape._layer
+        x = tape._inputs[number_]
+        d_input = tape._new_layout(x.shape[2]) if number_ == 0 else np.empty(x.shape, x.dtype)
+        units = layer.hidden_size
+        for direction in range(layer.num_directions):
+            index = number_ * layer.num_directions + direction
+            gradients = self._gradients(index)
+            gradients["input"] = d_input
+            gradients["add_to_input"] = direction > 0
+            if d_output is not None:
+                gradients["output"] = d_output[:, :, direction * units : (direction + 1) * units]
+            if tape._sizes[1]:
+                _core.backward(layer._cell, tape._problem(index, x), gradients)
+            if self.check_finite:
+                self._check_finite(index, d_input if direction == layer.num_directions - 1 else None)
+        return d_input
+
+    def _gradients(self, index: int) -> dict[str, Any]:
+        """What the kernel is given, and what it fills, for one layer and direction."""
+        layer, suffix = self.tape._layer, self.tape._layer._suffixes()[index]
+
+        def of(array: Array | None) -> Array | None:
+            return None if array is None else array[index]
+
+        def named(arrays: list[Any]) -> dict[str, Any]:
+            return dict(zip(layer._state_names, map(of, arrays), strict=True))
+
+        norms = None
+        if self.norms is not None:  # the kernel fills all four; without biases two of them are nobody's
+            steps = self.tape._sizes[0]
+            norms = {name: self.norms.get(name + suffix, np.empty(steps)) for name in _PARAMETERS}
+        return {
+            **{name: self.parameters.get(name + suffix) for name in _PARAMETERS},
+            **named(self.states),
+            **self.options,
+            "d_cell": of(self.d_cell),
+            "final_state": named(self.d_final),
+            "initial_state": named(self.initial),
+            "gates": of(self.gates),
+            "clipped": of(self.clipped),
+            "norms": norms,
+        }
+
+    def _check_finite(self, index: int, d_input: Array | None) -> None:
+        """Raise for the first NaN or infinity in the order in which the backward makes them."""
+        tape, layer = self.tape, self.tape._layer
+        made = {**dict(zip(layer._state_names, self.states, strict=True))}
+        tensors = {name: array[index] for name, array in made.items() if array is not None}
+        if d_input is not None:
+            tensors["input"] = d_input
+        steps = range(tape._sizes[0]) if tape._is_reverse(index) else reversed(range(tape._sizes[0]))
+        bad = {name: ~np.isfinite(array).all(axis=(1, 2)) for name, array in tensors.items()}
+        where = f"layer {index // layer.num_directions}" + (", reverse direction" if tape._is_reverse(index) else "")
+        for t in steps:
+            for name, found in bad.items():
+                if found[t]:
+                    raise FloatingPointError(f"the gradient of {name} is not finite at timestep {t} of {where}")
+        for name in (parameter + layer._suffixes()[index] for parameter in _PARAMETERS):
+            if name in self.parameters and not np.isfinite(self.parameters[name]).all():
+                raise FloatingPointError(f"the gradient of parameter {name} is not finite in {where}")
+
+
+def _check_timesteps(timesteps: Iterable[str]) -> set[str]:
+    asked = {timesteps} if isinstance(timesteps, str) else set(timesteps)
+    unknown = sorted(asked - set(_TIMESTEPS), key=str)
+    if unknown:
+        raise ValueError(f"timesteps has {unknown[0]!r}, expected some of {', '.join(map(repr, _TIMESTEPS))}")
+    return asked
+
+
+def _owner(array: Array) -> Array:
+    """The array whose memory this one shows."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array

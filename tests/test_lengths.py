@@ -1,0 +1,164 @@
+"""Sequences of unequal lengths, and several episodes in one: as if each had been run by itself."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from conftest import (
+    KINDS,
+    Problem,
+    assert_close,
+    assert_same_bits,
+    check,
+    problems,
+    run,
+    run_reference,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(data=st.data(), dtype=st.sampled_from(["float32", "float64"]), episodes=st.booleans())
+def test_lengths_and_resets_agree_with_the_reference(kind, data, dtype, episodes):
+    problem = data.draw(problems(kind, dtype=dtype))
+    options = {"state": problem.state, "lengths": problem.lengths}
+    check(problem, options | ({"resets": problem.resets} if episodes else {}))
+
+
+def beyond(problem, axis=0):
+    """Where (T, B), with new axes, is padding."""
+    padding = np.arange(problem.T)[:, None] >= problem.lengths
+    return padding.reshape((1,) * axis + (*padding.shape, 1))
+
+
+def poisoned(problem):
+    """x and the loss with NaN wherever a length says that nothing is there."""
+    x = np.where(beyond(problem), np.nan, problem.x).astype(problem.dtype)
+    loss = dict(problem.loss)
+    loss["d_output"] = np.where(beyond(problem), np.nan, loss["d_output"]).astype(problem.dtype)
+    if problem.d_cell is not None:
+        loss["d_cell"] = np.where(beyond(problem, 1), np.nan, loss["d_cell"]).astype(problem.dtype)
+    return x, loss
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("sizes", [(9, 5, 3), (40, 33, 20)])
+def test_nan_in_the_padding_is_never_seen(kind, dtype, sizes):
+    """Neither in x nor in the incoming gradients, by several layers in both directions."""
+    T, B, H = sizes
+    problem = Problem(kind, T=T, B=B, H=H, L=3, D=2, dtype=dtype)
+    x, loss = poisoned(problem)
+    options = {"state": problem.state, "lengths": problem.lengths}
+    found = run(problem.layer(), x, options, loss=loss)
+    assert_close(found, run_reference(problem, options), problem.bound)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_padded_sequences_are_the_sequences_one_by_one(kind, dtype):
+    """Each run alone, unpadded: the same outputs, states and gradients, and the parameters' add up."""
+    problem = Problem(kind, T=11, B=6, L=2, D=2, dtype=dtype)
+    x, loss = poisoned(problem)
+    layer = problem.layer()
+    found = run(layer, x, {"state": problem.state, "lengths": problem.lengths}, loss=loss)
+    total = dict.fromkeys(problem.parameters, 0)
+    for b, n in enumerate(problem.lengths):
+        if n == 0:
+            continue
+        state, final = (
+            tuple(s[:, b : b + 1] for s in states) if kind == "lstm" else states[:, b : b + 1]
+            for states in (problem.state, problem.d_final_state)
+        )
+        alone_loss = {"d_output": loss["d_output"][:n, b : b + 1], "d_final_state": final}
+        if kind == "lstm":
+            alone_loss["d_cell"] = loss["d_cell"][:, :n, b : b + 1]
+        alone = run(layer, x[:n, b : b + 1], {"state": state}, loss=alone_loss)
+        for name in ("output", "input"):
+            assert_close(found[name][:n, b : b + 1], alone[name], problem.bound, name)
+            assert not found[name][n:, b].any(), name
+        for name in ("hidden", "gates", "tape.hidden"):
+            assert_close(found[name][:, :n, b : b + 1], alone[name], problem.bound, name)
+        for name in ("hidden", "gates"):
+            assert not found[name][:, n:, b].any(), name
+        for name in ("final_state", "initial_state"):
+            pair = found[name] if kind == "lstm" else (found[name],)
+            alone_pair = alone[name] if kind == "lstm" else (alone[name],)
+            assert_close(tuple(s[:, b : b + 1] for s in pair), alone_pair, problem.bound, name)
+        total = {name: total[name] + alone["parameters"][name] for name in total}
+    assert_close(found["parameters"], total, problem.bound, "parameters")
+
+
+def test_a_sequence_of_length_0_passes_state_and_gradient_through(kind):
+    problem = Problem(kind, B=4, L=2, D=2, dtype="float32")
+    layer = problem.layer()
+    for lengths in (problem.lengths, np.zeros(4, int)):
+        found = run(
+            layer, problem.x, {"state": problem.state, "lengths": lengths}, {"clip": 0.01}, problem.loss
+        )
+        empty = lengths == 0
+        pairs = ((found["final_state"], problem.state), (found["initial_state"], problem.d_final_state))
+        for ours, expected in pairs:
+            for s, e in zip(*((v if kind == "lstm" else (v,)) for v in (ours, expected)), strict=True):
+                assert_same_bits(s[:, empty], e[:, empty])
+    assert not any(value.any() for value in found["parameters"].values())
+    assert not found["output"].any()
+
+
+@pytest.mark.parametrize("integer", ["int8", "int32", "int64", "uint16"])
+def test_any_integers_are_lengths(integer):
+    problem = Problem("gru")
+    layer = problem.layer()
+    expected = layer(problem.x, lengths=problem.lengths)
+    assert_same_bits(layer(problem.x, lengths=problem.lengths.astype(integer)), expected)
+
+
+def test_full_lengths_are_no_lengths(kind):
+    problem = Problem(kind, L=2, D=2)
+    layer = problem.layer()
+    full = run(layer, problem.x, {"lengths": np.full(problem.B, problem.T)}, loss=problem.loss)
+    assert_close(full, run(layer, problem.x, loss=problem.loss), problem.bound)
+
+
+def test_no_resets_are_none(kind):
+    problem = Problem(kind, L=2, D=2)
+    layer = problem.layer()
+    none = run(layer, problem.x, {"resets": np.zeros((problem.T, problem.B), bool)}, loss=problem.loss)
+    assert_close(none, run(layer, problem.x, loss=problem.loss), problem.bound)
+
+
+def test_episodes_are_as_if_run_one_by_one(kind):
+    """Each from zero in both directions, except the first and last, which see the initial state; no gradient
+    crosses."""
+    problem = Problem(kind, T=9, B=2, L=2, D=2)
+    starts = [0, 3, 4, 9]
+    resets = np.zeros((9, 2), bool)
+    resets[[3, 4]] = True
+    layer = problem.layer()
+    found = run(layer, problem.x, {"resets": resets}, loss={"d_output": problem.d_output})
+    total = dict.fromkeys(problem.parameters, 0)
+    for start, stop in pairwise(starts):
+        part = slice(start, stop)
+        alone = run(layer, problem.x[part], loss={"d_output": problem.d_output[part]})
+        for name in ("output", "input"):
+            assert_close(found[name][part], alone[name], problem.bound, name)
+        for name in ("hidden", "gates", "tape.hidden"):
+            assert_close(found[name][:, part], alone[name], problem.bound, name)
+        total = {name: total[name] + alone["parameters"][name] for name in total}
+    assert_close(found["parameters"], total, problem.bound, "parameters")
+
+
+def test_a_reset_at_the_first_step_forgets_the_initial_state(kind):
+    """In the forward direction only: the reverse direction comes to that step last."""
+    problem = Problem(kind, D=2, dtype="float32")
+    resets = np.zeros((problem.T, problem.B), bool)
+    resets[0] = True
+    layer = problem.layer()
+    found = run(layer, problem.x, {"state": problem.state, "resets": resets}, loss=problem.loss)
+    without = run(layer, problem.x, {"state": problem.state}, loss=problem.loss)
+    d_initial = found["initial_state"] if kind == "lstm" else (found["initial_state"],)
+    assert not any(d[0].any() for d in d_initial)
+    assert all(d[1].any() for d in d_initial)
+    assert_same_bits(found["output"][..., problem.H :], without["output"][..., problem.H :])
+    assert not np.array_equal(found["output"][..., : problem.H], without["output"][..., : problem.H])

@@ -1,0 +1,213 @@
+"""What `backward` gives at every timestep, and its truncation, clipping and search for NaN."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import (
+    KINDS,
+    Problem,
+    assert_close,
+    assert_same_bits,
+    check,
+    problems,
+    rounding_bound,
+    run,
+    run_reference,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(
+    data=st.data(),
+    dtype=st.sampled_from(["float32", "float64"]),
+    truncate=st.sampled_from([1, 2, 3, 100]),
+    ragged=st.booleans(),
+)
+def test_truncation_agrees_with_the_reference(kind, data, dtype, truncate, ragged):
+    """Windows counted from each direction's own first step, also where lengths move that."""
+    problem = data.draw(problems(kind, dtype=dtype))
+    options = {"state": problem.state}
+    check(problem, options | ({"lengths": problem.lengths} if ragged else {}), {"truncate": truncate})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(
+    data=st.data(),
+    clip=st.sampled_from([1e-3, 0.3, 2.0, 1e6]),
+    truncate=st.sampled_from([None, 3]),
+    ragged=st.booleans(),
+)
+def test_clipping_agrees_with_the_reference(kind, data, clip, truncate, ragged):
+    """In value, and in where it happened; in float64, where no norm is so near the limit as to matter."""
+    problem = data.draw(problems(kind))
+    options = {"state": problem.state}
+    ragged_given = {"lengths": problem.lengths, "resets": problem.resets} if ragged else {}
+    check(problem, options | ragged_given, {"clip": clip, "truncate": truncate})
+
+
+def test_clipping_in_float32(kind):
+    """In value only: a norm within rounding of the limit may fall on either side of it."""
+    problem = Problem(kind, T=20, B=9, H=20, L=2, D=2, dtype="float32")
+    ours = run(problem.layer(), problem.x, asked={"clip": 0.1}, loss=problem.loss)
+    expected = run_reference(problem, asked={"clip": 0.1})
+    assert expected["clipped"].any()
+    for found in (ours, expected):
+        del found["clipped"]
+    assert_close(ours, expected, problem.bound)
+
+
+def test_a_clip_that_nothing_reaches_changes_nothing(kind):
+    problem = Problem(kind, L=2, D=2, dtype="float32")
+    layer = problem.layer()
+    found = run(layer, problem.x, asked={"clip": 1e6}, loss=problem.loss)
+    assert found.pop("clipped").sum() == 0
+    assert_close(found, run(layer, problem.x, loss=problem.loss), problem.bound)
+
+
+def test_a_window_of_all_steps_truncates_nothing(kind):
+    problem = Problem(kind, L=2, D=2)
+    layer = problem.layer()
+    whole = run(layer, problem.x, loss=problem.loss)
+    assert_close(
+        run(layer, problem.x, asked={"truncate": problem.T}, loss=problem.loss), whole, problem.bound
+    )
+
+
+def test_truncation_is_training_window_by_window(kind):
+    """The same gradient as of a loop over windows that passes only the state on."""
+    problem = Problem(kind, T=10, L=1)
+    layer = problem.layer()
+    tape = layer.forward(problem.x)
+    grads = tape.backward(problem.d_output, truncate=4)
+    total, state = dict.fromkeys(problem.parameters, 0), None
+    for start in (0, 4, 8):
+        window = layer.forward(problem.x[start : start + 4], state)
+        state = window.final_state
+        part = window.backward(problem.d_output[start : start + 4])
+        total = {name: total[name] + part.parameters[name] for name in total}
+        assert_close(grads.hidden[:, start : start + 4], part.hidden, problem.bound, "hidden")
+    assert_close(grads.parameters, total, problem.bound)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("batch", [1, 2, 7, 40])
+def test_parameter_norms_are_those_of_materialised_gradients(kind, batch, dtype):
+    """For a small batch by Gram matrices, for a large one (above G H D / (G H + D)) perhaps not."""
+    problem = Problem(kind, T=6, B=batch, L=2, D=2, dtype=dtype)
+    options = {"state": problem.state, "lengths": problem.lengths}
+    found = run(problem.layer(), problem.x, options, loss=problem.loss)["parameter_norms"]
+    expected = run_reference(problem, options)["parameter_norms"]
+    assert_close(found, expected, problem.bound)
+
+
+def test_a_parameter_norm_that_cancels_is_zero_and_no_nan():
+    """Two sequences that are each other's negative add nothing; a Gram matrix may then sum below zero."""
+    problem = Problem("rnn_tanh", T=4, B=1, bias=False, dtype="float32")
+    x = np.concatenate([problem.x, problem.x], axis=1)
+    d_output = np.concatenate([problem.d_output, -problem.d_output], axis=1)
+    tape = problem.layer().forward(x)
+    norms = tape.backward(d_output, timesteps=("parameter_norms",)).parameter_norms
+    alone = problem.layer().forward(problem.x)
+    largest = alone.backward(problem.d_output, timesteps=("parameter_norms",)).parameter_norms
+    for name, norm in norms.items():
+        assert np.isfinite(norm).all()
+        # what is left of a difference of squares that each carry eps
+        allowed = np.sqrt(2 * rounding_bound("float64", problem.terms))
+        assert (norm <= allowed * largest[name].max()).all()
+
+
+@pytest.mark.parametrize(("dtype", "exponent"), [("float32", -80), ("float64", -600)])
+def test_parameter_norms_where_squares_underflow(kind, dtype, exponent):
+    """A gradient of 2^-80 (8e-25) in float32, 2^-600 (2e-181) in float64: squared it would be 0."""
+    problem = Problem(kind, T=5, L=2, D=2, dtype=dtype)
+    tiny = np.asarray(2.0**exponent, dtype)
+    loss = {"d_output": problem.d_output * tiny}
+    expected = run_reference(problem, loss={"d_output": problem.d_output})["parameter_norms"]
+    found = run(problem.layer(), problem.x, loss=loss)["parameter_norms"]
+    scaled = {name: norm / 2.0**exponent for name, norm in found.items()}
+    assert_close(scaled, expected, problem.bound)
+
+
+def test_gradients_of_the_steps_add_up_to_the_gradient(kind):
+    """Those of the first layer, from `gates` and what each step saw."""
+    problem = Problem(kind, T=9, B=4, D=2)
+    found = run(problem.layer(), problem.x, {"state": problem.state}, loss=problem.loss)
+    h_0 = problem.state[0] if kind == "lstm" else problem.state
+    for d, suffix in enumerate(("_l0", "_l0_reverse")):
+        gates, h = found["gates"][d], found["tape.hidden"][d]
+        previous = np.concatenate([h[1:], h_0[d : d + 1]]) if d else np.concatenate([h_0[d : d + 1], h[:-1]])
+        steps = {
+            "weight_ih" + suffix: np.einsum("tbg,tbi->tgi", gates, problem.x),
+            "bias_ih" + suffix: gates.sum(axis=1),
+        }
+        if kind != "gru":  # whose recurrent part has another gradient
+            steps["weight_hh" + suffix] = np.einsum("tbg,tbh->tgh", gates, previous)
+            steps["bias_hh" + suffix] = gates.sum(axis=1)
+        for name, step in steps.items():
+            assert_close(found["parameters"][name], step.sum(axis=0), problem.bound, name)
+            norms = np.sqrt((step.reshape(problem.T, -1) ** 2).sum(axis=1))
+            assert_close(found["parameter_norms"][name], norms, problem.bound, name)
+
+
+def test_asking_for_timesteps_changes_no_other_result(kind):
+    problem = Problem(kind, T=20, B=5, H=24, L=2, D=2, dtype="float32")
+    tape = problem.layer().forward(problem.x)
+    everything = tape.backward(**problem.loss, timesteps=("hidden", "cell", "gates", "parameter_norms"))
+    nothing = tape.backward(**problem.loss, timesteps=())
+    for name in ("input", "parameters", "initial_state"):
+        assert_same_bits(getattr(nothing, name), getattr(everything, name), name)
+
+
+def test_what_was_not_asked_for_says_how_to_ask(kind):
+    tape = Problem(kind).layer().forward(Problem(kind).x)
+    grads = tape.backward(Problem(kind).d_output, timesteps=())
+    for name in ("hidden", "gates", "parameter_norms"):
+        with pytest.raises(AttributeError, match=f"timesteps.*{name}|{name}.*timesteps"):
+            getattr(grads, name)
+    with pytest.raises(AttributeError, match="clip="):
+        _ = grads.clipped
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        _ = grads.no_such_thing
+
+
+@pytest.mark.parametrize("kind", ["rnn_tanh", "rnn_relu", "gru"])
+def test_cells_without_c_accept_the_word_and_have_none(kind):
+    problem = Problem(kind)
+    tape = problem.layer().forward(problem.x)
+    grads = tape.backward(problem.d_output, timesteps=("hidden", "cell"))
+    for holder in (tape, grads):
+        with pytest.raises(AttributeError, match="cell"):
+            _ = holder.cell
+
+
+def test_a_default_backward_gives_hidden_and_cell():
+    problem = Problem("lstm")
+    grads = problem.layer().forward(problem.x).backward(problem.d_output)
+    assert grads.hidden.shape == grads.cell.shape == (1, problem.T, problem.B, problem.H)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_check_finite_names_the_first_in_the_backwards_order(kind, bad):
+    """Which is the last layer's latest timestep."""
+    problem = Problem(kind, T=9, L=2)
+    tape = problem.layer().forward(problem.x)
+    d_output = problem.d_output.copy()
+    d_output[[3, 6], 1, 2] = bad
+    with pytest.raises(FloatingPointError) as error:
+        tape.backward(d_output, check_finite=True)
+    for words in ("layer 1", "timestep 6", "hidden"):
+        assert words in str(error.value), f"{words!r} is not in: {error.value}"
+    tape.backward(d_output)
+
+
+def test_check_finite_finds_nothing_where_all_is_finite(kind):
+    """NaN in the padding does not count."""
+    problem = Problem(kind, L=2, D=2)
+    x = problem.x.copy()
+    x[problem.lengths[1] :, 1] = np.nan
+    tape = problem.layer().forward(x, lengths=problem.lengths)
+    checked = tape.backward(**problem.loss, check_finite=True)
+    assert_same_bits(checked.parameters, tape.backward(**problem.loss).parameters)
