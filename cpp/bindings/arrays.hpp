@@ -28,7 +28,7 @@ class Arrays {
     if (!has(name)) return nullptr;
     const py::array array = find<S>(name, shape);
     int64_t step = sizeof(S);
-    for (size_t i = shape.size(); i-- > 0; step *= shape[i])
+    for (size_t i = shape.size(); i-- > 0 && array.size(); step *= shape[i])
       if (shape[i] > 1 && array.strides(py::ssize_t(i)) != step) fail(name, "contiguous memory");
     return pointer<S>(array);
   }

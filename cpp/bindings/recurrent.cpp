@@ -2,6 +2,8 @@
 #include "arrays.hpp"
 #include "register.hpp"
 
+#include <pybind11/stl.h>
+
 #include "../cpu/dispatch.hpp"
 #include "../cpu/host.hpp"
 

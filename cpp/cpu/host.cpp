@@ -8,6 +8,7 @@
 
 #include <atomic>
 #include <cstdlib>
+#include <functional>
 #include <new>
 #include <string>
 #include <thread>
@@ -21,41 +22,42 @@ class Workers {
   std::mutex busy;  // held by the call that uses them
 
   void run(int threads, void (*body)(void*, int), void* argument) {
-    while (started_ < threads - 1) {
-      std::thread(&Workers::work, this, started_ + 1, turn_.load()).detach();
-      ++started_;
+    while (int(doors_.size()) < threads - 1) {
+      doors_.push_back(std::make_unique<Door>());
+      std::thread(&Workers::work, this, std::ref(*doors_.back()), int(doors_.size())).detach();
     }
     body_ = body;
     argument_ = argument;
-    threads_ = threads;
     running_.store(threads - 1, std::memory_order_relaxed);
-    turn_.fetch_add(1, std::memory_order_release);
-    turn_.notify_all();
+    for (int i = 0; i < threads - 1; ++i) {
+      doors_[size_t(i)]->turn.fetch_add(1, std::memory_order_release);
+      doors_[size_t(i)]->turn.notify_one();
+    }
     body(argument, 0);
-    for (int spins = 0; running_.load(std::memory_order_acquire) != 0; ++spins)
-      if (spins > 1000) std::this_thread::yield();
+    while (running_.load(std::memory_order_acquire) != 0) std::this_thread::yield();
   }
 
  private:
-  void work(int thread, uint32_t seen) {
-    for (;;) {
+  // One a worker, so that a call wakes only those it needs, and no other can take its turn for its own.
+  struct Door {
+    alignas(64) std::atomic<uint32_t> turn{0};
+  };
+
+  void work(Door& door, int thread) {
+    for (uint32_t seen = 0;; ++seen) {
       const auto awake_until = std::chrono::steady_clock::now() + std::chrono::milliseconds(2);
-      while (turn_.load(std::memory_order_acquire) == seen) {
+      while (door.turn.load(std::memory_order_acquire) == seen) {
         std::this_thread::yield();
-        if (std::chrono::steady_clock::now() > awake_until) turn_.wait(seen, std::memory_order_acquire);
+        if (std::chrono::steady_clock::now() > awake_until) door.turn.wait(seen, std::memory_order_acquire);
       }
-      ++seen;
-      if (thread >= threads_) continue;
       body_(argument_, thread);
       running_.fetch_sub(1, std::memory_order_release);
     }
   }
 
-  int started_ = 0;
+  std::vector<std::unique_ptr<Door>> doors_;
   void (*body_)(void*, int) = nullptr;
   void* argument_ = nullptr;
-  int threads_ = 0;
-  alignas(64) std::atomic<uint32_t> turn_{0};
   alignas(64) std::atomic<int> running_{0};
 };
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -66,7 +65,7 @@ def gradcheck(layer: Layer, x: Any, *, state: Any = None, lengths: Any = None, r
     step = number("eps", eps, 0, 1, open_low=True)
     count = None if samples is None else size("samples", samples)
     rng = np.random.default_rng(seed)
-    wide: Any = copy.deepcopy(layer) if layer.dtype == np.float64 else layer.astype("float64")
+    wide: Any = layer.astype("float64")
     x = _copy_in_float64("x", x)
     arguments = {name: value for name, value in (("lengths", lengths), ("resets", resets)) if value is not None}
     if state is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,12 @@ from .layer import Layer
 __all__ = ["Embedding", "Linear"]
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class LayerGradients:
     """What ``backward`` returns: the gradient of the input (None for integers) and of each parameter."""
 
-    input: Array | None
-    parameters: dict[str, Array]
+    def __init__(self, d_input: Array | None, parameters: dict[str, Array]) -> None:
+        self.input = d_input
+        self.parameters = parameters
 
 
 class Linear(Layer):

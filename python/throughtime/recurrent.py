@@ -177,16 +177,17 @@ class Recurrent(Layer):
         x = as_array("x", x)
         check_dtype("x", x, self.dtype)
         if x.ndim not in (2, 3):
-            layout = "(B, T, I)" if self.batch_first else "(T, B, I)"
-            raise ValueError(f"x must be {layout}, or (T, I) unbatched, but has {x.ndim} axes (x.shape == {x.shape})")
+            layout = "B, T" if self.batch_first else "T, B"
+            raise ValueError(f"x has shape {x.shape}, expected ({layout}, {self.input_size}), or (T, {self.input_size}) "
+                             "unbatched")
         if x.shape[-1] != self.input_size:
             raise ValueError(f"x has {x.shape[-1]} features in its last axis, but this {type(self).__name__} was built "
                              f"with input_size={self.input_size} (x.shape == {x.shape})")
         batched = x.ndim == 3
-        x = self._time_major(x, batched)
-        if x.shape[0] == 0:
-            raise ValueError(f"x has no timesteps, expected T >= 1 (T is 0 in x of shape {x.shape}, time first)")
-        return features_together(x), batched
+        major = self._time_major(x, batched)
+        if major.shape[0] == 0:
+            raise ValueError(f"x has no timesteps (x.shape == {x.shape}), expected T >= 1")
+        return features_together(major), batched
 
     def _time_major(self, array: Array, batched: bool) -> Array:
         """A (T, B, F) view of an array in the caller's layout; its own inverse for batched arrays."""
@@ -222,6 +223,8 @@ class Recurrent(Layer):
     ) -> dict[str, Array]:
         """The dropout masks in use: those given, or new ones."""
         names = [f"dropout_l{layer}" for layer in range(self.num_layers - 1)] if self.dropout and training else []
+        if not isinstance(given, Mapping | None):
+            raise TypeError(f"masks must be a dict of bool arrays, got {type(given).__name__}")
         unexpected = sorted(set(given or ()) - set(names))
         if unexpected:
             raise ValueError(f"masks has unexpected {', '.join(unexpected)}; expected {', '.join(names) or 'none'} "
@@ -412,13 +415,18 @@ class LSTM(Recurrent):
         seed: Any = None,
     ) -> None:
         size("proj_size", proj_size, least=0)
-        flags = {"peephole": flag("peephole", peephole), "layer_norm": flag("layer_norm", layer_norm)}
-        _refuse({name: value for name, value in {"proj_size": proj_size, **flags}.items() if value})
+        flag("peephole", peephole)
+        flag("layer_norm", layer_norm)
+        wanted = {"proj_size": proj_size, "peephole": peephole, "layer_norm": layer_norm}
+        _refuse({name: value for name, value in wanted.items() if value})
         super().__init__(_config(locals()), dtype, seed)
+
+
+_NOT_CONFIGURATION = ("self", "dtype", "seed", "__class__", "wanted")
 
 
 def _config(arguments: dict[str, Any]) -> dict[str, Any]:
     """A constructor's own arguments, for `repr`, `save` and the base class."""
-    return {key: value for key, value in arguments.items() if key not in ("self", "dtype", "seed", "__class__")}
+    return {key: value for key, value in arguments.items() if key not in _NOT_CONFIGURATION}
 
 

@@ -45,7 +45,7 @@ def train(
     cell: Annotated[Cell, typer.Option(case_sensitive=False, help="Recurrent layer.")] = Cell.lstm,
     layers: Annotated[int, typer.Option(min=1, help="Recurrent layers.")] = 1,
     hidden: Annotated[int, typer.Option(min=1, help="Units of each layer.")] = 256,
-    steps: Annotated[int, typer.Option(min=1, help="Parameter updates.")] = 600,
+    steps: Annotated[int, typer.Option(min=1, help="Parameter updates.")] = 500,
     batch: Annotated[int, typer.Option(min=1, help="Parallel streams, fewer if the text is short.")] = 32,
     window: Annotated[int, typer.Option(min=1, help="Characters per stream and update (truncated BPTT).")] = 64,
     lr: Annotated[float, typer.Option(min=0, help="Learning rate of Adam at the start; falls to a tenth.")] = 4e-3,
