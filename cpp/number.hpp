@@ -10,7 +10,9 @@
 
 namespace throughtime::TT_ISA {
 
-#if defined(__AVX512F__)
+#if defined(TT_VECTOR_BYTES)  // by force: compilers lower wide vectors, so any layout can be tested on any machine
+constexpr int vector_bytes = TT_VECTOR_BYTES, registers = vector_bytes == 64 ? 32 : 16;
+#elif defined(__AVX512F__)
 constexpr int vector_bytes = 64, registers = 32;
 #elif defined(__AVX__)
 constexpr int vector_bytes = 32, registers = 16;

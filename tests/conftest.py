@@ -7,9 +7,10 @@ from functools import cached_property
 
 import numpy as np
 import pytest
-import reference
 from hypothesis import settings
 from hypothesis import strategies as st
+
+import reference
 
 # The same examples on every run: a failure in CI is a failure here, and no run is longer than another.
 settings.register_profile("stable", derandomize=True, deadline=None, database=None, max_examples=20)
@@ -177,25 +178,39 @@ def wide(values):
     return values
 
 
-def assert_close(ours, expected, bound, what=""):
-    """Shapes are equal, and no entry is off by more than `bound` times the largest of its tensor."""
+def assert_close(ours, expected, bound, what="", floor=0):
+    """Shapes are equal, and no entry is off by more than `bound` times the largest of its tensor, or `floor`."""
     if isinstance(expected, tuple):
         assert isinstance(ours, tuple), f"{what}: {type(ours)} where a tuple is expected"
         for k, (a, b) in enumerate(zip(ours, expected, strict=True)):
-            assert_close(a, b, bound, f"{what}[{k}]")
+            assert_close(a, b, bound, f"{what}[{k}]", floor)
         return
     if isinstance(expected, dict):
         assert set(ours) == set(expected), what
         for name in expected:
-            assert_close(ours[name], expected[name], bound, f"{what}[{name!r}]")
+            assert_close(ours[name], expected[name], bound, f"{what}[{name!r}]", floor)
         return
     assert ours.shape == expected.shape, f"{what}: shape {ours.shape}, expected {expected.shape}"
     if expected.dtype == bool:
         assert np.array_equal(ours, expected), what
         return
-    largest = np.max(np.abs(expected), initial=0)
+    largest = np.max(np.abs(expected), initial=floor)
     error = np.max(np.abs(ours - expected), initial=0)
     assert error <= bound * largest, f"{what}: off by {error:.3g}, allowed {bound:.3g} times {largest:.3g}"
+
+
+def assert_norms_close(ours, expected, problem, found, bound):
+    """Norms from Gram matrices: <d d^T, x x^T> may cancel, so the error of the square, summed in float64, is relative to
+    |d|^2 |x|^2 (Frobenius norms of the step), and that of its root the same over the root.
+    """
+    rows = [problem.x, *np.moveaxis(found["tape.hidden"], 1, 0), *(problem.state if problem.kind == "lstm" else [problem.state])]
+    operand = max(np.linalg.norm(row) for row in rows) * problem.D + np.sqrt(problem.B)
+    squares = (np.linalg.norm(found["gates"]) * operand) ** 2
+    exact = rounding_bound("float64", problem.terms) * squares
+    assert set(ours) == set(expected)
+    for name, norms in expected.items():
+        allowed = bound * np.max(norms) + np.minimum(exact / np.maximum(norms, 1e-300), np.sqrt(exact))
+        assert np.all(np.abs(ours[name] - norms) <= allowed), f"parameter_norms[{name!r}]"
 
 
 def assert_same_bits(a, b, what=""):
@@ -261,7 +276,13 @@ def check(problem, options=None, asked=None, loss=None, bound=None):
     """The library and the reference agree in everything they return."""
     loss = loss or problem.loss
     ours = run(problem.layer(), problem.x, options, asked, loss)
-    assert_close(ours, run_reference(problem, options, asked, loss), bound or problem.bound)
+    expected = run_reference(problem, options, asked, loss)
+    bound = bound or problem.bound
+    norms = expected.pop("parameter_norms")
+    assert_norms_close(ours.pop("parameter_norms"), norms, problem, expected, bound)
+    # Where every unit saturates, 1 - y^2 cancels: what is left of a gradient keeps the error of what came in.
+    incoming = max(np.max(np.abs(part), initial=0) for part in (expected["hidden"], *loss.values()) if not isinstance(part, tuple))
+    assert_close(ours, expected, bound, floor=incoming)
 
 
 @pytest.fixture(params=KINDS)

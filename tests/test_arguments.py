@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+
 import throughtime as tt
 from conftest import Problem, assert_same_bits, layer_class
 

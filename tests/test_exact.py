@@ -9,6 +9,7 @@ from functools import cached_property
 
 import numpy as np
 import pytest
+
 import reference
 import throughtime as tt
 from conftest import KINDS, Problem, assert_close, assert_same_bits, run, run_reference, wide

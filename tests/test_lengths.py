@@ -6,6 +6,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from conftest import (
     KINDS,
     Problem,
@@ -16,8 +19,6 @@ from conftest import (
     run,
     run_reference,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 @pytest.mark.parametrize("kind", KINDS)

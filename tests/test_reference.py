@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import reference
-from conftest import GATES, KINDS, Problem, assert_close, problems, run_reference, wide
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import reference
+from conftest import GATES, KINDS, Problem, assert_close, problems, run_reference, wide
 
 BOUND = 1e-11  # float64 on both sides: rounding takes 1e-13, and no error in a formula hides below this
 

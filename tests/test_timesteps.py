@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from conftest import (
     KINDS,
     Problem,
@@ -15,8 +18,6 @@ from conftest import (
     run,
     run_reference,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 @pytest.mark.parametrize("kind", KINDS)

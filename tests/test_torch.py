@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import KINDS, Problem, assert_close, assert_same_bits, layer_class, problems
 from hypothesis import given
 from hypothesis import strategies as st
+
+from conftest import KINDS, Problem, assert_close, assert_same_bits, layer_class, problems
 
 torch = pytest.importorskip("torch")
 

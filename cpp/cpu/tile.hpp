@@ -10,6 +10,34 @@ namespace throughtime::TT_ISA {
 
 constexpr int64_t sum_block = 64;
 
+// sums += rows[:, k] packed[k, :]. The shorter side is held in registers and the longer one passes by, one at a time: 6 x 2 has room
+// for 12 sums, 2 weights and 1 broadcast in 16 registers. The order of these loops is what the compiler keeps to.
+template <class S, class V, int rows, int vectors>
+TT_INLINE void outer_product(const S* const (&row)[rows], const S* packed, int64_t k, V (&sums)[rows][vectors]) {
+  const S* weights = packed + k * (vectors * lanes<S>);
+  if constexpr (rows > vectors) {
+    V weight[vectors];
+#pragma GCC unroll 16
+    for (int v = 0; v < vectors; ++v) weight[v] = load<V>(weights + v * lanes<S>);
+#pragma GCC unroll 16
+    for (int m = 0; m < rows; ++m) {
+      const V x = splat<V>(row[m][k]);
+#pragma GCC unroll 16
+      for (int v = 0; v < vectors; ++v) sums[m][v] += weight[v] * x;
+    }
+  } else {
+    V x[rows];
+#pragma GCC unroll 16
+    for (int m = 0; m < rows; ++m) x[m] = splat<V>(row[m][k]);
+#pragma GCC unroll 16
+    for (int v = 0; v < vectors; ++v) {
+      const V weight = load<V>(weights + v * lanes<S>);
+#pragma GCC unroll 16
+      for (int m = 0; m < rows; ++m) sums[m][v] += weight * x[m];
+    }
+  }
+}
+
 // `ways` independent sums are kept where rows * vectors alone would leave the multipliers waiting (latency 4, two a cycle).
 template <int ways, class V, class S, int rows, int vectors>
 TT_INLINE void tile(int64_t K, const S* const (&row)[rows], const S* packed, V (&sums)[rows][vectors]) {
@@ -17,19 +45,10 @@ TT_INLINE void tile(int64_t K, const S* const (&row)[rows], const S* packed, V (
     const int64_t end = begin + sum_block * ways < K ? begin + sum_block * ways : K;
     V part[ways][rows][vectors] = {};
     int64_t k = begin;
-    const auto step = [&](int64_t at, V(&into)[rows][vectors]) __attribute__((always_inline)) {
-      const S* weights = packed + at * (vectors * lanes<S>);
-#pragma GCC unroll 16
-      for (int v = 0; v < vectors; ++v) {
-        const V weight = load<V>(weights + v * lanes<S>);
-#pragma GCC unroll 16
-        for (int m = 0; m < rows; ++m) into[m][v] += weight * row[m][at];
-      }
-    };
     for (; k + ways <= end; k += ways)
 #pragma GCC unroll 8
-      for (int way = 0; way < ways; ++way) step(k + way, part[way]);
-    for (; k < end; ++k) step(k, part[0]);
+      for (int way = 0; way < ways; ++way) outer_product<S>(row, packed, k + way, part[way]);
+    for (; k < end; ++k) outer_product<S>(row, packed, k, part[0]);
 #pragma GCC unroll 16
     for (int m = 0; m < rows; ++m)
 #pragma GCC unroll 16

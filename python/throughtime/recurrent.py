@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from . import _core
 from ._arguments import (
     Array,
     as_array,
