@@ -42,14 +42,14 @@ struct Forward : Recurrence<S> {
 
 template <class S>
 struct Backward : Recurrence<S> {
-  int64_t truncate;            // the gradient stops every so many steps; 0: never
-  S clip;                      // largest norm of what flows from one step into another; 0: no clipping
-  View<const S> d_output;      // (T, B, H); data may be null
-  const S* d_cell;             // (T, B, H), or null
+  int64_t truncate;              // the gradient stops every so many steps; 0: never
+  S clip;                        // largest norm of what flows from one step into another; 0: no clipping
+  View<const S> d_output;        // (T, B, H); data may be null
+  const S* d_cell;               // (T, B, H), or null
   const S* d_final[max_states];  // (B, H) each
-  View<S> d_input;             // (T, B, I)
-  bool add_to_input;           // d_input already holds the other direction's part
-  S* d_weight_ih;              // as the parameters; the biases may be null
+  View<S> d_input;               // (T, B, I)
+  bool add_to_input;             // d_input already holds the other direction's part
+  S* d_weight_ih;                // as the parameters; the biases may be null
   S* d_weight_hh;
   S* d_bias_ih;
   S* d_bias_hh;
@@ -65,8 +65,8 @@ struct Backward : Recurrence<S> {
 struct Host {
   void* context;
   int threads;
-  bool crowded;      // more threads than cores: waiting yields at once
-  int64_t l2_bytes;  // of one core
+  bool crowded;                                    // more threads than cores: waiting yields at once
+  int64_t l2_bytes;                                // of one core
   void* (*allocate)(void* context, size_t bytes);  // scratch for this call, 64-byte aligned
   void (*run)(void* context, void (*body)(void* argument, int thread), void* argument);
   void (*yield)();

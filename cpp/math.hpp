@@ -14,11 +14,11 @@ struct Exponential;
 template <>
 struct Exponential<float> {
   static constexpr int mantissa = 23, bias = 127;
-  static constexpr float round = 0x1.8p23f;         // adding it rounds to an integer, found in the low bits
-  static constexpr float ln2_high = 0x1.62ep-1f;    // few bits, so that n ln2_high is exact
+  static constexpr float round = 0x1.8p23f;       // adding it rounds to an integer, found in the low bits
+  static constexpr float ln2_high = 0x1.62ep-1f;  // few bits, so that n ln2_high is exact
   static constexpr float ln2_low = 0x1.0bfbe8p-15f;
   static constexpr float largest = 88.0f;
-  static constexpr float tanh_is_one = 20.0f;       // of 2 |x|
+  static constexpr float tanh_is_one = 20.0f;  // of 2 |x|
   static constexpr float q[] = {0.50000000464136862f,   0.16666666817096720f,   0.041666354664002948f,
                                 0.0083332730451559803f, 0.0013941008278654855f, 0.00019914172708428464f};
 };

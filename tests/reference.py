@@ -281,8 +281,7 @@ def forward(kind, parameters, x, state=None, lengths=None, resets=None, masks=No
 
     final = [np.stack([direction.final[s] for direction in directions]) for s in range(cell.states)]
     hidden, *cells = (
-        np.stack([[step.state[s] for step in direction.steps] for direction in directions])
-        for s in range(cell.states)
+        np.stack([[step.state[s] for step in direction.steps] for direction in directions]) for s in range(cell.states)
     )
     c = cells[0] if cells else None
     return Record(cell, parameters, directions, D, masks, dropout, y, as_state(final), hidden, c)

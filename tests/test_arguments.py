@@ -27,9 +27,7 @@ def raises(error, words, call, *args, **kwargs):
 
 def cases(table):
     """A test for every (wrong arguments, error, words that the message has)."""
-    return pytest.mark.parametrize(
-        ("wrong", "error", "words"), table, ids=[" ".join(words) for _, _, words in table]
-    )
+    return pytest.mark.parametrize(("wrong", "error", "words"), table, ids=[" ".join(words) for _, _, words in table])
 
 
 def zeros(*shape, dtype=F32):

@@ -79,8 +79,9 @@ def test_saved_model_can_be_loaded(folder):
     assert result.exit_code == 0, result.output
     vocabulary = json.loads((folder / "model" / "vocabulary.json").read_text(encoding="utf-8"))
     assert vocabulary == "".join(sorted(set(TEXT)))
-    embedding, recurrent, linear = (tt.load(folder / "model" / f"{name}.npz")
-                                    for name in ("embedding", "recurrent", "linear"))
+    embedding, recurrent, linear = (
+        tt.load(folder / "model" / f"{name}.npz") for name in ("embedding", "recurrent", "linear")
+    )
     output, _ = recurrent(embedding(np.zeros((5, 1), int)))
     assert linear(output).shape == (5, 1, len(vocabulary))
 
@@ -238,8 +239,7 @@ def test_without_its_packages_the_command_says_what_to_install():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines() == [
-        "throughtime: error: the command line needs typer, which is not installed: "
-        'pip install "throughtime[cli]"'
+        'throughtime: error: the command line needs typer, which is not installed: pip install "throughtime[cli]"'
     ]
 
 

@@ -95,9 +95,7 @@ def test_a_sequence_of_length_0_passes_state_and_gradient_through(kind):
     problem = Problem(kind, B=4, L=2, D=2, dtype="float32")
     layer = problem.layer()
     for lengths in (problem.lengths, np.zeros(4, int)):
-        found = run(
-            layer, problem.x, {"state": problem.state, "lengths": lengths}, {"clip": 0.01}, problem.loss
-        )
+        found = run(layer, problem.x, {"state": problem.state, "lengths": lengths}, {"clip": 0.01}, problem.loss)
         empty = lengths == 0
         pairs = ((found["final_state"], problem.state), (found["initial_state"], problem.d_final_state))
         for ours, expected in pairs:

@@ -163,9 +163,7 @@ def test_unbatched_drops_the_batch_everywhere(kind, batch_first):
     )
     unchanged = ("parameters", "parameter_norms")
     for name, value in expected.items():
-        without_batch = (
-            value if name in unchanged else value[..., 0] if name == "clipped" else squeezed(value)
-        )
+        without_batch = value if name in unchanged else value[..., 0] if name == "clipped" else squeezed(value)
         assert_same_bits(found[name], without_batch, name)
 
 

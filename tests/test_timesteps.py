@@ -72,9 +72,7 @@ def test_a_window_of_all_steps_truncates_nothing(kind):
     problem = Problem(kind, L=2, D=2)
     layer = problem.layer()
     whole = run(layer, problem.x, loss=problem.loss)
-    assert_close(
-        run(layer, problem.x, asked={"truncate": problem.T}, loss=problem.loss), whole, problem.bound
-    )
+    assert_close(run(layer, problem.x, asked={"truncate": problem.T}, loss=problem.loss), whole, problem.bound)
 
 
 def test_truncation_is_training_window_by_window(kind):

@@ -53,9 +53,7 @@ def together(values):
 
 def backward(problem, output, final, d_output):
     d_final = together(problem.d_final_state)
-    torch.autograd.backward(
-        (output, *together(final)), (torch.tensor(d_output), *(torch.tensor(d) for d in d_final))
-    )
+    torch.autograd.backward((output, *together(final)), (torch.tensor(d_output), *(torch.tensor(d) for d in d_final)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -76,9 +74,7 @@ def test_random_configurations(kind, data, batch_first, batched, with_state):
     module = module_of(problem, batch_first=batch_first)
     their_x, their_state = leaves(x), leaves(state)
     output, final = module(their_x, their_state) if with_state else module(their_x)
-    torch.autograd.backward(
-        (output, *together(final)), tuple(torch.tensor(d) for d in (d_output, *together(d_final)))
-    )
+    torch.autograd.backward((output, *together(final)), tuple(torch.tensor(d) for d in (d_output, *together(d_final))))
 
     layer = problem.layer(batch_first=batch_first)
     tape = layer.forward(x, state if with_state else None)
@@ -129,9 +125,7 @@ def test_hidden_and_cell_are_what_a_cell_loop_retains():
             kept.append(s)
     loss = (torch.stack(hidden) * torch.tensor(problem.d_output)).sum()
     loss = loss + (torch.stack(cells) * torch.tensor(problem.d_cell[0])).sum()
-    loss = loss + sum(
-        (s * torch.tensor(d[0])).sum() for s, d in zip((h, c), problem.d_final_state, strict=True)
-    )
+    loss = loss + sum((s * torch.tensor(d[0])).sum() for s, d in zip((h, c), problem.d_final_state, strict=True))
     loss.backward()
 
     tape = problem.layer().forward(problem.x, problem.state)

@@ -57,7 +57,8 @@ void describe(const CellKernels& cell, const Arrays& from, Recurrence<S>& p) {
   p.lengths = from.optional<const int64_t>("lengths", {p.B});
   p.resets = from.optional<const uint8_t>("resets", {p.T, p.B});
   p.state_rows = states[0];
-  if (p.T < 1 || p.H < 1 || (p.state_rows != 2 && p.state_rows != p.T + 2)) throw py::value_error("hidden: expected another shape");
+  if (p.T < 1 || p.H < 1 || (p.state_rows != 2 && p.state_rows != p.T + 2))
+    throw py::value_error("hidden: expected another shape");
   for (int i = 0; i < cell.states; ++i) p.states[i] = from.required<S>(state_names[i], {p.state_rows, p.B, p.H});
   Sizes saved = saved_shape<S>(cell, p.H);
   saved.insert(saved.begin(), {p.T, p.B});

@@ -8,17 +8,25 @@ namespace throughtime::TT_ISA {
 struct Tanh {
   static constexpr const char* name = "rnn_tanh";
   template <class V>
-  TT_INLINE static V value(V x) { return tanh(x); }
+  TT_INLINE static V value(V x) {
+    return tanh(x);
+  }
   template <class V>
-  TT_INLINE static V gradient(V y, V dy) { return dy * (1 - y * y); }
+  TT_INLINE static V gradient(V y, V dy) {
+    return dy * (1 - y * y);
+  }
 };
 
 struct Relu {
   static constexpr const char* name = "rnn_relu";
   template <class V>
-  TT_INLINE static V value(V x) { return relu(x); }
+  TT_INLINE static V value(V x) {
+    return relu(x);
+  }
   template <class V>
-  TT_INLINE static V gradient(V y, V dy) { return y > 0 ? dy : V{}; }
+  TT_INLINE static V gradient(V y, V dy) {
+    return y > 0 ? dy : V{};
+  }
 };
 
 template <class Activation>

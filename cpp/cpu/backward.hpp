@@ -1,6 +1,7 @@
-// The time loop, backward. Chunk by chunk from the end: the steps give the chunk's delta (the gradient of the pre-activations); while
-// it is in cache, products take it into dx, dW_ih, dW_hh. delta is written twice: as rows, which the products sum over
-// gates, and as panels, which they sum over rows. Weight gradients are summed in two levels: each chunk from zero, chunks in float64.
+// The time loop, backward. Chunk by chunk from the end: the steps give the chunk's delta (the gradient of the pre-activations);
+// while it is in cache, products take it into dx, dW_ih, dW_hh. delta is written twice: as rows, which the products sum over
+// gates, and as panels, which they sum over rows. Weight gradients are summed in two levels: each chunk from zero, chunks in
+// float64.
 #pragma once
 
 #include "norms.hpp"
@@ -71,10 +72,10 @@ class BackwardLoop {
   // Where one step finds its rows.
   struct Moment {
     int64_t s, t;
-    int64_t height, row;           // rows of the chunk, and the step's first one
-    const S* before[C::states];    // (B, H)
+    int64_t height, row;         // rows of the chunk, and the step's first one
+    const S* before[C::states];  // (B, H)
     const S* after[C::states];
-    S *input, *recurrent;          // delta, (B, row_size)
+    S *input, *recurrent;  // delta, (B, row_size)
   };
 
   Moment moment(int64_t s, int64_t begin, int64_t end) const {
@@ -91,8 +92,14 @@ class BackwardLoop {
 
   void work(int thread) {
     const FlushSubnormals flush;
-    Mine mine{thread, plan.rows(p.B, thread), plan.units(thread), rows + 3 * thread * chunk_rows, nullptr, nullptr,
-              rules + 2 * thread * p.B, rules + (2 * thread + 1) * p.B};
+    Mine mine{thread,
+              plan.rows(p.B, thread),
+              plan.units(thread),
+              rows + 3 * thread * chunk_rows,
+              nullptr,
+              nullptr,
+              rules + 2 * thread * p.B,
+              rules + (2 * thread + 1) * p.B};
     mine.other = mine.rows + chunk_rows;
     mine.targets = const_cast<S**>(mine.other + chunk_rows);
     prepare(mine);
@@ -256,8 +263,7 @@ class BackwardLoop {
 
   TT_INLINE void add_loss(const Moment& at, int64_t b, int64_t j, V* dn) {
     const int64_t n = p.H - j * L;
-    if (p.d_output.data)
-      dn[0] += load_some<V>(p.d_output.data + at.t * p.d_output.time + b * p.d_output.batch + j * L, n);
+    if (p.d_output.data) dn[0] += load_some<V>(p.d_output.data + at.t * p.d_output.time + b * p.d_output.batch + j * L, n);
     if (p.d_cell) dn[C::states - 1] += load_some<V>(p.d_cell + (at.t * p.B + b) * p.H + j * L, n);
   }
 

@@ -9,11 +9,19 @@
 namespace throughtime {
 
 #if defined(__x86_64__)
-namespace v2 { extern const Kernels* const kernels; }
-namespace v3 { extern const Kernels* const kernels; }
-namespace v4 { extern const Kernels* const kernels; }
+namespace v2 {
+extern const Kernels* const kernels;
+}
+namespace v3 {
+extern const Kernels* const kernels;
+}
+namespace v4 {
+extern const Kernels* const kernels;
+}
 #else
-namespace neon { extern const Kernels* const kernels; }
+namespace neon {
+extern const Kernels* const kernels;
+}
 #endif
 
 const std::vector<Level>& levels() {

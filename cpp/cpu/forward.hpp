@@ -42,10 +42,10 @@ class ForwardLoop {
   // What one thread works on.
   struct Mine {
     int thread;
-    Range b, j;        // sequences, vectors of units
-    const S** rows;    // room for a row of the chunk each
-    uint8_t* rules;    // of the step, one a sequence
-    S* projected;      // (chunk steps, own sequences, row_size)
+    Range b, j;      // sequences, vectors of units
+    const S** rows;  // room for a row of the chunk each
+    uint8_t* rules;  // of the step, one a sequence
+    S* projected;    // (chunk steps, own sequences, row_size)
     int64_t count() const { return b.end - b.begin; }
   };
 
@@ -71,7 +71,8 @@ class ForwardLoop {
     pack_rows<product_vectors>(p.weight_ih, p.I, order, share(order.vectors(), host.threads, thread), weight_ih);
     pack_rows<units * G>(p.weight_hh, p.H, order, share(order.vectors(), host.threads, thread), weight_hh);
     if (!team.wait()) return;
-    Mine mine{thread, plan.rows(p.B, thread), plan.units(thread), rows + thread * plan.chunk * p.B, rules + thread * p.B, nullptr};
+    Mine mine{thread, plan.rows(p.B, thread), plan.units(thread), rows + thread * plan.chunk * p.B, rules + thread * p.B,
+              nullptr};
     mine.projected = projected + plan.chunk * mine.b.begin * row_size;
     for (int64_t begin = 0; begin < p.T; begin += plan.chunk) {
       const int64_t end = begin + plan.chunk < p.T ? begin + plan.chunk : p.T;
@@ -88,14 +89,12 @@ class ForwardLoop {
   void project(const Mine& mine, int64_t begin, int64_t end) {
     const S** row = mine.rows;
     for (int64_t s = begin; s < end; ++s)
-      for (int64_t b = mine.b.begin; b < mine.b.end; ++b)
-        *row++ = p.x.data + steps.time(s) * p.x.time + b * p.x.batch;
+      for (int64_t b = mine.b.begin; b < mine.b.end; ++b) *row++ = p.x.data + steps.time(s) * p.x.time + b * p.x.batch;
     const int64_t vectors = mine.j.end * G;
     const Range panels{mine.j.begin * G / product_vectors, product_panels(vectors)};
     const auto put = [&](int64_t first, int count, int64_t q, const V* sums) {
       for (int64_t r = first; r < first + count; ++r, sums += product_vectors)
-        for (int v = 0; v < product_vectors && q + v < vectors; ++v)
-          store(mine.projected + r * row_size + (q + v) * L, sums[v]);
+        for (int v = 0; v < product_vectors && q + v < vectors; ++v) store(mine.projected + r * row_size + (q + v) * L, sums[v]);
     };
     product<ProductShape>(p.I, mine.rows, {0, row - mine.rows}, weight_ih, panels, bias_ih, sink<S>(put));
   }
@@ -106,8 +105,7 @@ class ForwardLoop {
   }
 
   void step(const Mine& mine, const Moment& at) {
-    for (int64_t b = mine.b.begin; b < mine.b.end; ++b)
-      mine.rows[b] = mine.rules[b] & fresh ? zeros : at.before[0] + b * p.H;
+    for (int64_t b = mine.b.begin; b < mine.b.end; ++b) mine.rows[b] = mine.rules[b] & fresh ? zeros : at.before[0] + b * p.H;
     const Range panels{mine.j.begin / units, ceil_div(mine.j.end, units)};
     const auto put = [&](int64_t first, int count, int64_t q, const V* sums) {
       for (int64_t b = first; b < first + count; ++b, sums += units * G)
@@ -125,8 +123,7 @@ class ForwardLoop {
     for (int i = 0; i < C::states; ++i) old[i] = starts ? V{} : load_some<V>(at.before[i] + unit, n);
     for (int g = 0; g < G; ++g) x[g] = load<V>(projection + g * L);
     C::forward(x, r, old, next, a);
-    if (p.output.data)
-      store_some(p.output.data + at.t * p.output.time + b * p.output.batch + j * L, still ? V{} : next[0], n);
+    if (p.output.data) store_some(p.output.data + at.t * p.output.time + b * p.output.batch + j * L, still ? V{} : next[0], n);
     for (int i = 0; i < C::states; ++i) store_some(at.after[i] + unit, still ? old[i] : next[i], n);
     if (!p.saved) return;
     S* saved = p.saved + ((at.t * p.B + b) * plan.unit_vectors + j) * C::saved * L;

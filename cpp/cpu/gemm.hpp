@@ -12,15 +12,15 @@ struct Shape {
   static constexpr int rows = rows_, vectors = vectors_, ways = ways_;
 };
 
-// What lies outside the recurrence. 6 x 2 (6 x 4 with 32 registers) leaves room for the weights and one broadcast, and reuses each
-// weight loaded six times.
+// What lies outside the recurrence. 6 x 2 (6 x 4 with 32 registers) leaves room for the weights and one broadcast, and reuses
+// each weight loaded six times.
 using ProductShape = Shape<6, registers == 32 ? 4 : 2, 1>;
 constexpr int product_vectors = ProductShape::vectors;
 
 TT_INLINE int64_t product_panels(int64_t vectors) { return ceil_div(vectors, product_vectors); }
 
-// Takes a tile of results: rows first..first + count - 1, sums (count, Shape::vectors) from vector q on. One type for every taker,
-// so that the tiles are compiled once.
+// Takes a tile of results: rows first..first + count - 1, sums (count, Shape::vectors) from vector q on. One type for every
+// taker, so that the tiles are compiled once.
 template <class S>
 struct Sink {
   const void* taker;
@@ -48,8 +48,7 @@ void product(int64_t K, const S* const* rows, Range range, const S* packed, Rang
       V sums[n][vectors];
       for (int m = 0; m < n; ++m) {
         row[m] = rows[first + m];
-        for (int v = 0; v < vectors; ++v)
-          sums[m][v] = initial ? load<V>(initial + (panel * vectors + v) * lanes<S>) : V{};
+        for (int v = 0; v < vectors; ++v) sums[m][v] = initial ? load<V>(initial + (panel * vectors + v) * lanes<S>) : V{};
       }
       tile<Shape::ways>(K, row, weights, sums);
       sink.put(sink.taker, first, n, panel * vectors, sums[0]);

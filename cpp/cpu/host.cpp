@@ -1,5 +1,5 @@
-// The team of threads. Workers spin for a while after their work, so that the next call finds them awake, then sleep. The team is never
-// destroyed: its threads may outlive main, and a forked child, which has none of them, starts a new one.
+// The team of threads. Workers spin for a while after their work, so that the next call finds them awake, then sleep. The team is
+// never destroyed: its threads may outlive main, and a forked child, which has none of them, starts a new one.
 #include "host.hpp"
 
 #include <pthread.h>

@@ -47,10 +47,8 @@ class StepNorms {
         const double *left = scaled + b * size, *right = scaled + c * size;
         int64_t k = 0;
         for (; k + 4 * lanes<double> <= size; k += 4 * lanes<double>)
-          for (int i = 0; i < 4; ++i)
-            sum[i] += load<V>(left + k + i * lanes<double>) * load<V>(right + k + i * lanes<double>);
-        for (; k < size; k += lanes<double>)
-          sum[0] += load_some<V>(left + k, size - k) * load_some<V>(right + k, size - k);
+          for (int i = 0; i < 4; ++i) sum[i] += load<V>(left + k + i * lanes<double>) * load<V>(right + k + i * lanes<double>);
+        for (; k < size; k += lanes<double>) sum[0] += load_some<V>(left + k, size - k) * load_some<V>(right + k, size - k);
         const V total = (sum[0] + sum[1]) + (sum[2] + sum[3]);
         double value = 0;
         for (int lane = 0; lane < lanes<double>; ++lane) value += total[lane];

@@ -59,7 +59,8 @@ void pack_rows(const S* weight, int64_t K, Interleaved order, Range range, S* pa
   }
 }
 
-// Panels whose outputs are the columns of weight (G H, N), summed over its gate rows in interleaved order, for `range` of the panels.
+// Panels whose outputs are the columns of weight (G H, N), summed over its gate rows in interleaved order, for `range` of the
+// panels.
 template <int vectors, class S>
 void pack_columns(const S* weight, int64_t N, Interleaved order, Range range, S* packed) {
   constexpr int n = lanes<S>;

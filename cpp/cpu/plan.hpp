@@ -1,5 +1,5 @@
-// How a problem is cut: tile shapes, steps per chunk, and who computes what. Shapes and chunks decide rounding and come from sizes and
-// instruction set alone; only the split among threads knows their number.
+// How a problem is cut: tile shapes, steps per chunk, and who computes what. Shapes and chunks decide rounding and come from
+// sizes and instruction set alone; only the split among threads knows their number.
 #pragma once
 
 #include "gemm.hpp"
@@ -20,7 +20,7 @@ struct ManyRows {
 template <int gates>
 struct OneRow {
   static constexpr int units = gates == 1 ? 4 : 2;
-  using Forward = Shape<1, gates * units, registers == 32 || gates < 4 ? 2 : 1>;
+  using Forward = Shape < 1, gates *units, registers == 32 || gates<4 ? 2 : 1>;
   using Backward = Shape<1, 4, registers == 32 ? 4 : 2>;
 };
 
@@ -33,9 +33,7 @@ struct Plan {
   static constexpr int64_t quantum = 4;
 
   Range rows(int64_t B, int thread) const { return share(works(thread) ? B : 0, row_parts, thread / unit_parts); }
-  Range units(int thread) const {
-    return share(works(thread) ? unit_vectors : 0, unit_parts, thread % unit_parts, quantum);
-  }
+  Range units(int thread) const { return share(works(thread) ? unit_vectors : 0, unit_parts, thread % unit_parts, quantum); }
   bool works(int thread) const { return thread < row_parts * unit_parts; }
 };
 

@@ -22,8 +22,8 @@ struct Steps {
   int64_t time(int64_t step) const { return p.reverse ? p.T - 1 - step : step; }
   int64_t length(int64_t b) const { return p.lengths ? p.lengths[b] : p.T; }
 
-  // Rows of the states that a step reads and writes. All kept: forwards row t + 1 is the state after timestep t and row 0 the initial
-  // one; backwards row t + 1 likewise, and row T + 1 the initial one. Not kept: two rows in turn.
+  // Rows of the states that a step reads and writes. All kept: forwards row t + 1 is the state after timestep t and row 0 the
+  // initial one; backwards row t + 1 likewise, and row T + 1 the initial one. Not kept: two rows in turn.
   int64_t row_before(int64_t step) const {
     if (p.state_rows == 2) return step % 2;
     return p.reverse ? p.T + 1 - step : step;

@@ -1,7 +1,7 @@
 // The register tile that serves every matrix product: sums[m][v] += sum_k rows[m][k] * packed[k][v].
 // `packed` is in tile order, (K, vectors, lanes). Every sum runs over k in one order that depends on K alone, so a row's result
 // does not depend on the rows beside it. Long sums are cut into blocks, each from zero: the error grows with the
-// block's length and the number of blocks, not with K (relative rms error of a product, K = 256: 2.9e-7 uncut).
+// block's length plus the number of blocks, not with their product.
 #pragma once
 
 #include "vec.hpp"
@@ -10,8 +10,8 @@ namespace throughtime::TT_ISA {
 
 constexpr int64_t sum_block = 64;
 
-// sums += rows[:, k] packed[k, :]. The shorter side is held in registers and the longer one passes by, one at a time: 6 x 2 has room
-// for 12 sums, 2 weights and 1 broadcast in 16 registers. The order of these loops is what the compiler keeps to.
+// sums += rows[:, k] packed[k, :]. The shorter side is held in registers and the longer one passes by, one at a time: 6 x 2 has
+// room for 12 sums, 2 weights and 1 broadcast in 16 registers. The order of these loops is what the compiler keeps to.
 template <class S, class V, int rows, int vectors>
 TT_INLINE void outer_product(const S* const (&row)[rows], const S* packed, int64_t k, V (&sums)[rows][vectors]) {
   const S* weights = packed + k * (vectors * lanes<S>);

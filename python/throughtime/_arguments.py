@@ -41,14 +41,17 @@ def float_dtype(dtype: Any) -> np.dtype[Any]:
 def check_dtype(name: str, array: Array, dtype: np.dtype[Any]) -> None:
     """Raise TypeError unless `array` has exactly `dtype`: nothing is cast."""
     if array.dtype != dtype:
-        raise TypeError(f"{name} has dtype {array.dtype.str if not array.dtype.isnative else array.dtype}, "
-                        f"expected {dtype} (nothing is cast; use {name}.astype({str(dtype)!r}))")
+        raise TypeError(
+            f"{name} has dtype {array.dtype.str if not array.dtype.isnative else array.dtype}, "
+            f"expected {dtype} (nothing is cast; use {name}.astype({str(dtype)!r}))"
+        )
 
 
 def check_shape(name: str, array: Array, shape: Sequence[int | str]) -> None:
     """Raise ValueError unless `array.shape` is `shape`; a string in `shape` stands for a size left open."""
     fits = array.ndim == len(shape) and all(
-        isinstance(want, str) or got == want for got, want in zip(array.shape, shape, strict=True))
+        isinstance(want, str) or got == want for got, want in zip(array.shape, shape, strict=True)
+    )
     if not fits:
         expected = ", ".join(str(size) for size in shape) + ("," if len(shape) == 1 else "")
         raise ValueError(f"{name} has shape {array.shape}, expected ({expected})")

@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 
 def get_num_threads() -> int:
-    """Threads that a call may use: ``THROUGHTIME_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the cores of this process."""
+    """Threads that a call may use: ``THROUGHTIME_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the usable cores."""
     return _core.get_num_threads()
 
 

@@ -13,8 +13,17 @@ from .layer import Layer
 __all__ = ["gradcheck"]
 
 
-def gradcheck(layer: Layer, x: Any, *, state: Any = None, lengths: Any = None, resets: Any = None, eps: float = 1e-6,
-              samples: int | None = 32, seed: Any = 0) -> dict[str, float]:
+def gradcheck(
+    layer: Layer,
+    x: Any,
+    *,
+    state: Any = None,
+    lengths: Any = None,
+    resets: Any = None,
+    eps: float = 1e-6,
+    samples: int | None = 32,
+    seed: Any = 0,
+) -> dict[str, float]:
     """Compare a layer's `backward` with central finite differences, in float64.
 
     The loss is a fixed random linear function of the output and the final state. Checked are the gradients of the
@@ -86,8 +95,10 @@ def gradcheck(layer: Layer, x: Any, *, state: Any = None, lengths: Any = None, r
     tensors = [] if grads.input is None else [("input", x, grads.input)]
     tensors += zip(("h_0", "c_0"), _flat(arguments.get("state")), _flat(initial_state), strict=False)
     tensors += [(name, array, grads.parameters[name]) for name, array in wide.parameters.items()]
-    return {name: _largest_error(array, gradient, forward, seeds, step, _entries(array, count, rng))
-            for name, array, gradient in tensors}
+    return {
+        name: _largest_error(array, gradient, forward, seeds, step, _entries(array, count, rng))
+        for name, array, gradient in tensors
+    }
 
 
 def _copy_in_float64(name: str, value: Any) -> Array:
@@ -129,18 +140,21 @@ def _entries(array: Array, count: int | None, rng: np.random.Generator) -> Array
     return rng.choice(array.size, count, replace=False)
 
 
-def _largest_error(array: Array, gradient: Array, forward: Callable[[], list[Array]], seeds: list[Array], eps: float,
-                   entries: Array) -> float:
+def _largest_error(
+    array: Array, gradient: Array, forward: Callable[[], list[Array]], seeds: list[Array], eps: float, entries: Array
+) -> float:
     """Perturbs one entry after the other in place, and puts each back."""
-    numeric = np.array([_difference(array, np.unravel_index(entry, array.shape), forward, seeds, eps)
-                        for entry in entries])
+    numeric = np.array(
+        [_difference(array, np.unravel_index(entry, array.shape), forward, seeds, eps) for entry in entries]
+    )
     analytic = gradient.reshape(-1)[entries]
     scale = max(1.0, float(np.abs(gradient).max(initial=0.0)))
     return float(np.abs(analytic - numeric).max(initial=0.0)) / scale
 
 
-def _difference(array: Array, index: tuple[Any, ...], forward: Callable[[], list[Array]], seeds: list[Array],
-                eps: float) -> float:
+def _difference(
+    array: Array, index: tuple[Any, ...], forward: Callable[[], list[Array]], seeds: list[Array], eps: float
+) -> float:
     value = array[index]
     step = eps * max(1.0, abs(float(value)))
     try:

@@ -20,8 +20,9 @@ _GAINS = {"linear": 1.0, "sigmoid": 1.0, "tanh": 5 / 3, "relu": math.sqrt(2), "l
 _LARGEST = float(np.finfo(np.float64).max)
 
 
-def xavier_uniform(shape: Sequence[int], rng: np.random.Generator, gain: float = 1.0, *,
-                   dtype: Any = "float32") -> Array:
+def xavier_uniform(
+    shape: Sequence[int], rng: np.random.Generator, gain: float = 1.0, *, dtype: Any = "float32"
+) -> Array:
     """Draw from U(-b, b), b = gain sqrt(6 / (fan_in + fan_out)), which keeps variances in both directions.
 
     Parameters
@@ -55,8 +56,9 @@ def xavier_uniform(shape: Sequence[int], rng: np.random.Generator, gain: float =
     return _uniform(shape, rng, _gain_number(gain) * math.sqrt(6 / sum(_fans(shape))), dtype)
 
 
-def xavier_normal(shape: Sequence[int], rng: np.random.Generator, gain: float = 1.0, *,
-                  dtype: Any = "float32") -> Array:
+def xavier_normal(
+    shape: Sequence[int], rng: np.random.Generator, gain: float = 1.0, *, dtype: Any = "float32"
+) -> Array:
     """Draw from N(0, s^2), s = gain sqrt(2 / (fan_in + fan_out)): `xavier_uniform` with a normal distribution.
 
     Parameters
@@ -83,8 +85,15 @@ def xavier_normal(shape: Sequence[int], rng: np.random.Generator, gain: float = 
     return _normal(shape, rng, _gain_number(gain) * math.sqrt(2 / sum(_fans(shape))), dtype)
 
 
-def kaiming_uniform(shape: Sequence[int], rng: np.random.Generator, a: float = 0.0, mode: str = "fan_in",
-                    nonlinearity: str = "leaky_relu", *, dtype: Any = "float32") -> Array:
+def kaiming_uniform(
+    shape: Sequence[int],
+    rng: np.random.Generator,
+    a: float = 0.0,
+    mode: str = "fan_in",
+    nonlinearity: str = "leaky_relu",
+    *,
+    dtype: Any = "float32",
+) -> Array:
     """Draw from U(-b, b), b = gain sqrt(3 / fan), which keeps the variance through rectifiers.
 
     Parameters
@@ -122,8 +131,15 @@ def kaiming_uniform(shape: Sequence[int], rng: np.random.Generator, a: float = 0
     return _uniform(shape, rng, math.sqrt(3) * _kaiming_deviation(shape, a, mode, nonlinearity), dtype)
 
 
-def kaiming_normal(shape: Sequence[int], rng: np.random.Generator, a: float = 0.0, mode: str = "fan_in",
-                   nonlinearity: str = "leaky_relu", *, dtype: Any = "float32") -> Array:
+def kaiming_normal(
+    shape: Sequence[int],
+    rng: np.random.Generator,
+    a: float = 0.0,
+    mode: str = "fan_in",
+    nonlinearity: str = "leaky_relu",
+    *,
+    dtype: Any = "float32",
+) -> Array:
     """Draw from N(0, s^2), s = gain / sqrt(fan): `kaiming_uniform` with a normal distribution.
 
     Parameters
@@ -150,8 +166,9 @@ def kaiming_normal(shape: Sequence[int], rng: np.random.Generator, a: float = 0.
     return _normal(shape, rng, _kaiming_deviation(shape, a, mode, nonlinearity), dtype)
 
 
-def orthogonal(shape: Sequence[int], rng: np.random.Generator, gain: float = 1.0, *, gates: int = 1,
-               dtype: Any = "float32") -> Array:
+def orthogonal(
+    shape: Sequence[int], rng: np.random.Generator, gain: float = 1.0, *, gates: int = 1, dtype: Any = "float32"
+) -> Array:
     """Draw a (semi-)orthogonal matrix, uniformly over all of them: QR of a normal matrix, signs fixed by R's diagonal.
 
     Parameters
@@ -201,8 +218,14 @@ def orthogonal(shape: Sequence[int], rng: np.random.Generator, gain: float = 1.0
     return weight
 
 
-def identity(shape: Sequence[int], rng: np.random.Generator | None = None, scale: float = 1.0, *, gates: int = 1,
-             dtype: Any = "float32") -> Array:
+def identity(
+    shape: Sequence[int],
+    rng: np.random.Generator | None = None,
+    scale: float = 1.0,
+    *,
+    gates: int = 1,
+    dtype: Any = "float32",
+) -> Array:
     """Return `scale` times the identity: the IRNN's recurrent weights, with which a ReLU unit keeps what it holds.
 
     Parameters
@@ -249,8 +272,9 @@ def identity(shape: Sequence[int], rng: np.random.Generator | None = None, scale
     return np.tile(block, (blocks, 1))
 
 
-def chrono(shape: Sequence[int], rng: np.random.Generator, max_steps: float, *, cell: str = "lstm",
-           dtype: Any = "float32") -> Array:
+def chrono(
+    shape: Sequence[int], rng: np.random.Generator, max_steps: float, *, cell: str = "lstm", dtype: Any = "float32"
+) -> Array:
     """Draw gate biases with which units remember between 1 and `max_steps` steps.
 
     LSTM (gates i f g o): ``b_f = log u, b_i = -b_f``, with u from U(1, max_steps - 1), the rest zero.

@@ -38,8 +38,11 @@ class Layer:
         signature = type(self).__init__.__code__.co_varnames[1 : type(self).__init__.__code__.co_argcount]
         positional = dict(zip(signature[::-1], (type(self).__init__.__defaults__ or ())[::-1], strict=False))
         defaults = {"dtype": "float32", **positional, **(type(self).__init__.__kwdefaults__ or {})}
-        shown = [f"{key}={value!r}" if key in defaults else repr(value)
-                 for key, value in self._config.items() if key not in defaults or defaults[key] != value]
+        shown = [
+            f"{key}={value!r}" if key in defaults else repr(value)
+            for key, value in self._config.items()
+            if key not in defaults or defaults[key] != value
+        ]
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def astype(self, dtype: Any) -> Self:
@@ -65,10 +68,14 @@ class Layer:
         """
         arrays = {name: as_array(f"parameters[{name!r}]", value) for name, value in mapping.items()}
         faults = [f"missing {name!r} {own.shape}" for name, own in self.parameters.items() if name not in arrays]
-        faults += [f"unexpected {name!r} {array.shape}" for name, array in arrays.items()
-                   if name not in self.parameters]
-        faults += [f"{name!r} has shape {arrays[name].shape}, expected {own.shape}"
-                   for name, own in self.parameters.items() if name in arrays and arrays[name].shape != own.shape]
+        faults += [
+            f"unexpected {name!r} {array.shape}" for name, array in arrays.items() if name not in self.parameters
+        ]
+        faults += [
+            f"{name!r} has shape {arrays[name].shape}, expected {own.shape}"
+            for name, own in self.parameters.items()
+            if name in arrays and arrays[name].shape != own.shape
+        ]
         if faults:
             raise ValueError(f"parameters do not fit {self!r}: " + "; ".join(faults))
         for name, array in arrays.items():
@@ -84,7 +91,7 @@ class Layer:
         for name, shape in self._shapes_of_parameters.items():
             float_array(f"parameters[{name!r}]", self.parameters[name], self.dtype, shape)
             if not self.parameters[name].flags.c_contiguous:
-                raise ValueError(f"parameters[{name!r}] is not contiguous; write into the array instead of replacing it")
+                raise ValueError(f"parameters[{name!r}] is not contiguous; write into the array, do not replace it")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write configuration and parameters to `path` (NumPy's ``.npz`` format); `throughtime.load` reads it."""

@@ -65,8 +65,10 @@ def cross_entropy(logits: Any, targets: Any, ignore_index: int = -100) -> tuple[
     d_rows = np.empty(rows.shape, logits.dtype)
     kept = ids != ignore_index
     count = int(np.count_nonzero(kept))
-    total = sum(_cross_entropy_block(rows[part], ids[part], kept[part], count, d_rows[part])
-                for part in _parts(len(rows), classes))
+    total = sum(
+        _cross_entropy_block(rows[part], ids[part], kept[part], count, d_rows[part])
+        for part in _parts(len(rows), classes)
+    )
     return (total / count if count else 0.0), d_rows.reshape(logits.shape)
 
 
@@ -134,8 +136,10 @@ def _classes(targets: Any, shape: tuple[int, ...], ignore_index: Any) -> Array:
     wrong = ((targets < 0) | (targets >= shape[-1])) & (targets != ignore_index)
     if wrong.any():
         where = tuple(int(index) for index in np.argwhere(wrong)[0])
-        raise ValueError(f"targets[{', '.join(map(str, where))}] is {targets[where]}, expected a class in "
-                         f"[0, {shape[-1]}) or ignore_index={ignore_index}")
+        raise ValueError(
+            f"targets[{', '.join(map(str, where))}] is {targets[where]}, expected a class in "
+            f"[0, {shape[-1]}) or ignore_index={ignore_index}"
+        )
     classes: Array = targets.astype(np.intp, copy=False)
     return classes
 

@@ -51,16 +51,18 @@ class Linear(Layer):
     ((5, 4, 3), [20.0, 20.0])
     """
 
-    def __init__(self, input_size: int, output_size: int, bias: bool = True, *, dtype: Any = "float32",
-                 seed: Any = None) -> None:
+    def __init__(
+        self, input_size: int, output_size: int, bias: bool = True, *, dtype: Any = "float32", seed: Any = None
+    ) -> None:
         self.input_size = positive_int("input_size", input_size)
         self.output_size = positive_int("output_size", output_size)
         self._bias = flag("bias", bias)
         shapes: dict[str, tuple[int, ...]] = {"weight": (self.output_size, self.input_size)}
         if self._bias:
             shapes["bias"] = (self.output_size,)
-        self._set_up({"input_size": self.input_size, "output_size": self.output_size, "bias": self._bias},
-                     shapes, dtype, seed)
+        self._set_up(
+            {"input_size": self.input_size, "output_size": self.output_size, "bias": self._bias}, shapes, dtype, seed
+        )
         bound = 1 / math.sqrt(self.input_size)
         for array in self.parameters.values():
             array[...] = self._rng.uniform(-bound, bound, array.shape)
@@ -99,8 +101,9 @@ class Linear(Layer):
         x = as_array("x", x)
         check_dtype("x", x, self.dtype)
         if x.ndim == 0 or x.shape[-1] != self.input_size:
-            raise ValueError(f"x must have {self.input_size} features in its last axis, got shape {x.shape} "
-                             f"for {self!r}")
+            raise ValueError(
+                f"x must have {self.input_size} features in its last axis, got shape {x.shape} for {self!r}"
+            )
         return x.reshape(-1, self.input_size), (*x.shape[:-1], self.output_size)
 
     def _apply(self, rows: Array, weight: Array) -> Array:

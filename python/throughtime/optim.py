@@ -42,8 +42,10 @@ class _Optimizer:
         for name, parameter in parameters.items():
             state = self._states.get(name)
             if state is not None and state["shape"] != parameter.shape:
-                raise ValueError(f"parameters[{name!r}] has shape {parameter.shape}, but had {state['shape']} in the "
-                                 "steps before; use one optimiser per model, or different names")
+                raise ValueError(
+                    f"parameters[{name!r}] has shape {parameter.shape}, but had {state['shape']} in the "
+                    "steps before; use one optimiser per model, or different names"
+                )
         for name, parameter in parameters.items():
             state = self._states.setdefault(name, {"shape": parameter.shape})
             self._update(parameter, grads[name], state)
@@ -121,8 +123,9 @@ class Adam(_Optimizer):
     array([0.5, 1.5])
     """
 
-    def __init__(self, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-                 weight_decay: float = 0.0) -> None:
+    def __init__(
+        self, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0
+    ) -> None:
         super().__init__()
         below_one = math.nextafter(1, 0)
         self.lr = number("lr", lr, 0, math.inf)

@@ -106,8 +106,8 @@ class Recurrent(Layer):
         state : (L*D, B, H) array, or a pair of them for the LSTM, optional
             Initial state ``h_0`` or ``(h_0, c_0)``; zeros when None.
         lengths : (B,) integers, optional
-            Each sequence's own length, in any order, 0 allowed. Beyond it the output is zero and the state stands still,
-            whatever the padding holds.
+            Each sequence's own length, in any order, 0 allowed. Beyond it the output is zero and the state stands
+            still, whatever the padding holds.
         resets : (T, B) bool array, optional
             True on the first step of an episode: the forward direction starts from zero there, the reverse direction on
             the step before it. No gradient crosses.
@@ -141,7 +141,9 @@ class Recurrent(Layer):
         """
         choice("output", output, ("all", "last"))
         _check_memory(memory)
-        return self._run(x, state, lengths, resets, masks, training=flag("training", training), output=output, keep=True)
+        return self._run(
+            x, state, lengths, resets, masks, training=flag("training", training), output=output, keep=True
+        )
 
     def _run(
         self,
@@ -164,8 +166,9 @@ class Recurrent(Layer):
             batched=batched,
             state=self._check_state("state", state, batch, batched),
             lengths=_check_lengths(lengths, steps, batch, batched),
-            resets=None if resets is None else _batch_axis(
-                bool_array("resets", resets, (steps, batch) if batched else (steps,)), 1, batched),
+            resets=None
+            if resets is None
+            else _batch_axis(bool_array("resets", resets, (steps, batch) if batched else (steps,)), 1, batched),
             masks=self._masks(masks, (steps, batch), batched, training),
             last=output == "last",
             keep=keep,
@@ -177,11 +180,14 @@ class Recurrent(Layer):
         check_dtype("x", x, self.dtype)
         if x.ndim not in (2, 3):
             layout = "B, T" if self.batch_first else "T, B"
-            raise ValueError(f"x has shape {x.shape}, expected ({layout}, {self.input_size}), or (T, {self.input_size}) "
-                             "unbatched")
+            raise ValueError(
+                f"x has shape {x.shape}, expected ({layout}, {self.input_size}), or (T, {self.input_size}) unbatched"
+            )
         if x.shape[-1] != self.input_size:
-            raise ValueError(f"x has {x.shape[-1]} features in its last axis, but this {type(self).__name__} was built "
-                             f"with input_size={self.input_size} (x.shape == {x.shape})")
+            raise ValueError(
+                f"x has {x.shape[-1]} features in its last axis, but this {type(self).__name__} was built "
+                f"with input_size={self.input_size} (x.shape == {x.shape})"
+            )
         batched = x.ndim == 3
         major = self._time_major(x, batched)
         if major.shape[0] == 0:
@@ -202,9 +208,13 @@ class Recurrent(Layer):
         labels = [name]
         if len(self._state_names) > 1:
             if not isinstance(state, tuple | list):
-                raise TypeError(f"{name} must be a pair (h_0, c_0) for {type(self).__name__}, got {type(state).__name__}")
+                raise TypeError(
+                    f"{name} must be a pair (h_0, c_0) for {type(self).__name__}, got {type(state).__name__}"
+                )
             if len(state) != len(self._state_names):
-                raise ValueError(f"{name} must be a pair (h_0, c_0) for {type(self).__name__}, got {len(state)} entries")
+                raise ValueError(
+                    f"{name} must be a pair (h_0, c_0) for {type(self).__name__}, got {len(state)} entries"
+                )
             labels = [f"{name}[{i}]" for i in range(len(state))]
         else:
             state = (state,)
@@ -226,8 +236,10 @@ class Recurrent(Layer):
             raise TypeError(f"masks must be a dict of bool arrays, got {type(given).__name__}")
         unexpected = sorted(set(given or ()) - set(names))
         if unexpected:
-            raise ValueError(f"masks has unexpected {', '.join(unexpected)}; expected {', '.join(names) or 'none'} "
-                             f"(dropout={self.dropout}, num_layers={self.num_layers}, training={training})")
+            raise ValueError(
+                f"masks has unexpected {', '.join(unexpected)}; expected {', '.join(names) or 'none'} "
+                f"(dropout={self.dropout}, num_layers={self.num_layers}, training={training})"
+            )
         width = self.num_directions * self.hidden_size
         masks = {}
         for name in names:
@@ -254,7 +266,9 @@ def _batch_axis(array: Array, axis: int, batched: bool) -> Array:
 def _check_lengths(lengths: Any, steps: int, batch: int, batched: bool) -> Array | None:
     if lengths is None:
         return None
-    array = np.asarray(lengths) if isinstance(lengths, int | np.integer | list | tuple) else as_array("lengths", lengths)
+    array = (
+        np.asarray(lengths) if isinstance(lengths, int | np.integer | list | tuple) else as_array("lengths", lengths)
+    )
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"lengths must be integers, got dtype {array.dtype}")
     check_shape("lengths", array, (batch,) if batched else ())
@@ -427,5 +441,3 @@ _NOT_CONFIGURATION = ("self", "dtype", "seed", "__class__", "wanted")
 def _config(arguments: dict[str, Any]) -> dict[str, Any]:
     """A constructor's own arguments, for `repr`, `save` and the base class."""
     return {key: value for key, value in arguments.items() if key not in _NOT_CONFIGURATION}
-
-

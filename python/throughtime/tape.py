@@ -42,8 +42,10 @@ class Gradients:
 
     def __getattr__(self, name: str) -> Any:
         if name in _TIMESTEPS:
-            raise AttributeError(f"grads.{name} was not asked for: tape.backward(..., timesteps=({name!r}, ...)); "
-                                 "a layer without a cell state has no 'cell'")
+            raise AttributeError(
+                f"grads.{name} was not asked for: tape.backward(..., timesteps=({name!r}, ...)); "
+                "a layer without a cell state has no 'cell'"
+            )
         if name == "clipped":
             raise AttributeError("grads.clipped exists where tape.backward(..., clip=...) was called")
         raise AttributeError(f"gradients have no {name!r}")
@@ -85,7 +87,9 @@ class Tape:
         self._batched = batched
         self._last = last
         self._lengths, self._resets, self._masks = lengths, resets, masks
-        self._parameters = {name: array.copy() for name, array in layer.parameters.items()} if keep else layer.parameters
+        self._parameters = (
+            {name: array.copy() for name, array in layer.parameters.items()} if keep else layer.parameters
+        )
         self._sizes = x.shape[0], x.shape[1]
         self.masks = {name: self._unbatch(mask, 1) for name, mask in masks.items()}
         self._forward(x, state, keep)
@@ -125,8 +129,11 @@ class Tape:
         # Below the top, one direction's states are the next layer's input as they stand: nothing reads the padding.
         output = None
         if not (is_top and self._last) and (is_top or directions > 1 or not keep):
-            output = self._new_layout(directions * units) if is_top else np.empty(
-                (steps, batch, directions * units), layer.dtype)
+            output = (
+                self._new_layout(directions * units)
+                if is_top
+                else np.empty((steps, batch, directions * units), layer.dtype)
+            )
         for direction in range(directions):
             index = number_ * directions + direction
             problem = self._problem(index, x)
@@ -327,8 +334,10 @@ class _Backward:
         # Where B is 0 no kernel runs: the final state's (empty) gradient and zeros are the answer.
         self.initial = [np.empty_like(array) for array in d_final]
         per_step = (count, steps, batch)
-        self.states = [np.empty((*per_step, layer.hidden_size), layer.dtype) if name in asked or check_finite else None
-                       for name in layer._state_names]
+        self.states = [
+            np.empty((*per_step, layer.hidden_size), layer.dtype) if name in asked or check_finite else None
+            for name in layer._state_names
+        ]
         self.gates = np.empty((*per_step, layer._gates * layer.hidden_size), layer.dtype) if "gates" in asked else None
         self.clipped = np.zeros(per_step, np.bool_) if options["clip"] else None
         self.norms = {name: np.zeros(steps) for name in self.parameters} if "parameter_norms" in asked else None

@@ -18,8 +18,13 @@ def _build() -> Any:
 
     from . import flow, info, train
 
-    app = typer.Typer(name="throughtime", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-                      help="Recurrent networks with the gradient at every timestep.")
+    app = typer.Typer(
+        name="throughtime",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        help="Recurrent networks with the gradient at every timestep.",
+    )
     app.command("train")(train.train)
     app.command("flow")(flow.flow)
     app.command("info")(info.info)
@@ -27,8 +32,10 @@ def _build() -> Any:
 
 
 def _explain() -> None:
-    sys.exit(f"throughtime: error: the command line needs {', '.join(_missing())}, which is not installed: "
-             'pip install "throughtime[cli]"')
+    sys.exit(
+        f"throughtime: error: the command line needs {', '.join(_missing())}, which is not installed: "
+        'pip install "throughtime[cli]"'
+    )
 
 
 app = _explain if _missing() else _build()

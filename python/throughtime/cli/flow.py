@@ -35,8 +35,10 @@ def flow(
     orthogonal, gate biases for memories as long as the sequence (chrono), other biases zero.
     """
     check_plot_path(plot)
-    norms = {name: {weights: _norms(name, weights, steps, hidden, batch, seed) for weights in ("default", "good")}
-             for name in _CELLS}
+    norms = {
+        name: {weights: _norms(name, weights, steps, hidden, batch, seed) for weights in ("default", "good")}
+        for name in _CELLS
+    }
     console = Console()
     console.print(_table(norms, f"Norm of dL/dh_t, loss on the last of {steps} steps, {hidden} units"))
     from .plots import save_flow_figure
@@ -52,8 +54,9 @@ def set_good_weights(layer: Any, rng: np.random.Generator, max_steps: float) -> 
         if name.startswith("weight_hh"):
             array[...] = tt.init.orthogonal(array.shape, rng, gates=gates, dtype=array.dtype)
         elif name.startswith("bias_ih") and gates > 1:
-            array[...] = tt.init.chrono(array.shape, rng, max_steps, cell={3: "gru", 4: "lstm"}[gates],
-                                         dtype=array.dtype)
+            array[...] = tt.init.chrono(
+                array.shape, rng, max_steps, cell={3: "gru", 4: "lstm"}[gates], dtype=array.dtype
+            )
         elif name.startswith("bias"):
             array[...] = 0
 
@@ -96,8 +99,9 @@ def _table(norms: dict[str, dict[str, Array]], title: str) -> Table:
         table.add_column(column, justify="right")
     for cell, curves in norms.items():
         for weights, row in curves.items():
-            table.add_row(cell, weights, *(f"{row[t]:.1e}" for t in (-1, len(row) // 2, 0)), _log10(row[0]),
-                          f"{gamma(row):.4f}")
+            table.add_row(
+                cell, weights, *(f"{row[t]:.1e}" for t in (-1, len(row) // 2, 0)), _log10(row[0]), f"{gamma(row):.4f}"
+            )
     return table
 
 

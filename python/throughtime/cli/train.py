@@ -40,8 +40,9 @@ class Cell(StrEnum):
 
 
 def train(
-    file: Annotated[Path | None, typer.Argument(help="A UTF-8 text; without it, the text of Python's help().",
-                                                show_default=False)] = None,
+    file: Annotated[
+        Path | None, typer.Argument(help="A UTF-8 text; without it, the text of Python's help().", show_default=False)
+    ] = None,
     cell: Annotated[Cell, typer.Option(case_sensitive=False, help="Recurrent layer.")] = Cell.lstm,
     layers: Annotated[int, typer.Option(min=1, help="Recurrent layers.")] = 1,
     hidden: Annotated[int, typer.Option(min=1, help="Units of each layer.")] = 256,
@@ -53,9 +54,13 @@ def train(
     sample_length: Annotated[int, typer.Option(min=0, help="Characters of the sample.")] = 400,
     temperature: Annotated[float, typer.Option(min=0, help="Of the sample; 0 takes the likeliest character.")] = 0.7,
     plot: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("throughtime-train.png"),
-    save: Annotated[Path | None, typer.Option(help="A directory for the model: embedding.npz, recurrent.npz and "
-                                                   "linear.npz for tt.load, vocabulary.json.",
-                                              show_default=False)] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            help="A directory for the model: embedding.npz, recurrent.npz and linear.npz for tt.load, vocabulary.json.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Train a character model on a text, print a sample, plot the loss and the gradient at every timestep."""
     for option, value in (("--lr", lr), ("--temperature", temperature)):
@@ -69,9 +74,12 @@ def train(
     streams = _streams(ids, batch, window, len(vocabulary))
     model = CharacterModel(len(vocabulary), cell, layers, hidden, seed)
     console = Console()
-    say(console, f"{'Python help() topics' if file is None else file}: {len(ids):,} characters, {len(vocabulary)} "
-                 f"distinct; {model.recurrent!r}, {sum(map(np.size, model.parameters.values())):,} parameters; "
-                 f"{streams.inputs.shape[1]} streams")
+    say(
+        console,
+        f"{'Python help() topics' if file is None else file}: {len(ids):,} characters, {len(vocabulary)} "
+        f"distinct; {model.recurrent!r}, {sum(map(np.size, model.parameters.values())):,} parameters; "
+        f"{streams.inputs.shape[1]} streams",
+    )
 
     run = _train(model, streams, steps, window, lr, console)
     _report(run, unigram_bits(ids), console)
@@ -170,8 +178,9 @@ def unigram_bits(ids: Array) -> float:
     return float(-(shares * np.log2(shares)).sum())
 
 
-def sample(model: CharacterModel, vocabulary: str, first: int, length: int, temperature: float,
-           rng: np.random.Generator) -> str:
+def sample(
+    model: CharacterModel, vocabulary: str, first: int, length: int, temperature: float, rng: np.random.Generator
+) -> str:
     """Let the model write on after the character `first`."""
     current, state, written = first, None, []
     for _ in range(length):
@@ -254,9 +263,16 @@ def _train(model: CharacterModel, streams: Streams, steps: int, window: int, lr:
 
 def _progress(console: Console) -> Progress:
     """The bar; nothing where the output is no terminal."""
-    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-                    TextColumn("{task.fields[loss]:.3f} bits/char"), TextColumn("{task.fields[rate]:,.0f} chars/s"),
-                    TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]:.3f} bits/char"),
+        TextColumn("{task.fields[rate]:,.0f} chars/s"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
 
 
 def _report(run: Run, unigram: float, console: Console) -> None:
@@ -264,12 +280,16 @@ def _report(run: Run, unigram: float, console: Console) -> None:
     if not run.losses:
         say(console, f"{state} 0 steps")
         return
-    say(console, f"{state} {len(run.losses)} steps in {run.seconds:.1f} s, {run.rate:,.0f} characters per second; loss "
-                 f"{run.losses[0]:.3f} -> {run.recent():.3f} bits per character (unigram baseline {unigram:.3f})")
+    say(
+        console,
+        f"{state} {len(run.losses)} steps in {run.seconds:.1f} s, {run.rate:,.0f} characters per second; loss "
+        f"{run.losses[0]:.3f} -> {run.recent():.3f} bits per character (unigram baseline {unigram:.3f})",
+    )
 
 
-def _finish(run: Run, model: CharacterModel, vocabulary: str, ids: Array, plot: Path, console: Console, *,
-            title: str) -> None:
+def _finish(
+    run: Run, model: CharacterModel, vocabulary: str, ids: Array, plot: Path, console: Console, *, title: str
+) -> None:
     from .plots import save_training_figure
 
     norms = model.gradient_norms(ids[: _FLOW_STEPS + 1])
