@@ -18,6 +18,7 @@ void register_config(pybind11::module_& m) {
   m.def("get_num_threads", &get_num_threads);
   m.def("set_num_threads", &set_num_threads);
   m.def("usable_cores", &usable_cores);
+  m.def("empty_cache", [] { pool_trim(0); });
 }
 
 }  // namespace throughtime

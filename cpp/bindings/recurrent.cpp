@@ -122,6 +122,13 @@ void register_recurrent(py::module_& m) {
     const Arrays arrays(problem);
     (is_double(arrays, problem) ? backward<double> : backward<float>)(find_cell(cell.c_str()), arrays, Arrays(gradients));
   });
+  m.def("empty", [](const std::vector<py::ssize_t>& shape, const py::dtype& dtype) {
+    size_t bytes = size_t(dtype.itemsize());
+    for (const py::ssize_t size : shape) bytes *= size_t(size);
+    void* block = pool_acquire(bytes);
+    const py::capsule owner(block, pool_release);  // back to the pool with the last reference
+    return py::array(dtype, shape, block, owner);
+  });
   m.def("saved_shape", [](const std::string& cell, bool float64, int64_t hidden_size) {
     return py::tuple(py::cast((float64 ? saved_shape<double> : saved_shape<float>)(find_cell(cell.c_str()), hidden_size)));
   });

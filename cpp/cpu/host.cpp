@@ -9,7 +9,6 @@
 #include <atomic>
 #include <cstdlib>
 #include <functional>
-#include <new>
 #include <string>
 #include <thread>
 
@@ -102,8 +101,6 @@ int64_t l2_bytes() {
   return bytes;
 }
 
-constexpr size_t alignment = 64;
-
 }  // namespace
 
 int usable_cores() {
@@ -126,10 +123,8 @@ Call::Call(bool (*poll)())
   host_ = {this, count, count > usable_cores(), l2_bytes(), allocate, run, [] { std::this_thread::yield(); }, interrupted};
 }
 
-void Call::Free::operator()(void* block) const { ::operator delete(block, std::align_val_t(alignment)); }
-
 void* Call::allocate(void* self, size_t bytes) {
-  void* block = ::operator new(bytes ? bytes : 1, std::align_val_t(alignment));
+  void* block = pool_acquire(bytes);
   static_cast<Call*>(self)->scratch_.emplace_back(block);
   return block;
 }

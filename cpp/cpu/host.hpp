@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../kernels.hpp"
+#include "memory.hpp"
 
 namespace throughtime {
 
@@ -25,8 +26,8 @@ class Call {
   bool stopped() const { return stopped_; }
 
  private:
-  struct Free {
-    void operator()(void* block) const;
+  struct Release {
+    void operator()(void* block) const { pool_release(block); }
   };
 
   static void* allocate(void* self, size_t bytes);
@@ -34,7 +35,7 @@ class Call {
   static bool interrupted(void* self);
 
   std::unique_lock<std::mutex> team_;
-  std::vector<std::unique_ptr<void, Free>> scratch_;
+  std::vector<std::unique_ptr<void, Release>> scratch_;
   bool (*poll_)();
   std::chrono::steady_clock::time_point next_poll_;
   bool stopped_ = false;

@@ -2,7 +2,7 @@
 
 from . import init, optim
 from .clipping import clip_grad_norm
-from .config import __version__, get_num_threads, set_num_threads, show_config
+from .config import __version__, empty_cache, get_num_threads, set_num_threads, show_config
 from .gradcheck import gradcheck
 from .layer import load
 from .losses import cross_entropy, mse
@@ -21,6 +21,7 @@ __all__ = [
     "__version__",
     "clip_grad_norm",
     "cross_entropy",
+    "empty_cache",
     "get_num_threads",
     "gradcheck",
     "init",

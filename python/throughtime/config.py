@@ -26,6 +26,11 @@ def set_num_threads(n: int) -> None:
     _core.set_num_threads(size("n", n))
 
 
+def empty_cache() -> None:
+    """Give pooled memory that no array uses back to the system."""
+    _core.empty_cache()
+
+
 def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     """Show version, instruction sets and threads.
 

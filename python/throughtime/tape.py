@@ -100,12 +100,12 @@ class Tape:
         layer, (steps, batch) = self._layer, self._sizes
         count = layer.num_layers * layer.num_directions
         rows = steps + 2 if keep else 2
-        self._states = [np.empty((count, rows, batch, layer.hidden_size), layer.dtype) for _ in state]
+        self._states = [_core.empty((count, rows, batch, layer.hidden_size), layer.dtype) for _ in state]
         for states, initial in zip(self._states, state, strict=True):
             for index in range(count):
                 states[index, steps + 1 if keep and self._is_reverse(index) else 0] = initial[index]
         saved = (steps, batch, *_core.saved_shape(layer._cell, layer.dtype == np.float64, layer.hidden_size))
-        self._saved = [np.empty(saved, layer.dtype) if keep else None for _ in range(count)]
+        self._saved = [_core.empty(saved, layer.dtype) if keep else None for _ in range(count)]
         self._inputs: list[Array] = []
         for number_ in range(layer.num_layers):
             self._inputs.append(x)
@@ -132,7 +132,7 @@ class Tape:
             output = (
                 self._new_layout(directions * units)
                 if is_top
-                else np.empty((steps, batch, directions * units), layer.dtype)
+                else _core.empty((steps, batch, directions * units), layer.dtype)
             )
         for direction in range(directions):
             index = number_ * directions + direction
@@ -194,7 +194,7 @@ class Tape:
         """A new (T, B, F) array whose memory is in the caller's layout."""
         steps, batch = self._sizes
         first = self._layer.batch_first and self._batched
-        array = np.empty((batch, steps, features) if first else (steps, batch, features), self._layer.dtype)
+        array = _core.empty((batch, steps, features) if first else (steps, batch, features), self._layer.dtype)
         return array.swapaxes(0, 1) if first else array
 
     def _as_state(self, arrays: list[Array]) -> State:
@@ -335,10 +335,10 @@ class _Backward:
         self.initial = [np.empty_like(array) for array in d_final]
         per_step = (count, steps, batch)
         self.states = [
-            np.empty((*per_step, layer.hidden_size), layer.dtype) if name in asked or check_finite else None
+            _core.empty((*per_step, layer.hidden_size), layer.dtype) if name in asked or check_finite else None
             for name in layer._state_names
         ]
-        self.gates = np.empty((*per_step, layer._gates * layer.hidden_size), layer.dtype) if "gates" in asked else None
+        self.gates = _core.empty((*per_step, layer._gates * layer.hidden_size), layer.dtype) if "gates" in asked else None
         self.clipped = np.zeros(per_step, np.bool_) if options["clip"] else None
         self.norms = {name: np.zeros(steps) for name in self.parameters} if "parameter_norms" in asked else None
 
@@ -364,7 +364,7 @@ class _Backward:
         """Both directions of one layer; returns the gradient of its input."""
         tape, layer = self.tape, self.tape._layer
         x = tape._inputs[number_]
-        d_input = tape._new_layout(x.shape[2]) if number_ == 0 else np.empty(x.shape, x.dtype)
+        d_input = tape._new_layout(x.shape[2]) if number_ == 0 else _core.empty(x.shape, x.dtype)
         units = layer.hidden_size
         for direction in range(layer.num_directions):
             index = number_ * layer.num_directions + direction

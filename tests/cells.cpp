@@ -1,0 +1,652 @@
+// Proofs on the C++ itself, at the register width of TT_VECTOR_BYTES, which any machine can run:
+//   complex step   each cell's backward is the derivative of its forward, to the last digits;
+//   whole numbers  both time loops with cells of G = 1, 3, 4 gates that only add integers: packing, interleaving, tiles, tails,
+//                  threads and rules give the plain loops' numbers, compared with ==, and touch nothing else.
+// Prints one line per proof; the exit status says whether all hold.
+#define TT_ISA tested
+
+#include <algorithm>
+#include <complex>
+#include <cstdio>
+#include <limits>
+#include <memory>
+#include <new>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "number.hpp"
+
+namespace throughtime::TT_ISA {
+
+struct Complex {
+  std::complex<double> z;
+  Complex(double real = 0) : z(real) {}
+  Complex(std::complex<double> value) : z(value) {}
+
+  friend Complex operator+(Complex a, Complex b) { return a.z + b.z; }
+  friend Complex operator-(Complex a, Complex b) { return a.z - b.z; }
+  friend Complex operator*(Complex a, Complex b) { return a.z * b.z; }
+  friend Complex operator/(Complex a, Complex b) { return a.z / b.z; }
+  friend Complex operator-(Complex a) { return -a.z; }
+  friend Complex& operator+=(Complex& a, Complex b) { return a = a + b; }
+  friend bool operator<(Complex a, Complex b) { return a.z.real() < b.z.real(); }
+  friend bool operator>(Complex a, Complex b) { return b < a; }
+};
+Complex sigmoid(Complex a) { return 1.0 / (1.0 + std::exp(-a.z)); }
+Complex tanh(Complex a) { return std::tanh(a.z); }
+
+template <>
+struct ScalarOf<Complex> {
+  using type = double;
+};
+template <>
+struct ScalarOf<double> {  // the plain loops' number
+  using type = double;
+};
+
+}  // namespace throughtime::TT_ISA
+
+#include "cells/cells.hpp"
+#include "cpu/backward.hpp"
+#include "cpu/forward.hpp"
+
+namespace throughtime::TT_ISA {
+
+bool report(bool holds, const char* proof, const std::string& of) {
+  std::printf("%s %2d-byte registers, %s: %s\n", holds ? "ok    " : "FAILED", vector_bytes, proof, of.c_str());
+  return holds;
+}
+
+// ---------------------------------------------------------------------------------------------------------- complex step
+
+template <class C>
+struct Point {
+  Complex x[C::gates], r[C::gates], s[C::states];
+  Complex next[C::states], a[C::saved + 1];
+
+  void forward() { C::forward(x, r, s, next, a); }
+};
+
+// The largest difference between the backward and the derivative at one point, relative to the largest derivative there.
+template <class C>
+double error_at(const Point<C>& point, const Complex* weights) {
+  constexpr double h = 1e-30;
+  double largest = 0, worst = 0;
+  const auto compare = [&](Complex got, double expected) {
+    largest = std::max(largest, std::abs(expected));
+    worst = std::max(worst, std::abs(got.z.real() - expected));
+  };
+  const auto step = [&](auto input, int i) {  // one input moved by ih
+    Point<C> moved = point;
+    (moved.*input)[i].z += std::complex<double>(0, h);
+    moved.forward();
+    return moved;
+  };
+  const auto derivative = [&](auto input, int i) {  // of the weighted sum of the states after
+    double sum = 0;
+    for (int n = 0; n < C::states; ++n) sum += weights[n].z.real() * step(input, i).next[n].z.imag();
+    return sum / h;
+  };
+
+  Point<C> at = point;
+  at.forward();
+  Complex dn[C::states], ds[C::states], dx[C::gates], dr[C::gates];
+  for (int n = 0; n < C::states; ++n) dn[n] = weights[n];
+  C::backward(at.a, at.s, at.next, dn, ds, dx, dr);
+  for (int g = 0; g < C::gates; ++g) {
+    compare(dx[g], derivative(&Point<C>::x, g));
+    compare(C::split ? dr[g] : dx[g], derivative(&Point<C>::r, g));
+  }
+  for (int n = 0; n < C::states; ++n) compare(ds[n], derivative(&Point<C>::s, n));
+  compare(dn[0], weights[0].z.real());
+  // The first gate reaches the loss only through c', so dL/dx_0 = (total dL/dc') (dc'/dx_0).
+  if constexpr (C::states == 2)
+    compare(dn[1], derivative(&Point<C>::x, 0) / (step(&Point<C>::x, 0).next[1].z.imag() / h));
+  return largest > 0 ? worst / largest : worst;
+}
+
+template <class C>
+bool complex_step() {
+  constexpr double bound = 1e-14;  // some 50 roundings
+  std::mt19937_64 random(1);
+  std::normal_distribution<double> normal;
+  double worst = 0;
+  for (int trial = 0; trial < 500; ++trial) {
+    Point<C> point, mirrored;  // so that a kink at zero is seen from both sides
+    Complex weights[C::states];
+    const auto draw = [&](auto& values, auto& negated) {
+      for (int i = 0; i < int(sizeof values / sizeof values[0]); ++i) negated[i] = -(values[i] = Complex(normal(random)));
+    };
+    draw(point.x, mirrored.x);
+    draw(point.r, mirrored.r);
+    draw(point.s, mirrored.s);
+    for (Complex& weight : weights) weight = Complex(normal(random));
+    worst = std::max({worst, error_at<C>(point, weights), error_at<C>(mirrored, weights)});
+  }
+  char text[99];
+  std::snprintf(text, sizeof text, "%s, relative error %.1e", C::name, worst);
+  return report(worst <= bound, "complex step", text);
+}
+
+template <class... C>
+bool complex_steps(List<C...>) {
+  return (int(complex_step<C>()) & ...);
+}
+
+// --------------------------------------------------------------------------------------------------------- whole numbers
+
+// x less the nearest multiple of 16: integers never grow, whatever the number of steps, and a small change stays seen.
+template <class V>
+TT_INLINE V fold(V x) {
+  using S = Scalar<V>;
+  const V n = (x * S(1.0 / 16) + Exponential<S>::round) - Exponential<S>::round;
+  return x - n * S(16);
+}
+
+// Every gate, state and saved value has a factor of its own. The backward is nothing's derivative: it shows that all it is given
+// is in its place.
+template <int gate_count, int state_count, bool differ>
+struct Integral {
+  static constexpr int gates = gate_count, states = state_count, saved = gates + 1;
+  static constexpr bool split = differ;
+  static constexpr const char* name = "integral";
+
+  template <class V>
+  TT_INLINE static void forward(const V* x, const V* r, const V* s, V* next, V* a) {
+    using S = Scalar<V>;
+    for (int g = 0; g < gates; ++g) a[g] = fold(x[g] * S(2 * g + 1) + r[g] * S(2 * g + 3) + s[g % states]);
+    a[gates] = fold(s[states - 1] - r[gates - 1] * S(3));
+    for (int n = 0; n < states; ++n) {
+      V sum = s[n] * S(2 * n + 3) + a[gates];
+      for (int g = 0; g < gates; ++g) sum += a[g] * S(2 * g + 2 * n + 1);
+      next[n] = fold(sum);
+    }
+  }
+  template <class V>
+  TT_INLINE static void backward(const V* a, const V* s, const V* next, V* dn, V* ds, V* dx, V* dr) {
+    using S = Scalar<V>;
+    dn[states - 1] = fold(dn[states - 1] + dn[0] * S(3));
+    for (int g = 0; g < gates; ++g) dx[g] = fold(dn[g % states] * S(2 * g + 1) + a[g] * S(3) - s[g % states]);
+    if (split)
+      for (int g = 0; g < gates; ++g) dr[g] = fold(dx[g] * S(2 * g - 5) + a[gates]);
+    for (int n = 0; n < states; ++n) ds[n] = fold(dn[n] * S(2 * n + 5) + next[n] - s[n] * S(3));
+  }
+};
+
+// (d0, d1, d2), the last axis contiguous, unset (NaN) until written. Rows are `gap` apart and unset numbers follow the last,
+// so that a write out of place is seen.
+template <class S>
+struct Tensor {
+  int64_t size[3] = {}, stride[2] = {};
+  std::vector<S> values;
+
+  Tensor() = default;
+  Tensor(int64_t d0, int64_t d1, int64_t d2, int64_t gap = 0, bool swapped = false) : size{d0, d1, d2} {
+    stride[0] = swapped ? d2 + gap : d1 * (d2 + gap);
+    stride[1] = swapped ? d0 * (d2 + gap) : d2 + gap;
+    values.assign(size_t(d0 * d1 * (d2 + gap) + 64), std::numeric_limits<S>::quiet_NaN());
+  }
+  S* data() { return values.data(); }
+  const S* data() const { return values.data(); }
+  S* at(int64_t i, int64_t j, int64_t k = 0) { return data() + i * stride[0] + j * stride[1] + k; }
+  double operator()(int64_t i, int64_t j, int64_t k) const { return data()[i * stride[0] + j * stride[1] + k]; }
+
+  template <class Value>
+  void fill(const Value& value) {
+    for (int64_t i = 0; i < size[0]; ++i)
+      for (int64_t j = 0; j < size[1]; ++j)
+        for (int64_t k = 0; k < size[2]; ++k) *at(i, j, k) = S(value(i, j, k));
+  }
+  View<S> view() { return {data(), stride[0], stride[1]}; }
+  View<const S> view() const { return {data(), stride[0], stride[1]}; }
+};
+
+struct Sizes {
+  int64_t T, B, I, H;
+};
+
+template <class C>
+struct Problem : Sizes {
+  using S = float;
+  bool reverse, swapped, add_to_input, clips;
+  int64_t truncate;
+  Tensor<S> x, weight_ih, weight_hh, bias_ih, bias_hh, initial[C::states];
+  Tensor<S> d_output, d_cell, d_final[C::states], d_input;
+  std::vector<int64_t> lengths;
+  std::vector<uint8_t> resets;
+
+  Problem(Sizes sizes, unsigned seed) : Sizes(sizes) {
+    std::mt19937 random(seed);
+    const auto chance = [&] { return random() % 2 == 0; };
+    const auto integers = [&](Tensor<S> tensor, int most) {
+      tensor.fill([&](int64_t, int64_t, int64_t) { return int(random() % unsigned(2 * most + 1)) - most; });
+      return tensor;
+    };
+    reverse = chance(), swapped = chance(), add_to_input = chance(), clips = chance();
+    truncate = chance() ? 0 : 1 + random() % 3;
+    if (chance())
+      for (int64_t b = 0; b < B; ++b) lengths.push_back(int64_t(random()) % (T + 1));
+    if (chance())
+      for (int64_t i = 0; i < T * B; ++i) resets.push_back(random() % 4 == 0);
+    x = integers({T, B, I, 3, swapped}, 3);
+    weight_ih = integers({1, C::gates * H, I}, 2);
+    weight_hh = integers({1, C::gates * H, H}, 2);
+    if (chance()) bias_ih = integers({1, 1, C::gates * H}, 5);
+    if (chance()) bias_hh = integers({1, 1, C::gates * H}, 5);
+    if (chance()) d_output = integers({T, B, H, 5, swapped}, 5);
+    if (C::states == 2 && chance()) d_cell = integers({T, B, H}, 5);
+    d_input = integers({T, B, I, 2, swapped}, 9);
+    for (int n = 0; n < C::states; ++n) initial[n] = integers({1, B, H}, 5), d_final[n] = integers({1, B, H}, 5);
+    for (int64_t b = 0; b < B; ++b)  // the padding poisons what reads it
+      for (int64_t t = length(b); t < T; ++t)
+        for (auto* padded : {&x, &d_output, &d_cell})
+          for (int64_t k = 0; k < padded->size[2]; ++k) *padded->at(t, b, k) = std::numeric_limits<S>::quiet_NaN();
+  }
+
+  int64_t length(int64_t b) const { return lengths.empty() ? T : lengths[size_t(b)]; }
+};
+
+// Everything that a forward and a backward give. The library and the plain loops fill one each.
+template <class C, class S>
+struct Results {
+  Tensor<S> output, states[C::states];  // the state before the first step included
+  Tensor<S> d_input, d_weight_ih, d_weight_hh, d_bias_ih, d_bias_hh, d_initial[C::states];
+  Tensor<S> d_gates, d_states[C::states];
+  Tensor<double> norms[max_parameters];
+
+  explicit Results(const Problem<C>& p) {
+    const int64_t T = p.T, B = p.B, I = p.I, H = p.H, GH = C::gates * p.H;
+    output = {T, B, H, 4, p.swapped};
+    d_input = {T, B, I, 2, p.swapped};
+    if (p.add_to_input) d_input.fill([&](int64_t t, int64_t b, int64_t i) { return p.d_input(t, b, i); });
+    d_weight_ih = {1, GH, I};
+    d_weight_hh = {1, GH, H};
+    if (!p.bias_ih.values.empty()) d_bias_ih = {1, 1, GH};
+    if (!p.bias_hh.values.empty()) d_bias_hh = {1, 1, GH};
+    d_gates = {T, B, GH};
+    for (auto& norm : norms) norm = {1, 1, T};
+    for (int n = 0; n < C::states; ++n) {
+      states[n] = {T + 2, B, H};
+      for (int64_t b = 0; b < B; ++b)
+        for (int64_t j = 0; j < H; ++j) *states[n].at(p.reverse ? T + 1 : 0, b, j) = S(p.initial[n](0, b, j));
+      d_initial[n] = {1, B, H};
+      d_states[n] = {T, B, H};
+    }
+  }
+};
+
+// A sum whose every order of summation is exact as long as `size` is an integer that a float holds.
+struct Sum {
+  double value = 0, size = 0;
+  static inline double largest = 0;
+  void add(double term) { value += term, size += std::abs(term); }
+  operator double() {
+    largest = std::max(largest, size);
+    return value;
+  }
+};
+
+template <class C>
+class PlainLoops {
+  static constexpr int G = C::gates;
+
+ public:
+  Results<C, double> results;
+
+  explicit PlainLoops(const Problem<C>& problem)
+      : results(problem), p(problem), dx(p.T, p.B, G * p.H), dr(p.T, p.B, G * p.H), before(p.T, p.B, p.H) {
+    for (auto* delta : {&dx, &dr}) delta->fill(zero);
+    before.fill(zero);
+    results.output.fill(zero);
+    for (auto& d : results.d_states) d.fill(zero);
+    for (int64_t b = 0; b < p.B; ++b) sequence(b);
+    results.d_gates.fill([&](int64_t t, int64_t b, int64_t q) { return dx(t, b, q); });
+    input_gradient();
+    weight_gradient(dx, p.x, p.I, results.d_weight_ih, results.norms[0]);
+    weight_gradient(dr, before, p.H, results.d_weight_hh, results.norms[1]);
+    bias_gradient(dx, results.d_bias_ih, results.norms[2]);
+    bias_gradient(dr, results.d_bias_hh, results.norms[3]);
+  }
+
+ private:
+  using State = std::vector<double>;  // (states, H)
+  static double zero(int64_t, int64_t, int64_t) { return 0; }
+
+  struct Step {
+    int64_t t;
+    bool fresh, cut;
+    State old, next, saved;  // (states, H), (states, H), (H, saved)
+  };
+
+  void sequence(int64_t b) {
+    State state;
+    for (const auto& initial : p.initial)
+      for (int64_t j = 0; j < p.H; ++j) state.push_back(initial(0, b, j));
+    std::vector<Step> steps;
+    const int64_t length = p.length(b);
+    if (p.reverse) put_padding(state, b);
+    for (int64_t taken = 0; taken < length; ++taken) {
+      Step step{p.reverse ? length - 1 - taken : taken};
+      const int64_t start = step.t + p.reverse;
+      step.fresh = !p.resets.empty() && start < length && p.resets[size_t(start * p.B + b)];
+      step.cut = p.truncate && taken > 0 && taken % p.truncate == 0;
+      step.old = step.fresh ? State(state.size()) : state;
+      forward(step, b);
+      state = step.next;
+      put(results.states, step.t + 1, b, state);
+      for (int64_t j = 0; j < p.H; ++j) *results.output.at(step.t, b, j) = state[size_t(j)];
+      steps.push_back(step);
+    }
+    if (!p.reverse) put_padding(state, b);
+    State carried;
+    for (const auto& d_final : p.d_final)
+      for (int64_t j = 0; j < p.H; ++j) carried.push_back(d_final(0, b, j));
+    for (; !steps.empty(); steps.pop_back()) backward(steps.back(), b, carried);
+    put(results.d_initial, 0, b, carried);
+  }
+
+  // Beyond its length a sequence's state stands still.
+  void put_padding(const State& state, int64_t b) {
+    for (int64_t t = p.length(b); t < p.T; ++t) put(results.states, t + 1, b, state);
+  }
+
+  void put(Tensor<double> (&into)[C::states], int64_t row, int64_t b, const State& state) const {
+    for (int n = 0; n < C::states; ++n)
+      for (int64_t j = 0; j < p.H; ++j) *into[n].at(row, b, j) = state[size_t(n * p.H + j)];
+  }
+
+  void forward(Step& step, int64_t b) {
+    step.next.resize(step.old.size());
+    for (int64_t j = 0; j < p.H; ++j) {
+      double x[G], r[G], old[C::states], next[C::states], saved[C::saved];
+      for (int64_t g = 0, q = j; g < G; ++g, q += p.H) {
+        Sum from_x, from_h;
+        if (!p.bias_ih.values.empty()) from_x.add(p.bias_ih(0, 0, q));
+        if (!p.bias_hh.values.empty()) from_h.add(p.bias_hh(0, 0, q));
+        for (int64_t i = 0; i < p.I; ++i) from_x.add(p.weight_ih(0, q, i) * p.x(step.t, b, i));
+        for (int64_t i = 0; i < p.H; ++i) from_h.add(p.weight_hh(0, q, i) * step.old[size_t(i)]);
+        x[g] = from_x, r[g] = from_h;
+      }
+      for (int n = 0; n < C::states; ++n) old[n] = step.old[size_t(n * p.H + j)];
+      C::forward(x, r, old, next, saved);
+      for (int n = 0; n < C::states; ++n) step.next[size_t(n * p.H + j)] = next[n];
+      step.saved.insert(step.saved.end(), saved, saved + C::saved);
+      *before.at(step.t, b, j) = old[0];
+    }
+  }
+
+  // `carried`: the gradient of the state after the step; becomes that of the state before.
+  void backward(const Step& step, int64_t b, State& carried) {
+    const int64_t t = step.t;
+    State elementwise(carried.size());
+    for (int64_t j = 0; j < p.H; ++j) {
+      double old[C::states], next[C::states], dn[C::states], ds[C::states], d_x[G], d_r[G];
+      for (int n = 0; n < C::states; ++n) {
+        const size_t at = size_t(n * p.H + j);
+        old[n] = step.old[at], next[n] = step.next[at], dn[n] = carried[at];
+      }
+      if (!p.d_output.values.empty()) dn[0] += p.d_output(t, b, j);
+      if (!p.d_cell.values.empty()) dn[C::states - 1] += p.d_cell(t, b, j);
+      C::backward(&step.saved[size_t(j * C::saved)], old, next, dn, ds, d_x, d_r);
+      for (int64_t g = 0; g < G; ++g) {
+        *dx.at(t, b, g * p.H + j) = d_x[g];
+        *dr.at(t, b, g * p.H + j) = C::split ? d_r[g] : d_x[g];
+      }
+      for (int n = 0; n < C::states; ++n) {
+        *results.d_states[n].at(t, b, j) = dn[n];
+        elementwise[size_t(n * p.H + j)] = ds[n];
+      }
+    }
+    carried = State(carried.size());
+    if (step.fresh || step.cut) return;
+    carried = elementwise;
+    for (int64_t j = 0; j < p.H; ++j) {
+      Sum sum;
+      sum.add(elementwise[size_t(j)]);
+      for (int64_t q = 0; q < G * p.H; ++q) sum.add(dr(t, b, q) * p.weight_hh(0, q, j));
+      carried[size_t(j)] = sum;
+    }
+  }
+
+  void input_gradient() {
+    results.d_input.fill([&](int64_t t, int64_t b, int64_t i) {
+      Sum sum;
+      if (p.add_to_input) sum.add(p.d_input(t, b, i));
+      for (int64_t q = 0; q < G * p.H; ++q) sum.add(dx(t, b, q) * p.weight_ih(0, q, i));
+      return double(sum);
+    });
+  }
+
+  // Timestep t adds to the weight d^T y over the batch; `norms` takes the Frobenius norm of that.
+  template <class Features>
+  void weight_gradient(const Tensor<double>& d, const Features& y, int64_t size, Tensor<double>& into, Tensor<double>& norms) {
+    std::vector<double> squares(size_t(p.T));
+    into.fill([&](int64_t, int64_t q, int64_t i) {
+      Sum total;
+      for (int64_t t = 0; t < p.T; ++t) {
+        double step = 0;
+        for (int64_t b = 0; b < p.B; ++b)
+          if (t < p.length(b)) {
+            step += d(t, b, q) * y(t, b, i);
+            total.add(d(t, b, q) * y(t, b, i));
+          }
+        squares[size_t(t)] += step * step;
+      }
+      return double(total);
+    });
+    norms.fill([&](int64_t, int64_t, int64_t t) { return std::sqrt(squares[size_t(t)]); });
+  }
+
+  void bias_gradient(const Tensor<double>& d, Tensor<double>& into, Tensor<double>& norms) {
+    Tensor<double> ones(p.T, p.B, 1), column(1, G * p.H, 1);
+    ones.fill([](int64_t, int64_t, int64_t) { return 1; });
+    weight_gradient(d, ones, 1, column, norms);
+    into.fill([&](int64_t, int64_t, int64_t q) { return column(0, q, 0); });
+  }
+
+  const Problem<C>& p;
+  Tensor<double> dx, dr, before;  // before: h that the step started from
+};
+
+// Threads and scratch of a call. Scratch is NaN at first, and so are the bytes after it, which must stay.
+class TestHost {
+ public:
+  Host host;
+
+  TestHost(int threads, int64_t l2_bytes) {
+    host = {this, threads, true, l2_bytes, allocate, run, [] { std::this_thread::yield(); }, [](void*) { return false; }};
+  }
+
+  bool intact() const {
+    for (const auto& block : blocks)
+      for (const unsigned char* byte = block.end; byte < block.end + guard; ++byte)
+        if (*byte != 0xff) return false;
+    return true;
+  }
+
+ private:
+  static constexpr size_t guard = 64;
+  struct Free {
+    void operator()(unsigned char* bytes) const { ::operator delete(bytes, std::align_val_t(64)); }
+  };
+  struct Block {
+    std::unique_ptr<unsigned char, Free> bytes;
+    const unsigned char* end;
+  };
+
+  static void* allocate(void* self, size_t bytes) {
+    auto* block = static_cast<unsigned char*>(::operator new(bytes + guard, std::align_val_t(64)));
+    __builtin_memset(block, 0xff, bytes + guard);
+    static_cast<TestHost*>(self)->blocks.push_back({std::unique_ptr<unsigned char, Free>(block), block + bytes});
+    return block;
+  }
+
+  static void run(void* self, void (*body)(void*, int), void* argument) {
+    std::vector<std::thread> others;
+    for (int thread = 1; thread < static_cast<TestHost*>(self)->host.threads; ++thread)
+      others.emplace_back(body, argument, thread);
+    body(argument, 0);
+    for (auto& other : others) other.join();
+  }
+
+  std::vector<Block> blocks;
+};
+
+template <class C, class S>
+Recurrence<S> recurrence(const Problem<C>& p, Tensor<S> (&states)[C::states], Tensor<S>* saved) {
+  const auto or_null = [](const Tensor<S>& tensor) { return tensor.values.empty() ? nullptr : tensor.data(); };
+  Recurrence<S> problem{p.T, p.B, p.I, p.H, p.reverse};
+  problem.x = p.x.view();
+  problem.weight_ih = p.weight_ih.data(), problem.weight_hh = p.weight_hh.data();
+  problem.bias_ih = or_null(p.bias_ih), problem.bias_hh = or_null(p.bias_hh);
+  problem.lengths = p.lengths.empty() ? nullptr : p.lengths.data();
+  problem.resets = p.resets.empty() ? nullptr : p.resets.data();
+  for (int n = 0; n < C::states; ++n) problem.states[n] = states[n].data();
+  problem.state_rows = states[0].size[0];
+  problem.saved = saved ? saved->data() : nullptr;
+  return problem;
+}
+
+template <class C, class S, class Tiles>
+void run_forward(const Forward<S>& problem, TestHost& host) {
+  ForwardLoop<C, S, Tiles>(problem, host.host).run();
+}
+
+template <class C, class S, class Tiles>
+void run_backward(const Backward<S>& problem, TestHost& host) {
+  BackwardLoop<C, S, Tiles>(problem, host.host).run();
+}
+
+// The library's answer. Returns what is wrong on the way, or nothing.
+template <class C, class S>
+std::string run_library(const Problem<C>& p, TestHost& host, Results<C, S>& out) {
+  using One = OneRow<C::gates>;
+  using Many = ManyRows<C::gates>;
+  const auto data = [](Tensor<S>& tensor) { return tensor.values.empty() ? nullptr : tensor.data(); };
+  const int64_t kept = p.T * p.B * ceil_div(p.H, lanes<S>) * C::saved * lanes<S>;
+  Tensor<S> saved(1, 1, kept);
+
+  const Forward<S> forward{recurrence(p, out.states, &saved), out.output.view()};
+  p.B == 1 ? run_forward<C, S, One>(forward, host) : run_forward<C, S, Many>(forward, host);
+
+  Tensor<S> two_rows[C::states], output(p.T, p.B, p.H, 4, p.swapped);  // the same, nothing kept
+  for (int n = 0; n < C::states; ++n) {
+    two_rows[n] = {2, p.B, p.H};
+    __builtin_memcpy(two_rows[n].data(), p.initial[n].data(), size_t(p.B * p.H) * sizeof(S));
+  }
+  const Forward<S> inference{recurrence<C, S>(p, two_rows, nullptr), output.view()};
+  p.B == 1 ? run_forward<C, S, One>(inference, host) : run_forward<C, S, Many>(inference, host);
+  for (size_t i = 0; i < output.values.size(); ++i)
+    if (output.values[i] == output.values[i] && output.values[i] != out.output.values[i]) return "output of inference";
+  for (int n = 0; n < C::states; ++n)
+    if (__builtin_memcmp(two_rows[n].at(p.T % 2, 0), out.states[n].at(p.reverse ? 1 : p.T, 0), size_t(p.B * p.H) * sizeof(S)))
+      return "final state of inference";
+
+  std::vector<uint8_t> clipped(size_t(p.T * p.B));
+  Backward<S> backward{recurrence(p, out.states, &saved)};
+  backward.truncate = p.truncate;
+  backward.clip = p.clips ? S(1 << 20) : S(0);  // never reached: the way through memory must change nothing
+  backward.clipped = clipped.data();
+  if (!p.d_output.values.empty()) backward.d_output = p.d_output.view();
+  backward.d_cell = p.d_cell.values.empty() ? nullptr : p.d_cell.data();
+  backward.d_input = out.d_input.view();
+  backward.add_to_input = p.add_to_input;
+  backward.d_weight_ih = out.d_weight_ih.data(), backward.d_weight_hh = out.d_weight_hh.data();
+  backward.d_bias_ih = data(out.d_bias_ih), backward.d_bias_hh = data(out.d_bias_hh);
+  backward.d_gates = out.d_gates.data();
+  for (int n = 0; n < C::states; ++n) {
+    backward.d_final[n] = p.d_final[n].data();
+    backward.d_initial[n] = out.d_initial[n].data();
+    backward.d_states[n] = out.d_states[n].data();
+  }
+  for (int i = 0; i < max_parameters; ++i) backward.norms[i] = out.norms[i].data();
+  p.B == 1 ? run_backward<C, S, One>(backward, host) : run_backward<C, S, Many>(backward, host);
+  for (const uint8_t flag : clipped)
+    if (flag) return "clipped";
+  for (int64_t i = kept; i < int64_t(saved.values.size()); ++i)
+    if (saved.values[size_t(i)] == saved.values[size_t(i)]) return "what follows saved";
+  return host.intact() ? "" : "what follows scratch";
+}
+
+template <class S, class R>
+bool same(const Tensor<S>& got, const Tensor<R>& expected) {
+  for (size_t i = 0; i < got.values.size(); ++i) {
+    const double a = got.values[i], b = expected.values[i];
+    if (a != b && (a == a || b == b)) return false;
+  }
+  return true;
+}
+
+// The first result that differs, or nothing.
+template <class C>
+std::string difference(const Results<C, float>& got, const Results<C, double>& expected) {
+  for (int n = 0; n < C::states; ++n) {
+    if (!same(got.states[n], expected.states[n])) return "states " + std::to_string(n);
+    if (!same(got.d_states[n], expected.d_states[n])) return "d_states " + std::to_string(n);
+    if (!same(got.d_initial[n], expected.d_initial[n])) return "d_initial " + std::to_string(n);
+  }
+  for (int i = 0; i < max_parameters; ++i)
+    if (!same(got.norms[i], expected.norms[i])) return "norms " + std::to_string(i);
+  if (!same(got.output, expected.output)) return "output";
+  if (!same(got.d_gates, expected.d_gates)) return "d_gates";
+  if (!same(got.d_input, expected.d_input)) return "d_input";
+  if (!same(got.d_weight_ih, expected.d_weight_ih)) return "d_weight_ih";
+  if (!same(got.d_weight_hh, expected.d_weight_hh)) return "d_weight_hh";
+  if (!same(got.d_bias_ih, expected.d_bias_ih)) return "d_bias_ih";
+  if (!same(got.d_bias_hh, expected.d_bias_hh)) return "d_bias_hh";
+  return "";
+}
+
+std::vector<Sizes> all_sizes() {
+  std::vector<Sizes> all;
+  for (const int64_t B : {1, 2, 5, 7, 13, 33})
+    for (const int64_t H : {1, 3, 8, 9, 17, 33})
+      for (const int64_t I : {1, 5, 9})
+        for (const int64_t T : {1, 2, 5}) all.push_back({T, B, I, H});
+  // Several chunks of 256 rows, more features than rows of a chunk, and units for several threads at every width.
+  for (const Sizes more : {Sizes{600, 1, 3, 5}, {45, 13, 17, 6}, {5, 130, 4, 9}, {3, 2, 20, 150}, {4, 1, 5, 150}, {2, 9, 300, 70}})
+    all.push_back(more);
+  return all;
+}
+
+template <class C>
+bool whole_numbers() {
+  const std::string cell = std::to_string(C::gates) + " gates, " + std::to_string(C::states) + " states, " +
+                           (C::split ? "dr differs from dx" : "one delta");
+  // One thread; few that take sequences each where weights fit the cache; more that take units each, as none do.
+  constexpr struct { int threads; int64_t l2_bytes; } hosts[] = {{1, 0}, {2, 1 << 22}, {3, 0}};
+  Sum::largest = 0;
+  unsigned seed = 0;
+  for (const Sizes sizes : all_sizes()) {
+    const Problem<C> problem(sizes, ++seed);
+    const PlainLoops<C> plain(problem);
+    for (const auto [threads, l2_bytes] : hosts) {
+      TestHost host(threads, l2_bytes);
+      Results<C, float> results(problem);
+      std::string wrong = run_library(problem, host, results);
+      if (wrong.empty()) wrong = difference(results, plain.results);
+      if (wrong.empty()) continue;
+      char text[200];
+      std::snprintf(text, sizeof text, ": %s, T=%d B=%d I=%d H=%d, %d threads, seed %u, %s%s%s%struncate %d", wrong.c_str(),
+                    int(sizes.T), int(sizes.B), int(sizes.I), int(sizes.H), threads, seed, problem.reverse ? "reverse, " : "",
+                    problem.lengths.empty() ? "" : "lengths, ", problem.resets.empty() ? "" : "resets, ",
+                    problem.clips ? "clip, " : "", int(problem.truncate));
+      return report(false, "whole numbers", cell + text);
+    }
+  }
+  const std::string size = ", " + std::to_string(seed) + " problems, sums up to " + std::to_string(int64_t(Sum::largest));
+  return report(Sum::largest < (1 << 24), "whole numbers", cell + size);
+}
+
+}  // namespace throughtime::TT_ISA
+
+int main() {
+  using namespace throughtime::TT_ISA;
+  bool hold = complex_steps(Cells{});
+  hold &= whole_numbers<Integral<1, 2, true>>();
+  hold &= whole_numbers<Integral<3, 1, true>>();
+  hold &= whole_numbers<Integral<4, 2, false>>();
+  return hold ? 0 : 1;
+}
