@@ -605,8 +605,8 @@ std::vector<Sizes> all_sizes() {
     for (const int64_t H : {1, 3, 8, 9, 17, 33})
       for (const int64_t I : {1, 5, 9})
         for (const int64_t T : {1, 2, 5}) all.push_back({T, B, I, H});
-  // Several chunks of 256 rows, more features than rows of a chunk, and units for several threads at every width.
-  for (const Sizes more : {Sizes{600, 1, 3, 5}, {45, 13, 17, 6}, {5, 130, 4, 9}, {3, 2, 20, 150}, {4, 1, 5, 150}, {2, 9, 300, 70}})
+  // Several chunks of 256 rows, one step to a chunk, more features than rows, and units for several threads at every width.
+  for (const Sizes more : {Sizes{600, 1, 3, 5}, {45, 13, 17, 6}, {5, 130, 4, 9}, {4, 260, 3, 17}, {3, 2, 20, 150}, {4, 1, 5, 150}, {2, 9, 300, 70}})
     all.push_back(more);
   return all;
 }

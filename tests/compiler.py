@@ -16,7 +16,9 @@ def compiler():
     for command in (os.environ.get("CXX"), "c++", "g++", "clang++"):
         if command and shutil.which(shlex.split(command)[0]):
             return shlex.split(command)
-    raise RuntimeError("no C++ compiler as $CXX, c++, g++ or clang++; throughtime needs one to build, and so do its tests")
+    raise RuntimeError(
+        "no C++ compiler as $CXX, c++, g++ or clang++; throughtime needs one to build, and so do its tests"
+    )
 
 
 def compile_all(jobs):

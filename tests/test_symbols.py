@@ -38,7 +38,7 @@ def symbols(tmp_path_factory):
 def test_what_is_compiled_per_level_stays_in_its_namespace(symbols):
     """A weak symbol of any other namespace, made for AVX-512, could serve the whole program: SIGILL elsewhere."""
     own = re.compile(rf"_Z[A-Z]*NK?11throughtime{len(LEVEL)}{LEVEL}")  # the mangling of throughtime::LEVEL::
-    shared = [name for kind, name in symbols if kind == "u" or kind.isupper() and kind != "U"]
+    shared = [name for kind, name in symbols if kind == "u" or (kind.isupper() and kind != "U")]
     assert len(shared) > 50
     assert [name for name in shared if not own.match(name)] == []
 

@@ -338,7 +338,8 @@ class _Backward:
             _core.empty((*per_step, layer.hidden_size), layer.dtype) if name in asked or check_finite else None
             for name in layer._state_names
         ]
-        self.gates = _core.empty((*per_step, layer._gates * layer.hidden_size), layer.dtype) if "gates" in asked else None
+        rows = layer._gates * layer.hidden_size
+        self.gates = _core.empty((*per_step, rows), layer.dtype) if "gates" in asked else None
         self.clipped = np.zeros(per_step, np.bool_) if options["clip"] else None
         self.norms = {name: np.zeros(steps) for name in self.parameters} if "parameter_norms" in asked else None
 
