@@ -76,12 +76,21 @@ TT_INLINE V sigmoid(V x) {
 template <class V>
 TT_INLINE V tanh(V x) {
   using S = Scalar<V>;
-  const V size = x < S(0) ? -x : x;
+  using Bits = typename Register<S>::bits;
+  Bits bits;
+  __builtin_memcpy(&bits, &x, sizeof bits);
+  const Bits sign = bits & (Bits{} + 1) << (8 * int(sizeof(S)) - 1);
+  bits ^= sign;
+  V size;
+  __builtin_memcpy(&size, &bits, sizeof size);
   V power, rest;
   split_exp(clamp(size + size, S(0), Exponential<S>::tanh_is_one), power, rest);
   const V e = power * rest + (power - S(1));
-  const V value = e / (e + S(2));
-  return x < S(0) ? -value : value;
+  V value = e / (e + S(2));
+  __builtin_memcpy(&bits, &value, sizeof bits);
+  bits |= sign;
+  __builtin_memcpy(&value, &bits, sizeof value);
+  return value;
 }
 
 template <class V>

@@ -14,6 +14,7 @@
 #include <random>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "number.hpp"
@@ -102,8 +103,7 @@ double error_at(const Point<C>& point, const Complex* weights) {
   for (int n = 0; n < C::states; ++n) compare(ds[n], derivative(&Point<C>::s, n));
   compare(dn[0], weights[0].z.real());
   // The first gate reaches the loss only through c', so dL/dx_0 = (total dL/dc') (dc'/dx_0).
-  if constexpr (C::states == 2)
-    compare(dn[1], derivative(&Point<C>::x, 0) / (step(&Point<C>::x, 0).next[1].z.imag() / h));
+  if constexpr (C::states == 2) compare(dn[1], derivative(&Point<C>::x, 0) / (step(&Point<C>::x, 0).next[1].z.imag() / h));
   return largest > 0 ? worst / largest : worst;
 }
 
@@ -606,7 +606,8 @@ std::vector<Sizes> all_sizes() {
       for (const int64_t I : {1, 5, 9})
         for (const int64_t T : {1, 2, 5}) all.push_back({T, B, I, H});
   // Several chunks of 256 rows, one step to a chunk, more features than rows, and units for several threads at every width.
-  for (const Sizes more : {Sizes{600, 1, 3, 5}, {45, 13, 17, 6}, {5, 130, 4, 9}, {4, 260, 3, 17}, {3, 2, 20, 150}, {4, 1, 5, 150}, {2, 9, 300, 70}})
+  for (const Sizes more :
+       {Sizes{600, 1, 3, 5}, {45, 13, 17, 6}, {5, 130, 4, 9}, {4, 260, 3, 17}, {3, 2, 20, 150}, {4, 1, 5, 150}, {2, 9, 300, 70}})
     all.push_back(more);
   return all;
 }
@@ -616,7 +617,7 @@ bool whole_numbers() {
   const std::string cell = std::to_string(C::gates) + " gates, " + std::to_string(C::states) + " states, " +
                            (C::split ? "dr differs from dx" : "one delta");
   // One thread; few that take sequences each where weights fit the cache; more that take units each, as none do.
-  constexpr struct { int threads; int64_t l2_bytes; } hosts[] = {{1, 0}, {2, 1 << 22}, {3, 0}};
+  constexpr std::pair<int, int64_t> hosts[] = {{1, 0}, {2, 1 << 22}, {3, 0}};
   Sum::largest = 0;
   unsigned seed = 0;
   for (const Sizes sizes : all_sizes()) {

@@ -29,7 +29,7 @@ class Workers {
     argument_ = argument;
     running_.store(threads - 1, std::memory_order_relaxed);
     for (int i = 0; i < threads - 1; ++i) {
-      doors_[size_t(i)]->turn.fetch_add(1, std::memory_order_release);
+      doors_[size_t(i)]->turn.fetch_add(1);  // sequentially consistent: notify must not look for sleepers before it
       doors_[size_t(i)]->turn.notify_one();
     }
     body(argument, 0);

@@ -1,5 +1,5 @@
-// Free blocks wait in the order of their release, oldest first; a request takes the smallest that fits and wastes at most a quarter.
-// Beyond the limit the oldest go back to the system, so that steps of changing sizes don't grow without bound.
+// Free blocks wait in the order of their release, oldest first; a request takes the smallest that fits and wastes at most a
+// quarter. Beyond the limit the oldest go back to the system, so that steps of changing sizes don't grow without bound.
 #include "memory.hpp"
 
 #include <pthread.h>
@@ -42,7 +42,8 @@ class Pool {
     const std::lock_guard<std::mutex> hold(mutex);
     auto best = free_.end();
     for (auto it = free_.begin(); it != free_.end(); ++it)
-      if ((*it)->bytes >= bytes && (*it)->bytes - bytes <= bytes / 4 && (best == free_.end() || (*it)->bytes < (*best)->bytes)) best = it;
+      if ((*it)->bytes >= bytes && (*it)->bytes - bytes <= bytes / 4 && (best == free_.end() || (*it)->bytes < (*best)->bytes))
+        best = it;
     if (best == free_.end()) return nullptr;
     Header* block = *best;
     free_.erase(best);
