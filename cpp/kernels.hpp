@@ -43,7 +43,7 @@ struct Forward : Recurrence<S> {
 template <class S>
 struct Backward : Recurrence<S> {
   int64_t truncate;              // the gradient stops every so many steps; 0: never
-  S clip;                        // largest norm of what flows from one step into another; 0: no clipping
+  double clip;                   // largest norm of what flows from one step into another; 0: no clipping
   View<const S> d_output;        // (T, B, H); data may be null
   const S* d_cell;               // (T, B, H), or null
   const S* d_final[max_states];  // (B, H) each

@@ -8,6 +8,7 @@ import threading
 
 import numpy as np
 import pytest
+
 import throughtime as tt
 from throughtime import _core
 

@@ -76,6 +76,7 @@ class Arrays {
       fail(name, "another dtype");
     if (Sizes(array.shape(), array.shape() + array.ndim()) != shape) fail(name, "another shape");
     if (!std::is_const_v<S> && !array.writeable()) fail(name, "a writeable array");
+    if (reinterpret_cast<uintptr_t>(array.data()) % alignof(S)) fail(name, "aligned memory");
     return array;
   }
 

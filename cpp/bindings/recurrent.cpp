@@ -2,7 +2,9 @@
 #include "arrays.hpp"
 #include "register.hpp"
 
+#include <cxxabi.h>
 #include <pybind11/stl.h>
+#include <unistd.h>
 
 #include "../cpu/dispatch.hpp"
 #include "../cpu/host.hpp"
@@ -26,20 +28,39 @@ Sizes saved_shape(const CellKernels& cell, int64_t H) {
   return {(H + lanes - 1) / lanes, cell.saved, lanes};
 }
 
-bool python_interrupted() {
-  const py::gil_scoped_acquire hold;
-  return PyErr_CheckSignals() != 0;
+// Takes the GIL back. While the interpreter ends, Python before 3.14 ends a daemon thread in here, by an unwinding that would
+// abort at the first destructor; such a thread sleeps instead until the process is gone.
+void take_gil(PyThreadState* state) {
+#if defined(__GLIBCXX__)
+  try {
+    PyEval_RestoreThread(state);
+  } catch (abi::__forced_unwind&) {
+    for (;;) pause();
+  }
+#else
+  PyEval_RestoreThread(state);
+#endif
 }
 
+// Runs the kernel without the GIL, but for a look at signals now and then.
 template <class Problem>
 void run(void (*kernel)(const Problem&, const Host&), const Problem& problem) {
+  PyThreadState* state = PyEval_SaveThread();
   bool stopped = false;
-  {
-    const py::gil_scoped_release release;
-    Call call(python_interrupted);
+  try {
+    Call call([&state] {
+      take_gil(state);
+      const bool interrupted = PyErr_CheckSignals() != 0;
+      state = PyEval_SaveThread();
+      return interrupted;
+    });
     kernel(problem, call.host());
     stopped = call.stopped();
+  } catch (...) {
+    take_gil(state);
+    throw;
   }
+  take_gil(state);
   if (stopped) throw py::error_already_set();
 }
 
@@ -55,6 +76,8 @@ void describe(const CellKernels& cell, const Arrays& from, Recurrence<S>& p) {
   p.bias_ih = from.optional<const S>("bias_ih", {rows});
   p.bias_hh = from.optional<const S>("bias_hh", {rows});
   p.lengths = from.optional<const int64_t>("lengths", {p.B});
+  for (int64_t b = 0; p.lengths && b < p.B; ++b)
+    if (p.lengths[b] < 0 || p.lengths[b] > p.T) throw py::value_error("lengths: expected 0 to T");
   p.resets = from.optional<const uint8_t>("resets", {p.T, p.B});
   p.state_rows = states[0];
   if (p.T < 1 || p.H < 1 || (p.state_rows != 2 && p.state_rows != p.T + 2))
@@ -81,7 +104,7 @@ void backward(const CellKernels& cell, const Arrays& from, const Arrays& gradien
   const Sizes states{p.T, p.B, p.H}, state{p.B, p.H};
   const int64_t rows = cell.gates * p.H;
   p.truncate = gradients.integer("truncate");
-  p.clip = S(gradients.number("clip"));
+  p.clip = gradients.number("clip");
   p.d_output = gradients.view<const S>("output", states);
   p.d_cell = gradients.optional<const S>("d_cell", states);
   p.d_input = gradients.view<S>("input", {p.T, p.B, p.I});

@@ -26,8 +26,8 @@ class BackwardLoop {
     weight_ih = scratch<S>(host, product_panels(ceil_div(p.I, L)) * product_vectors * L * row_size);
     weight_hh = scratch<S>(host, ceil_div(plan.unit_vectors, back) * back * L * row_size);
     for (int i = 0; i < C::states; ++i) carry[i] = scratch<S>(host, p.B * plan.unit_vectors * L);
-    inputs = Side(host, *this, p.I + 1, chunk_rows);
-    recurrent = C::split ? Side(host, *this, p.H + 1, chunk_rows + p.B) : inputs;
+    inputs = Side(host, *this, p.I + 1);
+    recurrent = C::split ? Side(host, *this, p.H + 1) : inputs;
     if (!C::split) {
       recurrent.columns = scratch<S>(host, (p.H + 1) * column_size);
       recurrent.sums = scratch<double>(host, (p.H + 1) * row_size);
@@ -35,8 +35,8 @@ class BackwardLoop {
     zeros = scratch<S>(host, row_size);
     rows = scratch<const S*>(host, 3 * host.threads * chunk_rows);
     rules = scratch<uint8_t>(host, 2 * host.threads * p.B);
-    if (p.clip > 0) squares = scratch<double>(host, p.B * plan.unit_vectors);
-    if (asks_norms()) norms = scratch<double>(host, host.threads * StepNorms<S>::room(p.B, row_size, p.I, p.H));
+    if (p.clip > 0) sizes = scratch<Size>(host, p.B * plan.unit_vectors);
+    if (asks_norms()) norms = scratch<double>(host, host.threads * norms_room().total());
     __builtin_memset(zeros, 0, size_t(row_size) * sizeof(S));
     __builtin_memset(rules, 0, size_t(2 * host.threads * p.B));
   }
@@ -54,8 +54,8 @@ class BackwardLoop {
     double* sums = nullptr;  // (features + 1, row_size): weight gradient so far, transposed, gates interleaved
 
     Side() = default;
-    Side(const Host& host, const BackwardLoop& loop, int64_t features, int64_t delta_rows)
-        : delta(scratch<S>(host, (delta_rows + loop.p.B) * loop.row_size)),
+    Side(const Host& host, const BackwardLoop& loop, int64_t features)
+        : delta(scratch<S>(host, (loop.chunk_rows + loop.p.B) * loop.row_size)),
           panels(scratch<S>(host, loop.panel_vectors * L * loop.chunk_rows)),
           columns(scratch<S>(host, features * loop.column_size)),
           sums(scratch<double>(host, features * loop.row_size)) {}
@@ -67,6 +67,11 @@ class BackwardLoop {
     const S **rows, **other;  // room for a row of the chunk each
     S** targets;
     uint8_t *rules, *later;  // of the step, and of the step after
+  };
+
+  // A norm whose square may leave the range: largest * sqrt(squares).
+  struct Size {
+    double largest, squares;
   };
 
   // Where one step finds its rows.
@@ -89,6 +94,7 @@ class BackwardLoop {
   }
 
   bool asks_norms() const { return p.norms[0] != nullptr; }
+  typename StepNorms<S>::Room norms_room() const { return {p.B, row_size, p.I, p.H}; }
 
   void work(int thread) {
     const FlushSubnormals flush;
@@ -190,40 +196,55 @@ class BackwardLoop {
     }
   }
 
-  // put(b, j, h): what step `later` sends back to h through its recurrent product; zero where no gradient crosses.
+  // put(b, j, h): what step `later` sends back to h through its recurrent product; zero where no gradient crosses, whatever the
+  // weights hold.
   template <class Put>
   void for_carried(const Mine& mine, int64_t later, const Put& put) {
     const int64_t K = later < p.T ? row_size : 0;
-    for (int64_t b = mine.b.begin; b < mine.b.end; ++b)
-      mine.rows[b] = mine.later[b] & (fresh | cut) ? zeros : recurrent_delta(later) + b * row_size;
+    for (int64_t b = mine.b.begin; b < mine.b.end; ++b) mine.rows[b] = recurrent_delta(later) + b * row_size;
     const Range panels{mine.j.begin / back, ceil_div(mine.j.end, back)};
     const auto tile = [&](int64_t first, int count, int64_t j, const V* sums) {
       for (int64_t b = first; b < first + count; ++b, sums += back)
-        for (int v = 0; v < back && j + v < mine.j.end; ++v) put(b, j + v, sums[v]);
+        for (int v = 0; v < back && j + v < mine.j.end; ++v) put(b, j + v, mine.later[b] ? V{} : sums[v]);
     };
     product<typename Tiles::Backward>(K, mine.rows, mine.b, weight_hh, panels, none, sink<S>(tile));
   }
 
-  // With clipping, first pass: the carried gradient goes to memory, its squares to a sum per vector of units.
+  // With clipping, first pass: the carried gradient goes to memory, and its size.
   void gather(int64_t b, int64_t j, V h) {
     store(units(carry[0], b, j), load<V>(units(carry[0], b, j)) + h);
-    double sum = 0;
+    Size& size = sizes[b * plan.unit_vectors + j];
+    size = {0, 0};
     for (int i = 0; i < C::states; ++i)
       for (int lane = 0; lane < L; ++lane) {
-        const double part = double(units(carry[i], b, j)[lane]) / double(p.clip);
-        sum += part * part;
+        const double value = __builtin_fabs(double(units(carry[i], b, j)[lane]));
+        size.largest = value > size.largest ? value : size.largest;
       }
-    squares[b * plan.unit_vectors + j] = sum;
+    for (int i = 0; i < C::states && size.largest > 0; ++i)
+      for (int lane = 0; lane < L; ++lane) {
+        const double part = double(units(carry[i], b, j)[lane]) / size.largest;
+        size.squares += part * part;
+      }
+  }
+
+  double carried_norm(int64_t b) const {
+    const Size* row = sizes + b * plan.unit_vectors;
+    Size all{0, 0};
+    for (int64_t j = 0; j < plan.unit_vectors; ++j) all.largest = row[j].largest > all.largest ? row[j].largest : all.largest;
+    for (int64_t j = 0; j < plan.unit_vectors && all.largest > 0; ++j) {
+      const double part = row[j].largest / all.largest;
+      all.squares += row[j].squares * part * part;
+    }
+    return all.largest * __builtin_sqrt(all.squares);
   }
 
   // Second pass: scaled down to the norm `clip` where it is larger. The last step's carry is the final state's gradient, which
   // is the loss's own and stays.
   void apply_clipped(const Mine& mine, const Moment& at) {
     for (int64_t b = mine.b.begin; b < mine.b.end; ++b) {
-      double sum = 0;
-      for (int64_t j = 0; j < plan.unit_vectors; ++j) sum += squares[b * plan.unit_vectors + j];
-      const bool clips = sum > 1 && !(mine.rules[b] & inactive) && !steps.last(at.s, b);
-      const S scale = clips ? S(1 / __builtin_sqrt(sum)) : S(1);
+      const double norm = carried_norm(b);
+      const bool clips = norm > p.clip && !(mine.rules[b] & inactive) && !steps.last(at.s, b);
+      const S scale = clips ? S(p.clip / norm) : S(1);
       if (mine.j.begin == 0 && mine.j.end > 0) p.clipped[at.t * p.B + b] = clips;
       for (int64_t j = mine.j.begin; j < mine.j.end; ++j) {
         V dn[C::states];
@@ -250,8 +271,10 @@ class BackwardLoop {
       }
       add_loss(at, b, j, dn);
       C::backward(a, old, next, dn, ds, dx, dr);
+      // Lanes past H may hold NaN, from an infinite input times their zero weights, and must not reach a sum over lanes.
       const bool stops = mine.rules[b] & (fresh | cut);
-      for (int i = 0; i < C::states; ++i) store(units(carry[i], b, j), stops ? V{} : ds[i]);
+      for (int i = 0; i < C::states; ++i) store(units(carry[i], b, j), stops ? V{} : keep_some<S>(ds[i], n));
+      for (int g = 0; g < G; ++g) dx[g] = keep_some<S>(dx[g], n), dr[g] = keep_some<S>(dr[g], n);
     }
     for (int i = 0; i < C::states; ++i)
       if (p.d_states[i]) store_some(p.d_states[i] + at.t * p.B * p.H + unit, dn[i], n);
@@ -285,12 +308,16 @@ class BackwardLoop {
     }
     const Range panels{0, product_panels(ceil_div(p.I, L))};
     const auto put = [&](int64_t first, int count, int64_t q, const V* sums) {
-      for (int64_t r = first; r < first + count; ++r, sums += product_vectors)
+      for (int64_t r = first; r < first + count; ++r, sums += product_vectors) {
+        // Zero delta times an infinite weight is no zero.
+        const bool idle = steps.ruled() && steps.rule(begin + r / p.B, r % p.B) & inactive;
         for (int v = 0; v < product_vectors && (q + v) * L < p.I; ++v) {
           S* target = mine.targets[r] + (q + v) * L;
           const int64_t n = p.I - (q + v) * L;
-          store_some(target, p.add_to_input ? sums[v] + load_some<V>(target, n) : sums[v], n);
+          const V part = idle ? V{} : sums[v];
+          store_some(target, p.add_to_input ? part + load_some<V>(target, n) : part, n);
         }
+      }
     };
     product<ProductShape>(row_size, mine.rows, own, weight_ih, panels, none, sink<S>(put));
   }
@@ -313,7 +340,7 @@ class BackwardLoop {
 
   void step_norms(const Mine& mine, int64_t begin, int64_t end) {
     const Range own = share(end - begin, host.threads, mine.thread);
-    StepNorms<S> norm(norms + mine.thread * StepNorms<S>::room(p.B, row_size, p.I, p.H), p.B);
+    StepNorms<S> norm(norms + mine.thread * norms_room().total(), norms_room());
     for (int64_t s = begin + own.begin; s < begin + own.end; ++s) {
       const Moment at = moment(s, begin, end);
       for (int hidden = 0; hidden < 2; ++hidden) {
@@ -369,7 +396,8 @@ class BackwardLoop {
   S* zeros;
   const S** rows;
   uint8_t* rules;
-  double *squares = nullptr, *norms = nullptr;
+  Size* sizes = nullptr;  // (B, units): of what is carried
+  double* norms = nullptr;
 };
 
 }  // namespace throughtime::TT_ISA

@@ -6,10 +6,13 @@
 #include <sched.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <functional>
+#include <stdexcept>
 #include <string>
+#include <system_error>
 #include <thread>
 
 namespace throughtime {
@@ -18,13 +21,23 @@ namespace {
 
 class Workers {
  public:
-  std::mutex busy;  // held by the call that uses them
+  std::atomic_flag busy;  // set by the call that uses them; a signal's handler may call from within a call
+
+  // Starts what is missing of so many threads, the caller's included; returns how many there are, should the system refuse.
+  int prepare(int threads) {
+    while (int(doors_.size()) < threads - 1) {
+      auto door = std::make_unique<Door>();
+      try {
+        std::thread(&Workers::work, this, std::ref(*door), int(doors_.size()) + 1).detach();
+      } catch (const std::system_error&) {
+        break;
+      }
+      doors_.push_back(std::move(door));
+    }
+    return std::min(threads, int(doors_.size()) + 1);
+  }
 
   void run(int threads, void (*body)(void*, int), void* argument) {
-    while (int(doors_.size()) < threads - 1) {
-      doors_.push_back(std::make_unique<Door>());
-      std::thread(&Workers::work, this, std::ref(*doors_.back()), int(doors_.size())).detach();
-    }
     body_ = body;
     argument_ = argument;
     running_.store(threads - 1, std::memory_order_relaxed);
@@ -74,14 +87,25 @@ Workers& workers() {
   return *found;
 }
 
-int positive(const char* variable) {
-  const char* text = std::getenv(variable);
-  return text ? std::atoi(text) : 0;  // OMP_NUM_THREADS may be a list; its first number counts
+constexpr long most_threads = 1024;
+
+// The number at the start of a variable, 0 where there is none in range.
+long leading_number(const char* text, const char*& end) {
+  char* stop = nullptr;
+  const long count = std::strtol(text, &stop, 10);
+  end = stop;
+  return count > 0 && count <= most_threads ? count : 0;
 }
 
 int default_threads() {
-  for (const char* variable : {"THROUGHTIME_NUM_THREADS", "OMP_NUM_THREADS"})
-    if (const int count = positive(variable); count > 0) return count;
+  const char* end = nullptr;
+  if (const char* own = std::getenv("THROUGHTIME_NUM_THREADS"); own && *own) {
+    const long count = leading_number(own, end);
+    if (!count || *end) throw std::runtime_error("THROUGHTIME_NUM_THREADS is '" + std::string(own) + "', expected 1 to 1024");
+    return int(count);
+  }
+  if (const char* shared = std::getenv("OMP_NUM_THREADS"))  // may be a list, of which the first counts
+    if (const long count = leading_number(shared, end)) return int(count);
   return usable_cores();
 }
 
@@ -115,12 +139,16 @@ int usable_cores() {
 int get_num_threads() { return threads(); }
 void set_num_threads(int count) { threads() = count; }
 
-Call::Call(bool (*poll)())
-    : team_(workers().busy, std::try_to_lock),
-      poll_(poll),
+Call::Call(std::function<bool()> poll)
+    : has_team_(!workers().busy.test_and_set()),
+      poll_(std::move(poll)),
       next_poll_(std::chrono::steady_clock::now() + std::chrono::milliseconds(100)) {
-  const int count = team_.owns_lock() ? get_num_threads() : 1;
+  const int count = has_team_ ? workers().prepare(get_num_threads()) : 1;
   host_ = {this, count, count > usable_cores(), l2_bytes(), allocate, run, [] { std::this_thread::yield(); }, interrupted};
+}
+
+Call::~Call() {
+  if (has_team_) workers().busy.clear();
 }
 
 void* Call::allocate(void* self, size_t bytes) {

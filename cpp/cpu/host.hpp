@@ -2,8 +2,8 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <memory>
-#include <mutex>
 #include <vector>
 
 #include "../kernels.hpp"
@@ -19,7 +19,8 @@ int usable_cores();
 class Call {
  public:
   // `poll` is asked now and then, on the calling thread, whether the call is to stop.
-  explicit Call(bool (*poll)());
+  explicit Call(std::function<bool()> poll);
+  ~Call();
   Call(const Call&) = delete;
 
   const Host& host() const { return host_; }
@@ -34,9 +35,9 @@ class Call {
   static void run(void* self, void (*body)(void*, int), void* argument);
   static bool interrupted(void* self);
 
-  std::unique_lock<std::mutex> team_;
+  bool has_team_;
   std::vector<std::unique_ptr<void, Release>> scratch_;
-  bool (*poll_)();
+  std::function<bool()> poll_;
   std::chrono::steady_clock::time_point next_poll_;
   bool stopped_ = false;
   Host host_;

@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <mutex>
 #include <new>
-#include <vector>
 
 namespace throughtime {
 
@@ -22,6 +21,7 @@ constexpr size_t worth_keeping = size_t(64) << 10;
 // Before every block: its size. As wide as the alignment, so that what follows is aligned.
 struct alignas(alignment) Header {
   size_t bytes;  // header included
+  Header* next;  // while it is free
 };
 
 std::align_val_t alignment_of(size_t bytes) { return std::align_val_t(bytes >= huge_page ? huge_page : alignment); }
@@ -31,7 +31,7 @@ Header* fresh(size_t bytes) {
 #if defined(__linux__)
   if (bytes >= huge_page) madvise(memory, bytes, MADV_HUGEPAGE);
 #endif
-  return new (memory) Header{bytes};
+  return new (memory) Header{bytes, nullptr};
 }
 
 void discard(Header* block) noexcept { ::operator delete(block, alignment_of(block->bytes)); }
@@ -40,31 +40,24 @@ class Pool {
  public:
   Header* take(size_t bytes) {
     const std::lock_guard<std::mutex> hold(mutex);
-    auto best = free_.end();
-    for (auto it = free_.begin(); it != free_.end(); ++it)
-      if ((*it)->bytes >= bytes && (*it)->bytes - bytes <= bytes / 4 && (best == free_.end() || (*it)->bytes < (*best)->bytes))
-        best = it;
-    if (best == free_.end()) return nullptr;
-    Header* block = *best;
-    free_.erase(best);
-    held_ -= block->bytes;
-    return block;
+    Header** best = nullptr;
+    for (Header** at = &oldest_; *at; at = &(*at)->next)
+      if ((*at)->bytes >= bytes && (*at)->bytes - bytes <= bytes / 4 && (!best || (*at)->bytes < (*best)->bytes)) best = at;
+    return best ? unlink(best) : nullptr;
   }
 
   void put(Header* block) {
     const std::lock_guard<std::mutex> hold(mutex);
-    free_.push_back(block);
+    Header** last = &oldest_;
+    while (*last) last = &(*last)->next;
+    block->next = nullptr;
+    *last = block;
     held_ += block->bytes;
     trim(limit_);
   }
 
   void trim(size_t keep) {
-    size_t gone = 0;
-    while (held_ > keep) {
-      held_ -= free_[gone]->bytes;
-      discard(free_[gone++]);
-    }
-    free_.erase(free_.begin(), free_.begin() + std::ptrdiff_t(gone));
+    while (held_ > keep) discard(unlink(&oldest_));
   }
 
   std::mutex mutex;
@@ -72,7 +65,15 @@ class Pool {
  private:
   // An eighth of the memory, and not above 2 GiB.
   const size_t limit_ = std::min(size_t(sysconf(_SC_PHYS_PAGES)) * size_t(sysconf(_SC_PAGESIZE)) / 8, size_t(2) << 30);
-  std::vector<Header*> free_;
+
+  Header* unlink(Header** at) {
+    Header* block = *at;
+    *at = block->next;
+    held_ -= block->bytes;
+    return block;
+  }
+
+  Header* oldest_ = nullptr;
   size_t held_ = 0;
 };
 

@@ -1,5 +1,6 @@
 // The norm of what one step adds to a weight's gradient, without forming it: ||d^T x||_F^2 = <d d^T, x x^T>, two Gram
-// matrices of the batch. Rows are scaled by a power of two and everything is float64, so that no square leaves the range.
+// matrices of the batch; where the batch is so large that the gradient itself is smaller, row by row of that. Rows are scaled by
+// a power of two and everything is float64, so that no square leaves the range.
 #pragma once
 
 #include "pack.hpp"
@@ -9,15 +10,29 @@ namespace throughtime::TT_ISA {
 template <class S>
 class StepNorms {
  public:
-  // Doubles of scratch that one thread needs.
-  static int64_t room(int64_t B, int64_t delta_size, int64_t I, int64_t H) {
-    const int64_t widest = delta_size > I ? delta_size : I;
-    return 2 * B * B + B * (widest > H ? widest : H);
-  }
+  // What one thread's scratch must hold, in doubles.
+  struct Room {
+    int64_t grams, rows, other, column;
 
-  StepNorms(double* scratch, int64_t B) : gram_delta(scratch), gram_operand(scratch + B * B), scaled(scratch + 2 * B * B) {}
+    Room(int64_t B, int64_t delta_size, int64_t I, int64_t H) {
+      const int64_t size = I > H ? I : H, worth = delta_size * size / (delta_size + size) + 1;
+      grams = B < worth ? B * B : worth * worth;
+      rows = B * (delta_size > size ? delta_size : size);
+      other = B * size;
+      column = size;
+    }
+    int64_t total() const { return 2 * grams + rows + other + column; }
+  };
+
+  StepNorms(double* scratch, const Room& room)
+      : gram_delta(scratch),
+        gram_operand(gram_delta + room.grams),
+        scaled(gram_operand + room.grams),
+        other(scaled + room.rows),
+        column(other + room.other) {}
 
   double of_weight(const S* const* delta, int64_t delta_size, const S* const* operand, int64_t size, int64_t count) {
+    if (count * (delta_size + size) > delta_size * size) return of_product(delta, delta_size, operand, size, count);
     const double scale_delta = gram(delta, delta_size, count, gram_delta);
     const double scale_operand = gram(operand, size, count, gram_operand);
     double sum = 0;
@@ -26,21 +41,36 @@ class StepNorms {
   }
 
   double of_bias(const S* const* delta, int64_t size, int64_t count) {
-    const double scale = rescale(delta, size, count);
+    const double scale = rescale(delta, size, count, scaled);
     double sum = 0;
     for (int64_t i = 0; i < size; ++i) {
-      double column = 0;
-      for (int64_t b = 0; b < count; ++b) column += scaled[b * size + i];
-      sum += column * column;
+      double total = 0;
+      for (int64_t b = 0; b < count; ++b) total += scaled[b * size + i];
+      sum += total * total;
     }
     return __builtin_sqrt(sum) * scale;
   }
 
  private:
+  // The norm of d^T x, of which one row is held at a time.
+  double of_product(const S* const* delta, int64_t delta_size, const S* const* operand, int64_t size, int64_t count) {
+    const double scale_delta = rescale(delta, delta_size, count, scaled), scale_operand = rescale(operand, size, count, other);
+    double sum = 0;
+    for (int64_t g = 0; g < delta_size; ++g) {
+      for (int64_t i = 0; i < size; ++i) column[i] = 0;
+      for (int64_t b = 0; b < count; ++b) {
+        const double weight = scaled[b * delta_size + g];
+        for (int64_t i = 0; i < size; ++i) column[i] += weight * other[b * size + i];
+      }
+      for (int64_t i = 0; i < size; ++i) sum += column[i] * column[i];
+    }
+    return __builtin_sqrt(sum) * scale_delta * scale_operand;
+  }
+
   // out[b][c] = <rows[b], rows[c]> / scale^2; returns the scale.
   double gram(const S* const* rows, int64_t size, int64_t count, double* out) {
     using V = Vec<double>;
-    const double scale = rescale(rows, size, count);
+    const double scale = rescale(rows, size, count, scaled);
     for (int64_t b = 0; b < count; ++b)
       for (int64_t c = 0; c <= b; ++c) {
         V sum[4] = {};
@@ -57,8 +87,8 @@ class StepNorms {
     return scale;
   }
 
-  // The rows divided by the power of two below their largest entry, in `scaled`; returns that power, or 1 for zeros.
-  double rescale(const S* const* rows, int64_t size, int64_t count) {
+  // The rows divided by the power of two below their largest entry, in `into`; returns that power, or 1 for zeros.
+  double rescale(const S* const* rows, int64_t size, int64_t count, double* into) {
     double largest = 0;
     for (int64_t b = 0; b < count; ++b)
       for (int64_t i = 0; i < size; ++i) {
@@ -73,11 +103,13 @@ class StepNorms {
     if (!(scale > 0 && scale <= __DBL_MAX__ / 4)) scale = 1;  // zeros, or not finite: nothing to gain
     const double inverse = 1 / scale;
     for (int64_t b = 0; b < count; ++b)
-      for (int64_t i = 0; i < size; ++i) scaled[b * size + i] = double(rows[b][i]) * inverse;
+      for (int64_t i = 0; i < size; ++i) into[b * size + i] = double(rows[b][i]) * inverse;
     return scale;
   }
 
-  double *gram_delta, *gram_operand, *scaled;
+  double *gram_delta, *gram_operand;  // (B, B)
+  double *scaled, *other;             // (B, features): delta, or what a Gram matrix is of, and the operand
+  double* column;                     // (features)
 };
 
 }  // namespace throughtime::TT_ISA

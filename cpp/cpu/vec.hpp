@@ -34,6 +34,15 @@ TT_INLINE void store_some(S* to, V value, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = buffer[i];
 }
 
+// The first `count` lanes of a value, and zeros.
+template <class S, class V>
+TT_INLINE V keep_some(V value, int64_t count) {
+  if (count >= lanes<S>) return value;
+  S buffer[lanes<S>];
+  store(buffer, value);
+  return load_some<V>(buffer, count);
+}
+
 template <int... i>
 struct Lanes {};
 template <int n, int... i>

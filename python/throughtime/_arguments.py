@@ -18,7 +18,10 @@ def as_array(name: str, value: Any) -> Array:
     if hasattr(value, "detach"):  # a torch tensor that requires grad refuses to be exported as it is
         value = value.detach()
     if hasattr(value, "__dlpack__"):
-        return np.from_dlpack(value)
+        try:
+            return np.from_dlpack(value)
+        except (BufferError, RuntimeError, TypeError) as error:
+            raise TypeError(f"{name} cannot be read as a NumPy array: {error}") from None
     if hasattr(value, "__array__") or hasattr(value, "__buffer__"):
         return np.asarray(value)
     try:
@@ -30,7 +33,7 @@ def as_array(name: str, value: Any) -> Array:
 def float_dtype(dtype: Any) -> np.dtype[Any]:
     """The dtype of a layer: float32 or float64, in native byte order."""
     try:
-        found: np.dtype[Any] = np.dtype(dtype)
+        found: np.dtype[Any] = np.dtype(object if dtype is None else dtype)  # NumPy reads None as float64
     except TypeError:
         raise TypeError(f"dtype must be 'float32' or 'float64', got {dtype!r}") from None
     if found not in (np.dtype(np.float32), np.dtype(np.float64)):
@@ -66,20 +69,36 @@ def float_array(name: str, value: Any, dtype: np.dtype[Any], shape: Sequence[int
 
 
 def bool_array(name: str, value: Any, shape: Sequence[int | str]) -> Array:
-    """`value` as a contiguous bool array of this shape."""
+    """A contiguous copy of `value`, a bool array of this shape: what a tape keeps must not change under it."""
     array = as_array(name, value)
     if array.dtype != np.bool_:
         raise TypeError(f"{name} has dtype {array.dtype}, expected bool")
     check_shape(name, array, shape)
-    return np.ascontiguousarray(array)
+    return np.array(array, order="C")
 
 
-def size(name: str, value: Any, *, least: int = 1) -> int:
-    """`value` as an int of at least `least`."""
+def contiguous(array: Array) -> Array:
+    """`array` itself where it is in C order and aligned, else a copy."""
+    return np.require(array, requirements=["C", "A"])
+
+
+def features_together(array: Array) -> Array:
+    """`array` itself where it is aligned, its last axis contiguous and its strides whole elements, else a copy."""
+    item = array.itemsize
+    together = array.strides[-1] == item or array.shape[-1] == 1
+    if together and array.flags.aligned and not any(stride % item for stride in array.strides):
+        return array
+    return contiguous(array)
+
+
+def size(name: str, value: Any, *, least: int = 1, most: int | None = None) -> int:
+    """`value` as an int of at least `least` and at most `most`."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} must be an int, got {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
+    if most is not None and value > most:
+        raise ValueError(f"{name} must be at most {most}, got {value}")
     return int(value)
 
 
@@ -94,9 +113,9 @@ def number(name: str, value: Any, low: float, high: float, *, open_low: bool = F
 
 def choice(name: str, value: Any, options: Sequence[str]) -> str:
     """`value` if it is one of `options`."""
-    if value not in options:
+    if not isinstance(value, str) or value not in options:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
-    return str(value)
+    return value
 
 
 def flag(name: str, value: Any) -> bool:

@@ -21,9 +21,9 @@ def set_num_threads(n: int) -> None:
     Raises
     ------
     ValueError
-        If `n` is below 1.
+        If `n` is below 1 or above 1024.
     """
-    _core.set_num_threads(size("n", n))
+    _core.set_num_threads(size("n", n, most=1024))
 
 
 def empty_cache() -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from ._arguments import Array, as_array, float_array, float_dtype
+from ._arguments import Array, as_array, contiguous, float_array, float_dtype
 
 
 class Layer:
@@ -20,18 +21,25 @@ class Layer:
     """
 
     _kinds: ClassVar[dict[str, type[Layer]]] = {}
+    _kind: ClassVar[str]
 
     parameters: dict[str, Array]
     """Name to array. Writing into an array changes the layer."""
 
-    def __init_subclass__(cls) -> None:
-        Layer._kinds[cls.__name__] = cls
+    def __init_subclass__(cls, kind: str | None = None) -> None:
+        """Name a class that `load` makes; a user's subclass is saved as what it derives from."""
+        if kind:
+            cls._kind = kind
+            Layer._kinds[kind] = cls
 
     def _set_up(self, config: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], dtype: Any, seed: Any) -> None:
         self.dtype = float_dtype(dtype)
         self._config = {**config, "dtype": str(self.dtype)}
         self._shapes_of_parameters = dict(shapes)
-        self._rng = np.random.default_rng(seed)
+        try:
+            self._rng = np.random.default_rng(seed)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"seed must be None, an int of at least 0 or a Generator, got {seed!r}") from None
         self.parameters = {name: np.zeros(shape, self.dtype) for name, shape in shapes.items()}
 
     def __repr__(self) -> str:
@@ -66,6 +74,8 @@ class Layer:
         TypeError
             If an entry is not an array of floating-point numbers.
         """
+        if not isinstance(mapping, Mapping):
+            raise TypeError(f"mapping must be a dict of name to array, got {type(mapping).__name__}")
         arrays = {name: as_array(f"parameters[{name!r}]", value) for name, value in mapping.items()}
         faults = [f"missing {name!r} {own.shape}" for name, own in self.parameters.items() if name not in arrays]
         faults += [
@@ -89,15 +99,21 @@ class Layer:
         if self.parameters.keys() != self._shapes_of_parameters.keys():
             raise ValueError(f"parameters has {sorted(self.parameters)}, expected {sorted(self._shapes_of_parameters)}")
         for name, shape in self._shapes_of_parameters.items():
-            float_array(f"parameters[{name!r}]", self.parameters[name], self.dtype, shape)
-            if not self.parameters[name].flags.c_contiguous:
-                raise ValueError(f"parameters[{name!r}] is not contiguous; write into the array, do not replace it")
+            array = self.parameters[name]
+            if not isinstance(array, np.ndarray):
+                raise TypeError(f"parameters[{name!r}] must be a NumPy array, got {type(array).__name__}")
+            float_array(f"parameters[{name!r}]", array, self.dtype, shape)
+            if contiguous(array) is not array:
+                raise ValueError(
+                    f"parameters[{name!r}] must be contiguous and aligned: write into it, do not replace it"
+                )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write configuration and parameters to `path` (NumPy's ``.npz`` format); `throughtime.load` reads it."""
-        about = json.dumps({"layer": type(self).__name__, "config": self._config})
+        about = json.dumps({"layer": self._kind, "config": self._config})
+        entries: dict[str, Any] = {"__throughtime__": np.array(about), **self.parameters}
         with open(path, "wb") as file:
-            np.savez(file, allow_pickle=False, __throughtime__=np.array(about), **self.parameters)
+            np.savez(file, **entries)
 
 
 def load(path: str | os.PathLike[str]) -> Layer:
@@ -109,11 +125,11 @@ def load(path: str | os.PathLike[str]) -> Layer:
         If the file is not one that throughtime wrote.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             entries = dict(file)
         about = json.loads(str(entries.pop("__throughtime__")))
-    except (KeyError, ValueError, EOFError) as error:
+        layer = Layer._kinds[about["layer"]](**about["config"])
+        layer.load_parameters(entries)
+    except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"path is not a layer saved by throughtime: {os.fspath(path)!r} ({error})") from None
-    layer = Layer._kinds[about["layer"]](**about["config"])
-    layer.load_parameters(entries)
     return layer

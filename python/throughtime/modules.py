@@ -22,7 +22,7 @@ class LayerGradients:
         self.parameters = parameters
 
 
-class Linear(Layer):
+class Linear(Layer, kind="Linear"):
     """``y = x W^T + b`` on the last axis.
 
     Parameters ``weight (O, I)`` and ``bias (O,)`` start from U(-1/sqrt(I), 1/sqrt(I)), as in ``torch.nn.Linear``.
@@ -98,6 +98,7 @@ class Linear(Layer):
 
     def _rows(self, x: Any) -> tuple[Array, tuple[int, ...]]:
         """`x` as a matrix (N, I), and the shape of the output."""
+        self._check_parameters()
         x = as_array("x", x)
         check_dtype("x", x, self.dtype)
         if x.ndim == 0 or x.shape[-1] != self.input_size:
@@ -152,7 +153,7 @@ class LinearTape:
         return LayerGradients(d_input, parameters)
 
 
-class Embedding(Layer):
+class Embedding(Layer, kind="Embedding"):
     """``y = W[x]``: one row of ``weight (count, size)`` per integer. Starts from N(0, 1), as ``torch.nn.Embedding``.
 
     Parameters
@@ -212,6 +213,7 @@ class Embedding(Layer):
         return EmbeddingTape(np.take(self.parameters["weight"], indices, axis=0), indices, self.count)
 
     def _indices(self, x: Any) -> Array:
+        self._check_parameters()
         x = as_array("x", x)
         if not np.issubdtype(x.dtype, np.integer):
             raise TypeError(f"x has dtype {x.dtype}, expected integers")

@@ -14,6 +14,8 @@ from ._arguments import (
     check_dtype,
     check_shape,
     choice,
+    contiguous,
+    features_together,
     flag,
     float_array,
     number,
@@ -28,6 +30,7 @@ State = Array | tuple[Array, ...]
 class Recurrent(Layer):
     """What the recurrent layers share. Sizes: T timesteps, B sequences, I inputs, H units, L layers, D directions."""
 
+    _cell: str  # as the kernels call it
     _gates: ClassVar[int]
     _state_names: ClassVar[tuple[str, ...]] = ("hidden",)
 
@@ -40,16 +43,11 @@ class Recurrent(Layer):
         self.dropout = number("dropout", config["dropout"], 0, 1)
         self.bidirectional = flag("bidirectional", config["bidirectional"])
         self.num_directions = 2 if self.bidirectional else 1
-        _refuse({name: config[name] for name in ("zoneout", "weight_dropout") if config[name]})
-        self._set_up(config, self._shapes(), dtype, seed)
+        checked = {name: getattr(self, name) for name in config if hasattr(self, name)}  # plain ints, for `save`
+        self._set_up({**config, **checked, **_no_noise(config)}, self._shapes(), dtype, seed)
         bound = self.hidden_size**-0.5  # as PyTorch
         for array in self.parameters.values():
             array[...] = self._rng.uniform(-bound, bound, array.shape)
-
-    @property
-    def _cell(self) -> str:
-        """The name of the kernel's cell."""
-        return type(self).__name__.lower()
 
     def _suffixes(self) -> list[str]:
         """The ends of the parameter names, in the order of ``h_n``: layers outside, directions inside."""
@@ -166,9 +164,7 @@ class Recurrent(Layer):
             batched=batched,
             state=self._check_state("state", state, batch, batched),
             lengths=_check_lengths(lengths, steps, batch, batched),
-            resets=None
-            if resets is None
-            else _batch_axis(bool_array("resets", resets, (steps, batch) if batched else (steps,)), 1, batched),
+            resets=_check_resets(resets, steps, batch, batched),
             masks=self._masks(masks, (steps, batch), batched, training),
             last=output == "last",
             keep=keep,
@@ -224,7 +220,7 @@ class Recurrent(Layer):
                 arrays.append(np.zeros(shape, self.dtype))
                 continue
             given = float_array(label, value, self.dtype, shape if batched else (shape[0], shape[2]))
-            arrays.append(np.ascontiguousarray(given).reshape(shape))
+            arrays.append(contiguous(given).reshape(shape))
         return arrays
 
     def _masks(
@@ -234,7 +230,7 @@ class Recurrent(Layer):
         names = [f"dropout_l{layer}" for layer in range(self.num_layers - 1)] if self.dropout and training else []
         if not isinstance(given, Mapping | None):
             raise TypeError(f"masks must be a dict of bool arrays, got {type(given).__name__}")
-        unexpected = sorted(set(given or ()) - set(names))
+        unexpected = sorted(map(str, set(given or ()) - set(names)))
         if unexpected:
             raise ValueError(
                 f"masks has unexpected {', '.join(unexpected)}; expected {', '.join(names) or 'none'} "
@@ -244,31 +240,27 @@ class Recurrent(Layer):
         masks = {}
         for name in names:
             if given and name in given:
-                shape = (*sizes, width) if batched else (sizes[0], width)
+                shape: tuple[int, ...] = (*sizes, width) if batched else (sizes[0], width)
                 masks[name] = bool_array(f"masks[{name!r}]", given[name], shape).reshape(*sizes, width)
             else:
                 masks[name] = self._rng.random((*sizes, width), dtype=np.float32) < self.dropout
         return masks
 
 
-def features_together(array: Array) -> Array:
-    """`array` itself where its last axis is contiguous and its strides are whole elements, else a copy."""
-    item = array.itemsize
-    if (array.strides[-1] == item or array.shape[-1] == 1) and not any(stride % item for stride in array.strides):
-        return array
-    return np.ascontiguousarray(array)
-
-
-def _batch_axis(array: Array, axis: int, batched: bool) -> Array:
-    return array if batched else np.expand_dims(array, axis)
+def _check_resets(resets: Any, steps: int, batch: int, batched: bool) -> Array | None:
+    if resets is None:
+        return None
+    return bool_array("resets", resets, (steps, batch) if batched else (steps,)).reshape(steps, batch)
 
 
 def _check_lengths(lengths: Any, steps: int, batch: int, batched: bool) -> Array | None:
     if lengths is None:
         return None
-    array = (
-        np.asarray(lengths) if isinstance(lengths, int | np.integer | list | tuple) else as_array("lengths", lengths)
-    )
+    try:
+        plain = isinstance(lengths, int | np.integer | list | tuple)
+        array = np.asarray(lengths) if plain else as_array("lengths", lengths)
+    except ValueError:
+        raise ValueError(f"lengths must be a list of {batch} integers, got {lengths!r}") from None
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"lengths must be integers, got dtype {array.dtype}")
     check_shape("lengths", array, (batch,) if batched else ())
@@ -277,7 +269,7 @@ def _check_lengths(lengths: Any, steps: int, batch: int, batched: bool) -> Array
     if wrong.size:
         where = f"lengths[{wrong[0]}]" if batched else "lengths"
         raise ValueError(f"{where} is {array[wrong[0]]}, expected 0 to T = {steps}")
-    return np.ascontiguousarray(array, dtype=np.int64)
+    return np.array(array, dtype=np.int64)
 
 
 def _check_memory(memory: str | int) -> None:
@@ -289,12 +281,22 @@ def _check_memory(memory: str | int) -> None:
         raise NotImplementedError(f"memory={memory!r} is not implemented yet, only memory='full'")
 
 
+def _no_noise(config: dict[str, Any]) -> dict[str, Any]:
+    """zoneout and weight_dropout, checked: probabilities, and none but 0 yet."""
+    zoneout, pair = config["zoneout"], isinstance(config["zoneout"], tuple | list)
+    for value in zoneout if pair else [zoneout]:
+        _refuse({"zoneout": zoneout} if number("zoneout", value, 0, 1) else {})
+    weight_dropout = number("weight_dropout", config["weight_dropout"], 0, 1)
+    _refuse({"weight_dropout": weight_dropout} if weight_dropout else {})
+    return {"zoneout": 0.0, "weight_dropout": 0.0}
+
+
 def _refuse(options: dict[str, Any]) -> None:
     for name, value in options.items():
         raise NotImplementedError(f"{name}={value!r} is not implemented yet")
 
 
-class RNN(Recurrent):
+class RNN(Recurrent, kind="RNN"):
     """Elman network: ``h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)`` (Elman 1990).
 
     Parameters
@@ -342,14 +344,11 @@ class RNN(Recurrent):
         seed: Any = None,
     ) -> None:
         self.nonlinearity = choice("nonlinearity", nonlinearity, ("tanh", "relu"))
+        self._cell = f"rnn_{self.nonlinearity}"
         super().__init__(_config(locals()), dtype, seed)
 
-    @property
-    def _cell(self) -> str:
-        return f"rnn_{self.nonlinearity}"
 
-
-class GRU(Recurrent):
+class GRU(Recurrent, kind="GRU"):
     """Gated recurrent unit (Cho et al. 2014), in PyTorch's and cuDNN's form, gates in the order r, z, n.
 
     ``r = sigmoid(W_ir x + b_ir + W_hr h + b_hr)``, ``z`` likewise, ``n = tanh(W_in x + b_in + r (W_hn h + b_hn))``,
@@ -368,6 +367,7 @@ class GRU(Recurrent):
     GRU(8, 16, num_layers=2)
     """
 
+    _cell = "gru"
     _gates = 3
 
     def __init__(
@@ -390,7 +390,7 @@ class GRU(Recurrent):
         super().__init__(_config(locals()), dtype, seed)
 
 
-class LSTM(Recurrent):
+class LSTM(Recurrent, kind="LSTM"):
     """Long short-term memory (Hochreiter and Schmidhuber 1997; Gers et al. 2000), gates in the order i, f, g, o.
 
     ``i, f, o = sigmoid(W x + b_ih + W_hh h + b_hh)``, ``g = tanh(...)``, ``c' = f c + i g``, ``h' = o tanh(c')``.
@@ -406,6 +406,7 @@ class LSTM(Recurrent):
     LSTM(8, 16, bidirectional=True)
     """
 
+    _cell = "lstm"
     _gates = 4
     _state_names = ("hidden", "cell")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import _core
-from ._arguments import Array, float_array, number, size
+from ._arguments import Array, contiguous, features_together, flag, float_array, number, size
 
 if TYPE_CHECKING:
     from .recurrent import Recurrent, State
@@ -115,7 +115,7 @@ class Tape:
         final = [self._final_state(states, keep) for states in self._states]
         if self._last:
             top = final[0][count - layer.num_directions :]
-            x = np.ascontiguousarray(top.swapaxes(0, 1)).reshape(batch, -1)
+            x = np.ascontiguousarray(top.swapaxes(0, 1)).reshape(batch, layer.num_directions * layer.hidden_size)
             self.output = self._unbatch(x, 0)
         else:
             self.output = self._user_layout(x)
@@ -280,20 +280,23 @@ class Tape:
             raise RuntimeError("this tape was made for inference and kept nothing")
         asked = _check_timesteps(timesteps)
         d_final = self._layer._check_state("d_final_state", d_final_state, self._sizes[1], self._batched, partial=True)
-        if d_output is None and d_final_state is None and d_cell is None:
+        final_given = (
+            any(part is not None for part in d_final_state)
+            if isinstance(d_final_state, tuple | list)
+            else (d_final_state is not None)
+        )
+        if d_output is None and not final_given and d_cell is None:
             raise ValueError("backward needs at least one of d_output, d_final_state and d_cell, got None for each")
         d_top = self._check_d_output(d_output, d_final)
         options = {
-            "truncate": None if truncate is None else size("truncate", truncate),
+            "truncate": None if truncate is None else min(size("truncate", truncate), self._sizes[0]),
             "clip": None if clip is None else number("clip", clip, 0, float("inf"), open_low=True),
         }
-        pass_ = _Backward(self, asked, self._check_d_cell(d_cell), d_final, options, check_finite)
+        pass_ = _Backward(self, asked, self._check_d_cell(d_cell), d_final, options, flag("check_finite", check_finite))
         return pass_.run(d_top)
 
     def _check_d_output(self, d_output: Any, d_final: list[Array]) -> Array | None:
         """d_output as (T, B, D*H); for ``output="last"`` it is added to the final state's gradient instead."""
-        from .recurrent import features_together
-
         if d_output is None:
             return None
         given = float_array("d_output", d_output, self._layer.dtype, self.output.shape)
@@ -301,7 +304,7 @@ class Tape:
             return features_together(self._layer._time_major(given, self._batched))
         directions = self._layer.num_directions
         d_final[0] = d_final[0].copy()
-        d_final[0][-directions:] += given.reshape(self._sizes[1], directions, -1).swapaxes(0, 1)
+        d_final[0][-directions:] += given.reshape(self._sizes[1], directions, self._layer.hidden_size).swapaxes(0, 1)
         return None
 
     def _check_d_cell(self, d_cell: Any) -> Array | None:
@@ -311,7 +314,7 @@ class Tape:
             raise ValueError(f"d_cell was given, but {type(self._layer).__name__} has no cell state")
         given = float_array("d_cell", d_cell, self._layer.dtype, self.cell.shape)
         count = self._states[0].shape[0]
-        return np.ascontiguousarray(given).reshape(count, *self._sizes, self._layer.hidden_size)
+        return contiguous(given).reshape(count, *self._sizes, self._layer.hidden_size)
 
 
 class _Backward:
@@ -409,7 +412,7 @@ class _Backward:
     def _check_finite(self, index: int, d_input: Array | None) -> None:
         """Raise for the first NaN or infinity in the order in which the backward makes them."""
         tape, layer = self.tape, self.tape._layer
-        made = {**dict(zip(layer._state_names, self.states, strict=True))}
+        made = dict(zip(layer._state_names, self.states, strict=True))
         tensors = {name: array[index] for name, array in made.items() if array is not None}
         if d_input is not None:
             tensors["input"] = d_input
@@ -423,10 +426,16 @@ class _Backward:
         for name in (parameter + layer._suffixes()[index] for parameter in _PARAMETERS):
             if name in self.parameters and not np.isfinite(self.parameters[name]).all():
                 raise FloatingPointError(f"the gradient of parameter {name} is not finite in {where}")
+        for name, initial in zip(layer._state_names, self.initial, strict=True):
+            if not np.isfinite(initial[index]).all():
+                raise FloatingPointError(f"the gradient of the initial state, {name}, is not finite in {where}")
 
 
 def _check_timesteps(timesteps: Iterable[str]) -> set[str]:
-    asked = {timesteps} if isinstance(timesteps, str) else set(timesteps)
+    try:
+        asked = {timesteps} if isinstance(timesteps, str) else set(timesteps)
+    except TypeError:
+        raise TypeError(f"timesteps must be a tuple of {', '.join(map(repr, _TIMESTEPS))}, got {timesteps!r}") from None
     unknown = sorted(asked - set(_TIMESTEPS), key=str)
     if unknown:
         raise ValueError(f"timesteps has {unknown[0]!r}, expected some of {', '.join(map(repr, _TIMESTEPS))}")
