@@ -60,7 +60,7 @@ def compare(problem: Problem, cell: str, rounds: int, last_step: bool) -> tuple[
         module(x_torch)[0].backward(d_torch)
 
     check(ours, theirs, x_torch, module)
-    times = np.array([(seconds(ours), seconds(theirs)) for _ in range(rounds)])
+    times = np.array([(settled_seconds(ours), settled_seconds(theirs)) for _ in range(rounds)])
     return (*np.median(times, axis=0), float(np.median(times[:, 1] / times[:, 0])))
 
 
@@ -79,7 +79,9 @@ def check(
             raise SystemExit(f"the gradients of {name} differ by {error:.1e} of the largest: nothing is timed")
 
 
-def seconds(step: Callable[[], object]) -> float:
+def settled_seconds(step: Callable[[], object]) -> float:
+    """Seconds of a step after one untimed: the idle threads of the contender before it spin for milliseconds."""
+    step()
     begin = time.perf_counter()
     step()
     return time.perf_counter() - begin
