@@ -1,0 +1,32 @@
+"""What the docs show runs: the examples of every docstring, and the README's ten lines."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import throughtime as tt
+
+MODULES = [module.name for module in pkgutil.iter_modules(tt.__path__) if module.name not in ("_core", "cli")]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_of_docstrings_run(name):
+    module = importlib.import_module(f"throughtime.{name}")
+    found = doctest.testmod(module, extraglobs={"np": np, "tt": tt}, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert found.failed == 0
+
+
+def test_the_lines_of_the_readme_run(capsys):
+    """They print three norms, which fall towards the beginning, and a timestep."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})
+    norms, step = capsys.readouterr().out.splitlines()
+    last, middle, first = map(float, norms.strip("[]").split())
+    assert last > middle > first >= 0
+    assert 0 <= int(step) < 1000
