@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
@@ -124,12 +123,14 @@ def load(path: str | os.PathLike[str]) -> Layer:
     ValueError
         If the file is not one that throughtime wrote.
     """
+    from zipfile import BadZipFile  # here, for it would be half of the package's import time
+
     try:
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             entries = dict(file)
         about = json.loads(str(entries.pop("__throughtime__")))
         layer = Layer._kinds[about["layer"]](**about["config"])
         layer.load_parameters(entries)
-    except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (KeyError, TypeError, ValueError, EOFError, BadZipFile) as error:
         raise ValueError(f"path is not a layer saved by throughtime: {os.fspath(path)!r} ({error})") from None
     return layer
