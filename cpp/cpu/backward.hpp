@@ -32,12 +32,12 @@ class BackwardLoop {
       recurrent.columns = scratch<S>(host, (p.H + 1) * column_size);
       recurrent.sums = scratch<double>(host, (p.H + 1) * row_size);
     }
-    zeros = scratch<S>(host, row_size);
+    zeros = scratch<S>(host, p.H);
     rows = scratch<const S*>(host, 3 * host.threads * chunk_rows);
     rules = scratch<uint8_t>(host, 2 * host.threads * p.B);
     if (p.clip > 0) sizes = scratch<Size>(host, p.B * plan.unit_vectors);
     if (asks_norms()) norms = scratch<double>(host, host.threads * norms_room().total());
-    __builtin_memset(zeros, 0, size_t(row_size) * sizeof(S));
+    __builtin_memset(zeros, 0, size_t(p.H) * sizeof(S));
     __builtin_memset(rules, 0, size_t(2 * host.threads * p.B));
   }
 
@@ -393,7 +393,7 @@ class BackwardLoop {
   S *weight_ih, *weight_hh;  // packed, summed over gates
   S* carry[max_states];      // (B, units): elementwise part of what flows back, and between steps at rest all of it
   Side inputs, recurrent;
-  S* zeros;
+  S* zeros;  // the state before an episode
   const S** rows;
   uint8_t* rules;
   Size* sizes = nullptr;  // (B, units): of what is carried

@@ -428,17 +428,15 @@ class LSTM(Recurrent, kind="LSTM"):
         dtype: Any = "float32",
         seed: Any = None,
     ) -> None:
+        config = _config(locals())  # before there are other locals
         size("proj_size", proj_size, least=0)
         flag("peephole", peephole)
         flag("layer_norm", layer_norm)
         wanted = {"proj_size": proj_size, "peephole": peephole, "layer_norm": layer_norm}
         _refuse({name: value for name, value in wanted.items() if value})
-        super().__init__(_config(locals()), dtype, seed)
-
-
-_NOT_CONFIGURATION = ("self", "dtype", "seed", "__class__", "wanted")
+        super().__init__(config, dtype, seed)
 
 
 def _config(arguments: dict[str, Any]) -> dict[str, Any]:
     """A constructor's own arguments, for `repr`, `save` and the base class."""
-    return {key: value for key, value in arguments.items() if key not in _NOT_CONFIGURATION}
+    return {key: value for key, value in arguments.items() if key not in ("self", "dtype", "seed", "__class__")}

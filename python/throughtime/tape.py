@@ -177,9 +177,11 @@ class Tape:
         mask = self._masks.get(f"dropout_l{number_}")
         if mask is None:
             return array
-        kept = 1 - self._layer.dropout
-        scale = np.divide(~mask, kept, dtype=array.dtype) if kept else np.zeros(mask.shape, array.dtype)
-        return np.multiply(np.where(mask, 0, array), scale, dtype=array.dtype)
+        number_type = array.dtype.type
+        kept = number_type(1 - self._layer.dropout)
+        scale = number_type(1) / kept if kept else number_type(0)
+        dropped: Array = np.where(mask, number_type(0), array) * scale
+        return dropped
 
     # Layouts
 
@@ -280,12 +282,8 @@ class Tape:
             raise RuntimeError("this tape was made for inference and kept nothing")
         asked = _check_timesteps(timesteps)
         d_final = self._layer._check_state("d_final_state", d_final_state, self._sizes[1], self._batched, partial=True)
-        final_given = (
-            any(part is not None for part in d_final_state)
-            if isinstance(d_final_state, tuple | list)
-            else (d_final_state is not None)
-        )
-        if d_output is None and not final_given and d_cell is None:
+        final_parts = d_final_state if isinstance(d_final_state, tuple | list) else [d_final_state]
+        if all(part is None for part in (d_output, d_cell, *final_parts)):
             raise ValueError("backward needs at least one of d_output, d_final_state and d_cell, got None for each")
         d_top = self._check_d_output(d_output, d_final)
         options = {
