@@ -30,9 +30,9 @@ struct Recurrence {
   const S* bias_hh;        // (G H), or null
   const int64_t* lengths;  // (B), or null: steps from lengths[b] on are not taken
   const uint8_t* resets;   // (T, B), or null: true on the first step of an episode
-  S* states[max_states];   // (state_rows, B, H) each; see row_before() in cpu/steps.hpp
-  int64_t state_rows;      // T + 2 where every state is kept, 2 where none is
-  S* saved;                // (T, B, units, saved, lanes), or null: what the cell keeps for its backward
+  S* states[max_states];   // (rows, B, H) each; see cpu/history.hpp
+  int64_t every;           // the states before every so many steps and the last one are kept; 0: those of all timesteps
+  S* saved;                // (T, B, units, saved, lanes): what the cell keeps for its backward, or null
 };
 
 template <class S>

@@ -91,11 +91,6 @@ def test_what_is_not_built_yet_says_so(cls, option):
     raises(NotImplementedError, list(option), cls, 5, 6, **option)
 
 
-@pytest.mark.parametrize("memory", ["states", "checkpoint", 4])
-def test_memory_modes_that_are_not_built_yet_say_so(layer, memory):
-    raises(NotImplementedError, ["memory", str(memory)], layer.forward, X, memory=memory)
-
-
 LSTM_STATE = (zeros(*STATE_SHAPE), zeros(*STATE_SHAPE))
 FORWARD = [
     # x

@@ -66,7 +66,7 @@ void run(void (*kernel)(const Problem&, const Host&), const Problem& problem) {
 
 template <class S>
 void describe(const CellKernels& cell, const Arrays& from, Recurrence<S>& p) {
-  const Sizes x = from.shape("x", 3), weight = from.shape("weight_hh", 2), states = from.shape("hidden", 3);
+  const Sizes x = from.shape("x", 3), weight = from.shape("weight_hh", 2);
   p.T = x[0], p.B = x[1], p.I = x[2], p.H = weight[1];
   const int64_t rows = cell.gates * p.H;
   p.reverse = from.truth("reverse");
@@ -79,10 +79,10 @@ void describe(const CellKernels& cell, const Arrays& from, Recurrence<S>& p) {
   for (int64_t b = 0; p.lengths && b < p.B; ++b)
     if (p.lengths[b] < 0 || p.lengths[b] > p.T) throw py::value_error("lengths: expected 0 to T");
   p.resets = from.optional<const uint8_t>("resets", {p.T, p.B});
-  p.state_rows = states[0];
-  if (p.T < 1 || p.H < 1 || (p.state_rows != 2 && p.state_rows != p.T + 2))
-    throw py::value_error("hidden: expected another shape");
-  for (int i = 0; i < cell.states; ++i) p.states[i] = from.required<S>(state_names[i], {p.state_rows, p.B, p.H});
+  p.every = from.integer("every");
+  if (p.T < 1 || p.H < 1 || p.every < 0 || p.every > p.T) throw py::value_error("every: expected 0 to T");
+  const int64_t kept = p.every ? (p.T - 1) / p.every + 2 : p.T + 2;
+  for (int i = 0; i < cell.states; ++i) p.states[i] = from.required<S>(state_names[i], {kept, p.B, p.H});
   Sizes saved = saved_shape<S>(cell, p.H);
   saved.insert(saved.begin(), {p.T, p.B});
   p.saved = from.optional<S>("saved", saved);
@@ -100,7 +100,6 @@ template <class S>
 void backward(const CellKernels& cell, const Arrays& from, const Arrays& gradients) {
   Backward<S> p{};
   describe(cell, from, p);
-  if (p.state_rows != p.T + 2 || (cell.saved && !p.saved)) throw py::value_error("saved: expected what the forward keeps");
   const Sizes states{p.T, p.B, p.H}, state{p.B, p.H};
   const int64_t rows = cell.gates * p.H;
   p.truncate = gradients.integer("truncate");

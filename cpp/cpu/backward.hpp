@@ -1,24 +1,37 @@
 // The time loop, backward. Chunk by chunk from the end: the steps give the chunk's delta (the gradient of the pre-activations);
 // while it is in cache, products take it into dx, dW_ih, dW_hh. delta is written twice: as rows, which the products sum over
 // gates, and as panels, which they sum over rows. Weight gradients are summed in two levels: each chunk from zero, chunks in
-// float64.
+// float64. What the tape does not hold, states or saved values, the forward loop computes again on the way.
 #pragma once
 
+#include "forward.hpp"
 #include "norms.hpp"
-#include "plan.hpp"
-#include "steps.hpp"
 
 namespace throughtime::TT_ISA {
 
 template <class C, class S, class Tiles>
 class BackwardLoop {
   using V = Vec<S>;
+  using Again = ForwardLoop<C, S, Tiles>;
   static constexpr int L = lanes<S>, G = C::gates, back = Tiles::Backward::vectors;
   static constexpr const S* none = nullptr;  // no bias
 
  public:
+  static void run(const Backward<S>& problem, const Host& host) {
+    BackwardLoop loop(problem, host);
+    host.run(host.context, [](void* self, int thread) { static_cast<BackwardLoop*>(self)->work(thread); }, &loop);
+  }
+
+ private:
   BackwardLoop(const Backward<S>& problem, const Host& host)
-      : p(problem), host(host), team(host), plan(make_plan<C>(p, host)), steps{p, p.truncate}, order{G, p.H, L} {
+      : p(problem),
+        host(host),
+        team(host),
+        plan(make_plan<C>(p, host)),
+        steps{p, p.truncate},
+        order{G, p.H, L},
+        history{p, p.B * plan.unit_vectors * C::saved * L},
+        forward{p, {}} {
     row_size = plan.unit_vectors * G * L;
     chunk_rows = plan.chunk * p.B;
     column_size = ceil_div(chunk_rows, L) * L;
@@ -39,13 +52,17 @@ class BackwardLoop {
     if (asks_norms()) norms = scratch<double>(host, host.threads * norms_room().total());
     __builtin_memset(zeros, 0, size_t(p.H) * sizeof(S));
     __builtin_memset(rules, 0, size_t(2 * host.threads * p.B));
+    if (p.every || (C::saved && !p.saved)) prepare_again();
   }
 
-  void run() {
-    host.run(host.context, [](void* self, int thread) { static_cast<BackwardLoop*>(self)->work(thread); }, this);
+  void prepare_again() {
+    history.window_rows = p.every;
+    for (int i = 0; p.every && i < C::states; ++i) history.window[i] = scratch<S>(host, p.every * p.B * p.H);
+    history.saved_rows = p.every ? p.every : plan.chunk;
+    history.saved_window = scratch<S>(host, history.saved_rows * history.saved_size);
+    again = new (scratch<Again>(host, 1)) Again(forward, host, team, history);
   }
 
- private:
   // The two products of a pre-activation: with x and with h. A cell that is not split has one delta for both.
   struct Side {
     S* delta = nullptr;      // (rows, row_size): gradient of the pre-activation
@@ -80,16 +97,15 @@ class BackwardLoop {
     int64_t height, row;         // rows of the chunk, and the step's first one
     const S* before[C::states];  // (B, H)
     const S* after[C::states];
+    const S* saved;
     S *input, *recurrent;  // delta, (B, row_size)
   };
 
   Moment moment(int64_t s, int64_t begin, int64_t end) const {
-    Moment at{s, steps.time(s), (end - begin) * p.B, (s - begin) * p.B, {}, {}, nullptr, recurrent_delta(s)};
+    Moment at{s,       steps.time(s),     (end - begin) * p.B, (s - begin) * p.B, {}, {}, history.saved(steps, s),
+              nullptr, recurrent_delta(s)};
     at.input = C::split ? inputs.delta + at.row * row_size : at.recurrent;
-    for (int i = 0; i < C::states; ++i) {
-      at.before[i] = p.states[i] + steps.row_before(s) * p.B * p.H;
-      at.after[i] = p.states[i] + steps.row_after(s) * p.B * p.H;
-    }
+    for (int i = 0; i < C::states; ++i) at.before[i] = history.state(i, s), at.after[i] = history.state(i, s + 1);
     return at;
   }
 
@@ -110,27 +126,36 @@ class BackwardLoop {
     mine.targets = const_cast<S**>(mine.other + chunk_rows);
     prepare(mine);
     if (!team.wait()) return;
-    for (int64_t end = p.T; end > 0; end -= plan.chunk) {
-      const int64_t begin = end > plan.chunk ? end - plan.chunk : 0;
-      if (team.interrupted(thread)) return;
-      transpose_operands(mine, begin, end);
-      for (int64_t s = end - 1; s >= begin; --s) {
-        if (!step(mine, moment(s, begin, end))) return;
-        if (plan.unit_parts > 1 && !team.wait()) return;
-      }
-      if (!team.wait()) return;
-      input_gradient(mine, begin, end);
-      weight_gradient(mine, inputs, p.I + 1, (end - begin) * p.B);
-      weight_gradient(mine, recurrent, p.H + C::split, (end - begin) * p.B);
-      if (asks_norms()) step_norms(mine, begin, end);
-      if (!team.wait()) return;
+    for (int64_t end = p.T; end > 0;) {
+      const int64_t first = history.kept_before(end);
+      if (p.every && !(again->advance(again->mine(thread), first, end) && team.wait())) return;
+      for (; end > first; end = end > first + plan.chunk ? end - plan.chunk : first)
+        if (!chunk(mine, end > first + plan.chunk ? end - plan.chunk : first, end)) return;
     }
     initial_gradient(mine);
     unpack_weights(mine);
   }
 
+  // False when the call is to stop.
+  bool chunk(const Mine& mine, int64_t begin, int64_t end) {
+    if (team.interrupted(mine.thread)) return false;
+    if (again && !p.every) again->save_again(again->mine(mine.thread), begin, end);
+    transpose_operands(mine, begin, end);
+    for (int64_t s = end - 1; s >= begin; --s) {
+      if (!step(mine, moment(s, begin, end))) return false;
+      if (plan.unit_parts > 1 && !team.wait()) return false;
+    }
+    if (!team.wait()) return false;
+    input_gradient(mine, begin, end);
+    weight_gradient(mine, inputs, p.I + 1, (end - begin) * p.B);
+    weight_gradient(mine, recurrent, p.H + C::split, (end - begin) * p.B);
+    if (asks_norms()) step_norms(mine, begin, end);
+    return team.wait();
+  }
+
   void prepare(const Mine& mine) {
     const int t = mine.thread, n = host.threads;
+    if (again) again->pack(t);
     pack_columns<product_vectors>(p.weight_ih, p.I, order, share(product_panels(ceil_div(p.I, L)), n, t), weight_ih);
     pack_columns<back>(p.weight_hh, p.H, order, share(ceil_div(plan.unit_vectors, back), n, t), weight_hh);
     clear(inputs.sums, share((p.I + 1) * row_size, n, t));
@@ -171,7 +196,6 @@ class BackwardLoop {
 
   const S* x(int64_t s, int64_t b) const { return p.x.data + steps.time(s) * p.x.time + b * p.x.batch; }
 
-  // False when the call is to stop.
   bool step(const Mine& mine, const Moment& at) {
     if (steps.ruled()) find_rules(mine, at.s);
     if (p.clip > 0) {
@@ -263,7 +287,7 @@ class BackwardLoop {
       for (int i = 0; i < C::states; ++i) dn[i] = V{};
     } else {
       V a[C::saved + 1], old[C::states], next[C::states], ds[C::states];
-      const S* saved = p.saved + ((at.t * p.B + b) * plan.unit_vectors + j) * C::saved * L;
+      const S* saved = at.saved + (b * plan.unit_vectors + j) * C::saved * L;
       for (int i = 0; i < C::saved; ++i) a[i] = load<V>(saved + i * L);
       for (int i = 0; i < C::states; ++i) {
         old[i] = mine.rules[b] & fresh ? V{} : load_some<V>(at.before[i] + unit, n);
@@ -389,6 +413,9 @@ class BackwardLoop {
   Plan plan;
   Steps<S> steps;
   Interleaved order;
+  History<S> history;
+  Forward<S> forward;      // the same problem, for `again`
+  Again* again = nullptr;  // where states or saved values were not kept
   int64_t row_size, chunk_rows, column_size, panel_vectors;
   S *weight_ih, *weight_hh;  // packed, summed over gates
   S* carry[max_states];      // (B, units): elementwise part of what flows back, and between steps at rest all of it

@@ -9,8 +9,8 @@ namespace throughtime::TT_ISA {
 
 template <template <class, class, class> class Loop, class C, class S, class Problem>
 void run(const Problem& problem, const Host& host) {
-  if (problem.B == 1) Loop<C, S, OneRow<C::gates>>(problem, host).run();
-  else Loop<C, S, ManyRows<C::gates>>(problem, host).run();
+  if (problem.B == 1) Loop<C, S, OneRow<C::gates>>::run(problem, host);
+  else Loop<C, S, ManyRows<C::gates>>::run(problem, host);
 }
 
 template <class C, class S>

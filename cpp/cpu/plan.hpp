@@ -7,12 +7,13 @@
 
 namespace throughtime::TT_ISA {
 
-// Tiles of the recurrence: forwards one holds `units` vectors of units with all their gates, backwards some vectors of units.
-// Many sequences: 12 sums fill 16 registers, 24 fill 32.
+// Tiles of the recurrence: forwards (and where gates are computed again) one holds `units` vectors of units with all their gates,
+// backwards some vectors of units. Many sequences: 12 sums fill 16 registers, 24 fill 32.
 template <int gates>
 struct ManyRows {
   static constexpr int units = gates == 1 ? product_vectors : 1;
   using Forward = Shape<(registers == 32 ? 24 : 12) / (gates * units), gates * units, 1>;
+  using Again = Forward;
   using Backward = ProductShape;
 };
 
@@ -21,6 +22,7 @@ template <int gates>
 struct OneRow {
   static constexpr int units = gates == 1 ? 4 : 2;
   using Forward = Shape < 1, gates *units, registers == 32 || gates<4 ? 2 : 1>;
+  using Again = Shape<registers == 32 ? 3 : 1, gates * units, 1>;  // of many steps, where the states are known
   using Backward = Shape<1, 4, registers == 32 ? 4 : 2>;
 };
 

@@ -1,5 +1,5 @@
 // What happens to each sequence at each step: lengths, resets and truncation become one byte per sequence and step, and
-// which timestep and which row of the states a step means. Steps count in processing order, timesteps in the input's.
+// which timestep a step means. Steps count in processing order, timesteps in the input's.
 #pragma once
 
 #include "../kernels.hpp"
@@ -21,17 +21,6 @@ struct Steps {
   bool ruled() const { return p.lengths || p.resets || truncate; }
   int64_t time(int64_t step) const { return p.reverse ? p.T - 1 - step : step; }
   int64_t length(int64_t b) const { return p.lengths ? p.lengths[b] : p.T; }
-
-  // Rows of the states that a step reads and writes. All kept: forwards row t + 1 is the state after timestep t and row 0 the
-  // initial one; backwards row t + 1 likewise, and row T + 1 the initial one. Not kept: two rows in turn.
-  int64_t row_before(int64_t step) const {
-    if (p.state_rows == 2) return step % 2;
-    return p.reverse ? p.T + 1 - step : step;
-  }
-  int64_t row_after(int64_t step) const {
-    if (p.state_rows == 2) return (step + 1) % 2;
-    return time(step) + 1;
-  }
 
   int rule(int64_t step, int64_t b) const {
     const int64_t t = time(step), n = length(b);

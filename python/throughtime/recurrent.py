@@ -79,7 +79,7 @@ class Recurrent(Layer):
         state : array or tuple of arrays, (L*D, B, H)
             Final state: ``h_n``, for the LSTM ``(h_n, c_n)``.
         """
-        tape = self._run(x, state, lengths, None, None, training=False, output="all", keep=False)
+        tape = self._run(x, state, lengths, None, None, training=False, output="all", memory=None)
         return tape.output, tape.final_state
 
     def forward(
@@ -115,8 +115,10 @@ class Recurrent(Layer):
             False switches dropout off.
         output : {"all", "last"}
             With ``"last"``, ``tape.output (B, D*H)`` is what ``h_n`` holds for the last layer, directions side by side.
-        memory : {"full"}
-            What is kept for the backward.
+        memory : {"full", "states", "checkpoint"} or int
+            What is kept for the backward: with ``"full"`` all that it reads; with ``"states"`` the states, from which
+            the gates are computed again; with ``"checkpoint"`` or a number k the state of every k-th step (about the
+            square root of T when not given), from which all between is computed again. The gradients are the same.
 
         Returns
         -------
@@ -138,9 +140,12 @@ class Recurrent(Layer):
         ((1000, 32, 16), (1, 32, 16))
         """
         choice("output", output, ("all", "last"))
-        _check_memory(memory)
+        if isinstance(memory, str):
+            choice("memory", memory, ("full", "states", "checkpoint"))
+        else:
+            memory = size("memory", memory)
         return self._run(
-            x, state, lengths, resets, masks, training=flag("training", training), output=output, keep=True
+            x, state, lengths, resets, masks, training=flag("training", training), output=output, memory=memory
         )
 
     def _run(
@@ -153,7 +158,7 @@ class Recurrent(Layer):
         *,
         training: bool,
         output: str,
-        keep: bool,
+        memory: str | int | None,
     ) -> Tape:
         x, batched = self._check_x(x)
         self._check_parameters()
@@ -167,7 +172,7 @@ class Recurrent(Layer):
             resets=_check_resets(resets, steps, batch, batched),
             masks=self._masks(masks, (steps, batch), batched, training),
             last=output == "last",
-            keep=keep,
+            memory=memory,
         )
 
     def _check_x(self, x: Any) -> tuple[Array, bool]:
@@ -270,15 +275,6 @@ def _check_lengths(lengths: Any, steps: int, batch: int, batched: bool) -> Array
         where = f"lengths[{wrong[0]}]" if batched else "lengths"
         raise ValueError(f"{where} is {array[wrong[0]]}, expected 0 to T = {steps}")
     return np.array(array, dtype=np.int64)
-
-
-def _check_memory(memory: str | int) -> None:
-    if isinstance(memory, str):
-        choice("memory", memory, ("full", "states", "checkpoint"))
-    else:
-        size("memory", memory)
-    if memory != "full":
-        raise NotImplementedError(f"memory={memory!r} is not implemented yet, only memory='full'")
 
 
 def _no_noise(config: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -81,38 +82,35 @@ class Tape:
         resets: Array | None,
         masks: dict[str, Array],
         last: bool,
-        keep: bool,
+        memory: str | int | None,
     ) -> None:
         self._layer = layer
         self._batched = batched
         self._last = last
+        self._memory = memory  # None: an inference
+        self._every = _steps_between(memory, x.shape[0])
         self._lengths, self._resets, self._masks = lengths, resets, masks
         self._parameters = (
-            {name: array.copy() for name, array in layer.parameters.items()} if keep else layer.parameters
+            layer.parameters if memory is None else {name: array.copy() for name, array in layer.parameters.items()}
         )
         self._sizes = x.shape[0], x.shape[1]
         self.masks = {name: self._unbatch(mask, 1) for name, mask in masks.items()}
-        self._forward(x, state, keep)
+        self._forward(x, state)
 
     # Forward
 
-    def _forward(self, x: Array, state: list[Array], keep: bool) -> None:
-        layer, (steps, batch) = self._layer, self._sizes
+    def _forward(self, x: Array, state: list[Array]) -> None:
+        layer, (_, batch) = self._layer, self._sizes
         count = layer.num_layers * layer.num_directions
-        rows = steps + 2 if keep else 2
-        self._states = [_core.empty((count, rows, batch, layer.hidden_size), layer.dtype) for _ in state]
-        for states, initial in zip(self._states, state, strict=True):
-            for index in range(count):
-                states[index, steps + 1 if keep and self._is_reverse(index) else 0] = initial[index]
-        saved = (steps, batch, *_core.saved_shape(layer._cell, layer.dtype == np.float64, layer.hidden_size))
-        self._saved = [_core.empty(saved, layer.dtype) if keep else None for _ in range(count)]
-        self._inputs: list[Array] = []
-        for number_ in range(layer.num_layers):
-            self._inputs.append(x)
-            x = self._forward_layer(number_, x, keep)
-            if not keep:
-                self._inputs.clear()
-        final = [self._final_state(states, keep) for states in self._states]
+        self._states = self._new_states(self._every, state)
+        self._saved = [self._new_saved() if self._memory == "full" else None for _ in range(count)]
+        self._inputs = self._run_layers(x, layer.num_layers, self._states, self._every)
+        x = self._inputs.pop()
+        if self._memory is None:
+            self._inputs = []
+        elif self._every:
+            del self._inputs[1:]  # what the layers above read is computed again
+        final = [self._final_state(states) for states in self._states]
         if self._last:
             top = final[0][count - layer.num_directions :]
             x = np.ascontiguousarray(top.swapaxes(0, 1)).reshape(batch, layer.num_directions * layer.hidden_size)
@@ -121,14 +119,53 @@ class Tape:
             self.output = self._user_layout(x)
         self.final_state = self._as_state(final)
 
-    def _forward_layer(self, number_: int, x: Array, keep: bool) -> Array:
+    def _new_states(self, every: int, initial: list[Array]) -> list[Array]:
+        """Room for every kept state of all layers, with the initial one in its place; see cpp/cpu/history.hpp."""
+        layer, (steps, batch) = self._layer, self._sizes
+        count = layer.num_layers * layer.num_directions
+        rows = (steps - 1) // every + 2 if every else steps + 2
+        states = [_core.empty((count, rows, batch, layer.hidden_size), layer.dtype) for _ in initial]
+        for array, start in zip(states, initial, strict=True):
+            for index in range(count):
+                array[index, self._initial_row(index, every)] = start[index]
+        return states
+
+    def _initial_row(self, index: int, every: int) -> int:
+        return self._sizes[0] + 1 if not every and self._is_reverse(index) else 0
+
+    def _new_saved(self) -> Array:
+        layer = self._layer
+        shape = _core.saved_shape(layer._cell, layer.dtype == np.float64, layer.hidden_size)
+        return _core.empty((*self._sizes, *shape), layer.dtype)
+
+    def _run_layers(self, x: Array, count: int, states: list[Array], every: int) -> list[Array]:
+        """The lowest `count` layers: the input of each, and the output of the last."""
+        inputs = [x]
+        for number_ in range(count):
+            inputs.append(self._forward_layer(number_, inputs[-1], states, every))
+            if self._memory is None:
+                del inputs[0]
+        return inputs
+
+    def _upper_inputs(self) -> list[Array]:
+        """The input of every layer, those that were not kept computed again."""
+        count = self._layer.num_layers
+        if len(self._inputs) == count:
+            return list(self._inputs)
+        steps = self._sizes[0]
+        initial = [
+            np.stack([array[i, self._initial_row(i, self._every)] for i in range(len(array))]) for array in self._states
+        ]
+        return self._run_layers(self._inputs[0], count - 1, self._new_states(steps, initial), steps)
+
+    def _forward_layer(self, number_: int, x: Array, arrays: list[Array], every: int) -> Array:
         """One layer, both directions; what it hands to the layer above."""
         layer, (steps, batch) = self._layer, self._sizes
         directions, units = layer.num_directions, layer.hidden_size
         is_top = number_ == layer.num_layers - 1
         # Below the top, one direction's states are the next layer's input as they stand: nothing reads the padding.
         output = None
-        if not (is_top and self._last) and (is_top or directions > 1 or not keep):
+        if not (is_top and self._last) and (is_top or directions > 1 or every):
             output = (
                 self._new_layout(directions * units)
                 if is_top
@@ -136,23 +173,24 @@ class Tape:
             )
         for direction in range(directions):
             index = number_ * directions + direction
-            problem = self._problem(index, x)
+            problem = self._problem(index, x, arrays, every)
             if output is not None:
                 problem["output"] = output[:, :, direction * units : (direction + 1) * units]
             if batch:
                 _core.forward(layer._cell, problem)
         if output is None:
-            output = self._states[0][number_, 1:-1] if not (is_top and self._last) else x
+            output = arrays[0][number_, 1:-1] if not (is_top and self._last) else x
         return output if is_top else self._drop(number_, output)
 
-    def _problem(self, index: int, x: Array) -> dict[str, Any]:
+    def _problem(self, index: int, x: Array, arrays: list[Array], every: int) -> dict[str, Any]:
         """What the kernels are told of one layer and direction."""
         suffix = self._layer._suffixes()[index]
         problem = {name: self._parameters.get(name + suffix) for name in _PARAMETERS}
-        states = zip(self._layer._state_names, self._states, strict=True)
+        states = zip(self._layer._state_names, arrays, strict=True)
         return {
             **problem,
             **{name: array[index] for name, array in states},
+            "every": every,
             "x": x,
             "reverse": self._is_reverse(index),
             "lengths": self._lengths,
@@ -163,13 +201,12 @@ class Tape:
     def _is_reverse(self, index: int) -> bool:
         return index % self._layer.num_directions == 1
 
-    def _final_state(self, states: Array, keep: bool) -> Array:
-        steps, reverse = self._sizes[0], slice(1, None, 2)
-        if not keep:
-            return states[:, steps % 2].copy()
-        final = states[:, steps].copy()
+    def _final_state(self, states: Array) -> Array:
+        if self._every:
+            return states[:, -1].copy()
+        final = states[:, self._sizes[0]].copy()
         if self._layer.bidirectional:
-            final[reverse] = states[reverse, 1]
+            final[1::2] = states[1::2, 1]
         return final
 
     def _drop(self, number_: int, array: Array) -> Array:
@@ -208,14 +245,22 @@ class Tape:
     @property
     def hidden(self) -> Array:
         """Every hidden state h_t, (L*D, T, B, H); index t is the input's timestep. A view: do not write into it."""
-        return self._unbatch(self._states[0][:, 1:-1], 2)
+        return self._every_state("hidden")
 
     @property
     def cell(self) -> Array:
         """Every cell state c_t, (L*D, T, B, H); only the LSTM has it."""
-        if len(self._states) == 1:
-            raise AttributeError(f"{type(self._layer).__name__} has no cell state")
-        return self._unbatch(self._states[1][:, 1:-1], 2)
+        return self._every_state("cell")
+
+    def _every_state(self, name: str) -> Array:
+        if name not in self._layer._state_names:
+            raise AttributeError(f"{type(self._layer).__name__} has no {name} state")
+        if self._every:
+            kept = "made for inference" if self._memory is None else f"made with memory={self._memory!r}"
+            raise AttributeError(
+                f"tape.{name} was not kept: this tape was {kept}; memory='full' and memory='states' keep every state"
+            )
+        return self._unbatch(self._states[self._layer._state_names.index(name)][:, 1:-1], 2)
 
     @property
     def nbytes(self) -> int:
@@ -310,9 +355,9 @@ class Tape:
             return None
         if len(self._states) == 1:
             raise ValueError(f"d_cell was given, but {type(self._layer).__name__} has no cell state")
-        given = float_array("d_cell", d_cell, self._layer.dtype, self.cell.shape)
-        count = self._states[0].shape[0]
-        return contiguous(given).reshape(count, *self._sizes, self._layer.hidden_size)
+        (steps, batch), units, count = self._sizes, self._layer.hidden_size, self._states[0].shape[0]
+        shape = (count, steps, batch, units) if self._batched else (count, steps, units)
+        return contiguous(float_array("d_cell", d_cell, self._layer.dtype, shape)).reshape(count, steps, batch, units)
 
 
 class _Backward:
@@ -346,8 +391,9 @@ class _Backward:
 
     def run(self, d_output: Array | None) -> Gradients:
         tape, layer = self.tape, self.tape._layer
+        inputs = tape._upper_inputs()
         for number_ in reversed(range(layer.num_layers)):
-            d_output = self._layer(number_, d_output)
+            d_output = self._layer(number_, inputs.pop(), d_output)
             if number_ > 0:
                 d_output = tape._drop(number_ - 1, d_output)
         assert d_output is not None
@@ -362,10 +408,9 @@ class _Backward:
             **{name: None if array is None else tape._unbatch(array, 2) for name, array in arrays.items()},
         )
 
-    def _layer(self, number_: int, d_output: Array | None) -> Array:
+    def _layer(self, number_: int, x: Array, d_output: Array | None) -> Array:
         """Both directions of one layer; returns the gradient of its input."""
         tape, layer = self.tape, self.tape._layer
-        x = tape._inputs[number_]
         d_input = tape._new_layout(x.shape[2]) if number_ == 0 else _core.empty(x.shape, x.dtype)
         units = layer.hidden_size
         for direction in range(layer.num_directions):
@@ -376,7 +421,7 @@ class _Backward:
             if d_output is not None:
                 gradients["output"] = d_output[:, :, direction * units : (direction + 1) * units]
             if tape._sizes[1]:
-                _core.backward(layer._cell, tape._problem(index, x), gradients)
+                _core.backward(layer._cell, tape._problem(index, x, tape._states, tape._every), gradients)
             if self.check_finite:
                 self._check_finite(index, d_input if direction == layer.num_directions - 1 else None)
         return d_input
@@ -438,6 +483,15 @@ def _check_timesteps(timesteps: Iterable[str]) -> set[str]:
     if unknown:
         raise ValueError(f"timesteps has {unknown[0]!r}, expected some of {', '.join(map(repr, _TIMESTEPS))}")
     return asked
+
+
+def _steps_between(memory: str | int | None, steps: int) -> int:
+    """Steps from one kept state to the next, 0 where all are kept; an inference keeps the first and the last."""
+    if memory is None:
+        return steps
+    if isinstance(memory, int):
+        return min(memory, steps)
+    return math.isqrt(steps - 1) + 1 if memory == "checkpoint" else 0
 
 
 def _owner(array: Array) -> Array:

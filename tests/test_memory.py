@@ -1,0 +1,143 @@
+"""What a tape keeps: the gradients are those of the full tape, the memory is what it should be."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import throughtime as tt
+from conftest import ALL_TIMESTEPS, GATES, KINDS, Problem, assert_close
+
+MODES = ["states", "checkpoint", 1, 4, 12, 13, 50]  # T is 13
+
+
+def both(problem, memory, options, **backward):
+    """What the full tape gives, and this one."""
+    layer = problem.layer()
+    found = []
+    for mode in ("full", memory):
+        tape = layer.forward(problem.x, problem.state, memory=mode, **options)
+        found.append(tape.backward(**problem.loss, timesteps=ALL_TIMESTEPS, **backward))
+    return found
+
+
+def everything(grads):
+    states = grads.initial_state if isinstance(grads.initial_state, tuple) else (grads.initial_state,)
+    named = {"input": grads.input, "hidden": grads.hidden, "gates": grads.gates, **grads.parameters}
+    named |= {f"initial {i}": state for i, state in enumerate(states)}
+    return named | {f"norms of {name}": norms for name, norms in grads.parameter_norms.items()}
+
+
+@pytest.mark.parametrize("memory", MODES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("B", [1, 3, 40])
+def test_gradients_are_those_of_the_full_tape(kind, memory, B):
+    """Two layers, both directions, lengths, resets, truncation and clipping, whose windows cut the sequence elsewhere.
+    What is computed again is rounded as often as before: the difference is within twice the bound."""
+    problem = Problem(kind, T=13, B=B, L=2, D=2, seed=B)
+    expected, found = both(
+        problem, memory, {"lengths": problem.lengths, "resets": problem.resets}, truncate=5, clip=1.5
+    )
+    assert_close(everything(found), everything(expected), 2 * problem.bound)
+    assert np.array_equal(found.clipped, expected.clipped)
+    assert found.clipped.any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_step_is_a_window_too(kind):
+    problem = Problem(kind, T=1, L=2)
+    expected, found = both(problem, "checkpoint", {})
+    assert_close(everything(found), everything(expected), 2 * problem.bound)
+
+
+@pytest.mark.parametrize("memory", ["states", "checkpoint", 16])
+def test_windows_of_whole_chunks_give_the_same_bits(memory):
+    """A chunk is 512 rows; windows of 16 steps of 32 sequences are chunks, and nothing else decides rounding."""
+    problem = Problem("lstm", T=48, B=32, I=20, H=24, dtype="float32")
+    if memory == "checkpoint":
+        problem = Problem("lstm", T=256, B=32, I=20, H=24, dtype="float32")  # a state every 16 steps
+    expected, found = map(everything, both(problem, memory, {}))
+    for name, values in expected.items():
+        assert np.array_equal(found[name], values), name
+
+
+@pytest.mark.parametrize("memory", MODES)
+def test_dropout_masks_and_the_last_output(memory):
+    problem = Problem("lstm", T=13, L=3)
+    layer = problem.layer(dropout=0.5)
+    full = layer.forward(problem.x, output="last")
+    tape = layer.forward(problem.x, output="last", memory=memory, masks=full.masks)
+    assert np.array_equal(tape.output, full.output)
+    d_output = np.ones_like(full.output)
+    for _ in range(2):
+        expected, found = full.backward(d_output), tape.backward(d_output)
+        assert_close(found.parameters, expected.parameters, 2 * problem.bound)
+        assert_close({"input": found.input}, {"input": expected.input}, 2 * problem.bound)
+
+
+@pytest.mark.parametrize("memory", MODES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_tape_holds_what_it_says(kind, memory):
+    """The bytes of the states that are kept, of what the cell saved, and of the copied parameters, and no others."""
+    problem = Problem(kind, T=13, B=4, I=5, H=16, L=2)
+    tape = problem.layer().forward(problem.x, memory=memory)
+    parameters = sum(array.nbytes for array in problem.parameters.values())
+    k = {"checkpoint": 4}.get(memory, memory)
+    rows = 13 + 2 if k == "states" else -(-13 // min(k, 13)) + 1
+    states = 2 if kind == "lstm" else 1
+    assert tape.nbytes == parameters + states * problem.L * rows * problem.B * problem.H * problem.x.itemsize
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_full_tape_keeps_the_gates_too(kind):
+    problem = Problem(kind, T=13, B=4, I=5, H=16)
+    full, states = (problem.layer().forward(problem.x, memory=mode).nbytes for mode in ("full", "states"))
+    saved = {"lstm": GATES["lstm"], "gru": 4}.get(kind, 0)  # values a unit
+    assert full - states == saved * problem.T * problem.B * problem.H * problem.x.itemsize
+
+
+@pytest.mark.parametrize(("memory", "word"), [("checkpoint", "'checkpoint'"), (5, "5")])
+def test_states_that_were_not_kept_are_an_error_that_names_the_mode(memory, word):
+    tape = tt.LSTM(3, 4, seed=0).forward(np.ones((9, 2, 3), np.float32), memory=memory)
+    for name in ("hidden", "cell"):
+        with pytest.raises(AttributeError, match=rf"tape.{name} was not kept.*memory={word}.*memory='states'"):
+            getattr(tape, name)
+
+
+def test_states_keeps_the_states():
+    problem = Problem("lstm", T=13)
+    full, states = (problem.layer().forward(problem.x, problem.state, memory=mode) for mode in ("full", "states"))
+    assert np.array_equal(full.hidden, states.hidden)
+    assert np.array_equal(full.cell, states.cell)
+
+
+LONG = """
+import numpy as np
+import throughtime as tt
+
+def kilobytes(name):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
+
+x = np.zeros((100_000, 1, 8), np.float32)
+layer = tt.LSTM(8, 64, seed=0)
+def step(x):
+    tape = layer.forward(x, output="last", memory="checkpoint")
+    return tape.backward(np.ones((1, 64), np.float32), timesteps=())
+step(x[:1000])
+with open("/proc/self/clear_refs", "w") as peak:
+    peak.write("5")
+before = kilobytes("VmRSS")
+grads = step(x)
+print(kilobytes("VmHWM") - before - grads.input.nbytes // 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+def test_a_long_sequence_needs_little_memory():
+    """Beside input and its gradient: checkpoints and one window of 317 steps are 0.9 MB, weights and scratch of a chunk
+    about 3 MB, where all states and gates are 154 MB."""
+    done = subprocess.run([sys.executable, "-c", LONG], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 15_000
