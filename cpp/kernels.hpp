@@ -61,12 +61,24 @@ struct Backward : Recurrence<S> {
   double* norms[max_parameters];  // (T) each: Frobenius norm of what the step adds to the parameter's gradient
 };
 
+enum class Family : uint8_t { free, one_row, many_rows, amx };
+enum class Split : uint8_t { free, sequences, units };
+
+// Choices made by force, for tests; all zero: plan.hpp chooses.
+struct Forced {
+  Family family;
+  Split split;
+  int32_t chunk;  // steps
+};
+
 // What the kernels need of the process. Filled by code built for the baseline, called through plain pointers.
 struct Host {
   void* context;
   int threads;
-  bool crowded;                                    // more threads than cores: waiting yields at once
-  int64_t l2_bytes;                                // of one core
+  bool crowded;      // more threads than cores: waiting yields at once
+  int64_t l2_bytes;  // of one core
+  int terms;         // bfloat16 numbers that a float is split into where AMX is used: 3, 2 or 1
+  Forced forced;
   void* (*allocate)(void* context, size_t bytes);  // scratch for this call, 64-byte aligned
   void (*run)(void* context, void (*body)(void* argument, int thread), void* argument);
   void (*yield)();

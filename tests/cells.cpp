@@ -461,7 +461,16 @@ class TestHost {
   Host host;
 
   TestHost(int threads, int64_t l2_bytes) {
-    host = {this, threads, true, l2_bytes, allocate, run, [] { std::this_thread::yield(); }, [](void*) { return false; }};
+    host = {.context = this,
+            .threads = threads,
+            .crowded = true,
+            .l2_bytes = l2_bytes,
+            .terms = 3,
+            .forced = {},
+            .allocate = allocate,
+            .run = run,
+            .yield = [] { std::this_thread::yield(); },
+            .interrupted = [](void*) { return false; }};
   }
 
   bool intact() const {
@@ -513,27 +522,26 @@ Recurrence<S> recurrence(const Problem<C>& p, Tensor<S> (&states)[C::states], Te
   return problem;
 }
 
-template <class C, class S, class Tiles>
-void run_forward(const Forward<S>& problem, TestHost& host) {
-  ForwardLoop<C, S, Tiles>::run(problem, host.host);
-}
-
-template <class C, class S, class Tiles>
-void run_backward(const Backward<S>& problem, TestHost& host) {
-  BackwardLoop<C, S, Tiles>::run(problem, host.host);
+// The loops of this width, or those of AMX.
+template <template <class, class, class> class Loop, class C, class S, class P>
+void run_loop(const P& problem, TestHost& host) {
+#if defined(__AMX_BF16__)
+  Loop<C, S, AmxRows<S, C::gates>>::run(problem, host.host);
+#else
+  if (problem.B == 1) Loop<C, S, OneRow<S, C::gates>>::run(problem, host.host);
+  else Loop<C, S, ManyRows<S, C::gates>>::run(problem, host.host);
+#endif
 }
 
 // The library's answer. Returns what is wrong on the way, or nothing.
 template <class C, class S>
 std::string run_library(const Problem<C>& p, TestHost& host, Results<C, S>& out) {
-  using One = OneRow<C::gates>;
-  using Many = ManyRows<C::gates>;
   const auto data = [](Tensor<S>& tensor) { return tensor.values.empty() ? nullptr : tensor.data(); };
   const int64_t kept = p.T * p.B * ceil_div(p.H, lanes<S>) * C::saved * lanes<S>;
   Tensor<S> saved(1, 1, kept);
 
   const Forward<S> forward{recurrence(p, out.states, &saved), out.output.view()};
-  p.B == 1 ? run_forward<C, S, One>(forward, host) : run_forward<C, S, Many>(forward, host);
+  run_loop<ForwardLoop, C, S>(forward, host);
 
   Tensor<S> few[C::states], output(p.T, p.B, p.H, 4, p.swapped);  // the same, a state kept every so many steps
   const int64_t last = ceil_div(p.T, p.every);
@@ -543,7 +551,7 @@ std::string run_library(const Problem<C>& p, TestHost& host, Results<C, S>& out)
   }
   Forward<S> sparse{recurrence<C, S>(p, few, nullptr), output.view()};
   sparse.every = p.every;
-  p.B == 1 ? run_forward<C, S, One>(sparse, host) : run_forward<C, S, Many>(sparse, host);
+  run_loop<ForwardLoop, C, S>(sparse, host);
   for (size_t i = 0; i < output.values.size(); ++i)
     if (output.values[i] == output.values[i] && output.values[i] != out.output.values[i]) return "output with few states kept";
   for (int n = 0; n < C::states; ++n)
@@ -569,7 +577,7 @@ std::string run_library(const Problem<C>& p, TestHost& host, Results<C, S>& out)
     backward.d_states[n] = out.d_states[n].data();
   }
   for (int i = 0; i < max_parameters; ++i) backward.norms[i] = out.norms[i].data();
-  p.B == 1 ? run_backward<C, S, One>(backward, host) : run_backward<C, S, Many>(backward, host);
+  run_loop<BackwardLoop, C, S>(backward, host);
   for (const uint8_t flag : clipped)
     if (flag) return "clipped";
   for (int64_t i = kept; i < int64_t(saved.values.size()); ++i)
@@ -650,8 +658,18 @@ bool whole_numbers() {
 
 }  // namespace throughtime::TT_ISA
 
+#if defined(__AMX_BF16__)
+#include <sys/syscall.h>
+#include <unistd.h>
+extern "C" int install_amx_emulator();  // amx_emulator.cpp
+#endif
+
 int main() {
   using namespace throughtime::TT_ISA;
+#if defined(__AMX_BF16__)
+  constexpr long request_permission = 0x1023, tile_data = 18;
+  if (syscall(SYS_arch_prctl, request_permission, tile_data) != 0) install_amx_emulator();
+#endif
   bool hold = complex_steps(Cells{});
   hold &= whole_numbers<Integral<1, 2, true>>();
   hold &= whole_numbers<Integral<3, 1, true>>();

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,6 +12,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 import reference
+
+if os.environ.get("THROUGHTIME_EMULATE_AMX"):
+    from emulation import emulate_amx
+
+    emulate_amx()
 
 # The same examples on every run: a failure in CI is a failure here, and no run is longer than another.
 settings.register_profile("stable", derandomize=True, deadline=None, database=None, max_examples=20)

@@ -5,31 +5,16 @@ Where the processor has AMX, its own instructions stand the same comparison: wha
 
 from __future__ import annotations
 
-import platform
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from compiler import ROOT, compile_all
+from emulation import HAS_AMX, needs_avx512
 
-LINUX = sys.platform == "linux" and platform.machine() == "x86_64"
-FLAGS = set(Path("/proc/cpuinfo").read_text().split()) if LINUX else set()
-HAS_AMX = {"amx_tile", "amx_bf16", "amx_int8"} <= FLAGS
-V4 = {
-    "avx512f",
-    "avx512bw",
-    "avx512cd",
-    "avx512dq",
-    "avx512vl",
-}  # of the features of x86-64-v4, those that may be absent
-
-pytestmark = [
-    pytest.mark.skipif(not LINUX, reason="the AMX emulator is for x86-64 Linux"),
-    pytest.mark.skipif(LINUX and not V4 <= FLAGS, reason="the AMX emulator needs AVX-512, which this processor lacks"),
-]
+pytestmark = needs_avx512
 emulated = pytest.mark.skipif(HAS_AMX, reason="this processor executes AMX itself, so there is nothing to emulate")
 native = pytest.mark.skipif(not HAS_AMX, reason="this processor has no AMX to compare the emulator with")
 

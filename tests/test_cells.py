@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from compiler import ROOT, compile_all
+from emulation import RUNS_AMX, needs_avx512
 from reference import CELLS
 
 WIDTHS = (16, 32, 64)  # of v2 and neon, v3, v4
@@ -18,14 +19,18 @@ def programs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cells")
     source = ROOT / "tests" / "cells.cpp"
     options = ["-O1", "-pthread", f"-I{ROOT / 'cpp'}", source]
-    programs = {width: folder / f"cells_{width}" for width in WIDTHS}
-    compile_all([*options, f"-DTT_VECTOR_BYTES={width}", "-o", program] for width, program in programs.items())
+    jobs = {width: [*options, f"-DTT_VECTOR_BYTES={width}"] for width in WIDTHS}
+    if RUNS_AMX:
+        amx = ["-march=x86-64-v4", "-mamx-tile", "-mamx-bf16", ROOT / "tests" / "amx_emulator.cpp"]
+        jobs["amx"] = [*options, *amx]
+    programs = {name: folder / f"cells_{name}" for name in jobs}
+    compile_all([*job, "-o", programs[name]] for name, job in jobs.items())
     return programs
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-def test_the_proofs_in_cells_cpp_hold(programs, width):
-    done = subprocess.run([programs[width]], capture_output=True, text=True)
+@pytest.mark.parametrize("name", [*WIDTHS, pytest.param("amx", marks=needs_avx512)])
+def test_the_proofs_in_cells_cpp_hold(programs, name):
+    done = subprocess.run([programs[name]], capture_output=True, text=True)
     print(done.stdout)
     proofs = done.stdout.splitlines()
     assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}{done.stderr}"

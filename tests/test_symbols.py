@@ -13,38 +13,58 @@ import pytest
 
 from compiler import ROOT, compile_all
 
-LEVEL, FLAGS = ("v3", ["-march=x86-64-v3"]) if platform.machine() in ("x86_64", "AMD64") else ("neon", [])
+X86 = {level: [f"-march=x86-64-{level}"] for level in ("v2", "v3", "v4")}
+X86["amx"] = ["-march=x86-64-v4", "-mamx-tile", "-mamx-bf16"]
+LEVELS = X86 if platform.machine() in ("x86_64", "AMD64") else {"neon": []}
 
 # What compilers call on their own, from libc or none; nothing of the standard library.
 HARMLESS = {"memcpy", "memmove", "memset", "memcmp", "sqrt", "_GLOBAL_OFFSET_TABLE_", "__stack_chk_fail"}
 
 
-@pytest.fixture(scope="module")
-def symbols(tmp_path_factory):
-    """(type, name) of each symbol of the per-level code. Unoptimised, it still has what inlining would hide;
-    without exceptions, a `throw` does not compile."""
+def read_symbols(made, *options):
+    """(type, name) of each symbol."""
     if not shutil.which("nm"):
         raise RuntimeError("no nm found; it comes with the compiler, in binutils")
-    made = tmp_path_factory.mktemp("symbols") / "kernels.o"
-    flags = [*FLAGS, "-O0", "-fPIC", "-fno-exceptions", "-fno-math-errno", f"-DTT_ISA={LEVEL}"]
-    compile_all([[*flags, "-c", ROOT / "cpp" / "cpu" / "kernels.cpp", "-o", made]])
-    listing = subprocess.run(["nm", "-P", made], capture_output=True, text=True, check=True).stdout
+    listing = subprocess.run(["nm", "-P", *options, made], capture_output=True, text=True, check=True).stdout
     found = [(line.split()[1], line.split()[0]) for line in listing.splitlines()]
     if sys.platform == "darwin":  # where every name has one underscore more
         found = [(kind, name.removeprefix("_")) for kind, name in found]
     return found
 
 
-def test_what_is_compiled_per_level_stays_in_its_namespace(symbols):
+@pytest.fixture(scope="module")
+def symbols(tmp_path_factory):
+    """Of the code of each level. Unoptimised, it still has what inlining would hide; without exceptions, a `throw` does
+    not compile."""
+    folder = tmp_path_factory.mktemp("symbols")
+    flags = ["-O0", "-fPIC", "-fno-exceptions", "-fno-math-errno", "-c", ROOT / "cpp" / "cpu" / "kernels.cpp"]
+    compile_all([*LEVELS[level], *flags, f"-DTT_ISA={level}", "-o", folder / level] for level in LEVELS)
+    return {level: read_symbols(folder / level) for level in LEVELS}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_is_compiled_per_level_stays_in_its_namespace(symbols, level):
     """A weak symbol of any other namespace, made for AVX-512, could serve the whole program: SIGILL elsewhere."""
-    own = re.compile(rf"_Z[A-Z]*NK?11throughtime{len(LEVEL)}{LEVEL}")  # the mangling of throughtime::LEVEL::
-    shared = [name for kind, name in symbols if kind == "u" or (kind.isupper() and kind != "U")]
+    own = re.compile(rf"_Z[A-Z]*NK?11throughtime{len(level)}{level}")  # the mangling of throughtime::LEVEL::
+    shared = [name for kind, name in symbols[level] if kind == "u" or (kind.isupper() and kind != "U")]
     assert len(shared) > 50
     assert [name for name in shared if not own.match(name)] == []
 
 
-def test_what_is_compiled_per_level_needs_only_libc(symbols):
-    assert {name for kind, name in symbols if kind == "U"} <= HARMLESS
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_is_compiled_per_level_needs_only_libc(symbols, level):
+    assert {name for kind, name in symbols[level] if kind == "U"} <= HARMLESS
+
+
+def test_the_built_extension_shares_none_of_its_code():
+    """What it defines for others to see is its entry, and no function of any instruction set."""
+    from throughtime import _core
+
+    if sys.platform != "linux":
+        pytest.skip("only ELF lets another library's symbol take the place of one's own")
+    seen = read_symbols(_core.__file__, "-D")
+    assert "PyInit__core" in {name for _, name in seen}
+    assert [name for kind, name in seen if kind != "U" and "throughtime" in name] == []
 
 
 def show_config(isa):

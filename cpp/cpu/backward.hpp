@@ -13,6 +13,10 @@ template <class C, class S, class Tiles>
 class BackwardLoop {
   using V = Vec<S>;
   using Again = ForwardLoop<C, S, Tiles>;
+  using Engine = typename Tiles::Engine;
+  using Product = typename Tiles::Product;
+  using Rows = typename Engine::Rows;
+  using Weight = typename Engine::Weight;
   static constexpr int L = lanes<S>, G = C::gates, back = Tiles::Backward::vectors;
   static constexpr const S* none = nullptr;  // no bias
 
@@ -27,6 +31,7 @@ class BackwardLoop {
       : p(problem),
         host(host),
         team(host),
+        engine(host),
         plan(make_plan<C>(p, host)),
         steps{p, p.truncate},
         order{G, p.H, L},
@@ -34,19 +39,21 @@ class BackwardLoop {
         forward{p, {}} {
     row_size = plan.unit_vectors * G * L;
     chunk_rows = plan.chunk * p.B;
-    column_size = ceil_div(chunk_rows, L) * L;
-    panel_vectors = product_panels(order.vectors()) * product_vectors;
-    weight_ih = scratch<S>(host, product_panels(ceil_div(p.I, L)) * product_vectors * L * row_size);
-    weight_hh = scratch<S>(host, ceil_div(plan.unit_vectors, back) * back * L * row_size);
+    delta_rows = chunk_rows + p.B;
+    column_size = Engine::columns_padded(chunk_rows);
+    panel_vectors = Product::panels(order.vectors()) * Product::vectors;
+    const int64_t back_vectors = Tiles::Backward::panels(plan.unit_vectors) * back;
+    weight_ih = scratch<Weight>(host, engine.packed_size(row_size, Product::panels(ceil_div(p.I, L)) * Product::vectors));
+    weight_hh = scratch<Weight>(host, engine.packed_size(row_size, back_vectors));
     for (int i = 0; i < C::states; ++i) carry[i] = scratch<S>(host, p.B * plan.unit_vectors * L);
-    inputs = Side(host, *this, p.I + 1);
-    recurrent = C::split ? Side(host, *this, p.H + 1) : inputs;
-    if (!C::split) {
-      recurrent.columns = scratch<S>(host, (p.H + 1) * column_size);
-      recurrent.sums = scratch<double>(host, (p.H + 1) * row_size);
-    }
+    inputs.add_delta(*this);
+    if (C::split) recurrent.add_delta(*this);
+    else recurrent = inputs;
+    inputs.add_operand(*this, p.I + 1);
+    recurrent.add_operand(*this, p.H + 1);
     zeros = scratch<S>(host, p.H);
-    rows = scratch<const S*>(host, 3 * host.threads * chunk_rows);
+    room_rows = column_size;  // a left operand of so many rows, and the rows to be transposed
+    rows = scratch<const S*>(host, 3 * host.threads * room_rows);
     rules = scratch<uint8_t>(host, 2 * host.threads * p.B);
     if (p.clip > 0) sizes = scratch<Size>(host, p.B * plan.unit_vectors);
     if (asks_norms()) norms = scratch<double>(host, host.threads * norms_room().total());
@@ -63,23 +70,41 @@ class BackwardLoop {
     again = new (scratch<Again>(host, 1)) Again(forward, host, team, history);
   }
 
-  // The two products of a pre-activation: with x and with h. A cell that is not split has one delta for both.
+  // The two products of a pre-activation: with x and with h. A cell that is not split has one delta for both. A step's delta
+  // must outlive its chunk by one step, so steps take turns in chunk + 1 places.
   struct Side {
-    S* delta = nullptr;      // (rows, row_size): gradient of the pre-activation
-    S* panels = nullptr;     // the same in tile order, (panel, chunk rows, product_vectors, L)
-    S* columns = nullptr;    // (features + 1, column_size): the chunk's x or h, transposed, and a row of ones for the bias
-    double* sums = nullptr;  // (features + 1, row_size): weight gradient so far, transposed, gates interleaved
+    S* delta = nullptr;  // (places, B, row_size): gradient of the pre-activation; null where copies are enough
+    Rows split;          // the same as a left operand, where those are copies
+    Weight* panels;      // the chunk's as a right operand, summed over its rows
+    typename Engine::Columns
+        columns;   // (features + 1, column_size): the chunk's x or h, transposed, and a row of ones for the bias
+    double* sums;  // (features + 1, row_size): weight gradient so far, transposed, gates interleaved
 
-    Side() = default;
-    Side(const Host& host, const BackwardLoop& loop, int64_t features)
-        : delta(scratch<S>(host, (loop.chunk_rows + loop.p.B) * loop.row_size)),
-          panels(scratch<S>(host, loop.panel_vectors * L * loop.chunk_rows)),
-          columns(scratch<S>(host, features * loop.column_size)),
-          sums(scratch<double>(host, features * loop.row_size)) {}
+    void add_delta(const BackwardLoop& loop) {
+      const Host& host = loop.host;
+      if (!Engine::splits || loop.asks_norms()) delta = scratch<S>(host, loop.delta_rows * loop.row_size);
+      panels = scratch<Weight>(host, loop.engine.packed_size(loop.column_size, loop.panel_vectors));
+      if constexpr (Engine::splits) {
+        const int64_t size = loop.engine.room_size(loop.delta_rows, loop.row_size);
+        split = loop.engine.rows(scratch<Weight>(host, size), loop.delta_rows, loop.row_size);
+        for (int64_t row = 0; row_size_ends_early(loop) && row < loop.delta_rows; ++row) split.put(row, loop.row_size, V{});
+      }
+    }
+
+    // Whether a row ends within a tile's depth, whose rest must be zeros.
+    static bool row_size_ends_early(const BackwardLoop& loop) { return Engine::columns_padded(loop.row_size) > loop.row_size; }
+
+    void add_operand(const BackwardLoop& loop, int64_t features) {
+      const int64_t size = Engine::splits ? loop.engine.room_size(features, loop.column_size) : features * loop.column_size;
+      columns = loop.engine.columns(scratch<Weight>(loop.host, size), features, loop.column_size);
+      for (int64_t r = 0; r < loop.column_size; r += L) columns.put(features - 1, r, V{} + 1);
+      sums = scratch<double>(loop.host, features * loop.row_size);
+    }
   };
 
   struct Mine {
     int thread;
+    typename Engine::Unit& unit;
     Range b, j;               // sequences, vectors of units
     const S **rows, **other;  // room for a row of the chunk each
     S** targets;
@@ -98,37 +123,39 @@ class BackwardLoop {
     const S* before[C::states];  // (B, H)
     const S* after[C::states];
     const S* saved;
-    S *input, *recurrent;  // delta, (B, row_size)
+    int64_t delta_row;  // among all places
   };
 
   Moment moment(int64_t s, int64_t begin, int64_t end) const {
-    Moment at{s,       steps.time(s),     (end - begin) * p.B, (s - begin) * p.B, {}, {}, history.saved(steps, s),
-              nullptr, recurrent_delta(s)};
-    at.input = C::split ? inputs.delta + at.row * row_size : at.recurrent;
+    Moment at{s, steps.time(s), (end - begin) * p.B, (s - begin) * p.B, {}, {}, history.saved(steps, s), delta_row(s)};
     for (int i = 0; i < C::states; ++i) at.before[i] = history.state(i, s), at.after[i] = history.state(i, s + 1);
     return at;
   }
+
+  int64_t delta_row(int64_t s) const { return s % (plan.chunk + 1) * p.B; }
 
   bool asks_norms() const { return p.norms[0] != nullptr; }
   typename StepNorms<S>::Room norms_room() const { return {p.B, row_size, p.I, p.H}; }
 
   void work(int thread) {
     const FlushSubnormals flush;
+    typename Engine::Unit unit;
     Mine mine{thread,
+              unit,
               plan.rows(p.B, thread),
               plan.units(thread),
-              rows + 3 * thread * chunk_rows,
+              rows + 3 * thread * room_rows,
               nullptr,
               nullptr,
               rules + 2 * thread * p.B,
               rules + (2 * thread + 1) * p.B};
-    mine.other = mine.rows + chunk_rows;
-    mine.targets = const_cast<S**>(mine.other + chunk_rows);
+    mine.other = mine.rows + room_rows;
+    mine.targets = const_cast<S**>(mine.other + room_rows);
     prepare(mine);
     if (!team.wait()) return;
     for (int64_t end = p.T; end > 0;) {
       const int64_t first = history.kept_before(end);
-      if (p.every && !(again->advance(again->mine(thread), first, end) && team.wait())) return;
+      if (p.every && !(again->advance(again->mine(thread, unit), first, end) && team.wait())) return;
       for (; end > first; end = end > first + plan.chunk ? end - plan.chunk : first)
         if (!chunk(mine, end > first + plan.chunk ? end - plan.chunk : first, end)) return;
     }
@@ -139,7 +166,7 @@ class BackwardLoop {
   // False when the call is to stop.
   bool chunk(const Mine& mine, int64_t begin, int64_t end) {
     if (team.interrupted(mine.thread)) return false;
-    if (again && !p.every) again->save_again(again->mine(mine.thread), begin, end);
+    if (again && !p.every) again->save_again(again->mine(mine.thread, mine.unit), begin, end);
     transpose_operands(mine, begin, end);
     for (int64_t s = end - 1; s >= begin; --s) {
       if (!step(mine, moment(s, begin, end))) return false;
@@ -147,6 +174,10 @@ class BackwardLoop {
     }
     if (!team.wait()) return false;
     input_gradient(mine, begin, end);
+    if constexpr (Engine::splits) {
+      pack_delta(mine, inputs, begin, end);
+      if (C::split) pack_delta(mine, recurrent, begin, end);
+    }
     weight_gradient(mine, inputs, p.I + 1, (end - begin) * p.B);
     weight_gradient(mine, recurrent, p.H + C::split, (end - begin) * p.B);
     if (asks_norms()) step_norms(mine, begin, end);
@@ -156,13 +187,12 @@ class BackwardLoop {
   void prepare(const Mine& mine) {
     const int t = mine.thread, n = host.threads;
     if (again) again->pack(t);
-    pack_columns<product_vectors>(p.weight_ih, p.I, order, share(product_panels(ceil_div(p.I, L)), n, t), weight_ih);
-    pack_columns<back>(p.weight_hh, p.H, order, share(ceil_div(plan.unit_vectors, back), n, t), weight_hh);
+    const Range input_panels = share(Product::panels(ceil_div(p.I, L)), n, t);
+    engine.template pack_columns<Product::vectors>(p.weight_ih, p.I, order, input_panels, weight_ih);
+    const Range back_panels = share(Tiles::Backward::panels(plan.unit_vectors), n, t);
+    engine.template pack_columns<back>(p.weight_hh, p.H, order, back_panels, weight_hh);
     clear(inputs.sums, share((p.I + 1) * row_size, n, t));
     clear(recurrent.sums, share((p.H + 1) * row_size, n, t));
-    const Range ones = share(chunk_rows, n, t);
-    for (int64_t r = ones.begin; r < ones.end; ++r)
-      inputs.columns[p.I * column_size + r] = recurrent.columns[p.H * column_size + r] = 1;
     for (int i = 0; i < C::states; ++i)
       for (int64_t b = mine.b.begin; b < mine.b.end; ++b)
         for (int64_t j = mine.j.begin; j < mine.j.end; ++j)
@@ -175,22 +205,25 @@ class BackwardLoop {
   }
 
   S* units(S* data, int64_t b, int64_t j) const { return data + (b * plan.unit_vectors + j) * L; }
-  // The recurrent delta must outlive its chunk by one step: steps take turns in chunk + 1 places.
-  S* recurrent_delta(int64_t s) const { return recurrent.delta + s % (plan.chunk + 1) * p.B * row_size; }
 
   // The chunk's x and h, transposed; rows that take no part are zero whatever they hold (padding may be NaN).
   void transpose_operands(const Mine& mine, int64_t begin, int64_t end) {
     const int64_t count = (end - begin) * p.B;
-    const Range own = share(count, host.threads, mine.thread, L);
+    const Range own = share(Engine::columns_padded(count), host.threads, mine.thread, L);
     for (int64_t r = own.begin; r < own.end; ++r) {
+      if (r >= count) {
+        mine.rows[r] = mine.other[r] = nullptr;
+        continue;
+      }
       const int64_t s = begin + r / p.B, b = r % p.B;
       const int rule = steps.ruled() ? steps.rule(s, b) : 0;
       mine.rows[r] = rule & inactive ? nullptr : x(s, b);
       mine.other[r] = rule & (inactive | fresh) ? nullptr : moment(s, begin, end).before[0] + b * p.H;
     }
     for (int64_t r = own.begin; r < own.end; r += L) {
-      transpose_rows(mine.rows + r, own.end - r, p.I, inputs.columns + r, column_size);
-      transpose_rows(mine.other + r, own.end - r, p.H, recurrent.columns + r, column_size);
+      const auto put = [&](const Side& side) { return [&side, r](int64_t k, V value) { side.columns.put(k, r, value); }; };
+      transpose_rows(mine.rows + r, own.end - r, p.I, put(inputs));
+      transpose_rows(mine.other + r, own.end - r, p.H, put(recurrent));
     }
   }
 
@@ -225,13 +258,23 @@ class BackwardLoop {
   template <class Put>
   void for_carried(const Mine& mine, int64_t later, const Put& put) {
     const int64_t K = later < p.T ? row_size : 0;
-    for (int64_t b = mine.b.begin; b < mine.b.end; ++b) mine.rows[b] = recurrent_delta(later) + b * row_size;
-    const Range panels{mine.j.begin / back, ceil_div(mine.j.end, back)};
+    const Rows rows = delta_as_rows(mine, recurrent, delta_row(later), mine.b);
+    const Panels panels{mine.j.begin / back, ceil_div(mine.j.end, back), later % 2 != 0};
     const auto tile = [&](int64_t first, int count, int64_t j, const V* sums) {
       for (int64_t b = first; b < first + count; ++b, sums += back)
         for (int v = 0; v < back && j + v < mine.j.end; ++v) put(b, j + v, mine.later[b] ? V{} : sums[v]);
     };
-    product<typename Tiles::Backward>(K, mine.rows, mine.b, weight_hh, panels, none, sink<S>(tile));
+    engine.template product<typename Tiles::Backward>(K, rows, mine.b, weight_hh, panels, none, sink<S>(tile), mine.unit);
+  }
+
+  // Rows `range`, counted from `first`, of a side's delta as a left operand.
+  Rows delta_as_rows(const Mine& mine, const Side& side, int64_t first, Range range) const {
+    if constexpr (Engine::splits) {
+      return side.split.from(first);
+    } else {
+      for (int64_t r = range.begin; r < range.end; ++r) mine.rows[r] = side.delta + (first + r) * row_size;
+      return {mine.rows};
+    }
   }
 
   // With clipping, first pass: the carried gradient goes to memory, and its size.
@@ -304,8 +347,8 @@ class BackwardLoop {
       if (p.d_states[i]) store_some(p.d_states[i] + at.t * p.B * p.H + unit, dn[i], n);
     if (p.d_gates)
       for (int g = 0; g < G; ++g) store_some(p.d_gates + ((at.t * p.B + b) * G + g) * p.H + j * L, dx[g], n);
-    put_delta(inputs, at.input, at, b, j, dx);
-    if constexpr (C::split) put_delta(recurrent, at.recurrent, at, b, j, dr);
+    put_delta(inputs, at, b, j, dx);
+    if constexpr (C::split) put_delta(recurrent, at, b, j, dr);
   }
 
   TT_INLINE void add_loss(const Moment& at, int64_t b, int64_t j, V* dn) {
@@ -314,28 +357,42 @@ class BackwardLoop {
     if (p.d_cell) dn[C::states - 1] += load_some<V>(p.d_cell + (at.t * p.B + b) * p.H + j * L, n);
   }
 
-  TT_INLINE void put_delta(const Side& side, S* rows, const Moment& at, int64_t b, int64_t j, const V* delta) {
+  TT_INLINE void put_delta(const Side& side, const Moment& at, int64_t b, int64_t j, const V* delta) {
+    const int64_t row = at.delta_row + b;
     for (int g = 0; g < G; ++g) {
       const int64_t q = j * G + g;
-      store(rows + b * row_size + q * L, delta[g]);
-      const int64_t panel_row = q / product_vectors * at.height + at.row + b;
-      store(side.panels + (panel_row * product_vectors + q % product_vectors) * L, delta[g]);
+      if (!Engine::splits || side.delta) store(side.delta + row * row_size + q * L, delta[g]);
+      if constexpr (Engine::splits) {
+        side.split.put(row, q * L, delta[g]);
+      } else {
+        const int64_t panel_row = q / Product::vectors * at.height + at.row + b;
+        store(side.panels + (panel_row * Product::vectors + q % Product::vectors) * L, delta[g]);
+      }
     }
   }
 
+  // Own panels of the chunk's delta, from what the steps split.
+  void pack_delta(const Mine& mine, const Side& side, int64_t begin, int64_t end) {
+    const Range panels = share(panel_vectors / Product::vectors, host.threads, mine.thread);
+    const Range vectors{panels.begin * Product::vectors, panels.end * Product::vectors};
+    const int64_t first = delta_row(begin), places = delta_rows;
+    engine.pack_split(side.split, (end - begin) * p.B,
+                      {vectors.begin, vectors.end < order.vectors() ? vectors.end : order.vectors()}, side.panels,
+                      [&](int64_t r) { return first + r < places ? first + r : first + r - places; });
+  }
+
   void input_gradient(const Mine& mine, int64_t begin, int64_t end) {
-    const Range own = share((end - begin) * p.B, host.threads, mine.thread, ProductShape::rows);
+    const Range own = share((end - begin) * p.B, host.threads, mine.thread, Product::rows);
     for (int64_t r = own.begin; r < own.end; ++r) {
       const int64_t s = begin + r / p.B, b = r % p.B;
-      mine.rows[r] = moment(s, begin, end).input + b * row_size;
       mine.targets[r] = p.d_input.data + steps.time(s) * p.d_input.time + b * p.d_input.batch;
     }
-    const Range panels{0, product_panels(ceil_div(p.I, L))};
+    const Panels panels{0, Product::panels(ceil_div(p.I, L))};
     const auto put = [&](int64_t first, int count, int64_t q, const V* sums) {
-      for (int64_t r = first; r < first + count; ++r, sums += product_vectors) {
+      for (int64_t r = first; r < first + count; ++r, sums += Product::vectors) {
         // Zero delta times an infinite weight is no zero.
         const bool idle = steps.ruled() && steps.rule(begin + r / p.B, r % p.B) & inactive;
-        for (int v = 0; v < product_vectors && (q + v) * L < p.I; ++v) {
+        for (int v = 0; v < Product::vectors && (q + v) * L < p.I; ++v) {
           S* target = mine.targets[r] + (q + v) * L;
           const int64_t n = p.I - (q + v) * L;
           const V part = idle ? V{} : sums[v];
@@ -343,22 +400,29 @@ class BackwardLoop {
         }
       }
     };
-    product<ProductShape>(row_size, mine.rows, own, weight_ih, panels, none, sink<S>(put));
+    // The places wrap around: rows before and after that.
+    const int64_t first = delta_row(begin), wrap = delta_rows - first;
+    const Range parts[2] = {{own.begin, own.end < wrap ? own.end : wrap}, {own.begin > wrap ? own.begin : wrap, own.end}};
+    for (int i = 0; i < 2; ++i) {
+      const Rows rows = delta_as_rows(mine, inputs, i ? -wrap : first, parts[i]);
+      engine.template product<Product>(row_size, rows, parts[i], weight_ih, panels, none, sink<S>(put), mine.unit);
+    }
   }
 
   void weight_gradient(const Mine& mine, const Side& side, int64_t features, int64_t height) {
-    const Range panels = share(panel_vectors / product_vectors, host.threads, mine.thread);
-    for (int64_t begin = 0; begin < features; begin += chunk_rows) {  // there is room for so many rows
-      const int64_t count = features - begin < chunk_rows ? features - begin : chunk_rows;
-      for (int64_t i = 0; i < count; ++i) mine.rows[i] = side.columns + (begin + i) * column_size;
+    const Range own = share(panel_vectors / Product::vectors, host.threads, mine.thread);
+    const Panels panels{own.begin, own.end};
+    for (int64_t begin = 0; begin < features; begin += room_rows) {  // there is room for so many rows
+      const int64_t count = features - begin < room_rows ? features - begin : room_rows;
+      const Rows rows = engine.rows_of(side.columns, mine.rows, begin, count);
       const auto put = [&](int64_t first, int rows, int64_t q, const V* sums) {
-        for (int64_t i = begin + first; i < begin + first + rows; ++i, sums += product_vectors)
-          for (int v = 0; v < product_vectors && q + v < order.vectors(); ++v) {
+        for (int64_t i = begin + first; i < begin + first + rows; ++i, sums += Product::vectors)
+          for (int v = 0; v < Product::vectors && q + v < order.vectors(); ++v) {
             double* into = side.sums + i * row_size + (q + v) * L;
             for (int lane = 0; lane < L; ++lane) into[lane] += double(sums[v][lane]);
           }
       };
-      product<ProductShape>(height, mine.rows, {0, count}, side.panels, panels, none, sink<S>(put));
+      engine.template product<Product>(height, rows, {0, count}, side.panels, panels, none, sink<S>(put), mine.unit);
     }
   }
 
@@ -372,7 +436,7 @@ class BackwardLoop {
         for (int64_t b = 0; b < p.B; ++b) {
           const int rule = steps.ruled() ? steps.rule(s, b) : 0;
           if (rule & inactive) continue;
-          mine.rows[count] = (hidden ? at.recurrent : at.input) + b * row_size;
+          mine.rows[count] = (hidden ? recurrent : inputs).delta + (at.delta_row + b) * row_size;
           mine.other[count] = !hidden ? x(s, b) : rule & fresh ? zeros : at.before[0] + b * p.H;
           ++count;
         }
@@ -410,15 +474,16 @@ class BackwardLoop {
   const Backward<S>& p;
   const Host& host;
   Team team;
+  Engine engine;
   Plan plan;
   Steps<S> steps;
   Interleaved order;
   History<S> history;
   Forward<S> forward;      // the same problem, for `again`
   Again* again = nullptr;  // where states or saved values were not kept
-  int64_t row_size, chunk_rows, column_size, panel_vectors;
-  S *weight_ih, *weight_hh;  // packed, summed over gates
-  S* carry[max_states];      // (B, units): elementwise part of what flows back, and between steps at rest all of it
+  int64_t row_size, chunk_rows, delta_rows, column_size, panel_vectors, room_rows;
+  Weight *weight_ih, *weight_hh;  // packed, summed over gates
+  S* carry[max_states];           // (B, units): elementwise part of what flows back, and between steps at rest all of it
   Side inputs, recurrent;
   S* zeros;  // the state before an episode
   const S** rows;

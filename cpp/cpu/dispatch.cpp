@@ -1,6 +1,12 @@
 // Chooses the table of kernels at first use.
 #include "dispatch.hpp"
 
+#if defined(TT_HAS_AMX)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
@@ -9,6 +15,11 @@
 namespace throughtime {
 
 #if defined(__x86_64__)
+#if defined(TT_HAS_AMX)
+namespace amx {
+extern const Kernels* const kernels;
+}
+#endif
 namespace v2 {
 extern const Kernels* const kernels;
 }
@@ -24,14 +35,36 @@ extern const Kernels* const kernels;
 }
 #endif
 
+#if defined(__x86_64__)
+namespace {
+
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+#if defined(TT_HAS_AMX)
+// The processor has tiles and bfloat16 products, and Linux grants this process the registers.
+bool has_amx() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned bfloat16 = 1u << 22, tiles = 1u << 24;
+  if (!has_avx512() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & bfloat16) == 0 || (d & tiles) == 0) return false;
+  constexpr long request_permission = 0x1023, tile_data = 18;
+  static const bool granted = syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+  return granted;
+}
+#endif
+
+}  // namespace
+#endif
+
 const std::vector<Level>& levels() {
 #if defined(__x86_64__)
   static const std::vector<Level> all = {
-      {"v4", v4::kernels,
-       [] {
-         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
-                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-       }},
+#if defined(TT_HAS_AMX)
+      {"amx", amx::kernels, has_amx},
+#endif
+      {"v4", v4::kernels, has_avx512},
       {"v3", v3::kernels,
        [] {
          return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
@@ -47,7 +80,11 @@ const std::vector<Level>& levels() {
 
 namespace {
 
+const char* assumed = nullptr;
+
 const Level& choose() {
+  for (const Level& level : levels())
+    if (assumed && std::strcmp(assumed, level.name) == 0) return level;
   const char* forced = std::getenv("THROUGHTIME_ISA");
   std::string usable;
   for (const Level& level : levels()) {
@@ -60,6 +97,11 @@ const Level& choose() {
 }
 
 }  // namespace
+
+void assume_level(const char* name) {
+  for (const Level& level : levels())
+    if (std::strcmp(name, level.name) == 0) assumed = level.name;
+}
 
 const Level& level() {
   static const Level& chosen = choose();

@@ -13,8 +13,9 @@ struct Level {
   bool (*supported)();
 };
 
-const std::vector<Level>& levels();  // best first
-const Level& level();                // the first that this processor supports, or what THROUGHTIME_ISA names
+const std::vector<Level>& levels();   // best first
+const Level& level();                 // the first that this processor supports, or what THROUGHTIME_ISA names
+void assume_level(const char* name);  // whatever the processor says: for tests under an emulator, before anything else
 const CellKernels& find_cell(const char* name);
 
 }  // namespace throughtime

@@ -10,6 +10,10 @@ namespace throughtime::TT_ISA {
 template <class C, class S, class Tiles>
 class ForwardLoop {
   using V = Vec<S>;
+  using Engine = typename Tiles::Engine;
+  using Product = typename Tiles::Product;
+  using Rows = typename Engine::Rows;
+  using Weight = typename Engine::Weight;
   static constexpr int L = lanes<S>, G = C::gates, units = Tiles::units;
 
  public:
@@ -18,31 +22,46 @@ class ForwardLoop {
   // What one thread works on.
   struct Mine {
     int thread;
-    Range b, j;      // sequences, vectors of units
-    const S** rows;  // room for a row of the chunk each
-    uint8_t* rules;  // of the step, one a sequence
-    S* projected;    // (chunk steps, own sequences, row_size)
+    typename Engine::Unit& unit;
+    Range b, j;                   // sequences, vectors of units
+    typename Engine::Room* room;  // for a row of the chunk each
+    uint8_t *rules, *next_rules;  // of the step and the one after it, one a sequence
+    S* projected;                 // (chunk steps, own sequences, row_size)
     int64_t count() const { return b.end - b.begin; }
   };
 
   ForwardLoop(const Forward<S>& problem, const Host& host, Team& team, const History<S>& history)
-      : p(problem), host(host), team(team), plan(make_plan<C>(p, host)), steps{p, 0}, history(history), order{G, p.H, L} {
+      : p(problem),
+        host(host),
+        team(team),
+        engine(host),
+        plan(make_plan<C>(p, host)),
+        steps{p, 0},
+        history(history),
+        order{G, p.H, L} {
     row_size = plan.unit_vectors * G * L;
-    const int64_t projection_vectors = product_panels(order.vectors()) * product_vectors;
+    const int64_t projection_vectors = Product::panels(order.vectors()) * Product::vectors;
     const int64_t recurrent_vectors = ceil_div(plan.unit_vectors, units) * units * G;
-    weight_ih = scratch<S>(host, projection_vectors * L * p.I);
-    weight_hh = scratch<S>(host, recurrent_vectors * L * p.H);
+    weight_ih = scratch<Weight>(host, engine.packed_size(p.I, projection_vectors));
+    weight_hh = scratch<Weight>(host, engine.packed_size(p.H, recurrent_vectors));
     bias_ih = scratch<S>(host, projection_vectors * L);
     bias_hh = scratch<S>(host, recurrent_vectors * L);
     projected = scratch<S>(host, plan.chunk * p.B * row_size);
     zeros = scratch<S>(host, p.H);
-    rows = scratch<const S*>(host, host.threads * plan.chunk * p.B);
-    rules = scratch<uint8_t>(host, host.threads * p.B);
+    room_size = engine.room_size(plan.chunk * p.B, p.I > p.H ? p.I : p.H);
+    room = scratch<typename Engine::Room>(host, host.threads * room_size);
+    rules = scratch<uint8_t>(host, 2 * host.threads * p.B);
     moments = scratch<Moment>(host, host.threads * plan.chunk);
     __builtin_memset(bias_ih, 0, size_t(projection_vectors * L) * sizeof(S));
     __builtin_memset(bias_hh, 0, size_t(recurrent_vectors * L) * sizeof(S));
     __builtin_memset(zeros, 0, size_t(p.H) * sizeof(S));
-    __builtin_memset(rules, 0, size_t(host.threads * p.B));
+    __builtin_memset(rules, 0, size_t(2 * host.threads * p.B));
+    if constexpr (Engine::splits)
+      for (Rows& rows : hidden) {
+        const int64_t size = engine.room_size(p.B, p.H);
+        rows = engine.rows(scratch<Weight>(host, size), p.B, p.H);
+        __builtin_memset(rows.data, 0, size_t(size) * sizeof(Weight));
+      }
     pack_vector(p.bias_ih, order, bias_ih);
     pack_vector(p.bias_hh, order, bias_hh);
   }
@@ -57,27 +76,38 @@ class ForwardLoop {
     const auto work = [](void* self, int thread) {
       const FlushSubnormals flush;
       ForwardLoop& loop = *static_cast<ForwardLoop*>(self);
+      typename Engine::Unit unit;
       loop.pack(thread);
-      if (loop.team.wait()) loop.advance(loop.mine(thread), 0, loop.p.T);
+      if (loop.team.wait()) loop.advance(loop.mine(thread, unit), 0, loop.p.T);
     };
     host.run(host.context, work, &loop);
   }
 
   // The thread's part of the weights, before anything else. A barrier must follow.
   void pack(int thread) {
-    pack_rows<product_vectors>(p.weight_ih, p.I, order, share(order.vectors(), host.threads, thread), weight_ih);
-    pack_rows<units * G>(p.weight_hh, p.H, order, share(order.vectors(), host.threads, thread), weight_hh);
+    const Range own = share(order.vectors(), host.threads, thread);
+    engine.template pack_rows<Product::vectors>(p.weight_ih, p.I, order, own, weight_ih);
+    engine.template pack_rows<units * G>(p.weight_hh, p.H, order, own, weight_hh);
   }
 
-  Mine mine(int thread) const {
-    Mine mine{thread, plan.rows(p.B, thread), plan.units(thread), rows + thread * plan.chunk * p.B, rules + thread * p.B,
-              nullptr};
-    mine.projected = projected + plan.chunk * mine.b.begin * row_size;
-    return mine;
+  Mine mine(int thread, typename Engine::Unit& unit) const {
+    const Range b = plan.rows(p.B, thread);
+    return {thread,
+            unit,
+            b,
+            plan.units(thread),
+            room + thread * room_size,
+            rules + 2 * thread * p.B,
+            rules + (2 * thread + 1) * p.B,
+            projected + plan.chunk * b.begin * row_size};
   }
 
   // Steps `first` to `last` - 1; false when the call is to stop.
   bool advance(const Mine& mine, int64_t first, int64_t last) {
+    if constexpr (Engine::splits) {
+      split_states(mine, first);
+      if (plan.unit_parts > 1 && !team.wait()) return false;
+    }
     for (int64_t begin = first; begin < last; begin += plan.chunk) {
       const int64_t end = begin + plan.chunk < last ? begin + plan.chunk : last;
       if (team.interrupted(mine.thread)) return false;
@@ -97,14 +127,15 @@ class ForwardLoop {
     project(mine, begin, end);
     Moment* at = moments + mine.thread * plan.chunk;
     const int64_t count = mine.count();
+    const Rows rows = engine.rows(mine.room, (end - begin) * count, p.H);
     for (int64_t s = begin; s < end; ++s) {
       at[s - begin] = moment(s, mine.projected + (s - begin) * count * row_size);
       for (int64_t b = mine.b.begin; b < mine.b.end; ++b)
-        mine.rows[(s - begin) * count + b - mine.b.begin] = starts(s, b) ? zeros : at[s - begin].before[0] + b * p.H;
+        rows.set((s - begin) * count + b - mine.b.begin, starts(s, b) ? zeros : at[s - begin].before[0] + b * p.H, p.H);
     }
-    const Range panels{mine.j.begin / units, ceil_div(mine.j.end, units)};
-    const auto put = [&](int64_t first, int rows, int64_t q, const V* sums) {
-      for (int64_t r = first; r < first + rows; ++r, sums += units * G)
+    const Panels panels{mine.j.begin / units, ceil_div(mine.j.end, units)};
+    const auto put = [&](int64_t first, int number, int64_t q, const V* sums) {
+      for (int64_t r = first; r < first + number; ++r, sums += units * G)
         for (int u = 0; u < units && q / G + u < mine.j.end; ++u) {
           const int64_t s = int(r) / int(count), b = mine.b.begin + int(r) % int(count), j = q / G + u;
           V old[C::states], next[C::states], a[C::saved + 1];
@@ -112,13 +143,14 @@ class ForwardLoop {
           save(at[s], b, j, a);
         }
     };
-    product<typename Tiles::Again>(p.H, mine.rows, {0, (end - begin) * count}, weight_hh, panels, bias_hh, sink<S>(put));
+    engine.template product<typename Tiles::Again>(p.H, rows, {0, (end - begin) * count}, weight_hh, panels, bias_hh,
+                                                   sink<S>(put), mine.unit);
   }
 
  private:
   // Where one step finds its rows.
   struct Moment {
-    int64_t t;
+    int64_t s, t;
     const S* projected;          // (own sequences, row_size)
     const S* before[C::states];  // (B, H)
     S* after[C::states];
@@ -126,37 +158,49 @@ class ForwardLoop {
   };
 
   Moment moment(int64_t s, const S* projection) const {
-    Moment at{steps.time(s), projection, {}, {}, history.saved(steps, s)};
+    Moment at{s, steps.time(s), projection, {}, {}, history.saved(steps, s)};
     for (int i = 0; i < C::states; ++i) at.before[i] = history.state(i, s), at.after[i] = history.state(i, s + 1);
     return at;
   }
 
   void project(const Mine& mine, int64_t begin, int64_t end) {
-    const S** row = mine.rows;
+    const Rows rows = engine.rows(mine.room, (end - begin) * mine.count(), p.I);
+    int64_t count = 0;
     for (int64_t s = begin; s < end; ++s)
-      for (int64_t b = mine.b.begin; b < mine.b.end; ++b) *row++ = p.x.data + steps.time(s) * p.x.time + b * p.x.batch;
+      for (int64_t b = mine.b.begin; b < mine.b.end; ++b)
+        rows.set(count++, p.x.data + steps.time(s) * p.x.time + b * p.x.batch, p.I);
     const int64_t vectors = mine.j.end * G;
-    const Range panels{mine.j.begin * G / product_vectors, product_panels(vectors)};
+    const Panels panels{mine.j.begin * G / Product::vectors, Product::panels(vectors)};
     const auto put = [&](int64_t first, int count, int64_t q, const V* sums) {
-      for (int64_t r = first; r < first + count; ++r, sums += product_vectors)
-        for (int v = 0; v < product_vectors && q + v < vectors; ++v) store(mine.projected + r * row_size + (q + v) * L, sums[v]);
+      for (int64_t r = first; r < first + count; ++r, sums += Product::vectors)
+        for (int v = 0; v < Product::vectors && q + v < vectors; ++v) store(mine.projected + r * row_size + (q + v) * L, sums[v]);
     };
-    product<ProductShape>(p.I, mine.rows, {0, row - mine.rows}, weight_ih, panels, bias_ih, sink<S>(put));
+    engine.template product<Product>(p.I, rows, {0, count}, weight_ih, panels, bias_ih, sink<S>(put), mine.unit);
   }
 
   void find_rules(const Mine& mine, int64_t s) {
     if (!steps.ruled()) return;
-    for (int64_t b = mine.b.begin; b < mine.b.end; ++b) mine.rules[b] = uint8_t(steps.rule(s, b));
+    for (int64_t b = mine.b.begin; b < mine.b.end; ++b) {
+      mine.rules[b] = uint8_t(steps.rule(s, b));
+      mine.next_rules[b] = uint8_t(s + 1 < p.T ? steps.rule(s + 1, b) : 0);
+    }
   }
 
   void step(const Mine& mine, const Moment& at) {
-    for (int64_t b = mine.b.begin; b < mine.b.end; ++b) mine.rows[b] = mine.rules[b] & fresh ? zeros : at.before[0] + b * p.H;
-    const Range panels{mine.j.begin / units, ceil_div(mine.j.end, units)};
+    Rows rows;
+    if constexpr (Engine::splits) {
+      rows = hidden[at.s % 2];
+    } else {
+      rows = engine.rows(mine.room, p.B, p.H);
+      for (int64_t b = mine.b.begin; b < mine.b.end; ++b)
+        rows.set(b, mine.rules[b] & fresh ? zeros : at.before[0] + b * p.H, p.H);
+    }
+    const Panels panels{mine.j.begin / units, ceil_div(mine.j.end, units), at.s % 2 != 0};
     const auto put = [&](int64_t first, int count, int64_t q, const V* sums) {
       for (int64_t b = first; b < first + count; ++b, sums += units * G)
         for (int u = 0; u < units && q / G + u < mine.j.end; ++u) apply(mine, at, b, q / G + u, sums + u * G);
     };
-    product<typename Tiles::Forward>(p.H, mine.rows, mine.b, weight_hh, panels, bias_hh, sink<S>(put));
+    engine.template product<typename Tiles::Forward>(p.H, rows, mine.b, weight_hh, panels, bias_hh, sink<S>(put), mine.unit);
   }
 
   // The cell of one vector of units of one sequence; r is the recurrent part of its pre-activations.
@@ -167,6 +211,7 @@ class ForwardLoop {
     evaluate(mine, at, b, j, mine.rules[b] & fresh, r, old, next, a);
     if (p.output.data) store_some(p.output.data + at.t * p.output.time + b * p.output.batch + j * L, still ? V{} : next[0], n);
     for (int i = 0; i < C::states; ++i) store_some(at.after[i] + unit, still ? old[i] : next[i], n);
+    if constexpr (Engine::splits) put_split(at.s + 1, b, j, mine.next_rules[b], still ? old[0] : next[0]);
     if (at.saved) save(at, b, j, a);
   }
 
@@ -184,22 +229,36 @@ class ForwardLoop {
     for (int i = 0; i < C::saved; ++i) store(saved + i * L, a[i]);
   }
 
+  // h as the left operand of step s. Lanes past H may be NaN, from an infinite input times their zero weights.
+  TT_INLINE void put_split(int64_t s, int64_t b, int64_t j, int rule, V h) const {
+    hidden[s % 2].put(b, j * L, rule & fresh ? V{} : keep_some<S>(h, p.H - j * L));
+  }
+
+  void split_states(const Mine& mine, int64_t s) const {
+    const S* before = history.state(0, s);
+    for (int64_t b = mine.b.begin; b < mine.b.end; ++b)
+      for (int64_t j = mine.j.begin; j < mine.j.end; ++j)
+        put_split(s, b, j, starts(s, b) ? fresh : 0, load_some<V>(before + b * p.H + j * L, p.H - j * L));
+  }
+
   bool starts(int64_t s, int64_t b) const { return steps.ruled() && steps.rule(s, b) & fresh; }
 
   const Forward<S>& p;
   const Host& host;
   Team& team;
+  Engine engine;
   Plan plan;
   Steps<S> steps;
   History<S> history;
   Interleaved order;
-  int64_t row_size;
-  S *weight_ih, *weight_hh;  // packed
-  S *bias_ih, *bias_hh;      // interleaved
+  int64_t row_size, room_size;
+  Weight *weight_ih, *weight_hh;  // packed
+  S *bias_ih, *bias_hh;           // interleaved
   S *projected, *zeros;
-  const S** rows;
+  typename Engine::Room* room;
   uint8_t* rules;
   Moment* moments;
+  Rows hidden[2];  // where left operands are copies: h before a step, and before the one after it
 };
 
 }  // namespace throughtime::TT_ISA

@@ -1,6 +1,7 @@
 // The loop around the tile, for every product: panel by panel, so that a panel stays in L1 while the rows pass by.
 #pragma once
 
+#include "../kernels.hpp"
 #include "pack.hpp"
 #include "tile.hpp"
 
@@ -10,14 +11,12 @@ namespace throughtime::TT_ISA {
 template <int rows_, int vectors_, int ways_>
 struct Shape {
   static constexpr int rows = rows_, vectors = vectors_, ways = ways_;
+  static constexpr int64_t panels(int64_t of_vectors) { return ceil_div(of_vectors, vectors); }
 };
 
 // What lies outside the recurrence. 6 x 2 (6 x 4 with 32 registers) leaves room for the weights and one broadcast, and reuses
 // each weight loaded six times.
 using ProductShape = Shape<6, registers == 32 ? 4 : 2, 1>;
-constexpr int product_vectors = ProductShape::vectors;
-
-TT_INLINE int64_t product_panels(int64_t vectors) { return ceil_div(vectors, product_vectors); }
 
 // Takes a tile of results: rows first..first + count - 1, sums (count, Shape::vectors) from vector q on. One type for every
 // taker, so that the tiles are compiled once.
@@ -34,26 +33,79 @@ Sink<S> sink(const Taker& taker) {
           }};
 }
 
-// For every row in `range` and panel in `panels`: initial + rows[row] @ packed. `initial` (vectors, lanes) is a bias in tile
-// order, or null.
-template <class Shape, class S>
-void product(int64_t K, const S* const* rows, Range range, const S* packed, Range panels, const S* initial, Sink<S> sink) {
-  using V = Vec<S>;
-  constexpr int vectors = Shape::vectors;
-  for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-    const S* weights = packed + panel * K * vectors * lanes<S>;
-    for_groups<Shape::rows>(range.begin, range.end, [&](int64_t first, auto count) __attribute__((always_inline)) {
-      constexpr int n = decltype(count)::value;
-      const S* row[n];
-      V sums[n][vectors];
-      for (int m = 0; m < n; ++m) {
-        row[m] = rows[first + m];
-        for (int v = 0; v < vectors; ++v) sums[m][v] = initial ? load<V>(initial + (panel * vectors + v) * lanes<S>) : V{};
-      }
-      tile<Shape::ways>(K, row, weights, sums);
-      sink.put(sink.taker, first, n, panel * vectors, sums[0]);
+// The panels of a product. Weights that overflow the cache are read up and down in turn, so that the last ones read are found
+// there.
+struct Panels {
+  int64_t begin, end;
+  bool downwards = false;
+
+  template <class Body>
+  void visit(const Body& body) const {
+    for (int64_t i = 0; i < end - begin; ++i) body(downwards ? end - 1 - i : begin + i);
+  }
+};
+
+// How a loop does its products on vector registers; Amx in amx.hpp does them on tiles.
+template <class S>
+class Fma {
+ public:
+  static constexpr bool splits = false;  // whether left operands are copies, made where their numbers are
+  using Weight = S;
+  using Room = const S*;
+  struct Rows {
+    const S** row;
+    void set(int64_t r, const S* from, int64_t) const { row[r] = from; }
+  };
+  struct Columns {
+    S* data;
+    int64_t stride;
+    TT_INLINE void put(int64_t row, int64_t k, Vec<S> value) const { store(data + row * stride + k, value); }
+  };
+  struct Unit {};
+
+  explicit Fma(const Host&) {}
+
+  int64_t packed_size(int64_t K, int64_t vectors) const { return vectors * K * lanes<S>; }
+  int64_t room_size(int64_t rows, int64_t) const { return rows; }
+  Rows rows(Room* room, int64_t, int64_t) const { return {room}; }
+  Columns columns(S* room, int64_t, int64_t K) const { return {room, columns_padded(K)}; }
+  static int64_t columns_padded(int64_t K) { return ceil_div(K, lanes<S>) * lanes<S>; }
+  Rows rows_of(const Columns& columns, Room* room, int64_t begin, int64_t count) const {
+    for (int64_t i = 0; i < count; ++i) room[i] = columns.data + (begin + i) * columns.stride;
+    return {room};
+  }
+
+  template <int vectors>
+  void pack_rows(const S* weight, int64_t K, Interleaved order, Range range, S* packed) const {
+    TT_ISA::pack_rows<vectors>(weight, K, order, range, packed);
+  }
+  template <int vectors>
+  void pack_columns(const S* weight, int64_t N, Interleaved order, Range range, S* packed) const {
+    TT_ISA::pack_columns<vectors>(weight, N, order, range, packed);
+  }
+
+  // For every row in `range` and panel in `panels`: initial + rows[row] @ packed. `initial` (vectors, lanes) is a bias in tile
+  // order, or null.
+  template <class Shape>
+  void product(int64_t K, const Rows& rows, Range range, const S* packed, Panels panels, const S* initial, Sink<S> sink,
+               Unit&) const {
+    using V = Vec<S>;
+    constexpr int vectors = Shape::vectors;
+    panels.visit([&](int64_t panel) __attribute__((always_inline)) {
+      const S* weights = packed + panel * K * vectors * lanes<S>;
+      for_groups<Shape::rows>(range.begin, range.end, [&](int64_t first, auto count) __attribute__((always_inline)) {
+        constexpr int n = decltype(count)::value;
+        const S* row[n];
+        V sums[n][vectors];
+        for (int m = 0; m < n; ++m) {
+          row[m] = rows.row[first + m];
+          for (int v = 0; v < vectors; ++v) sums[m][v] = initial ? load<V>(initial + (panel * vectors + v) * lanes<S>) : V{};
+        }
+        tile<Shape::ways>(K, row, weights, sums);
+        sink.put(sink.taker, first, n, panel * vectors, sums[0]);
+      });
     });
   }
-}
+};
 
 }  // namespace throughtime::TT_ISA

@@ -125,6 +125,9 @@ int64_t l2_bytes() {
   return bytes;
 }
 
+std::atomic<int> terms{3};
+std::atomic<Forced> forced{Forced{}};
+
 }  // namespace
 
 int usable_cores() {
@@ -136,6 +139,10 @@ int usable_cores() {
   return cores ? int(cores) : 1;
 }
 
+int get_terms() { return terms; }
+void set_terms(int count) { terms = count; }
+void force(const Forced& choices) { forced = choices; }
+
 int get_num_threads() { return threads(); }
 void set_num_threads(int count) { threads() = count; }
 
@@ -144,7 +151,16 @@ Call::Call(std::function<bool()> poll)
       poll_(std::move(poll)),
       next_poll_(std::chrono::steady_clock::now() + std::chrono::milliseconds(100)) {
   const int count = has_team_ ? workers().prepare(get_num_threads()) : 1;
-  host_ = {this, count, count > usable_cores(), l2_bytes(), allocate, run, [] { std::this_thread::yield(); }, interrupted};
+  host_ = {.context = this,
+           .threads = count,
+           .crowded = count > usable_cores(),
+           .l2_bytes = l2_bytes(),
+           .terms = get_terms(),
+           .forced = forced,
+           .allocate = allocate,
+           .run = run,
+           .yield = [] { std::this_thread::yield(); },
+           .interrupted = interrupted};
 }
 
 Call::~Call() {

@@ -14,6 +14,9 @@ namespace throughtime {
 int get_num_threads();
 void set_num_threads(int count);
 int usable_cores();
+int get_terms();  // see Host
+void set_terms(int count);
+void force(const Forced& choices);
 
 // One call's hold on the process: its threads (alone, where another call has the team) and its scratch memory.
 class Call {

@@ -9,8 +9,13 @@ namespace throughtime::TT_ISA {
 
 template <template <class, class, class> class Loop, class C, class S, class Problem>
 void run(const Problem& problem, const Host& host) {
-  if (problem.B == 1) Loop<C, S, OneRow<C::gates>>::run(problem, host);
-  else Loop<C, S, ManyRows<C::gates>>::run(problem, host);
+  const Family family = choose_family<S>(problem.B, host);
+#if defined(__AMX_BF16__)
+  if constexpr (sizeof(S) == sizeof(float))
+    if (family == Family::amx) return Loop<C, S, AmxRows<S, C::gates>>::run(problem, host);
+#endif
+  if (family == Family::one_row) Loop<C, S, OneRow<S, C::gates>>::run(problem, host);
+  else Loop<C, S, ManyRows<S, C::gates>>::run(problem, host);
 }
 
 template <class C, class S>

@@ -32,16 +32,16 @@ struct Interleaved {
   }
 };
 
-// out[k * stride + lane] = rows[lane][k] for k < K; a null row is zero, whatever it would have held.
-template <class S>
-void transpose_rows(const S* const* rows, int64_t count, int64_t K, S* out, int64_t stride) {
+// put(k, rows[:][k]) for k < K; a null row is zero, whatever it would have held.
+template <class S, class Put>
+void transpose_rows(const S* const* rows, int64_t count, int64_t K, const Put& put) {
   using V = Vec<S>;
   constexpr int n = lanes<S>;
   for (int64_t k = 0; k < K; k += n) {
     V block[n];
     for (int i = 0; i < n; ++i) block[i] = i < count && rows[i] ? load_some<V>(rows[i] + k, K - k) : V{};
     transpose(block);
-    for (int i = 0; i < n && k + i < K; ++i) store(out + (k + i) * stride, block[i]);
+    for (int i = 0; i < n && k + i < K; ++i) put(k + i, block[i]);
   }
 }
 
@@ -55,7 +55,8 @@ void pack_rows(const S* weight, int64_t K, Interleaved order, Range range, S* pa
       const int64_t row = order.row(q, lane);
       rows[lane] = row < 0 ? nullptr : weight + row * K;
     }
-    transpose_rows(rows, n, K, packed + (q / vectors * K * vectors + q % vectors) * n, vectors * n);
+    S* to = packed + (q / vectors * K * vectors + q % vectors) * n;
+    transpose_rows(rows, n, K, [to](int64_t k, Vec<S> value) { store(to + k * vectors * n, value); });
   }
 }
 

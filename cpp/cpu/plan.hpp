@@ -2,29 +2,66 @@
 // sizes and instruction set alone; only the split among threads knows their number.
 #pragma once
 
+#if defined(__AMX_BF16__)
+#include "amx.hpp"
+#endif
 #include "gemm.hpp"
 #include "team.hpp"
 
 namespace throughtime::TT_ISA {
 
 // Tiles of the recurrence: forwards (and where gates are computed again) one holds `units` vectors of units with all their gates,
-// backwards some vectors of units. Many sequences: 12 sums fill 16 registers, 24 fill 32.
-template <int gates>
+// backwards some vectors of units; and of the products outside it. Many sequences: 12 sums fill 16 registers, 24 fill 32.
+template <class S, int gates>
 struct ManyRows {
-  static constexpr int units = gates == 1 ? product_vectors : 1;
+  using Engine = Fma<S>;
+  static constexpr int units = gates == 1 ? ProductShape::vectors : 1;
   using Forward = Shape<(registers == 32 ? 24 : 12) / (gates * units), gates * units, 1>;
   using Again = Forward;
   using Backward = ProductShape;
+  using Product = ProductShape;
 };
 
 // One sequence: at least eight sums in flight hide the latency, and narrow tiles leave work for every thread.
-template <int gates>
+template <class S, int gates>
 struct OneRow {
+  using Engine = Fma<S>;
   static constexpr int units = gates == 1 ? 4 : 2;
   using Forward = Shape < 1, gates *units, registers == 32 || gates<4 ? 2 : 1>;
   using Again = Shape<registers == 32 ? 3 : 1, gates * units, 1>;  // of many steps, where the states are known
   using Backward = Shape<1, 4, registers == 32 ? 4 : 2>;
+  using Product = ProductShape;
 };
+
+#if defined(__AMX_BF16__)
+// Blocks of 32 x 2, up to 16 rows of 16 x 4: an even number of vectors.
+template <class S, int gates>
+struct AmxRows {
+  using Engine = Amx;
+  static constexpr int units = gates == 1 ? 4 : gates == 3 ? 2 : 1;
+  using Forward = Shape<32, gates * units, 1>;
+  using Again = Forward;
+  using Backward = Shape<32, 4, 1>;
+  using Product = Shape<32, 2, 1>;
+};
+#endif
+
+#if defined(__AMX_BF16__)
+constexpr bool has_amx = true;
+#else
+constexpr bool has_amx = false;
+#endif
+
+// The kernels for B sequences: six, three and one product of bfloat16 numbers beat one of floats from so many rows on (measured
+// on tiles alone, on a Sapphire Rapids).
+template <class S>
+Family choose_family(int64_t B, const Host& host) {
+  constexpr bool possible = has_amx && sizeof(S) == sizeof(float);
+  const Family forced = host.forced.family;
+  if (forced != Family::free && (forced != Family::amx || possible)) return forced;
+  if (possible && B >= (host.terms == 3 ? 8 : host.terms == 2 ? 4 : 2)) return Family::amx;
+  return B == 1 ? Family::one_row : Family::many_rows;
+}
 
 struct Plan {
   int64_t chunk;              // steps
@@ -45,14 +82,16 @@ Plan make_plan(const Recurrence<S>& p, const Host& host) {
   // 3).
   constexpr int64_t rows_per_chunk = 512;
   Plan plan;
-  const int64_t chunk = ceil_div(rows_per_chunk, p.B > 0 ? p.B : 1);
+  const int64_t chunk = host.forced.chunk ? host.forced.chunk : ceil_div(rows_per_chunk, p.B > 0 ? p.B : 1);
   plan.chunk = chunk < p.T ? chunk : p.T;
   plan.unit_vectors = ceil_div(p.H, lanes<S>);
   plan.row_parts = plan.unit_parts = 1;
   const int64_t weight_bytes = C::gates * p.H * p.H * int64_t(sizeof(S));
   // One thread takes a step of 16 k multiplications in about the time that a barrier costs.
-  if (host.threads == 1 || C::gates * p.H * p.H * p.B < 16384) return plan;
-  if (p.B >= host.threads * ManyRows<C::gates>::Forward::rows && weight_bytes <= host.l2_bytes / 2) {
+  const Split forced = host.forced.split;
+  if (host.threads == 1 || (forced == Split::free && C::gates * p.H * p.H * p.B < 16384)) return plan;
+  const bool fills = p.B >= host.threads * ManyRows<S, C::gates>::Forward::rows && weight_bytes <= host.l2_bytes / 2;
+  if (forced == Split::sequences || (forced == Split::free && fills)) {
     plan.row_parts = host.threads;
     return plan;
   }

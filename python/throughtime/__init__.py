@@ -2,7 +2,15 @@
 
 from . import init, optim
 from .clipping import clip_grad_norm
-from .config import __version__, empty_cache, get_num_threads, set_num_threads, show_config
+from .config import (
+    __version__,
+    empty_cache,
+    get_matmul_precision,
+    get_num_threads,
+    set_matmul_precision,
+    set_num_threads,
+    show_config,
+)
 from .gradcheck import gradcheck
 from .layer import load
 from .losses import cross_entropy, mse
@@ -22,12 +30,14 @@ __all__ = [
     "clip_grad_norm",
     "cross_entropy",
     "empty_cache",
+    "get_matmul_precision",
     "get_num_threads",
     "gradcheck",
     "init",
     "load",
     "mse",
     "optim",
+    "set_matmul_precision",
     "set_num_threads",
     "show_config",
 ]

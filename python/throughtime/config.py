@@ -7,6 +7,8 @@ from typing import Any
 from . import _core
 from ._arguments import choice, size
 
+_PRECISIONS = ("highest", "high", "medium")
+
 __version__ = "0.1.0"
 
 
@@ -24,6 +26,23 @@ def set_num_threads(n: int) -> None:
         If `n` is below 1 or above 1024.
     """
     _core.set_num_threads(size("n", n, most=1024))
+
+
+def get_matmul_precision() -> str:
+    """``"highest"``, ``"high"`` or ``"medium"``; see :func:`set_matmul_precision`."""
+    return _PRECISIONS[3 - _core.get_terms()]
+
+
+def set_matmul_precision(precision: str) -> None:
+    """Set the precision of float32 matrix products of later calls, where the processor has faster ones (AMX).
+
+    Parameters
+    ----------
+    precision : {"highest", "high", "medium"}
+        PyTorch's words. ``"highest"``, the default, is float32's own accuracy; ``"high"`` keeps about 16 bits of each
+        factor, ``"medium"`` 8 (bfloat16). Sums are float32 always. Elsewhere, and for float64, all are ``"highest"``.
+    """
+    _core.set_terms(3 - _PRECISIONS.index(choice("precision", precision, _PRECISIONS)))
 
 
 def empty_cache() -> None:

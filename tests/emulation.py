@@ -1,0 +1,31 @@
+"""The AMX level on a machine without AMX: its instructions are caught and executed in software by amx_emulator.cpp."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from compiler import ROOT, compile_all
+from throughtime import _core
+
+LINUX = sys.platform == "linux" and platform.machine() == "x86_64"
+FLAGS = set(Path("/proc/cpuinfo").read_text().split()) if LINUX else set()
+HAS_AMX = {"amx_tile", "amx_bf16", "amx_int8"} <= FLAGS
+RUNS_AMX = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"} <= FLAGS  # itself or under the emulator
+needs_avx512 = pytest.mark.skipif(not RUNS_AMX, reason="AMX and its emulator need x86-64 Linux with AVX-512")
+
+
+def emulate_amx():
+    """Before anything else is computed in this process: the AMX kernels, for every number of sequences."""
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "amx_emulator.so"
+        flags = ["-O2", "-march=x86-64-v4", "-shared", "-fPIC"]
+        compile_all([[*flags, ROOT / "tests" / "amx_emulator.cpp", "-o", library]])
+        ctypes.CDLL(str(library)).install_amx_emulator()
+    _core.assume_level("amx")
+    _core.force(family="amx")

@@ -1,0 +1,137 @@
+"""The precision of matrix products: float32's own without AMX, and what three, two and one bfloat16 terms owe."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import throughtime as tt
+from conftest import ALL_TIMESTEPS, KINDS, Problem, assert_close, assert_same_bits, results, run, run_reference
+from throughtime import _core
+
+PRECISIONS = ("highest", "high", "medium")
+on_amx = pytest.mark.skipif(_core.level() != "amx", reason="the AMX kernels are not in use")
+
+# What a product may lose, relative to itself, in units of float32's roundoff 2^-24. Three terms hold a float; the
+# dropped products are below 3 * 2^-26. Of two terms the second is at most 2^-9 and the rest at most 2^-18 of the number:
+# dropped are the product of the second ones and both rests. Of one term the rest is at most 2^-9, twice.
+LOSS = {"highest": 1, "high": 3 * 2**6, "medium": 2 * 2**15}
+
+
+@pytest.fixture(params=PRECISIONS)
+def precision(request):
+    tt.set_matmul_precision(request.param)
+    yield request.param
+    tt.set_matmul_precision("highest")
+
+
+@pytest.fixture
+def free():
+    """The library's own choices again after a test that forces some."""
+    family = "amx" if _core.level() == "amx" else ""  # which the emulated tests force everywhere
+    yield
+    _core.force(family=family)
+
+
+def test_the_default_is_highest():
+    assert tt.get_matmul_precision() == "highest"
+
+
+def test_it_is_what_was_set(precision):
+    assert tt.get_matmul_precision() == precision
+
+
+@pytest.mark.parametrize("wrong", ["low", "HIGH", "", None, 3])
+def test_another_word_is_an_error_that_names_those_there_are(wrong):
+    with pytest.raises((TypeError, ValueError), match=r"precision.*'highest', 'high'.*'medium'"):
+        tt.set_matmul_precision(wrong)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("B", [1, 9, 33])
+def test_every_precision_is_within_its_bound(kind, B, precision):
+    """Both directions and layers, lengths, resets. Off AMX, every precision is within float32's bound."""
+    problem = Problem(kind, T=6, B=B, I=37, H=50, L=2, D=2, dtype="float32", seed=B)
+    options = {"state": problem.state, "lengths": problem.lengths, "resets": problem.resets}
+    ours = run(problem.layer(), problem.x, options, None, problem.loss)
+    loss = LOSS[precision] if _core.level() == "amx" else 1
+    expected = run_reference(problem, options)
+    for found in (ours, expected):
+        del found["parameter_norms"]
+    assert_close(ours, expected, problem.bound * loss)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_float64_has_one_precision(kind, precision):
+    problem = Problem(kind, T=6, B=9, dtype="float64")
+    tape = problem.layer().forward(problem.x)
+    found = results(tape, tape.backward(problem.d_output, timesteps=ALL_TIMESTEPS))
+    tt.set_matmul_precision("highest")
+    tape = problem.layer().forward(problem.x)
+    assert_same_bits(found, results(tape, tape.backward(problem.d_output, timesteps=ALL_TIMESTEPS)))
+
+
+@on_amx
+def test_three_terms_hold_every_bit_of_a_float():
+    """Integers of 24 bits times powers of two, one to a sum: exact, whatever the terms are."""
+    rng = np.random.default_rng(0)
+    layer = tt.RNN(40, 40, nonlinearity="relu", bias=False)
+    layer.parameters["weight_ih_l0"][...] = np.diag(2.0 ** rng.integers(-20, 20, 40))
+    layer.parameters["weight_hh_l0"][...] = 0
+    x = rng.integers(0, 2**24, (3, 9, 40)).astype(np.float32)
+    assert np.array_equal(layer.forward(x).output, x * np.diag(layer.parameters["weight_ih_l0"]))
+
+
+@on_amx
+def test_the_largest_floats_stay_finite(precision):
+    layer = tt.RNN(3, 4, nonlinearity="relu", bias=False)
+    layer.parameters["weight_ih_l0"][...] = 0.25
+    layer.parameters["weight_hh_l0"][...] = 0
+    x = np.full((2, 9, 3), np.finfo(np.float32).max)
+    output = layer.forward(x).output
+    assert np.allclose(output / x.max(), 0.75, rtol=2**-7)
+
+
+@on_amx
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_what_is_not_finite_stays_in_its_sequence_and_after_it(bad, precision):
+    if precision == "medium" and bad == np.inf:
+        pytest.skip("one term of an infinity is that infinity, and its tanh is finite")
+    layer = tt.GRU(4, 6, seed=0)
+    x = np.random.default_rng(0).standard_normal((7, 9, 4), np.float32)
+    x[3, 5, 1] = bad
+    output = layer.forward(x).output
+    good = np.isfinite(output).all(axis=2)
+    assert not good[3:, 5].any()
+    good[3:, 5] = True
+    assert good.all()
+
+
+@on_amx
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("B", [1, 20, 70])
+def test_amx_gives_the_same_bits_for_any_threads_and_split(kind, B, precision, free):
+    problem = Problem(kind, T=9, B=B, I=21, H=70, dtype="float32")
+    threads = tt.get_num_threads()
+    found = []
+    for split, count in (("", 1), ("sequences", 2), ("sequences", 3), ("units", 2), ("units", 5)):
+        _core.force(family="amx", split=split, chunk=4)
+        tt.set_num_threads(count)
+        found.append(run(problem.layer(), problem.x, {"state": problem.state}, None, problem.loss))
+    tt.set_num_threads(threads)
+    for other in found[1:]:
+        assert_same_bits(other, found[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", ["one_row", "many_rows"])
+def test_every_family_serves_every_number_of_sequences(kind, family, free):
+    for B in (1, 2, 13):
+        problem = Problem(kind, T=7, B=B, H=40, dtype="float32")
+        for chunk in (1, 3):
+            _core.force(family=family, chunk=chunk)
+            ours = run(problem.layer(), problem.x, {"state": problem.state}, None, problem.loss)
+            expected = run_reference(problem, {"state": problem.state})
+            for found in (ours, expected):
+                del found["parameter_norms"]
+            assert_close(ours, expected, problem.bound)
