@@ -231,13 +231,49 @@ def test_what_this_version_has_not_is_left_out(tiny, monkeypatch):
     assert "stream LSTM is left out: memory='checkpoint' is not implemented yet" in done.output
 
 
-def test_memory_modes_are_relative_to_full(tiny):
-    done = call("--cells", "LSTM", "--memory", "states", "--no-memory", "--rounds", 1, "--json", "b.json")
+@pytest.fixture
+def every_mode(monkeypatch):
+    """A version without memory modes takes each for full."""
+    try:
+        tt.RNN(1, 1).forward(np.zeros((2, 1, 1), np.float32), memory="checkpoint")
+    except NotImplementedError:
+        monkeypatch.setattr("throughtime.recurrent._check_memory", lambda memory: None)
+
+
+def test_memory_modes_are_relative_to_full(tiny, every_mode):
+    arguments = ["--problems", "stream", "vanishing", "--cells", "LSTM", "--no-memory", "--rounds", 1]
+    done = call(*arguments, "--memory", "states", "checkpoint", "--json", "b.json")
     assert done.exit_code == 0, done.output
     assert "Memory modes, relative to full" in done.output
     (found,) = json.loads((tiny / "b.json").read_text())["memory_modes"]
-    assert found["contenders"]["full"]["tape_bytes"] > 0
-    assert "states" in found["ratios"] or "memory='states'" in done.output
+    assert list(found["contenders"]) == ["full", "states", "checkpoint"]
+    assert list(found["ratios"]) == ["states", "checkpoint"]
+    assert all(outcome["tape_bytes"] > 0 for outcome in found["contenders"].values())
+
+
+def test_a_memory_mode_that_is_not_there_is_left_out(monkeypatch):
+    forward = Ours.forward
+
+    def refuse(self):
+        if self._forward["memory"] == "states":
+            raise NotImplementedError("memory='states' is not implemented yet")
+        forward(self)
+
+    monkeypatch.setattr(Ours, "forward", refuse)
+    found, skipped = measure.measure_modes("train", Task(SMALL, "RNN"), ["full", "states"], "highest", 1)
+    assert list(found.outcomes) == ["full"]
+    assert skipped == ["no comparison of memory modes: memory='states' is not implemented yet"]
+
+
+def test_a_lean_problem_is_measured_alone(tiny, monkeypatch, every_mode):
+    monkeypatch.setitem(command.PROBLEMS, "million", SMALL._replace(cells=("LSTM",), lean=True))
+    monkeypatch.setattr(measure, "peak_memory", lambda *_: SMALL.T * SMALL.B * SMALL.I * 4 + 2_500_000)
+    done = call("--problems", "million", "--against", "torch", "--rounds", 1, "--json", "b.json")
+    assert done.exit_code == 0, done.output
+    assert "million LSTM: 2.5 MB above the input and its gradient" in done.output
+    (found,) = json.loads((tiny / "b.json").read_text())["results"]
+    assert list(found["contenders"]) == [OURS]
+    assert {"hidden", "cell"}.isdisjoint(found["contenders"][OURS]["errors"])
 
 
 # Contenders
@@ -395,6 +431,12 @@ def test_the_peak_is_that_of_a_processor(threads):
     """Between a tenth of a multiply-add per cycle and twice the widest vectors there are, on both cores."""
     tt.set_num_threads(threads)
     assert 1e8 < _core.peak(0.02) < threads * 1e12
+
+
+def test_a_failure_to_measure_memory_is_said(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "false")
+    failed = measure.measure_memory(result({OURS: [1.0]}), 1)
+    assert failed == ["throughtime on train GRU: the process that measures peak memory failed: exit code 1"]
 
 
 def test_the_machine_is_described_without_its_name(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import json as json_format
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -49,6 +50,14 @@ class Plan:
             for cell in (cell for cell in self.cells if cell in problem.cells):
                 for precision in self.precisions:
                     yield name, Task(problem, cell), precision
+
+    def compares_modes(self, problem: Problem) -> bool:
+        """Of whole steps only, and where a mode is left to choose."""
+        return self.modes != ["full"] and not problem.last and not problem.lean
+
+    def parts(self, problem: Problem) -> int:
+        """What the bar counts: the check and the rounds, of memory modes as well, and peak memory."""
+        return (1 + self.rounds) * (1 + self.compares_modes(problem)) + self.with_memory
 
 
 @dataclass
@@ -148,7 +157,7 @@ def run(plan: Plan, console: Console) -> Findings:
         with _progress(plan, console) as advance:
             for name, task, precision in plan.tasks():
                 set_precision(precision)
-                _measure_one(plan, findings, name, task, precision, lambda: advance(f"{name} {task.cell}"))  # noqa: B023
+                _measure_one(plan, findings, name, task, precision, functools.partial(advance, f"{name} {task.cell}"))
     except KeyboardInterrupt:
         findings.interrupted = True
     finally:
@@ -159,7 +168,7 @@ def run(plan: Plan, console: Console) -> Findings:
 def report(plan: Plan, findings: Findings, about: dict[str, Any], console: Console) -> None:
     """Tables, then lines."""
     if findings.results:
-        console.print(table(findings.results, about["peak_float32_flops"], _title(plan, about), _caption(plan)))
+        console.print(table(findings.results, about["peak_float32_flops"], _title(plan, about), _caption(plan, about)))
     if findings.modes:
         console.print(modes_table(findings.modes))
     for line in (*findings.skipped, *wrong_answers(findings.results + findings.modes), *remarks(findings.results)):
@@ -192,14 +201,12 @@ def _measure_one(plan: Plan, findings: Findings, name: str, task: Task, precisio
         return
     findings.results.append(result)
     if plan.with_memory:
-        measure_memory(result, plan.threads)
+        findings.skipped += measure_memory(result, plan.threads)
         tick()
-    if plan.modes == ["full"] or task.problem.lean or task.problem.last:
-        return  # of a whole step alone, where there is a choice
-    modes = list(dict.fromkeys(["full", *plan.modes]))
-    found, skipped = measure_modes(name, task, modes, precision, plan.rounds, tick)
-    findings.modes.append(found)
-    findings.skipped += [line for line in skipped if line not in findings.skipped]
+    if plan.compares_modes(task.problem):
+        found, skipped = measure_modes(name, task, ["full", *plan.modes], precision, plan.rounds, tick)
+        findings.modes.append(found)
+        findings.skipped += [line for line in skipped if line not in findings.skipped]
 
 
 def _chosen(option: str, given: Sequence[str] | None, valid: tuple[str, ...], default: tuple[str, ...]) -> list[str]:
@@ -225,8 +232,7 @@ def _makers(names: Sequence[str], threads: int, console: Console) -> dict[str, M
 
 @contextmanager
 def _progress(plan: Plan, console: Console) -> Iterator[Callable[[str], None]]:
-    """The bar, one step per round and more; nothing where the output is no terminal."""
-    parts = 1 + plan.rounds + plan.with_memory
+    """The bar; nothing where the output is no terminal."""
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -236,7 +242,7 @@ def _progress(plan: Plan, console: Console) -> Iterator[Callable[[str], None]]:
         disable=not console.is_terminal,
     )
     with progress:
-        bar = progress.add_task("", total=parts * len(list(plan.tasks())))
+        bar = progress.add_task("", total=sum(plan.parts(task.problem) for _, task, _ in plan.tasks()))
         yield lambda description: progress.update(bar, advance=1, description=description)
 
 
@@ -245,10 +251,11 @@ def _title(plan: Plan, about: dict[str, Any]) -> str:
     return f"Training steps, float32: {about['cpu']}, {about['instruction_set']}, {threads}"
 
 
-def _caption(plan: Plan) -> str:
+def _caption(plan: Plan, about: dict[str, Any]) -> str:
     parts = [
         f"ms: median of {plan.rounds} rounds in turn; ratio: median of the rounds' theirs / ours; error: largest of "
-        "the output and all gradients, relative to float64, root mean square; peak MB: of a step, above its inputs"
+        "the output and all gradients, relative to float64, root mean square; peak MB: of a step, above its inputs; "
+        f"% of peak: of the {about['peak_float32_flops'] / 1e9:.0f} GFLOP/s that multiply-adds in registers reach"
     ]
     if any(problem.last for problem in plan.problems.values()):
         parts.append("vanishing: the backward alone, loss on the last step only")

@@ -87,11 +87,16 @@ def measure(
     return Result(problem, task, precision, outcomes)
 
 
-def measure_memory(result: Result, threads: int) -> None:
-    """Add the peak memory of everyone who was timed."""
+def measure_memory(result: Result, threads: int) -> list[str]:
+    """Add the peak memory of everyone who was timed; a line for each of whom it is not known."""
+    failed = []
     for name, outcome in result.outcomes.items():
         if name != EVERY and not outcome.wrong:
-            outcome.memory = peak_memory(name, result.task, threads, result.precision)
+            try:
+                outcome.memory = peak_memory(name, result.task, threads, result.precision)
+            except RuntimeError as error:
+                failed.append(f"{name} on {result.problem} {result.task.cell}: {error}")
+    return failed
 
 
 def measure_modes(
@@ -100,11 +105,11 @@ def measure_modes(
     """Our own times and tapes in those memory modes that this version has; a line for each that it has not."""
     makers: dict[str, Maker] = {}
     skipped = []
-    for mode in modes:
+    for mode in dict.fromkeys(modes):
         try:
             Ours(Task(Problem(1, 1, 1, 1), task.cell), memory=mode).forward()
         except NotImplementedError as error:
-            skipped.append(str(error))
+            skipped.append(f"no comparison of memory modes: {error}")
         else:
             makers[mode] = functools.partial(Ours, memory=mode)
     return measure(problem, task, makers, precision, rounds, tick), skipped

@@ -14,11 +14,20 @@ _PROCESS = Path("/proc/self")
 
 
 def peak_memory(name: str, task: Task, threads: int, precision: str) -> int | None:
-    """Bytes that a step of this contender takes above its inputs; None where the system does not tell."""
+    """Bytes that a step of this contender takes above its inputs; None where the system does not tell.
+
+    Raises
+    ------
+    RuntimeError
+        If the process fails, for want of memory for example.
+    """
     request = json.dumps([name, task.problem, task.cell, threads, precision])
     command = [sys.executable, "-P", "-m", "throughtime.cli.bench.memory", request]
     done = subprocess.run(command, capture_output=True, text=True)
-    found: int | None = json.loads(done.stdout) if done.returncode == 0 else None
+    if done.returncode != 0:
+        last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        raise RuntimeError(f"the process that measures peak memory failed: {last[0]}")
+    found: int | None = json.loads(done.stdout)
     return found
 
 
