@@ -244,7 +244,7 @@ def test_memory_modes_are_relative_to_full(tiny, every_mode):
     arguments = ["--problems", "stream", "vanishing", "--cells", "LSTM", "--no-memory", "--rounds", 1]
     done = call(*arguments, "--memory", "states", "checkpoint", "--json", "b.json")
     assert done.exit_code == 0, done.output
-    assert "Memory modes, relative to full" in done.output
+    assert "Memory modes, time and tape relative to full" in done.output
     (found,) = json.loads((tiny / "b.json").read_text())["memory_modes"]
     assert list(found["contenders"]) == ["full", "states", "checkpoint"]
     assert list(found["ratios"]) == ["states", "checkpoint"]
@@ -395,13 +395,24 @@ def test_the_table_shows_rates_and_shares():
     found.outcomes[OURS].memory = 2_500_000
     console = Console(width=140)
     with console.capture() as capture:
-        console.print(report.table([found], task.operations * 1e3 * 4, "", ""))
+        console.print(*report.tables([found], task.operations * 1e3 * 4, "", "", console))
     (line,) = [line for line in capture.get().splitlines() if "torch" in line]
     rate = f"{task.operations / 1e-3 / 1e9:.2f}"
     assert line.split() == [
         *("train", "GRU", "torch", "1.00", "4.00", "4.00", rate),
         *(f"{task.operations / 4e-3 / 1e9:.2f}", "25.0", "2.50", "1.0e-07", "2.0e-07"),
     ]
+
+
+def test_a_narrow_console_has_two_tables_and_every_number():
+    found = result({OURS: [1e-3], "torch-loop": [4.0]}, "pytorch-case", errors=(1.23e-7, 4.56e-7))
+    console = Console(width=80)
+    speed, cost = report.tables([found], 1e9, "title", "caption", console)
+    with console.capture() as capture:
+        console.print(speed, cost)
+    assert "…" not in capture.get()
+    assert "4000" in capture.get()
+    assert "1.2e-07 4.6e-07" in capture.get()
 
 
 def test_the_plot_takes_ratios_below_one_and_several_contenders(tmp_path):

@@ -20,10 +20,10 @@ import throughtime as tt
 
 from ..output import check_file_path, check_plot_path, fail, say
 from .contenders import FRAMEWORKS, INSTALL, OURS, Maker, load, set_precision
-from .machine import machine, versions
+from .machine import machine, machine_peak, versions
 from .measure import Result, Tick, measure, measure_memory, measure_modes
 from .problems import CELLS, DEFAULT, PROBLEMS, Problem, Task
-from .report import as_data, modes_table, remarks, table, wrong_answers
+from .report import as_data, modes_table, remarks, tables, wrong_answers
 
 _PRECISIONS = ("highest", "high", "medium")
 _MODES = ("full", "states", "checkpoint")
@@ -118,7 +118,6 @@ def bench(
         check_file_path("--json", json)
     if plot is not None:
         check_plot_path(plot)
-
     for name in precisions:
         if not set_precision(name):
             fail(f"--precision {name}: throughtime {tt.__version__} has only highest")
@@ -137,6 +136,9 @@ def bench(
     )
     about = machine()
     findings = run(plan, console)
+    about["peak_float32_flops"] = max(
+        about["peak_float32_flops"], machine_peak()
+    )  # one of them may have been disturbed
     report(plan, findings, about, console)
     if json is not None:
         data = document(plan, findings, about)
@@ -168,7 +170,8 @@ def run(plan: Plan, console: Console) -> Findings:
 def report(plan: Plan, findings: Findings, about: dict[str, Any], console: Console) -> None:
     """Tables, then lines."""
     if findings.results:
-        console.print(table(findings.results, about["peak_float32_flops"], _title(plan, about), _caption(plan, about)))
+        peak = about["peak_float32_flops"]
+        console.print(*tables(findings.results, peak, _title(plan, about), _caption(plan, about), console))
     if findings.modes:
         console.print(modes_table(findings.modes))
     for line in (*findings.skipped, *wrong_answers(findings.results + findings.modes), *remarks(findings.results)):
@@ -255,7 +258,7 @@ def _caption(plan: Plan, about: dict[str, Any]) -> str:
     parts = [
         f"ms: median of {plan.rounds} rounds in turn; ratio: median of the rounds' theirs / ours; error: largest of "
         "the output and all gradients, relative to float64, root mean square; peak MB: of a step, above its inputs; "
-        f"% of peak: of the {about['peak_float32_flops'] / 1e9:.0f} GFLOP/s that multiply-adds in registers reach"
+        f"% of peak: ours, of the {about['peak_float32_flops'] / 1e9:.0f} GFLOP/s that multiply-adds in registers reach"
     ]
     if any(problem.last for problem in plan.problems.values()):
         parts.append("vanishing: the backward alone, loss on the last step only")

@@ -19,8 +19,13 @@ def machine() -> dict[str, Any]:
         "cpu": _cpu_model(),
         "cores": config["cores usable"],
         "instruction_set": config["instruction set in use"],
-        "peak_float32_flops": _core.peak(0.5),
+        "peak_float32_flops": machine_peak(),
     }
+
+
+def machine_peak() -> float:
+    """Float32 operations per second that multiply-adds in registers reach on the threads in use."""
+    return _core.peak(0.5)
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:

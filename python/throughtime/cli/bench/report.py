@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from .contenders import OURS
@@ -15,40 +16,36 @@ from .measure import EVERY, Outcome, Result
 _MB = 1e6
 
 
-def table(results: Sequence[Result], peak: float, title: str, caption: str) -> Table:
-    """One row per problem, cell and contender."""
-    made = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in ("problem", "cell", "against"):
-        made.add_column(column)
-    for column in ("ms\nours", "ms\ntheirs", "\nratio", "GFLOP/s\nours", "GFLOP/s\ntheirs", "ours,\n% of peak"):
-        made.add_column(column, justify="right")
-    for column in ("peak MB\nours", "peak MB\ntheirs", "error\nours", "error\ntheirs"):
-        made.add_column(column, justify="right")
-    for result in results:
-        for name in result.others:
-            made.add_row(*_row(result, name, peak))
-        if not result.others:
-            made.add_row(*_row(result, None, peak))
-    return made
+_WHAT = ("problem", "cell", "against")
+_SPEED = ("ms\nours", "ms\ntheirs", "\nratio", "GFLOP/s\nours", "GFLOP/s\ntheirs", "% of\npeak")
+_COST = ("peak MB\nours", "peak MB\ntheirs", "error\nours", "error\ntheirs")
+
+
+def tables(results: Sequence[Result], peak: float, title: str, caption: str, console: Console) -> list[Table]:
+    """One row per problem, cell and contender; speed apart from the rest where the console is narrow."""
+    rows = [_row(result, name, peak) for result in results for name in result.others or (None,)]
+    whole = _table((*_WHAT, *_SPEED, *_COST), rows, title, caption)
+    if console.measure(whole, options=console.options.update(width=1000)).maximum <= console.width:
+        return [whole]
+    what, speed = len(_WHAT), len(_WHAT) + len(_SPEED)
+    return [
+        _table((*_WHAT, *_SPEED), [row[:speed] for row in rows], title, None),
+        _table((*_WHAT, *_COST), [row[:what] + row[speed:] for row in rows], None, caption),
+    ]
 
 
 def modes_table(results: Sequence[Result], base: str = "full") -> Table:
     """Time and tape of our memory modes, relative to `base`."""
-    made = Table(title=f"Memory modes, relative to {base}", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("problem", "cell", "memory"):
-        made.add_column(column)
-    for column in ("ms", "time", "tape MB", "tape"):
-        made.add_column(column, justify="right")
+    rows = []
     for result in results:
         whole = result.outcomes[base].tape_bytes
         for name, outcome in result.outcomes.items():
             tape = outcome.tape_bytes
             share = tape / whole if tape and whole else None
-            made.add_row(
-                *(result.problem, _cell(result), name, _milliseconds(outcome), _number(result.ratio(name, base))),
-                *(_scaled(tape, 1 / _MB), _number(share, ".3f")),
-            )
-    return made
+            times = _milliseconds(outcome), _number(result.ratio(name, base))
+            rows.append([result.problem, _cell(result), name, *times, _scaled(tape, 1 / _MB), _number(share, ".3f")])
+    columns = ("problem", "cell", "memory", "ms", "time", "tape MB", "tape")
+    return _table(columns, rows, f"Memory modes, time and tape relative to {base}", None)
 
 
 def wrong_answers(results: Sequence[Result]) -> list[str]:
@@ -96,6 +93,15 @@ def as_data(result: Result, base: str = OURS) -> dict[str, Any]:
             if name != base
         },
     }
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None, caption: str | None) -> Table:
+    made = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for place, column in enumerate(columns):
+        made.add_column(column, justify="left" if place < len(_WHAT) else "right")
+    for row in rows:
+        made.add_row(*row)
+    return made
 
 
 def _row(result: Result, name: str | None, peak: float) -> list[str]:
