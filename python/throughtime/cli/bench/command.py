@@ -136,9 +136,8 @@ def bench(
     )
     about = machine()
     findings = run(plan, console)
-    about["peak_float32_flops"] = max(
-        about["peak_float32_flops"], machine_peak()
-    )  # one of them may have been disturbed
+    peak_after = machine_peak()  # other programs may have disturbed the first
+    about["peak_float32_flops"] = max(about["peak_float32_flops"], peak_after)
     report(plan, findings, about, console)
     if json is not None:
         data = document(plan, findings, about)
