@@ -102,6 +102,7 @@ struct Kernels {
   int vector_bytes;
   int count;
   const CellKernels* cells;
+  double (*multiply_add)(int64_t rounds);  // float32 in registers alone, on one core; returns the operations
 };
 
 }  // namespace throughtime

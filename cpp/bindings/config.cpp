@@ -3,10 +3,38 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <chrono>
+
 #include "../cpu/dispatch.hpp"
 #include "../cpu/host.hpp"
 
 namespace throughtime {
+
+namespace {
+
+// The float32 operations per second that the threads of a call reach together: the best of many short intervals.
+double peak(double seconds) {
+  using Clock = std::chrono::steady_clock;
+  constexpr int64_t rounds = 1 << 20;  // a few milliseconds
+  const Call call([] { return false; });
+  const Host& host = call.host();
+  double operations = 0, best = 0;
+  const auto body = [](void* found, int thread) {
+    const double count = level().kernels->multiply_add(rounds);
+    if (thread == 0) *static_cast<double*>(found) = count;
+  };
+  const auto end = Clock::now() + std::chrono::duration<double>(seconds);
+  do {
+    const auto begin = Clock::now();
+    host.run(host.context, body, &operations);
+    const std::chrono::duration<double> taken = Clock::now() - begin;
+    best = std::max(best, operations * host.threads / taken.count());
+  } while (Clock::now() < end);
+  return best;
+}
+
+}  // namespace
 
 void register_config(pybind11::module_& m) {
   m.def("levels", [] {
@@ -36,6 +64,7 @@ void register_config(pybind11::module_& m) {
       },
       pybind11::arg("family") = "", pybind11::arg("split") = "", pybind11::arg("chunk") = 0);
   m.def("empty_cache", [] { pool_trim(0); });
+  m.def("peak", &peak, pybind11::call_guard<pybind11::gil_scoped_release>());
 }
 
 }  // namespace throughtime

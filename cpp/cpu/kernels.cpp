@@ -4,6 +4,7 @@
 #include "../cells/cells.hpp"
 #include "backward.hpp"
 #include "forward.hpp"
+#include "peak.hpp"
 
 namespace throughtime::TT_ISA {
 
@@ -24,7 +25,7 @@ constexpr Entries<S> entries = {run<ForwardLoop, C, S, Forward<S>>, run<Backward
 template <class... C>
 struct Table {
   static constexpr CellKernels cells[] = {{C::name, C::gates, C::states, C::saved, entries<C, float>, entries<C, double>}...};
-  static constexpr Kernels kernels = {vector_bytes, sizeof...(C), cells};
+  static constexpr Kernels kernels = {vector_bytes, sizeof...(C), cells, multiply_add};
 };
 
 template <class... C>

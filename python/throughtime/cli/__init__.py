@@ -1,4 +1,4 @@
-"""The `throughtime` command: `train`, `flow` and `info`. Needs the extra: ``pip install "throughtime[cli]"``."""
+"""The command `throughtime`: `train`, `flow`, `bench`, `info`. Needs the extra: ``pip install "throughtime[cli]"``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ def _build() -> Any:
     import typer
 
     from . import flow, info, train
+    from .bench.command import bench
+    from .options import ListCommand
 
     app = typer.Typer(
         name="throughtime",
@@ -27,6 +29,7 @@ def _build() -> Any:
     )
     app.command("train")(train.train)
     app.command("flow")(flow.flow)
+    app.command("bench", cls=ListCommand)(bench)
     app.command("info")(info.info)
     return app
 
