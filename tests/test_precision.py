@@ -12,9 +12,9 @@ from throughtime import _core
 PRECISIONS = ("highest", "high", "medium")
 on_amx = pytest.mark.skipif(_core.level() != "amx", reason="the AMX kernels are not in use")
 
-# What a product may lose, relative to itself, in units of float32's roundoff 2^-24. Three terms hold a float; the
-# dropped products are below 3 * 2^-26. Of two terms the second is at most 2^-9 and the rest at most 2^-18 of the number:
-# dropped are the product of the second ones and both rests. Of one term the rest is at most 2^-9, twice.
+# What a product may lose, relative to itself, in units of float32's roundoff 2^-24. Three terms hold a float, and
+# the dropped products are below 3 * 2^-26. Of two terms the second is at most 2^-9 and the rest at most 2^-18 of the
+# number: dropped are the product of the second ones and both rests. Of one term the rest is at most 2^-9, twice.
 LOSS = {"highest": 1, "high": 3 * 2**6, "medium": 2 * 2**15}
 
 
