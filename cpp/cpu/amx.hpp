@@ -260,7 +260,8 @@ class Amx {
     constexpr int64_t width = vectors * 16, most = 2 * tile_rows;
     alignas(64) float sums[most * width];
     const int64_t vector_stride = tile_blocks(K) * terms * tile_size;
-    panels.visit([&](int64_t panel) {
+    for (int64_t i = 0; i < panels.count(); ++i) {
+      const int64_t panel = panels.turn(i);
       for (int64_t first = range.begin; first < range.end; first += most) {
         const int count = int(range.end - first < most ? range.end - first : most), upper = count < 16 ? count : 16;
         unit.shape(upper, count - upper);
@@ -278,7 +279,7 @@ class Amx {
         }
         sink.put(sink.taker, first, count, panel * vectors, reinterpret_cast<const Vec<float>*>(sums));
       }
-    });
+    }
   }
 
   template <int terms>

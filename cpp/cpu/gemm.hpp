@@ -39,10 +39,8 @@ struct Panels {
   int64_t begin, end;
   bool downwards = false;
 
-  template <class Body>
-  void visit(const Body& body) const {
-    for (int64_t i = 0; i < end - begin; ++i) body(downwards ? end - 1 - i : begin + i);
-  }
+  int64_t count() const { return end - begin; }
+  int64_t turn(int64_t i) const { return downwards ? end - 1 - i : begin + i; }
 };
 
 // How a loop does its products on vector registers; Amx in amx.hpp does them on tiles.
@@ -91,7 +89,8 @@ class Fma {
                Unit&) const {
     using V = Vec<S>;
     constexpr int vectors = Shape::vectors;
-    panels.visit([&](int64_t panel) __attribute__((always_inline)) {
+    for (int64_t i = 0; i < panels.count(); ++i) {
+      const int64_t panel = panels.turn(i);
       const S* weights = packed + panel * K * vectors * lanes<S>;
       for_groups<Shape::rows>(range.begin, range.end, [&](int64_t first, auto count) __attribute__((always_inline)) {
         constexpr int n = decltype(count)::value;
@@ -104,7 +103,7 @@ class Fma {
         tile<Shape::ways>(K, row, weights, sums);
         sink.put(sink.taker, first, n, panel * vectors, sums[0]);
       });
-    });
+    }
   }
 };
 
