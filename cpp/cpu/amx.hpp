@@ -226,14 +226,14 @@ class Amx {
       }
   }
 
-  // The right operand that rows are when they are summed over: `row(r)` is where the r-th of K lies.
+  // `count` vectors of columns, from vector `first` on, of rows that are summed over: `row(r)` is where the r-th of K lies.
   template <class Row>
-  void pack_split(const SplitRows& rows, int64_t K, Range vectors, Bfloat* packed, const Row& row) const {
-    for (int64_t q = vectors.begin; q < vectors.end; ++q)
+  void pack_split(const SplitRows& rows, int64_t K, int64_t first, int count, Bfloat* packed, const Row& row) const {
+    for (int64_t q = 0; q < count; ++q)
       for (int64_t k = 0; k < tile_blocks(K) * tile_depth; k += 2)
         for (int i = 0; i < terms_; ++i) {
           const auto part = [&](int64_t k) {
-            return k < K ? load<Halves>(rows.data + i * rows.term_stride + row(k) * rows.stride + q * 16) : Halves{};
+            return k < K ? load<Halves>(rows.data + i * rows.term_stride + row(k) * rows.stride + (first + q) * 16) : Halves{};
           };
           store(tile(packed, K, q, k / tile_depth, i) + k % tile_depth * 16, pair_up(part(k), part(k + 1)));
         }

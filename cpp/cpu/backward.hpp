@@ -1,6 +1,6 @@
 // The time loop, backward. Chunk by chunk from the end: the steps give the chunk's delta (the gradient of the pre-activations);
-// while it is in cache, products take it into dx, dW_ih, dW_hh. delta is written twice: as rows, which the products sum over
-// gates, and as panels, which they sum over rows. Weight gradients are summed in two levels: each chunk from zero, chunks in
+// while it is in cache, products take it into dx, dW_ih, dW_hh. delta lies in rows; where a product sums over these, it is packed
+// panel by panel. Weight gradients are summed in two levels: each chunk from zero, chunks in
 // float64. What the tape does not hold, states or saved values, the forward loop computes again on the way.
 #pragma once
 
@@ -41,7 +41,8 @@ class BackwardLoop {
     chunk_rows = plan.chunk * p.B;
     delta_rows = chunk_rows + p.B;
     column_size = Engine::columns_padded(chunk_rows);
-    panel_vectors = Product::panels(order.vectors()) * Product::vectors;
+    panel_size = engine.packed_size(column_size, Product::vectors);
+    panels = scratch<Weight>(host, host.threads * panel_size);
     const int64_t back_vectors = Tiles::Backward::panels(plan.unit_vectors) * back;
     weight_ih = scratch<Weight>(host, engine.packed_size(row_size, Product::panels(ceil_div(p.I, L)) * Product::vectors));
     weight_hh = scratch<Weight>(host, engine.packed_size(row_size, back_vectors));
@@ -75,7 +76,6 @@ class BackwardLoop {
   struct Side {
     S* delta = nullptr;  // (places, B, row_size): gradient of the pre-activation; null where copies are enough
     Rows split;          // the same as a left operand, where those are copies
-    Weight* panels;      // the chunk's as a right operand, summed over its rows
     typename Engine::Columns
         columns;   // (features + 1, column_size): the chunk's x or h, transposed, and a row of ones for the bias
     double* sums;  // (features + 1, row_size): weight gradient so far, transposed, gates interleaved
@@ -83,7 +83,6 @@ class BackwardLoop {
     void add_delta(const BackwardLoop& loop) {
       const Host& host = loop.host;
       if (!Engine::splits || loop.asks_norms()) delta = scratch<S>(host, loop.delta_rows * loop.row_size);
-      panels = scratch<Weight>(host, loop.engine.packed_size(loop.column_size, loop.panel_vectors));
       if constexpr (Engine::splits) {
         const int64_t size = loop.engine.room_size(loop.delta_rows, loop.row_size);
         split = loop.engine.rows(scratch<Weight>(host, size), loop.delta_rows, loop.row_size);
@@ -108,6 +107,7 @@ class BackwardLoop {
     Range b, j;               // sequences, vectors of units
     const S **rows, **other;  // room for a row of the chunk each
     S** targets;
+    Weight* panel;           // of the chunk's delta
     uint8_t *rules, *later;  // of the step, and of the step after
   };
 
@@ -119,15 +119,14 @@ class BackwardLoop {
   // Where one step finds its rows.
   struct Moment {
     int64_t s, t;
-    int64_t height, row;         // rows of the chunk, and the step's first one
     const S* before[C::states];  // (B, H)
     const S* after[C::states];
     const S* saved;
     int64_t delta_row;  // among all places
   };
 
-  Moment moment(int64_t s, int64_t begin, int64_t end) const {
-    Moment at{s, steps.time(s), (end - begin) * p.B, (s - begin) * p.B, {}, {}, history.saved(steps, s), delta_row(s)};
+  Moment moment(int64_t s) const {
+    Moment at{s, steps.time(s), {}, {}, history.saved(steps, s), delta_row(s)};
     for (int i = 0; i < C::states; ++i) at.before[i] = history.state(i, s), at.after[i] = history.state(i, s + 1);
     return at;
   }
@@ -140,15 +139,8 @@ class BackwardLoop {
   void work(int thread) {
     const FlushSubnormals flush;
     typename Engine::Unit unit;
-    Mine mine{thread,
-              unit,
-              plan.rows(p.B, thread),
-              plan.units(thread),
-              rows + 3 * thread * room_rows,
-              nullptr,
-              nullptr,
-              rules + 2 * thread * p.B,
-              rules + (2 * thread + 1) * p.B};
+    Mine mine{thread,  unit,    plan.rows(p.B, thread),       plan.units(thread),       rows + 3 * thread * room_rows,
+              nullptr, nullptr, panels + thread * panel_size, rules + 2 * thread * p.B, rules + (2 * thread + 1) * p.B};
     mine.other = mine.rows + room_rows;
     mine.targets = const_cast<S**>(mine.other + room_rows);
     prepare(mine);
@@ -169,17 +161,12 @@ class BackwardLoop {
     if (again && !p.every) again->save_again(again->mine(mine.thread, mine.unit), begin, end);
     transpose_operands(mine, begin, end);
     for (int64_t s = end - 1; s >= begin; --s) {
-      if (!step(mine, moment(s, begin, end))) return false;
+      if (!step(mine, moment(s))) return false;
       if (plan.unit_parts > 1 && !team.wait()) return false;
     }
     if (!team.wait()) return false;
     input_gradient(mine, begin, end);
-    if constexpr (Engine::splits) {
-      pack_delta(mine, inputs, begin, end);
-      if (C::split) pack_delta(mine, recurrent, begin, end);
-    }
-    weight_gradient(mine, inputs, p.I + 1, (end - begin) * p.B);
-    weight_gradient(mine, recurrent, p.H + C::split, (end - begin) * p.B);
+    weight_gradients(mine, begin, end);
     if (asks_norms()) step_norms(mine, begin, end);
     return team.wait();
   }
@@ -218,7 +205,7 @@ class BackwardLoop {
       const int64_t s = begin + r / p.B, b = r % p.B;
       const int rule = steps.ruled() ? steps.rule(s, b) : 0;
       mine.rows[r] = rule & inactive ? nullptr : x(s, b);
-      mine.other[r] = rule & (inactive | fresh) ? nullptr : moment(s, begin, end).before[0] + b * p.H;
+      mine.other[r] = rule & (inactive | fresh) ? nullptr : moment(s).before[0] + b * p.H;
     }
     for (int64_t r = own.begin; r < own.end; r += L) {
       const auto put = [&](const Side& side) { return [&side, r](int64_t k, V value) { side.columns.put(k, r, value); }; };
@@ -360,25 +347,10 @@ class BackwardLoop {
   TT_INLINE void put_delta(const Side& side, const Moment& at, int64_t b, int64_t j, const V* delta) {
     const int64_t row = at.delta_row + b;
     for (int g = 0; g < G; ++g) {
-      const int64_t q = j * G + g;
-      if (!Engine::splits || side.delta) store(side.delta + row * row_size + q * L, delta[g]);
-      if constexpr (Engine::splits) {
-        side.split.put(row, q * L, delta[g]);
-      } else {
-        const int64_t panel_row = q / Product::vectors * at.height + at.row + b;
-        store(side.panels + (panel_row * Product::vectors + q % Product::vectors) * L, delta[g]);
-      }
+      const int64_t k = (j * G + g) * L;
+      if (!Engine::splits || side.delta) store(side.delta + row * row_size + k, delta[g]);
+      if constexpr (Engine::splits) side.split.put(row, k, delta[g]);
     }
-  }
-
-  // Own panels of the chunk's delta, from what the steps split.
-  void pack_delta(const Mine& mine, const Side& side, int64_t begin, int64_t end) {
-    const Range panels = share(panel_vectors / Product::vectors, host.threads, mine.thread);
-    const Range vectors{panels.begin * Product::vectors, panels.end * Product::vectors};
-    const int64_t first = delta_row(begin), places = delta_rows;
-    engine.pack_split(side.split, (end - begin) * p.B,
-                      {vectors.begin, vectors.end < order.vectors() ? vectors.end : order.vectors()}, side.panels,
-                      [&](int64_t r) { return first + r < places ? first + r : first + r - places; });
   }
 
   void input_gradient(const Mine& mine, int64_t begin, int64_t end) {
@@ -409,20 +381,45 @@ class BackwardLoop {
     }
   }
 
-  void weight_gradient(const Mine& mine, const Side& side, int64_t features, int64_t height) {
-    const Range own = share(panel_vectors / Product::vectors, host.threads, mine.thread);
-    const Panels panels{own.begin, own.end};
+  // Panel by panel, packed just before it is used.
+  void weight_gradients(const Mine& mine, int64_t begin, int64_t end) {
+    const Range own = share(Product::panels(order.vectors()), host.threads, mine.thread);
+    const int64_t height = (end - begin) * p.B;
+    for (int64_t panel = own.begin; panel < own.end; ++panel) {
+      pack_delta(mine, inputs, begin, height, panel);
+      weight_gradient(mine, inputs, p.I + 1, height, panel);
+      if (C::split) pack_delta(mine, recurrent, begin, height, panel);
+      weight_gradient(mine, recurrent, p.H + C::split, height, panel);
+    }
+  }
+
+  void pack_delta(const Mine& mine, const Side& side, int64_t begin, int64_t height, int64_t panel) {
+    const int64_t first = delta_row(begin), wrap = delta_rows - first, q = panel * Product::vectors;
+    const int count = int(order.vectors() - q < Product::vectors ? order.vectors() - q : Product::vectors);
+    const auto row = [=](int64_t r) { return r < wrap ? first + r : r - wrap; };
+    if constexpr (Engine::splits) {
+      engine.pack_split(side.split, height, q, count, mine.panel, row);
+    } else {
+      for (int64_t r = 0; r < height; ++r) {
+        const S* from = side.delta + row(r) * row_size + q * L;
+        for (int v = 0; v < count; ++v) store(mine.panel + (r * Product::vectors + v) * L, load<V>(from + v * L));
+      }
+    }
+  }
+
+  void weight_gradient(const Mine& mine, const Side& side, int64_t features, int64_t height, int64_t panel) {
     for (int64_t begin = 0; begin < features; begin += room_rows) {  // there is room for so many rows
       const int64_t count = features - begin < room_rows ? features - begin : room_rows;
       const Rows rows = engine.rows_of(side.columns, mine.rows, begin, count);
-      const auto put = [&](int64_t first, int rows, int64_t q, const V* sums) {
-        for (int64_t i = begin + first; i < begin + first + rows; ++i, sums += Product::vectors)
-          for (int v = 0; v < Product::vectors && q + v < order.vectors(); ++v) {
-            double* into = side.sums + i * row_size + (q + v) * L;
-            for (int lane = 0; lane < L; ++lane) into[lane] += double(sums[v][lane]);
+      const auto put = [&](int64_t first, int number, int64_t, const V* sums) {
+        for (int64_t i = begin + first; i < begin + first + number; ++i, sums += Product::vectors)
+          for (int v = 0; v < Product::vectors; ++v) {
+            const int64_t q = panel * Product::vectors + v;
+            double* into = side.sums + i * row_size + q * L;
+            for (int lane = 0; q < order.vectors() && lane < L; ++lane) into[lane] += double(sums[v][lane]);
           }
       };
-      engine.template product<Product>(height, rows, {0, count}, side.panels, panels, none, sink<S>(put), mine.unit);
+      engine.template product<Product>(height, rows, {0, count}, mine.panel, {0, 1}, none, sink<S>(put), mine.unit);
     }
   }
 
@@ -430,7 +427,7 @@ class BackwardLoop {
     const Range own = share(end - begin, host.threads, mine.thread);
     StepNorms<S> norm(norms + mine.thread * norms_room().total(), norms_room());
     for (int64_t s = begin + own.begin; s < begin + own.end; ++s) {
-      const Moment at = moment(s, begin, end);
+      const Moment at = moment(s);
       for (int hidden = 0; hidden < 2; ++hidden) {
         int64_t count = 0;
         for (int64_t b = 0; b < p.B; ++b) {
@@ -459,16 +456,30 @@ class BackwardLoop {
 
   void unpack_weights(const Mine& mine) {
     const Range own = share(order.vectors(), host.threads, mine.thread);
-    for (int64_t q = own.begin; q < own.end; ++q)
+    for (int64_t q = own.begin; q < own.end; ++q) {
+      unpack_weight(inputs.sums, p.I, q, p.d_weight_ih);
+      unpack_weight(recurrent.sums, p.H, q, p.d_weight_hh);
       for (int lane = 0; lane < L; ++lane) {
-        const int64_t row = order.row(q, lane), column = q * L + lane;
+        const int64_t row = order.row(q, lane);
         if (row < 0) continue;
-        for (int64_t i = 0; i < p.I; ++i) p.d_weight_ih[row * p.I + i] = S(inputs.sums[i * row_size + column]);
-        for (int64_t i = 0; i < p.H; ++i) p.d_weight_hh[row * p.H + i] = S(recurrent.sums[i * row_size + column]);
-        const double bias = inputs.sums[p.I * row_size + column];
+        const double bias = inputs.sums[p.I * row_size + q * L + lane];
         if (p.d_bias_ih) p.d_bias_ih[row] = S(bias);
-        if (p.d_bias_hh) p.d_bias_hh[row] = S(C::split ? recurrent.sums[p.H * row_size + column] : bias);
+        if (p.d_bias_hh) p.d_bias_hh[row] = S(C::split ? recurrent.sums[p.H * row_size + q * L + lane] : bias);
       }
+    }
+  }
+
+  // Rows of the gradient from columns of the sums, a square at a time.
+  void unpack_weight(const double* sums, int64_t features, int64_t q, S* gradient) const {
+    for (int64_t i = 0; i < features; i += L) {
+      const int64_t count = features - i < L ? features - i : L;
+      V block[L] = {};
+      for (int k = 0; k < count; ++k)
+        for (int lane = 0; lane < L; ++lane) block[k][lane] = S(sums[(i + k) * row_size + q * L + lane]);
+      transpose(block);
+      for (int lane = 0; lane < L; ++lane)
+        if (const int64_t row = order.row(q, lane); row >= 0) store_some(gradient + row * features + i, block[lane], count);
+    }
   }
 
   const Backward<S>& p;
@@ -481,11 +492,12 @@ class BackwardLoop {
   History<S> history;
   Forward<S> forward;      // the same problem, for `again`
   Again* again = nullptr;  // where states or saved values were not kept
-  int64_t row_size, chunk_rows, delta_rows, column_size, panel_vectors, room_rows;
+  int64_t row_size, chunk_rows, delta_rows, column_size, panel_size, room_rows;
   Weight *weight_ih, *weight_hh;  // packed, summed over gates
   S* carry[max_states];           // (B, units): elementwise part of what flows back, and between steps at rest all of it
   Side inputs, recurrent;
-  S* zeros;  // the state before an episode
+  Weight* panels;  // of delta, one a thread
+  S* zeros;        // the state before an episode
   const S** rows;
   uint8_t* rules;
   Size* sizes = nullptr;  // (B, units): of what is carried
