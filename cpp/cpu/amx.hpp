@@ -14,6 +14,8 @@ typedef Bfloat Halves __attribute__((vector_size(32)));   // 16 numbers
 typedef Bfloat Pairs __attribute__((vector_size(64)));    // 16 pairs
 typedef uint32_t Words __attribute__((vector_size(64)));  // the bits of 16 floats
 constexpr int64_t tile_rows = 16, tile_depth = 32, tile_size = 512;
+constexpr int64_t summed_blocks =
+    16;  // longer sums are cut: of 4096 products, one running sum has an error of 5.3e-7, cut ones 2.4e-7
 
 TT_INLINE int64_t tile_blocks(int64_t K) { return ceil_div(K, tile_depth); }
 
@@ -258,27 +260,43 @@ class Amx {
   void multiply(int64_t K, const SplitRows& rows, Range range, const Bfloat* packed, Panels panels, const float* initial,
                 Sink<float> sink, TileUnit& unit) const {
     constexpr int64_t width = vectors * 16, most = 2 * tile_rows;
-    alignas(64) float sums[most * width];
-    const int64_t vector_stride = tile_blocks(K) * terms * tile_size;
+    alignas(64) float sums[most * width], part[most * width];
+    const int64_t blocks = tile_blocks(K), vector_stride = blocks * terms * tile_size;
     for (int64_t i = 0; i < panels.count(); ++i) {
       const int64_t panel = panels.turn(i);
       for (int64_t first = range.begin; first < range.end; first += most) {
         const int count = int(range.end - first < most ? range.end - first : most), upper = count < 16 ? count : 16;
         unit.shape(upper, count - upper);
-        for (int v = 0; v<vectors; v += count> upper || v + 4 > vectors ? 2 : 4) {
-          const Block block{rows.data + first * rows.stride,
-                            packed + (panel * vectors + v) * vector_stride,
+        for (int64_t k = 0; k == 0 || k < blocks; k += summed_blocks) {
+          const Block block{rows.data + first * rows.stride + k * tile_depth,
+                            packed + panel * vectors * vector_stride + k * terms * tile_size,
                             rows.stride,
                             rows.term_stride,
                             vector_stride,
-                            tile_blocks(K)};
-          const float* bias = initial ? initial + panel * width + v * 16 : nullptr;
-          if (count > upper) square<terms>(block, bias, sums + v * 16, width);
-          else if (v + 4 <= vectors) line<terms, 4>(block, bias, sums + v * 16, width);
-          else line<terms, 2>(block, bias, sums + v * 16, width);
+                            blocks - k < summed_blocks ? blocks - k : summed_blocks};
+          if (k == 0) {
+            multiply_rows<terms, vectors>(block, count, initial ? initial + panel * width : nullptr, sums);
+          } else {
+            multiply_rows<terms, vectors>(block, count, nullptr, part);
+            for (int64_t at = 0; at < count * width; at += 16)
+              store(sums + at, load<Vec<float>>(sums + at) + load<Vec<float>>(part + at));
+          }
         }
         sink.put(sink.taker, first, count, panel * vectors, reinterpret_cast<const Vec<float>*>(sums));
       }
+    }
+  }
+
+  // Up to 32 rows times all vectors of a panel.
+  template <int terms, int vectors>
+  static void multiply_rows(const Block& panel, int count, const float* initial, float* sums) {
+    for (int v = 0; v<vectors; v += count> tile_rows || v + 4 > vectors ? 2 : 4) {
+      Block block = panel;
+      block.tiles += v * block.vector_stride;
+      const float* bias = initial ? initial + v * 16 : nullptr;
+      if (count > tile_rows) square<terms>(block, bias, sums + v * 16, vectors * 16);
+      else if (v + 4 <= vectors) line<terms, 4>(block, bias, sums + v * 16, vectors * 16);
+      else line<terms, 2>(block, bias, sums + v * 16, vectors * 16);
     }
   }
 

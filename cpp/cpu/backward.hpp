@@ -32,7 +32,7 @@ class BackwardLoop {
         host(host),
         team(host),
         engine(host),
-        plan(make_plan<C>(p, host)),
+        plan(make_plan<C, Tiles>(p, host, engine)),
         steps{p, p.truncate},
         order{G, p.H, L},
         history{p, p.B * plan.unit_vectors * C::saved * L},

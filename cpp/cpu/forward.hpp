@@ -35,7 +35,7 @@ class ForwardLoop {
         host(host),
         team(team),
         engine(host),
-        plan(make_plan<C>(p, host)),
+        plan(make_plan<C, Tiles>(p, host, engine)),
         steps{p, 0},
         history(history),
         order{G, p.H, L} {
