@@ -12,6 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 import reference
+from throughtime import _core
 
 if os.environ.get("THROUGHTIME_EMULATE_AMX"):
     from emulation import emulate_amx
@@ -291,3 +292,11 @@ def check(problem, options=None, asked=None, loss=None, bound=None):
 @pytest.fixture(params=KINDS)
 def kind(request):
     return request.param
+
+
+@pytest.fixture
+def free():
+    """The library's own choices again after a test that forces some."""
+    family = "amx" if _core.level() == "amx" else ""  # which the emulated tests force everywhere
+    yield
+    _core.force(family=family)

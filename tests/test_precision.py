@@ -25,14 +25,6 @@ def precision(request):
     tt.set_matmul_precision("highest")
 
 
-@pytest.fixture
-def free():
-    """The library's own choices again after a test that forces some."""
-    family = "amx" if _core.level() == "amx" else ""  # which the emulated tests force everywhere
-    yield
-    _core.force(family=family)
-
-
 def test_the_default_is_highest():
     assert tt.get_matmul_precision() == "highest"
 

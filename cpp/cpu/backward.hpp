@@ -64,9 +64,11 @@ class BackwardLoop {
   }
 
   void prepare_again() {
-    history.window_rows = p.every;
-    for (int i = 0; p.every && i < C::states; ++i) history.window[i] = scratch<S>(host, p.every * p.B * p.H);
-    history.saved_rows = p.every ? p.every : plan.chunk;
+    // At least a chunk, for products of few rows are slow.
+    if (p.every) history.apart = ceil_div(plan.chunk, p.every) * p.every;
+    history.window_rows = history.apart;
+    for (int i = 0; p.every && i < C::states; ++i) history.window[i] = scratch<S>(host, history.apart * p.B * p.H);
+    history.saved_rows = p.every ? history.apart : plan.chunk;
     history.saved_window = scratch<S>(host, history.saved_rows * history.saved_size);
     again = new (scratch<Again>(host, 1)) Again(forward, host, team, history);
   }
@@ -144,10 +146,10 @@ class BackwardLoop {
     mine.other = mine.rows + room_rows;
     mine.targets = const_cast<S**>(mine.other + room_rows);
     prepare(mine);
-    if (!team.wait()) return;
+    if (!team.wait(thread)) return;
     for (int64_t end = p.T; end > 0;) {
-      const int64_t first = history.kept_before(end);
-      if (p.every && !(again->advance(again->mine(thread, unit), first, end) && team.wait())) return;
+      const int64_t first = history.window_before(end);
+      if (p.every && !(again->advance(again->mine(thread, unit), first, end) && team.wait(thread))) return;
       for (; end > first; end = end > first + plan.chunk ? end - plan.chunk : first)
         if (!chunk(mine, end > first + plan.chunk ? end - plan.chunk : first, end)) return;
     }
@@ -162,13 +164,13 @@ class BackwardLoop {
     transpose_operands(mine, begin, end);
     for (int64_t s = end - 1; s >= begin; --s) {
       if (!step(mine, moment(s))) return false;
-      if (plan.unit_parts > 1 && !team.wait()) return false;
+      if (plan.unit_parts > 1 && !team.wait(mine.thread)) return false;
     }
-    if (!team.wait()) return false;
+    if (!team.wait(mine.thread)) return false;
     input_gradient(mine, begin, end);
     weight_gradients(mine, begin, end);
     if (asks_norms()) step_norms(mine, begin, end);
-    return team.wait();
+    return team.wait(mine.thread);
   }
 
   void prepare(const Mine& mine) {
@@ -220,7 +222,7 @@ class BackwardLoop {
     if (steps.ruled()) find_rules(mine, at.s);
     if (p.clip > 0) {
       for_carried(mine, at.s + 1, [&](int64_t b, int64_t j, V h) { gather(b, j, h); });
-      if (plan.unit_parts > 1 && !team.wait()) return false;
+      if (plan.unit_parts > 1 && !team.wait(mine.thread)) return false;
       apply_clipped(mine, at);
     } else {
       for_carried(mine, at.s + 1, [&](int64_t b, int64_t j, V h) {

@@ -70,6 +70,7 @@ class ForwardLoop {
   static void run(const Forward<S>& problem, const Host& host) {
     Team team(host);
     History<S> history{problem, problem.B * ceil_div(problem.H, L) * C::saved * L};
+    history.apart = problem.every;
     history.window_rows = 2;
     for (int i = 0; problem.every && i < C::states; ++i) history.window[i] = scratch<S>(host, 2 * problem.B * problem.H);
     ForwardLoop loop(problem, host, team, history);
@@ -78,7 +79,7 @@ class ForwardLoop {
       ForwardLoop& loop = *static_cast<ForwardLoop*>(self);
       typename Engine::Unit unit;
       loop.pack(thread);
-      if (loop.team.wait()) loop.advance(loop.mine(thread, unit), 0, loop.p.T);
+      if (loop.team.wait(thread)) loop.advance(loop.mine(thread, unit), 0, loop.p.T);
     };
     host.run(host.context, work, &loop);
   }
@@ -106,7 +107,7 @@ class ForwardLoop {
   bool advance(const Mine& mine, int64_t first, int64_t last) {
     if constexpr (Engine::splits) {
       split_states(mine, first);
-      if (plan.unit_parts > 1 && !team.wait()) return false;
+      if (plan.unit_parts > 1 && !team.wait(mine.thread)) return false;
     }
     for (int64_t begin = first; begin < last; begin += plan.chunk) {
       const int64_t end = begin + plan.chunk < last ? begin + plan.chunk : last;
@@ -115,7 +116,7 @@ class ForwardLoop {
       for (int64_t s = begin; s < end; ++s) {
         find_rules(mine, s);
         step(mine, moment(s, mine.projected + (s - begin) * mine.count() * row_size));
-        if (plan.unit_parts > 1 && !team.wait()) return false;
+        if (plan.unit_parts > 1 && !team.wait(mine.thread)) return false;
       }
     }
     return true;

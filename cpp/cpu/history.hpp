@@ -1,7 +1,6 @@
 // Where the state after q steps lies, and what the cell saved at a step. Kept at all timesteps: row t + 1 is the state after
-// timestep t, and the initial one is row 0, in the reverse direction row T + 1. Kept every so many steps: row n is the state
-// after n * every steps and the last row the final one; those between lie in a window of scratch, one after the other, again and
-// again.
+// timestep t; the initial one is row 0, in the reverse direction row T + 1. Kept every so many steps: row n is the state after
+// n * every steps and the last row the final one; those between lie in a window of scratch, used again and again.
 #pragma once
 
 #include "steps.hpp"
@@ -12,6 +11,7 @@ template <class S>
 struct History {
   const Recurrence<S>& p;
   int64_t saved_size;  // of one step, all sequences
+  int64_t apart = 0;   // from a kept state that this loop starts from to the next, some multiple of `every`; 0: all are kept
   S* window[max_states] = {};
   int64_t window_rows = 0;
   S* saved_window = nullptr;  // where the tape has no saved values
@@ -19,8 +19,8 @@ struct History {
 
   S* state(int i, int64_t q) const {
     const int64_t size = p.B * p.H;
-    if (!p.every) return p.states[i] + (p.reverse ? p.T + 1 - q : q) * size;
-    if (q % p.every == 0 || q == p.T) return p.states[i] + (q + p.every - 1) / p.every * size;
+    if (!apart) return p.states[i] + (p.reverse ? p.T + 1 - q : q) * size;
+    if (q % apart == 0 || q == p.T) return p.states[i] + (q + p.every - 1) / p.every * size;
     return window[i] + q % window_rows * size;
   }
 
@@ -30,8 +30,8 @@ struct History {
     return saved_window ? saved_window + s % saved_rows * saved_size : nullptr;
   }
 
-  // The first step whose state before is kept, of those from which `end` is reached without another one.
-  int64_t kept_before(int64_t end) const { return p.every ? (end - 1) / p.every * p.every : 0; }
+  // The first step of the window that ends before step `end`.
+  int64_t window_before(int64_t end) const { return apart ? (end - 1) / apart * apart : 0; }
 };
 
 }  // namespace throughtime::TT_ISA
