@@ -57,6 +57,17 @@ struct SplitRows {
     for (int i = 0; i < terms; ++i) store(data + i * term_stride + row * stride + k, next_term(value));
   }
 
+  TT_INLINE Vec<float> get(int64_t row, int64_t k) const {
+    Vec<float> sum = {};
+    for (int i = 0; i < terms; ++i) {
+      const Words bits = __builtin_convertvector(load<Halves>(data + i * term_stride + row * stride + k), Words) << 16;
+      Vec<float> term;
+      __builtin_memcpy(&term, &bits, sizeof term);
+      sum += term;
+    }
+    return sum;
+  }
+
   // Null is a row of zeros.
   void set(int64_t row, const float* from, int64_t K) const {
     for (int64_t k = 0; k < tile_blocks(K) * tile_depth; k += 16)

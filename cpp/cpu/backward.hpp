@@ -50,8 +50,8 @@ class BackwardLoop {
     inputs.add_delta(*this);
     if (C::split) recurrent.add_delta(*this);
     else recurrent = inputs;
-    inputs.add_operand(*this, p.I + 1);
-    recurrent.add_operand(*this, p.H + 1);
+    inputs.add_operand(*this, p.I);
+    recurrent.add_operand(*this, p.H);
     zeros = scratch<S>(host, p.H);
     room_rows = column_size;  // a left operand of so many rows, and the rows to be transposed
     rows = scratch<const S*>(host, 3 * host.threads * room_rows);
@@ -76,14 +76,15 @@ class BackwardLoop {
   // The two products of a pre-activation: with x and with h. A cell that is not split has one delta for both. A step's delta
   // must outlive its chunk by one step, so steps take turns in chunk + 1 places.
   struct Side {
-    S* delta = nullptr;  // (places, B, row_size): gradient of the pre-activation; null where copies are enough
-    Rows split;          // the same as a left operand, where those are copies
-    typename Engine::Columns
-        columns;   // (features + 1, column_size): the chunk's x or h, transposed, and a row of ones for the bias
-    double* sums;  // (features + 1, row_size): weight gradient so far, transposed, gates interleaved
+    S* delta = nullptr;                // (places, B, row_size): gradient of the pre-activation; null where copies are enough
+    Rows split;                        // the same as a left operand, where those are copies
+    typename Engine::Columns columns;  // (features, column_size): the chunk's x or h, transposed
+    double* sums;                      // (features, row_size): weight gradient so far, transposed, gates interleaved
+    double* bias;                      // (row_size): its gradient so far
 
     void add_delta(const BackwardLoop& loop) {
       const Host& host = loop.host;
+      bias = scratch<double>(host, loop.row_size);
       if (!Engine::splits || loop.asks_norms()) delta = scratch<S>(host, loop.delta_rows * loop.row_size);
       if constexpr (Engine::splits) {
         const int64_t size = loop.engine.room_size(loop.delta_rows, loop.row_size);
@@ -98,7 +99,6 @@ class BackwardLoop {
     void add_operand(const BackwardLoop& loop, int64_t features) {
       const int64_t size = Engine::splits ? loop.engine.room_size(features, loop.column_size) : features * loop.column_size;
       columns = loop.engine.columns(scratch<Weight>(loop.host, size), features, loop.column_size);
-      for (int64_t r = 0; r < loop.column_size; r += L) columns.put(features - 1, r, V{} + 1);
       sums = scratch<double>(loop.host, features * loop.row_size);
     }
   };
@@ -180,8 +180,10 @@ class BackwardLoop {
     engine.template pack_columns<Product::vectors>(p.weight_ih, p.I, order, input_panels, weight_ih);
     const Range back_panels = share(Tiles::Backward::panels(plan.unit_vectors), n, t);
     engine.template pack_columns<back>(p.weight_hh, p.H, order, back_panels, weight_hh);
-    clear(inputs.sums, share((p.I + 1) * row_size, n, t));
-    clear(recurrent.sums, share((p.H + 1) * row_size, n, t));
+    clear(inputs.sums, share(p.I * row_size, n, t));
+    clear(recurrent.sums, share(p.H * row_size, n, t));
+    clear(inputs.bias, share(row_size, n, t));
+    if (C::split) clear(recurrent.bias, share(row_size, n, t));
     for (int i = 0; i < C::states; ++i)
       for (int64_t b = mine.b.begin; b < mine.b.end; ++b)
         for (int64_t j = mine.j.begin; j < mine.j.end; ++j)
@@ -383,15 +385,15 @@ class BackwardLoop {
     }
   }
 
-  // Panel by panel, packed just before it is used.
+  // Panel by panel, packed just before it is used. The bias's gradient is the sum of delta's rows.
   void weight_gradients(const Mine& mine, int64_t begin, int64_t end) {
     const Range own = share(Product::panels(order.vectors()), host.threads, mine.thread);
     const int64_t height = (end - begin) * p.B;
     for (int64_t panel = own.begin; panel < own.end; ++panel) {
       pack_delta(mine, inputs, begin, height, panel);
-      weight_gradient(mine, inputs, p.I + 1, height, panel);
+      weight_gradient(mine, inputs, p.I, height, panel);
       if (C::split) pack_delta(mine, recurrent, begin, height, panel);
-      weight_gradient(mine, recurrent, p.H + C::split, height, panel);
+      weight_gradient(mine, recurrent, p.H, height, panel);
     }
   }
 
@@ -399,14 +401,25 @@ class BackwardLoop {
     const int64_t first = delta_row(begin), wrap = delta_rows - first, q = panel * Product::vectors;
     const int count = int(order.vectors() - q < Product::vectors ? order.vectors() - q : Product::vectors);
     const auto row = [=](int64_t r) { return r < wrap ? first + r : r - wrap; };
+    double total[Product::vectors * L] = {};
+    const auto add = [&](int v, V value) {
+      for (int lane = 0; lane < L; ++lane) total[v * L + lane] += double(value[lane]);
+    };
     if constexpr (Engine::splits) {
       engine.pack_split(side.split, height, q, count, mine.panel, row);
+      for (int64_t r = 0; r < height; ++r)
+        for (int v = 0; v < count; ++v) add(v, side.split.get(row(r), (q + v) * L));
     } else {
       for (int64_t r = 0; r < height; ++r) {
         const S* from = side.delta + row(r) * row_size + q * L;
-        for (int v = 0; v < count; ++v) store(mine.panel + (r * Product::vectors + v) * L, load<V>(from + v * L));
+        for (int v = 0; v < count; ++v) {
+          const V value = load<V>(from + v * L);
+          store(mine.panel + (r * Product::vectors + v) * L, value);
+          add(v, value);
+        }
       }
     }
+    for (int i = 0; i < count * L; ++i) side.bias[q * L + i] += total[i];
   }
 
   void weight_gradient(const Mine& mine, const Side& side, int64_t features, int64_t height, int64_t panel) {
@@ -464,9 +477,8 @@ class BackwardLoop {
       for (int lane = 0; lane < L; ++lane) {
         const int64_t row = order.row(q, lane);
         if (row < 0) continue;
-        const double bias = inputs.sums[p.I * row_size + q * L + lane];
-        if (p.d_bias_ih) p.d_bias_ih[row] = S(bias);
-        if (p.d_bias_hh) p.d_bias_hh[row] = S(C::split ? recurrent.sums[p.H * row_size + q * L + lane] : bias);
+        if (p.d_bias_ih) p.d_bias_ih[row] = S(inputs.bias[q * L + lane]);
+        if (p.d_bias_hh) p.d_bias_hh[row] = S(recurrent.bias[q * L + lane]);
       }
     }
   }
