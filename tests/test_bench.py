@@ -142,13 +142,6 @@ def test_wrong_options(folder, arguments):
     assert call(*arguments).exit_code == 2
 
 
-def test_a_precision_that_is_not_there(folder, monkeypatch):
-    monkeypatch.delattr(tt, "set_matmul_precision", raising=False)
-    done = call("--precision", "highest", "high")
-    assert done.exit_code == 2
-    assert f"--precision high: throughtime {tt.__version__} has only highest" in done.stderr
-
-
 # The command
 
 
@@ -222,26 +215,7 @@ def test_ctrl_c_reports_what_there_is(tiny, monkeypatch):
     assert "interrupted after 1 of 3" in done.output
 
 
-def test_what_this_version_has_not_is_left_out(tiny, monkeypatch):
-    def refuse(*_, **__):
-        raise NotImplementedError("memory='checkpoint' is not implemented yet")
-
-    monkeypatch.setattr(command, "measure", refuse)
-    done = call("--cells", "LSTM", "--no-memory")
-    assert done.exit_code == 0, done.output
-    assert "stream LSTM is left out: memory='checkpoint' is not implemented yet" in done.output
-
-
-@pytest.fixture
-def every_mode(monkeypatch):
-    """A version without memory modes takes each for full."""
-    try:
-        tt.RNN(1, 1).forward(np.zeros((2, 1, 1), np.float32), memory="checkpoint")
-    except NotImplementedError:
-        monkeypatch.setattr("throughtime.recurrent._check_memory", lambda memory: None)
-
-
-def test_memory_modes_are_relative_to_full(tiny, every_mode):
+def test_memory_modes_are_relative_to_full(tiny):
     arguments = ["--problems", "stream", "vanishing", "--cells", "LSTM", "--no-memory", "--rounds", 1]
     done = call(*arguments, "--memory", "states", "checkpoint", "--json", "b.json")
     assert done.exit_code == 0, done.output
@@ -252,21 +226,7 @@ def test_memory_modes_are_relative_to_full(tiny, every_mode):
     assert all(outcome["tape_bytes"] > 0 for outcome in found["contenders"].values())
 
 
-def test_a_memory_mode_that_is_not_there_is_left_out(monkeypatch):
-    forward = Ours.forward
-
-    def refuse(self):
-        if self._forward["memory"] == "states":
-            raise NotImplementedError("memory='states' is not implemented yet")
-        forward(self)
-
-    monkeypatch.setattr(Ours, "forward", refuse)
-    found, skipped = measure.measure_modes("train", Task(SMALL, "RNN"), ["full", "states"], "highest", 1)
-    assert list(found.outcomes) == ["full"]
-    assert skipped == ["no comparison of memory modes: memory='states' is not implemented yet"]
-
-
-def test_a_lean_problem_is_measured_alone(tiny, monkeypatch, every_mode):
+def test_a_lean_problem_is_measured_alone(tiny, monkeypatch):
     monkeypatch.setitem(command.PROBLEMS, "million", SMALL._replace(cells=("LSTM",), lean=True))
     monkeypatch.setattr(measure, "peak_memory", lambda *_: SMALL.T * SMALL.B * SMALL.I * 4 + 2_500_000)
     done = call("--problems", "million", "--against", "torch", "--rounds", 1, "--json", "b.json")

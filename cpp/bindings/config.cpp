@@ -3,6 +3,8 @@
 
 #include <pybind11/stl.h>
 
+#include <map>
+
 #include <algorithm>
 #include <chrono>
 
@@ -47,20 +49,20 @@ void register_config(pybind11::module_& m) {
   m.def("set_num_threads", &set_num_threads);
   m.def("usable_cores", &usable_cores);
   m.def("get_terms", &get_terms);
-  m.def("set_terms", &set_terms);
+  m.def("set_terms", [](int count) {
+    if (count < 1 || count > 3) throw pybind11::value_error("count: expected 1 to 3");
+    set_terms(count);
+  });
   m.def("assume_level", &assume_level);
   // For tests: "" and 0 leave the choice free.
   m.def(
       "force",
       [](const std::string& family, const std::string& split, int32_t chunk) {
-        Forced choices{};
-        for (const auto& [name, value] :
-             {std::pair{"one_row", Family::one_row}, {"many_rows", Family::many_rows}, {"amx", Family::amx}})
-          if (family == name) choices.family = value;
-        if (split == "sequences") choices.split = Split::sequences;
-        if (split == "units") choices.split = Split::units;
-        choices.chunk = chunk;
-        force(choices);
+        const std::map<std::string, Family> families = {
+            {"", Family::free}, {"one_row", Family::one_row}, {"many_rows", Family::many_rows}, {"amx", Family::amx}};
+        const std::map<std::string, Split> splits = {{"", Split::free}, {"sequences", Split::sequences}, {"units", Split::units}};
+        if (chunk < 0) throw pybind11::value_error("chunk: expected 0 or more");
+        force({families.at(family), splits.at(split), chunk});
       },
       pybind11::arg("family") = "", pybind11::arg("split") = "", pybind11::arg("chunk") = 0);
   m.def("empty_cache", [] { pool_trim(0); });

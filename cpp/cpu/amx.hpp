@@ -26,7 +26,7 @@ TT_INLINE Halves next_term(Vec<float>& value) {
   Words bits;
   __builtin_memcpy(&bits, &value, sizeof bits);
   const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) & upper, quiet = (bits & upper) | 0x400000;
-  const Words kept = (rounded & exponent) != exponent ? rounded : value == value ? bits & upper : quiet;
+  const Words kept = value != value ? quiet : (rounded & exponent) != exponent ? rounded : bits & upper;
   Vec<float> term;
   __builtin_memcpy(&term, &kept, sizeof term);
   value -= term;

@@ -70,7 +70,9 @@ class BackwardLoop {
     for (int i = 0; p.every && i < C::states; ++i) history.window[i] = scratch<S>(host, history.apart * p.B * p.H);
     history.saved_rows = p.every ? history.apart : plan.chunk;
     history.saved_window = scratch<S>(host, history.saved_rows * history.saved_size);
-    again = new (scratch<Again>(host, 1)) Again(forward, host, team, history);
+    History<S> own = history;
+    own.again = true;
+    again = new (scratch<Again>(host, 1)) Again(forward, host, team, own);
   }
 
   // The two products of a pre-activation: with x and with h. A cell that is not split has one delta for both. A step's delta
@@ -89,12 +91,10 @@ class BackwardLoop {
       if constexpr (Engine::splits) {
         const int64_t size = loop.engine.room_size(loop.delta_rows, loop.row_size);
         split = loop.engine.rows(scratch<Weight>(host, size), loop.delta_rows, loop.row_size);
-        for (int64_t row = 0; row_size_ends_early(loop) && row < loop.delta_rows; ++row) split.put(row, loop.row_size, V{});
+        if (Engine::columns_padded(loop.row_size) > loop.row_size)  // the rest of a tile's depth must be zeros
+          for (int64_t row = 0; row < loop.delta_rows; ++row) split.put(row, loop.row_size, V{});
       }
     }
-
-    // Whether a row ends within a tile's depth, whose rest must be zeros.
-    static bool row_size_ends_early(const BackwardLoop& loop) { return Engine::columns_padded(loop.row_size) > loop.row_size; }
 
     void add_operand(const BackwardLoop& loop, int64_t features) {
       const int64_t size = Engine::splits ? loop.engine.room_size(features, loop.column_size) : features * loop.column_size;
@@ -209,7 +209,7 @@ class BackwardLoop {
       const int64_t s = begin + r / p.B, b = r % p.B;
       const int rule = steps.ruled() ? steps.rule(s, b) : 0;
       mine.rows[r] = rule & inactive ? nullptr : x(s, b);
-      mine.other[r] = rule & (inactive | fresh) ? nullptr : moment(s).before[0] + b * p.H;
+      mine.other[r] = rule & (inactive | fresh) ? nullptr : history.state(0, s) + b * p.H;
     }
     for (int64_t r = own.begin; r < own.end; r += L) {
       const auto put = [&](const Side& side) { return [&side, r](int64_t k, V value) { side.columns.put(k, r, value); }; };

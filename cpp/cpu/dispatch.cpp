@@ -101,6 +101,7 @@ const Level& choose() {
 void assume_level(const char* name) {
   for (const Level& level : levels())
     if (std::strcmp(name, level.name) == 0) assumed = level.name;
+  if (!assumed) throw std::invalid_argument("no instruction set is named " + std::string(name));
 }
 
 const Level& level() {

@@ -160,7 +160,7 @@ class ForwardLoop {
 
   Moment moment(int64_t s, const S* projection) const {
     Moment at{s, steps.time(s), projection, {}, {}, history.saved(steps, s)};
-    for (int i = 0; i < C::states; ++i) at.before[i] = history.state(i, s), at.after[i] = history.state(i, s + 1);
+    for (int i = 0; i < C::states; ++i) at.before[i] = history.state(i, s), at.after[i] = history.after(i, s + 1);
     return at;
   }
 

@@ -16,6 +16,7 @@ struct History {
   int64_t window_rows = 0;
   S* saved_window = nullptr;  // where the tape has no saved values
   int64_t saved_rows = 0;
+  bool again = false;  // the tape is only read: every state goes to the window
 
   S* state(int i, int64_t q) const {
     const int64_t size = p.B * p.H;
@@ -23,6 +24,9 @@ struct History {
     if (q % apart == 0 || q == p.T) return p.states[i] + (q + p.every - 1) / p.every * size;
     return window[i] + q % window_rows * size;
   }
+
+  // Where the state after q steps goes. Row 0 of a window is free, and the row of the last state.
+  S* after(int i, int64_t q) const { return again && apart ? window[i] + q % window_rows * p.B * p.H : state(i, q); }
 
   // Null where nothing is saved.
   S* saved(const Steps<S>& steps, int64_t s) const {

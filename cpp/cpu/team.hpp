@@ -26,7 +26,7 @@ class Team {
   }
 
   // Waits for all threads; false when the call is to stop, which a thread must then do at once. Each thread writes a line of its
-  // own and reads the others': one trip between cores, where a shared counter takes three.
+  // own and reads the others'.
   bool wait(int thread) {
     const int64_t turn = doors_[thread].passed + 1;
     __atomic_store_n(&doors_[thread].passed, turn, __ATOMIC_RELEASE);

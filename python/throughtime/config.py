@@ -40,7 +40,9 @@ def set_matmul_precision(precision: str) -> None:
     ----------
     precision : {"highest", "high", "medium"}
         PyTorch's words. ``"highest"``, the default, is float32's own accuracy; ``"high"`` keeps about 16 bits of each
-        factor, ``"medium"`` 8 (bfloat16). Sums are float32 always. Elsewhere, and for float64, all are ``"highest"``.
+        factor, ``"medium"`` 8 (bfloat16). Sums are float32 always. The gradients of pre-activations are such factors,
+        and bias gradients their sums. Elsewhere, and for float64, all are ``"highest"``. A backward, and what it
+        computes again for ``memory=``, has the precision of its own call.
     """
     _core.set_terms(3 - _PRECISIONS.index(choice("precision", precision, _PRECISIONS)))
 

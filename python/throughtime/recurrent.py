@@ -24,6 +24,7 @@ from ._arguments import (
 from .layer import Layer
 from .tape import Tape
 
+_MEMORY = ("full", "states", "checkpoint")
 State = Array | tuple[Array, ...]
 
 
@@ -118,7 +119,8 @@ class Recurrent(Layer):
         memory : {"full", "states", "checkpoint"} or int
             What is kept for the backward: with ``"full"`` all that it reads; with ``"states"`` the states, from which
             the gates are computed again; with ``"checkpoint"`` or a number k the state of every k-th step (about the
-            square root of T when not given), from which all between is computed again. The gradients are the same.
+            square root of T when not given), from which all between is computed again, at least 512 rows (steps times
+            sequences) at a time. The gradients are the same up to rounding.
 
         Returns
         -------
@@ -140,10 +142,11 @@ class Recurrent(Layer):
         ((1000, 32, 16), (1, 32, 16))
         """
         choice("output", output, ("all", "last"))
-        if isinstance(memory, str):
-            choice("memory", memory, ("full", "states", "checkpoint"))
-        else:
+        if isinstance(memory, int | np.integer):
             memory = size("memory", memory)
+        elif memory not in _MEMORY:
+            kind = ValueError if isinstance(memory, str) else TypeError
+            raise kind(f"memory must be {', '.join(map(repr, _MEMORY))} or a number of steps, got {memory!r}")
         return self._run(
             x, state, lengths, resets, masks, training=flag("training", training), output=output, memory=memory
         )

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import throughtime as tt
 
 from ..output import check_file_path, check_plot_path, fail, say
-from .contenders import FRAMEWORKS, INSTALL, OURS, Maker, load, set_precision
+from .contenders import FRAMEWORKS, INSTALL, OURS, Maker, load
 from .machine import machine, machine_peak, versions
 from .measure import Result, Tick, measure, measure_memory, measure_modes
 from .problems import CELLS, DEFAULT, PROBLEMS, Problem, Task
@@ -118,9 +118,6 @@ def bench(
         check_file_path("--json", json)
     if plot is not None:
         check_plot_path(plot)
-    for name in precisions:
-        if not set_precision(name):
-            fail(f"--precision {name}: throughtime {tt.__version__} has only highest")
 
     console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
     count = threads or tt.get_num_threads()
@@ -157,12 +154,12 @@ def run(plan: Plan, console: Console) -> Findings:
     try:
         with _progress(plan, console) as advance:
             for name, task, precision in plan.tasks():
-                set_precision(precision)
+                tt.set_matmul_precision(precision)
                 _measure_one(plan, findings, name, task, precision, functools.partial(advance, f"{name} {task.cell}"))
     except KeyboardInterrupt:
         findings.interrupted = True
     finally:
-        set_precision("highest")
+        tt.set_matmul_precision("highest")
     return findings
 
 
@@ -195,20 +192,14 @@ def document(plan: Plan, findings: Findings, about: dict[str, Any]) -> dict[str,
 
 
 def _measure_one(plan: Plan, findings: Findings, name: str, task: Task, precision: str, tick: Tick) -> None:
-    try:
-        makers = {OURS: plan.makers[OURS]} if task.problem.lean else plan.makers
-        result = measure(name, task, makers, precision, plan.rounds, tick)
-    except NotImplementedError as error:
-        findings.skipped.append(f"{name} {task.cell} is left out: {error}")
-        return
+    makers = {OURS: plan.makers[OURS]} if task.problem.lean else plan.makers
+    result = measure(name, task, makers, precision, plan.rounds, tick)
     findings.results.append(result)
     if plan.with_memory:
         findings.skipped += measure_memory(result, plan.threads)
         tick()
     if plan.compares_modes(task.problem):
-        found, skipped = measure_modes(name, task, ["full", *plan.modes], precision, plan.rounds, tick)
-        findings.modes.append(found)
-        findings.skipped += [line for line in skipped if line not in findings.skipped]
+        findings.modes.append(measure_modes(name, task, ["full", *plan.modes], precision, plan.rounds, tick))
 
 
 def _chosen(option: str, given: Sequence[str] | None, valid: tuple[str, ...], default: tuple[str, ...]) -> list[str]:

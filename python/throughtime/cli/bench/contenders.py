@@ -97,11 +97,3 @@ def load(name: str, threads: int) -> Maker:
     from . import torch_contenders
 
     return torch_contenders.Torch if name == "torch" else torch_contenders.TorchLoop
-
-
-def set_precision(precision: str) -> bool:
-    """Set the precision of our products; false where this version has no choice but float32."""
-    choose = getattr(tt, "set_matmul_precision", None)
-    if choose is not None:
-        choose(precision)
-    return choose is not None or precision == "highest"

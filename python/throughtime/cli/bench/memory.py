@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .contenders import Contender, load, set_precision
+import throughtime as tt
+
+from .contenders import Contender, load
 from .problems import Problem, Task
 
 _PROCESS = Path("/proc/self")
@@ -52,7 +54,7 @@ def _bytes(field: str) -> int:
 def _answer(request: str) -> None:
     name, problem, cell, threads, precision = json.loads(request)
     make = load(name, threads)
-    set_precision(precision)
+    tt.set_matmul_precision(precision)
     make(Task(Problem(2, 2, 8, 8), cell)).step()  # so that starting the library does not count
     print(json.dumps(step_memory(make(Task(Problem(*problem), cell)))))
 
