@@ -20,12 +20,17 @@ RUNS_AMX = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"} <= FLAGS 
 needs_avx512 = pytest.mark.skipif(not RUNS_AMX, reason="AMX and its emulator need x86-64 Linux with AVX-512")
 
 
+def build_emulator(folder):
+    """The emulator as a shared library in this folder."""
+    library = Path(folder) / "amx_emulator.so"
+    flags = ["-O2", "-march=x86-64-v4", "-shared", "-fPIC"]
+    compile_all([[*flags, ROOT / "tests" / "amx_emulator.cpp", "-o", library]])
+    return library
+
+
 def emulate_amx():
     """Before anything else is computed in this process: the AMX kernels, for every number of sequences."""
     with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / "amx_emulator.so"
-        flags = ["-O2", "-march=x86-64-v4", "-shared", "-fPIC"]
-        compile_all([[*flags, ROOT / "tests" / "amx_emulator.cpp", "-o", library]])
-        ctypes.CDLL(str(library)).install_amx_emulator()
+        ctypes.CDLL(str(build_emulator(folder))).install_amx_emulator()
     _core.assume_level("amx")
     _core.force(family="amx")

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from compiler import ROOT, compile_all
-from emulation import HAS_AMX, needs_avx512
+from emulation import HAS_AMX, build_emulator, needs_avx512
 
 pytestmark = needs_avx512
 emulated = pytest.mark.skipif(HAS_AMX, reason="this processor executes AMX itself, so there is nothing to emulate")
@@ -73,10 +73,7 @@ run(code) if code else os.kill(os.getpid(), signal.SIGILL)
 
 @pytest.fixture(scope="module")
 def emulator(tmp_path_factory):
-    made = tmp_path_factory.mktemp("amx") / "amx_emulator.so"
-    source = ROOT / "tests" / "amx_emulator.cpp"
-    compile_all([["-O2", "-march=x86-64-v4", "-shared", "-fPIC", source, "-o", made]])
-    return made
+    return build_emulator(tmp_path_factory.mktemp("amx"))
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,9 @@
 
 #include <pybind11/stl.h>
 
-#include <map>
-
 #include <algorithm>
 #include <chrono>
+#include <map>
 
 #include "../cpu/dispatch.hpp"
 #include "../cpu/host.hpp"

@@ -14,8 +14,8 @@ typedef Bfloat Halves __attribute__((vector_size(32)));   // 16 numbers
 typedef Bfloat Pairs __attribute__((vector_size(64)));    // 16 pairs
 typedef uint32_t Words __attribute__((vector_size(64)));  // the bits of 16 floats
 constexpr int64_t tile_rows = 16, tile_depth = 32, tile_size = 512;
-constexpr int64_t summed_blocks =
-    16;  // longer sums are cut: of 4096 products, one running sum has an error of 5.3e-7, cut ones 2.4e-7
+// Longer sums are cut: of 4096 products, one running sum has an error of 5.3e-7, cut ones 2.4e-7.
+constexpr int64_t summed_blocks = 16;
 
 TT_INLINE int64_t tile_blocks(int64_t K) { return ceil_div(K, tile_depth); }
 

@@ -1,7 +1,7 @@
 // The time loop, backward. Chunk by chunk from the end: the steps give the chunk's delta (the gradient of the pre-activations);
 // while it is in cache, products take it into dx, dW_ih, dW_hh. delta lies in rows; where a product sums over these, it is packed
-// panel by panel. Weight gradients are summed in two levels: each chunk from zero, chunks in
-// float64. What the tape does not hold, states or saved values, the forward loop computes again on the way.
+// panel by panel. Weight gradients are summed in two levels: each chunk from zero, chunks in float64. What the tape does not
+// hold, states or saved values, the forward loop computes again on the way.
 #pragma once
 
 #include "forward.hpp"
@@ -423,15 +423,15 @@ class BackwardLoop {
   }
 
   void weight_gradient(const Mine& mine, const Side& side, int64_t features, int64_t height, int64_t panel) {
+    const int64_t q = panel * Product::vectors;
     for (int64_t begin = 0; begin < features; begin += room_rows) {  // there is room for so many rows
       const int64_t count = features - begin < room_rows ? features - begin : room_rows;
       const Rows rows = engine.rows_of(side.columns, mine.rows, begin, count);
       const auto put = [&](int64_t first, int number, int64_t, const V* sums) {
         for (int64_t i = begin + first; i < begin + first + number; ++i, sums += Product::vectors)
-          for (int v = 0; v < Product::vectors; ++v) {
-            const int64_t q = panel * Product::vectors + v;
-            double* into = side.sums + i * row_size + q * L;
-            for (int lane = 0; q < order.vectors() && lane < L; ++lane) into[lane] += double(sums[v][lane]);
+          for (int v = 0; v < Product::vectors && q + v < order.vectors(); ++v) {
+            double* into = side.sums + i * row_size + (q + v) * L;
+            for (int lane = 0; lane < L; ++lane) into[lane] += double(sums[v][lane]);
           }
       };
       engine.template product<Product>(height, rows, {0, count}, mine.panel, {0, 1}, none, sink<S>(put), mine.unit);

@@ -34,6 +34,8 @@ struct OneRow {
 };
 
 #if defined(__AMX_BF16__)
+constexpr bool has_amx = true;
+
 // Blocks of 32 x 2, up to 16 rows of 16 x 4: an even number of vectors.
 template <class S, int gates>
 struct AmxRows {
@@ -44,10 +46,6 @@ struct AmxRows {
   using Backward = Shape<32, 4, 1>;
   using Product = Shape<32, 2, 1>;
 };
-#endif
-
-#if defined(__AMX_BF16__)
-constexpr bool has_amx = true;
 #else
 constexpr bool has_amx = false;
 #endif

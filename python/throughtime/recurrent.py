@@ -144,7 +144,7 @@ class Recurrent(Layer):
         choice("output", output, ("all", "last"))
         if isinstance(memory, int | np.integer):
             memory = size("memory", memory)
-        elif memory not in _MEMORY:
+        elif not isinstance(memory, str) or memory not in _MEMORY:
             kind = ValueError if isinstance(memory, str) else TypeError
             raise kind(f"memory must be {', '.join(map(repr, _MEMORY))} or a number of steps, got {memory!r}")
         return self._run(
