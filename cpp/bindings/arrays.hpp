@@ -58,6 +58,7 @@ class Arrays {
     return Sizes(array.shape(), array.shape() + rank);
   }
 
+  bool is_array(const char* name) const { return has(name) && py::isinstance<py::array>(entries_[name]); }
   bool truth(const char* name) const { return has(name) && entries_[name].cast<bool>(); }
   double number(const char* name) const { return has(name) ? entries_[name].cast<double>() : 0.0; }
   int64_t integer(const char* name) const { return has(name) ? entries_[name].cast<int64_t>() : 0; }

@@ -2,11 +2,12 @@
 #pragma once
 
 #include "../math.hpp"
+#include "cell.hpp"
 
 namespace throughtime::TT_ISA {
 
 struct Tanh {
-  static constexpr const char* name = "rnn_tanh";
+  static constexpr const char *name = "rnn_tanh", *kept_name = "rnn_tanh_kept";
   template <class V>
   TT_INLINE static V value(V x) {
     return tanh(x);
@@ -18,7 +19,7 @@ struct Tanh {
 };
 
 struct Relu {
-  static constexpr const char* name = "rnn_relu";
+  static constexpr const char *name = "rnn_relu", *kept_name = "rnn_relu_kept";
   template <class V>
   TT_INLINE static V value(V x) {
     return relu(x);
@@ -30,11 +31,11 @@ struct Relu {
 };
 
 template <class Activation>
-struct RNN {
+struct RNN : OnePhase {
   static constexpr const char* name = Activation::name;
   enum Gate { A, gates };
   enum State { H, states };
-  static constexpr int saved = 0;  // the state after is all that the backward needs
+  static constexpr int recurrent = gates, saved = 0;  // the state after is all that the backward needs
   static constexpr bool split = false;
 
   template <class V>
@@ -45,6 +46,24 @@ struct RNN {
   TT_INLINE static void backward(const V*, const V*, const V* next, V* dn, V* ds, V* dx, V*) {
     dx[A] = Activation::gradient(next[H], dn[H]);
     ds[H] = V{};
+  }
+};
+
+// The same where the state after may not be h': zoneout lets it be the old one, in part.
+template <class Activation>
+struct KeptRNN : RNN<Activation> {
+  using RNN<Activation>::A, RNN<Activation>::H;
+  static constexpr const char* name = Activation::kept_name;
+  static constexpr int saved = 1;
+
+  template <class V>
+  TT_INLINE static void forward(const V* x, const V* r, const V* s, V* next, V* a) {
+    RNN<Activation>::forward(x, r, s, next, a);
+    a[0] = next[H];
+  }
+  template <class V>
+  TT_INLINE static void backward(const V* a, const V* s, const V*, V* dn, V* ds, V* dx, V* dr) {
+    RNN<Activation>::backward(a, s, a, dn, ds, dx, dr);
   }
 };
 
