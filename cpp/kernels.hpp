@@ -1,6 +1,6 @@
 // The contract between the bindings and every backend: what a problem is, and the table of entry points a backend fills.
-// Sizes: T timesteps, B sequences, I inputs, H units, P features of h (H but for a projected cell), G gates. Plain data only: this header is compiled for every
-// instruction set, and a function in it would be one weak symbol shared by all of them.
+// Sizes: T timesteps, B sequences, I inputs, H units, P features of h (H but for a projected cell), G gates. Plain data only:
+// this header is compiled for every instruction set, and a function in it would be one weak symbol shared by all of them.
 #pragma once
 
 #include <stddef.h>
@@ -12,7 +12,15 @@ constexpr int max_states = 2;        // h, and c where the cell has one
 constexpr int max_unit_weights = 4;  // parameters that each unit has for itself, beside its biases
 
 // What every cell has in this order; weight_hr and biases may be missing. A cell's own unit weights follow.
-enum Parameter { weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, unit_weights, max_parameters = unit_weights + max_unit_weights };
+enum Parameter {
+  weight_ih,
+  weight_hh,
+  bias_ih,
+  bias_hh,
+  weight_hr,
+  unit_weights,
+  max_parameters = unit_weights + max_unit_weights
+};
 
 // A (T, B, F) array whose features are contiguous; strides in elements.
 template <class S>
@@ -25,17 +33,17 @@ struct View {
 template <class S>
 struct Recurrence {
   int64_t T, B, I, H, P;
-  bool reverse;            // timesteps are taken from T - 1 down to 0
-  View<const S> x;         // (T, B, I)
+  bool reverse;                      // timesteps are taken from T - 1 down to 0
+  View<const S> x;                   // (T, B, I)
   const S* weights[max_parameters];  // weight_ih (G H, I), weight_hh (G H, P), bias_ih (G H) or null, bias_hh (G H) or null,
                                      // weight_hr (P, H) of a projected cell, unit weights (n H) each, n as the cell says
-  const int64_t* lengths;  // (B), or null: steps from lengths[b] on are not taken
-  const uint8_t* resets;   // (T, B), or null: true on the first step of an episode
+  const int64_t* lengths;            // (B), or null: steps from lengths[b] on are not taken
+  const uint8_t* resets;             // (T, B), or null: true on the first step of an episode
   const uint8_t* zoneout_mask[max_states];  // (T, B, P), (T, B, H), or null: true where a unit keeps its old state
-  double zoneout[max_states];  // where there is no mask: the part of the old state in the new one
-  S* states[max_states];   // (rows, B, P), (rows, B, H); see cpu/history.hpp
-  int64_t every;           // the states before every so many steps and the last one are kept; 0: those of all timesteps
-  S* saved;                // (T, B, units, saved, lanes): what the cell keeps for its backward, or null
+  double zoneout[max_states];               // where there is no mask: the part of the old state in the new one
+  S* states[max_states];                    // (rows, B, P), (rows, B, H); see cpu/history.hpp
+  int64_t every;  // the states before every so many steps and the last one are kept; 0: those of all timesteps
+  S* saved;       // (T, B, units, saved, lanes): what the cell keeps for its backward, or null
 };
 
 template <class S>

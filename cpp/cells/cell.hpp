@@ -5,7 +5,8 @@
 //                                         (c reaches the loss through h), which makes it total. Fills ds, the elementwise part of
 //                                         the gradient of the state before, dx of x, and dr of r where it differs from dx.
 // A cell says in its type what else it needs:
-//   unit weights   numbers w that each unit has for itself: forward takes them after s, backward after next, and their gradient dw
+//   unit weights   numbers w that each unit has for itself: forward takes them after s, backward after next, and their gradient
+//   dw
 //                  comes last.
 //   two products   forward ends with m, which a product turns into a second recurrent part; finish(x, r, s, next, a) takes that,
 //                  arrive(a, s, dh) is its gradient, and backward, given dm after dn, fills m again after all others. A cell that

@@ -10,7 +10,7 @@
 
 namespace throughtime::TT_ISA {
 
-using Cells = List<RNN<Tanh>, RNN<Relu>, KeptRNN<Tanh>, KeptRNN<Relu>, GRU, OriginalGRU, LSTM, PeepholeLSTM, ProjectedLSTM,
-                   LayerNormLSTM>;
+using Cells =
+    List<RNN<Tanh>, RNN<Relu>, KeptRNN<Tanh>, KeptRNN<Relu>, GRU, OriginalGRU, LSTM, PeepholeLSTM, ProjectedLSTM, LayerNormLSTM>;
 
 }  // namespace throughtime::TT_ISA

@@ -1,11 +1,12 @@
 // The time loop, backward. Chunk by chunk from the end: the steps give the chunk's delta (the gradient of the pre-activations);
-// while it is in cache, products take it into dx, dW_ih, dW_hh. delta lies in rows; where a product sums over these, it is packed
-// panel by panel. Weight gradients are summed in two levels: each chunk from zero, chunks in float64. What the tape does not
-// hold, states or saved values, the forward loop computes again on the way.
+// while it is in cache, products take it into dx, dW_ih, dW_hh. What the tape does not hold, states or saved values, the forward
+// loop computes again on the way.
 #pragma once
 
+#include "clip.hpp"
 #include "forward.hpp"
 #include "norms.hpp"
+#include "side.hpp"
 
 namespace throughtime::TT_ISA {
 
@@ -16,12 +17,13 @@ class BackwardLoop {
   using Engine = typename Tiles::Engine;
   using Product = typename Tiles::Product;
   using Rows = typename Engine::Rows;
+  using Side = TT_ISA::Side<S, Tiles>;
   using Weight = typename Engine::Weight;
   static constexpr int L = lanes<S>, G = C::gates, R = C::recurrent, back = Tiles::Backward::vectors;
   static constexpr int values = unit_values<C>();
   static constexpr bool two_products = C::phases == Phases::two_products, whole_rows = C::phases == Phases::rows;
   static constexpr int first_state = C::projects ? 1 : 0;  // of those that the cell's equations give
-  static constexpr const S* none = nullptr;  // no bias
+  static constexpr const S* none = nullptr;                // no bias
 
  public:
   static void run(const Backward<S>& problem, const Host& host) {
@@ -44,9 +46,14 @@ class BackwardLoop {
     delta_rows = chunk_rows + p.B;
     column_size = Engine::columns_padded(chunk_rows);
     panels = scratch<Weight>(host, host.threads * engine.packed_size(column_size, Product::vectors));
-    inputs.prepare(*this, {G, p.H, L}, p.I);
-    recurrent.prepare(*this, {R, p.H, L}, p.P, C::split ? nullptr : &inputs);
-    if (two_products) second.prepare(*this, {1, p.P, L}, p.H);
+    // A step's delta must outlive its chunk by one step, so steps take turns in chunk + 1 places. Where a cell is not split, x
+    // and h share theirs.
+    const auto prepare = [&](Side& side, Interleaved order, int64_t features, const Side* shared = nullptr) {
+      side.prepare(engine, host, order, features, delta_rows, column_size, asks_norms(), shared);
+    };
+    prepare(inputs, {G, p.H, L}, p.I);
+    prepare(recurrent, {R, p.H, L}, p.P, C::split ? nullptr : &inputs);
+    if (two_products) prepare(second, {1, p.P, L}, p.H);
     const int64_t input_vectors = Product::panels(ceil_div(p.I, L)) * Product::vectors;
     weight_packed = scratch<Weight>(host, engine.packed_size(inputs.row_size(), input_vectors));
     recurrent_packed = scratch<Weight>(host, engine.packed_size(recurrent.row_size(), back_panels(plan.hidden_vectors) * back));
@@ -56,7 +63,7 @@ class BackwardLoop {
     rows = scratch<const S*>(host, 3 * host.threads * room_rows);
     rules = scratch<uint8_t>(host, 2 * host.threads * p.B);
     scales = scratch<S>(host, host.threads * p.B);
-    for (int i = 0; p.clip > 0 && i < C::states; ++i) sizes[i] = scratch<Size>(host, p.B * vectors(i));
+    if (p.clip > 0) carried_norms.prepare(host, p.B, plan.hidden_vectors, plan.unit_vectors);
     if (asks_norms()) norms = scratch<double>(host, host.threads * norms_room().total());
     __builtin_memset(zeros, 0, size_t(p.P) * sizeof(S));
     __builtin_memset(rules, 0, size_t(2 * host.threads * p.B));
@@ -65,7 +72,10 @@ class BackwardLoop {
       middle = scratch<S>(host, chunk_rows * p.H);
     }
     if constexpr (whole_rows) notes = scratch<S>(host, host.threads * notes_size());
-    if constexpr (values > 0) own.prepare(*this);
+    if constexpr (values > 0) {
+      unit_packed = pack_unit_weights<C>(p, host);
+      unit_gradients.prepare(host, p.B, plan.unit_vectors, asks_norms() ? plan.chunk : 1);
+    }
     if (p.every || (C::saved && !p.saved)) prepare_again();
   }
 
@@ -76,58 +86,13 @@ class BackwardLoop {
     // At least a chunk, for products of few rows are slow.
     if (p.every) history.apart = ceil_div(plan.chunk, p.every) * p.every;
     history.window_rows = history.apart;
-    for (int i = 0; p.every && i < C::states; ++i)
-      history.window[i] = scratch<S>(host, history.apart * p.B * history.width(i));
+    for (int i = 0; p.every && i < C::states; ++i) history.window[i] = scratch<S>(host, history.apart * p.B * history.width(i));
     history.saved_rows = p.every ? history.apart : plan.chunk;
     history.saved_window = scratch<S>(host, history.saved_rows * history.saved_size);
     History<S> own = history;
     own.again = true;
     again = new (scratch<Again>(host, 1)) Again(forward, host, team, own);
   }
-
-  // One product of a step, with x, with h or the second one: what its weight's gradient is made of. Where a cell is not split, x
-  // and h share their delta. A step's delta must outlive its chunk by one step, so steps take turns in chunk + 1 places.
-  struct Side {
-    Interleaved order;
-    int64_t features;
-    Operand<S, Engine> delta;          // (places, B, row_size): gradient of what the product gives
-    typename Engine::Columns columns;  // (features, column_size): the chunk's x, h or m, transposed
-    double* sums;                      // (features, row_size): weight gradient so far, transposed, gates interleaved
-    double* bias;                      // (row_size): its gradient so far
-
-    void prepare(const BackwardLoop& loop, Interleaved rows, int64_t of_features, const Side* shared = nullptr) {
-      const Host& host = loop.host;
-      order = rows, features = of_features;
-      if (shared) {
-        delta = shared->delta, bias = shared->bias;
-      } else {
-        delta = {loop.engine, host, loop.delta_rows, row_size(), loop.asks_norms()};
-        bias = scratch<double>(host, row_size());
-      }
-      const int64_t size = Engine::splits ? loop.engine.room_size(features, loop.column_size) : features * loop.column_size;
-      columns = loop.engine.columns(scratch<Weight>(host, size), features, loop.column_size);
-      sums = scratch<double>(host, features * row_size());
-    }
-    int64_t row_size() const { return order.vectors() * L; }
-  };
-
-  // The unit weights, and their gradients: of the chunk, and of all so far. Where norms are asked for, each step has a place.
-  struct Own {
-    const S* packed;  // (units, values, lanes)
-    S* recent;        // (places, B, values, units, lanes)
-    double* sums;     // (values, units, lanes)
-    int64_t places, units, size;
-
-    void prepare(const BackwardLoop& loop) {
-      packed = pack_unit_weights<C>(loop.p, loop.host, loop.inputs.order);
-      units = loop.plan.unit_vectors * L;
-      size = values * units;
-      places = loop.asks_norms() ? loop.plan.chunk : 1;
-      recent = scratch<S>(loop.host, places * loop.p.B * size);
-      sums = scratch<double>(loop.host, size);
-    }
-    S* at(int64_t s, int64_t B, int64_t b) const { return recent + (s % places * B + b) * size; }
-  };
 
   struct Mine {
     int thread;
@@ -138,11 +103,6 @@ class BackwardLoop {
     Weight* panel;           // of the chunk's delta
     uint8_t *rules, *later;  // of the step, and of the step after
     S* scales;               // what clipping makes of each sequence's carried gradient
-  };
-
-  // A norm whose square may leave the range: largest * sqrt(squares).
-  struct Size {
-    double largest, squares;
   };
 
   // Where one step finds its rows.
@@ -164,16 +124,23 @@ class BackwardLoop {
   int64_t delta_row(int64_t s) const { return s % (plan.chunk + 1) * p.B; }
 
   bool asks_norms() const { return p.norms[0] != nullptr; }
-  typename StepNorms<S>::Room norms_room() const {
-    return {p.B, inputs.row_size(), p.I, p.H > p.P ? p.H : p.P};
-  }
+  typename StepNorms<S>::Room norms_room() const { return {p.B, inputs.row_size(), p.I, p.H > p.P ? p.H : p.P}; }
 
   void work(int thread) {
     const FlushSubnormals flush;
     typename Engine::Unit unit;
     const int64_t panel_size = engine.packed_size(column_size, Product::vectors);
-    Mine mine{thread,  unit,    plan.rows(p.B, thread),       plan.units(thread),       plan.hidden(thread), rows + 3 * thread * room_rows,
-              nullptr, nullptr, panels + thread * panel_size, rules + 2 * thread * p.B, rules + (2 * thread + 1) * p.B,
+    Mine mine{thread,
+              unit,
+              plan.rows(p.B, thread),
+              plan.units(thread),
+              plan.hidden(thread),
+              rows + 3 * thread * room_rows,
+              nullptr,
+              nullptr,
+              panels + thread * panel_size,
+              rules + 2 * thread * p.B,
+              rules + (2 * thread + 1) * p.B,
               scales + thread * p.B};
     mine.other = mine.rows + room_rows;
     mine.targets = const_cast<S**>(mine.other + room_rows);
@@ -223,16 +190,11 @@ class BackwardLoop {
     engine.template pack_columns<back>(p.weights[weight_hh], p.P, recurrent.order, recurrent_panels, recurrent_packed);
     if constexpr (two_products) {
       const Range second_panels = share(back_panels(plan.unit_vectors), n, t);
-      engine.template pack_columns<back>(second_part<C>(p.weights, p, weight_hh), p.H, second.order, second_panels, second_packed);
+      engine.template pack_columns<back>(second_part<C>(p.weights, p, weight_hh), p.H, second.order, second_panels,
+                                         second_packed);
     }
-    for_sides([&](const Side& side) {
-      clear(side.sums, share(side.features * side.row_size(), n, t));
-      clear(side.bias, share(side.row_size(), n, t));
-    });
-    if constexpr (values > 0) {
-      clear(own.sums, share(own.size, n, t));
-      clear(own.recent, share(own.places * p.B * own.size, n, t));
-    }
+    for_sides([&](const Side& side) { side.clear(n, t); });
+    if constexpr (values > 0) unit_gradients.clear(n, t);
     for (int64_t b = mine.b.begin; b < mine.b.end; ++b) mine.scales[b] = 1;
     for (int i = 0; i < C::states; ++i)
       for (int64_t b = mine.b.begin; b < mine.b.end; ++b) {
@@ -248,11 +210,6 @@ class BackwardLoop {
     take(inputs);
     take(recurrent);
     if constexpr (two_products) take(second);
-  }
-
-  template <class T>
-  static void clear(T* data, Range range) {
-    __builtin_memset(data + range.begin, 0, size_t(range.end - range.begin) * sizeof(T));
   }
 
   // What is carried to units j of a state.
@@ -272,13 +229,8 @@ class BackwardLoop {
       mine.rows[r] = rule & inactive ? nullptr : x(s, b);
       mine.other[r] = rule & (inactive | fresh) ? nullptr : history.state(0, s) + b * p.P;
     }
-    transpose_into(inputs, mine.rows, own);
-    transpose_into(recurrent, mine.other, own);
-  }
-
-  void transpose_into(const Side& side, const S* const* rows, Range own) const {
-    for (int64_t r = own.begin; r < own.end; r += L)
-      transpose_rows(rows + r, own.end - r, side.features, [&side, r](int64_t k, V value) { side.columns.put(k, r, value); });
+    inputs.transpose(mine.rows, own);
+    recurrent.transpose(mine.other, own);
   }
 
   // The second product's operand, which the steps have made.
@@ -289,7 +241,7 @@ class BackwardLoop {
       const bool idle = r >= count || (steps.ruled() && steps.rule(begin + r / p.B, r % p.B) & inactive);
       mine.rows[r] = idle ? nullptr : middle + r * p.H;
     }
-    transpose_into(second, mine.rows, own);
+    second.transpose(mine.rows, own);
   }
 
   const S* x(int64_t s, int64_t b) const { return p.x.data + steps.time(s) * p.x.time + b * p.x.batch; }
@@ -319,11 +271,11 @@ class BackwardLoop {
     }
     for_carried(mine, at.s + 1, [&](int64_t b, int64_t q, V h) {
       store(units(0, b, q), load<V>(units(0, b, q)) + h);
-      gather(0, b, q);
+      carried_norms.gather(0, b, q, units(0, b, q));
     });
     for (int i = 1; i < C::states; ++i)
       for (int64_t b = mine.b.begin; b < mine.b.end; ++b)
-        for (int64_t j = mine.j.begin; j < mine.j.end; ++j) gather(i, b, j);
+        for (int64_t j = mine.j.begin; j < mine.j.end; ++j) carried_norms.gather(i, b, j, units(i, b, j));
     if (plan.unit_parts > 1 && !team.wait(mine.thread)) return false;
     for (int64_t b = mine.b.begin; b < mine.b.end; ++b) find_scale(mine, at, b);
     for (int64_t b = mine.b.begin; b < mine.b.end; ++b)
@@ -354,38 +306,10 @@ class BackwardLoop {
 
   static Panels panels_of(Range j, int64_t s) { return {j.begin / back, ceil_div(j.end, back), s % 2 != 0}; }
 
-  // With clipping: the size of what is carried.
-  void gather(int i, int64_t b, int64_t j) {
-    Size& size = sizes[i][b * vectors(i) + j];
-    size = {0, 0};
-    for (int lane = 0; lane < L; ++lane) {
-      const double value = __builtin_fabs(double(units(i, b, j)[lane]));
-      size.largest = value > size.largest ? value : size.largest;
-    }
-    for (int lane = 0; lane < L && size.largest > 0; ++lane) {
-      const double part = double(units(i, b, j)[lane]) / size.largest;
-      size.squares += part * part;
-    }
-  }
-
-  double carried_norm(int64_t b) const {
-    Size all{0, 0};
-    const auto for_parts = [&](const auto& take) {
-      for (int i = 0; i < C::states; ++i)
-        for (int64_t j = 0; j < vectors(i); ++j) take(sizes[i][b * vectors(i) + j]);
-    };
-    for_parts([&](const Size& size) { all.largest = size.largest > all.largest ? size.largest : all.largest; });
-    for_parts([&](const Size& size) {
-      const double part = all.largest > 0 ? size.largest / all.largest : 0;
-      all.squares += size.squares * part * part;
-    });
-    return all.largest * __builtin_sqrt(all.squares);
-  }
-
   // Down to the norm `clip` where it is larger. The last step's carry is the final state's gradient, which is the loss's own and
   // stays.
   void find_scale(const Mine& mine, const Moment& at, int64_t b) const {
-    const double norm = carried_norm(b);
+    const double norm = carried_norms.norm(b);
     const bool clips = norm > p.clip && !(mine.rules[b] & inactive) && !steps.last(at.s, b);
     mine.scales[b] = clips ? S(p.clip / norm) : S(1);
     if (mine.j.begin == 0 && mine.j.end > 0) p.clipped[at.t * p.B + b] = clips;
@@ -411,8 +335,8 @@ class BackwardLoop {
       zone(at, b, j, dn, kept);
       if constexpr (values > 0) {
         V dw[values];
-        C::backward(a, old, next, load_units<values>(own.packed, j).value, dn, ds, dx, dr, dw);
-        for (int k = 0; k < values; ++k) add_weight(at, b, j, k, dw[k]);
+        C::backward(a, old, next, load_units<values>(unit_packed, j).value, dn, ds, dx, dr, dw);
+        for (int k = 0; k < values; ++k) unit_gradients.add(at.s, b, j, k, dw[k]);
       } else {
         C::backward(a, old, next, dn, ds, dx, dr);
       }
@@ -504,7 +428,7 @@ class BackwardLoop {
       arriving(j, all, kept);
       loop.leave(mine, at, b, j, dn, ds, kept);
     }
-    TT_INLINE void add_weight(int64_t j, int k, V value) const { loop.add_weight(at, b, j, k, value); }
+    TT_INLINE void add_weight(int64_t j, int k, V value) const { loop.unit_gradients.add(at.s, b, j, k, value); }
     TT_INLINE void set_delta(int64_t j, V* dz, V* dx, V* dr) const {
       for (int g = 0; g < G; ++g) dz[g] = this->keep(j, dz[g]), dx[g] = this->keep(j, dx[g]), dr[g] = this->keep(j, dr[g]);
       loop.put_deltas(at, b, j, dz, dx, dr);
@@ -529,7 +453,7 @@ class BackwardLoop {
         continue;
       }
       const S* c = mine.rules[b] & fresh ? nullptr : at.before[C::states - 1] + b * p.H;
-      Row row{{p.H, saved_at(at, b, 0), c, own.packed, notes + mine.thread * notes_size()}, *this, mine, at, b};
+      Row row{{p.H, saved_at(at, b, 0), c, unit_packed, notes + mine.thread * notes_size()}, *this, mine, at, b};
       C::backward_row(row);
     }
   }
@@ -575,11 +499,6 @@ class BackwardLoop {
     if (p.d_states[i]) store_some(p.d_states[i] + (at.t * p.B + b) * width + j * L, total, width - j * L);
   }
 
-  TT_INLINE void add_weight(const Moment& at, int64_t b, int64_t j, int k, V value) const {
-    S* into = own.at(at.s, p.B, b) + k * own.units + j * L;
-    store(into, load<V>(into) + value);
-  }
-
   TT_INLINE void add_loss(const Moment& at, int i, int64_t b, int64_t j, V& dn) const {
     if (i == 0 && p.d_output.data)
       dn += load_some<V>(p.d_output.data + at.t * p.d_output.time + b * p.d_output.batch + j * L, p.P - j * L);
@@ -589,8 +508,7 @@ class BackwardLoop {
   // dz: gradient of the pre-activations, and of what the products with x and h gave.
   TT_INLINE void put_deltas(const Moment& at, int64_t b, int64_t j, const V* dz, const V* dx, const V* dr) const {
     if (p.d_gates)
-      for (int g = 0; g < G; ++g)
-        store_some(p.d_gates + ((at.t * p.B + b) * G + g) * p.H + j * L, dz[g], p.H - j * L);
+      for (int g = 0; g < G; ++g) store_some(p.d_gates + ((at.t * p.B + b) * G + g) * p.H + j * L, dz[g], p.H - j * L);
     for (int g = 0; g < G; ++g) inputs.delta.put(at.delta_row + b, (j * G + g) * L, dx[g]);
     if constexpr (C::split)
       for (int g = 0; g < R; ++g) recurrent.delta.put(at.delta_row + b, (j * R + g) * L, dr[g]);
@@ -624,71 +542,22 @@ class BackwardLoop {
     }
   }
 
-  // Panel by panel, packed just before it is used. The bias's gradient is the sum of delta's rows.
+  // Panel by panel, packed just before it is used.
   void weight_gradients(const Mine& mine, int64_t begin, int64_t end) {
     const int64_t height = (end - begin) * p.B;
+    const auto add = [&](const Side& side, int64_t panel) {
+      side.add_gradient(engine, height, panel, mine.panel, mine.rows, room_rows, mine.unit);
+    };
     for_sides([&](const Side& side) {
-      if (!C::split && &side == &recurrent) return;
+      if (!side.has_own_delta()) return;
       const Range own = share(Product::panels(side.order.vectors()), host.threads, mine.thread);
       for (int64_t panel = own.begin; panel < own.end; ++panel) {
-        pack_delta(mine, side, begin, height, panel);
-        weight_gradient(mine, side, height, panel);
-        if (!C::split && &side == &inputs) weight_gradient(mine, recurrent, height, panel);
+        side.pack(engine, delta_row(begin), height, panel, mine.panel);
+        add(side, panel);
+        if (!C::split && &side == &inputs) add(recurrent, panel);
       }
     });
-    if constexpr (values > 0) unit_gradients(mine);
-  }
-
-  void unit_gradients(const Mine& mine) {
-    const Range mine_of_all = share(own.size, host.threads, mine.thread, L);
-    for (int64_t i = mine_of_all.begin; i < mine_of_all.end; ++i)
-      for (int64_t place = 0; place < own.places; ++place)
-        for (int64_t b = 0; b < p.B; ++b) {
-          S& recent = own.recent[(place * p.B + b) * own.size + i];
-          own.sums[i] += double(recent);
-          recent = 0;
-        }
-  }
-
-  void pack_delta(const Mine& mine, const Side& side, int64_t begin, int64_t height, int64_t panel) {
-    const int64_t first = delta_row(begin), wrap = delta_rows - first, q = panel * Product::vectors;
-    const int count = int(side.order.vectors() - q < Product::vectors ? side.order.vectors() - q : Product::vectors);
-    const auto row = [=](int64_t r) { return r < wrap ? first + r : r - wrap; };
-    double total[Product::vectors * L] = {};
-    const auto add = [&](int v, V value) {
-      for (int lane = 0; lane < L; ++lane) total[v * L + lane] += double(value[lane]);
-    };
-    if constexpr (Engine::splits) {
-      engine.pack_split(side.delta.split(), height, q, count, mine.panel, row);
-      for (int64_t r = 0; r < height; ++r)
-        for (int v = 0; v < count; ++v) add(v, side.delta.get(row(r), (q + v) * L));
-    } else {
-      for (int64_t r = 0; r < height; ++r) {
-        const S* from = side.delta.row(row(r)) + q * L;
-        for (int v = 0; v < count; ++v) {
-          const V value = load<V>(from + v * L);
-          store(mine.panel + (r * Product::vectors + v) * L, value);
-          add(v, value);
-        }
-      }
-    }
-    for (int i = 0; i < count * L; ++i) side.bias[q * L + i] += total[i];
-  }
-
-  void weight_gradient(const Mine& mine, const Side& side, int64_t height, int64_t panel) {
-    const int64_t q = panel * Product::vectors, row_size = side.row_size();
-    for (int64_t begin = 0; begin < side.features; begin += room_rows) {  // there is room for so many rows
-      const int64_t count = side.features - begin < room_rows ? side.features - begin : room_rows;
-      const Rows rows = engine.rows_of(side.columns, mine.rows, begin, count);
-      const auto put = [&](int64_t first, int number, int64_t, const V* sums) {
-        for (int64_t i = begin + first; i < begin + first + number; ++i, sums += Product::vectors)
-          for (int v = 0; v < Product::vectors && q + v < side.order.vectors(); ++v) {
-            double* into = side.sums + i * row_size + (q + v) * L;
-            for (int lane = 0; lane < L; ++lane) into[lane] += double(sums[v][lane]);
-          }
-      };
-      engine.template product<Product>(height, rows, {0, count}, mine.panel, {0, 1}, none, sink<S>(put), mine.unit);
-    }
+    if constexpr (values > 0) unit_gradients.close_chunk(host.threads, mine.thread);
   }
 
   void step_norms(const Mine& mine, int64_t begin, int64_t end) {
@@ -704,7 +573,8 @@ class BackwardLoop {
         if (C::projects) p.norms[weight_hr][t] = m.weight;
         else p.norms[weight_hh][t] = joint(h.weight, m.weight), p.norms[bias_hh][t] = joint(h.bias, m.bias);
       }
-      if constexpr (values > 0) unit_norms(mine, norm, s);
+      if constexpr (values > 0)
+        unit_gradients.norms(norm, s, mine.rows, [&](int parameter, double value) { p.norms[parameter][t] = value; });
     }
   }
 
@@ -733,22 +603,10 @@ class BackwardLoop {
     const auto dropped = [&](int64_t g) -> const uint8_t* {
       const int64_t row = side.order.row(g / L, g % L);
       return p.dropped && &side != &inputs && !(C::projects && &side == &second) && row >= 0 ? p.dropped + (above + row) * p.P
-                                                                                           : nullptr;
+                                                                                             : nullptr;
     };
     return {norm.of_weight(mine.rows, side.row_size(), mine.other, side.features, count, dropped),
             norm.of_bias(mine.rows, side.row_size(), count)};
-  }
-
-  void unit_norms(const Mine& mine, StepNorms<S>& norm, int64_t s) const {
-    const auto of_values = [&](int64_t first, int64_t count) {
-      for (int64_t b = 0; b < p.B; ++b) mine.rows[b] = own.at(s, p.B, b) + first * own.units;
-      return norm.of_bias(mine.rows, count * own.units, p.B);
-    };
-    const int64_t t = steps.time(s);
-    if (C::bias_inside) p.norms[bias_ih][t] = p.norms[bias_hh][t] = of_values(0, G);
-    int64_t first = C::bias_inside ? G : 0;
-    for (int i = 0; i < max_unit_weights && C::unit_weights[i].name; first += C::unit_weights[i++].count)
-      p.norms[unit_weights + i][t] = of_values(first, C::unit_weights[i].count);
   }
 
   // The same product once more carries the first step's delta to the initial state.
@@ -764,46 +622,15 @@ class BackwardLoop {
   }
 
   void unpack_weights(const Mine& mine) {
-    const auto bias_of = [&](Parameter parameter) { return C::bias_inside ? nullptr : p.d_weights[parameter]; };
-    unpack(mine, inputs, p.d_weights[weight_ih], bias_of(bias_ih));
-    unpack(mine, recurrent, p.d_weights[weight_hh], bias_of(bias_hh));
-    if constexpr (two_products)
-      unpack(mine, second, second_part<C>(p.d_weights, p, weight_hh), second_part<C>(p.d_weights, p, bias_hh));
-    if constexpr (values > 0)
-      if (mine.thread == 0) unpack_unit_weights();
-  }
-
-  void unpack(const Mine& mine, const Side& side, S* gradient, S* bias) const {
-    const Range own = share(side.order.vectors(), host.threads, mine.thread);
-    for (int64_t q = own.begin; q < own.end; ++q) {
-      unpack_weight(side, q, gradient);
-      for (int lane = 0; bias && lane < L; ++lane)
-        if (const int64_t row = side.order.row(q, lane); row >= 0) bias[row] = S(side.bias[q * L + lane]);
-    }
-  }
-
-  void unpack_unit_weights() const {
-    const auto put = [&](int value, S* into, int) {
-      for (int64_t u = 0; into && u < p.H; ++u) into[u] = S(own.sums[value * own.units + u]);
+    const auto unpack = [&](const Side& side, S* d_weight, S* d_bias) {
+      side.unpack(host.threads, mine.thread, d_weight, C::bias_inside ? nullptr : d_bias);
     };
-    for_unit_values<C>(p.d_weights, p.H, put);
-    for (int g = 0; C::bias_inside && g < G; ++g)
-      for (int bias = bias_ih; bias <= bias_hh; ++bias) put(g, p.d_weights[bias] ? p.d_weights[bias] + g * p.H : nullptr, bias);
-  }
-
-  // Rows of the gradient from columns of the sums, a square at a time.
-  void unpack_weight(const Side& side, int64_t q, S* gradient) const {
-    const int64_t row_size = side.row_size();
-    for (int64_t i = 0; i < side.features; i += L) {
-      const int64_t count = side.features - i < L ? side.features - i : L;
-      V block[L] = {};
-      for (int k = 0; k < count; ++k)
-        for (int lane = 0; lane < L; ++lane) block[k][lane] = S(side.sums[(i + k) * row_size + q * L + lane]);
-      transpose(block);
-      for (int lane = 0; lane < L; ++lane)
-        if (const int64_t row = side.order.row(q, lane); row >= 0)
-          store_some(gradient + row * side.features + i, block[lane], count);
-    }
+    unpack(inputs, p.d_weights[weight_ih], p.d_weights[bias_ih]);
+    unpack(recurrent, p.d_weights[weight_hh], p.d_weights[bias_hh]);
+    if constexpr (two_products)
+      unpack(second, second_part<C>(p.d_weights, p, weight_hh), second_part<C>(p.d_weights, p, bias_hh));
+    if constexpr (values > 0)
+      if (mine.thread == 0) unit_gradients.unpack(p.d_weights, p.H);
   }
 
   const Backward<S>& p;
@@ -819,9 +646,12 @@ class BackwardLoop {
   Again* again = nullptr;  // where states or saved values were not kept
   int64_t chunk_rows, delta_rows, column_size, room_rows;
   Weight *weight_packed, *recurrent_packed, *second_packed;  // summed over gates
-  S* carry[max_states];  // (B, features of h), (B, units): elementwise part of what flows back, and between steps at rest all of it
+  S* carry[max_states];  // (B, features of h), (B, units): elementwise part of what flows back, and between steps at rest all of
+                         // it
   Side inputs, recurrent, second;
-  Own own;
+  const S* unit_packed;  // (units, values, lanes)
+  TT_ISA::UnitGradients<C, S> unit_gradients;
+  CarriedNorms<S, C::states> carried_norms;
   Weight* panels;  // of delta, one a thread
   S* zeros;        // the state before an episode
   S* middle;       // (chunk rows, H): what the second product multiplied with
@@ -829,7 +659,6 @@ class BackwardLoop {
   const S** rows;
   uint8_t* rules;
   S* scales;
-  Size* sizes[max_states];  // of what is carried
   double* norms = nullptr;
 };
 

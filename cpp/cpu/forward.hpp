@@ -72,7 +72,7 @@ class ForwardLoop {
         __builtin_memset(rows.data, 0, size_t(size) * sizeof(Weight));
       }
     if constexpr (C::phases != Phases::one) prepare_second();
-    if constexpr (unit_values<C>() > 0) unit_packed = pack_unit_weights<C>(p, host, order);
+    if constexpr (unit_values<C>() > 0) unit_packed = pack_unit_weights<C>(p, host);
   }
 
   void prepare_second() {
@@ -100,8 +100,7 @@ class ForwardLoop {
     History<S> history{problem, problem.B * ceil_div(problem.H, L) * C::saved * L};
     history.apart = problem.every;
     history.window_rows = 2;
-    for (int i = 0; problem.every && i < C::states; ++i)
-      history.window[i] = scratch<S>(host, 2 * problem.B * history.width(i));
+    for (int i = 0; problem.every && i < C::states; ++i) history.window[i] = scratch<S>(host, 2 * problem.B * history.width(i));
     ForwardLoop loop(problem, host, team, history);
     const auto work = [](void* self, int thread) {
       const FlushSubnormals flush;
@@ -410,10 +409,10 @@ class ForwardLoop {
   typename Engine::Room* room;
   uint8_t* rules;
   Moment* moments;
-  Rows hidden[2];              // where left operands are copies: h before a step, and before the one after it
-  Operand<S, Engine> middle;   // of the second product
-  S* spare = nullptr;          // what the cell saves for its second phase, where nothing is kept: of one step
-  S* notes;                    // one row a thread
+  Rows hidden[2];             // where left operands are copies: h before a step, and before the one after it
+  Operand<S, Engine> middle;  // of the second product
+  S* spare = nullptr;         // what the cell saves for its second phase, where nothing is kept: of one step
+  S* notes;                   // one row a thread
 };
 
 }  // namespace throughtime::TT_ISA

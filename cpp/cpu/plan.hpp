@@ -69,8 +69,8 @@ Family choose_family(int64_t B, const Host& host) {
 }
 
 struct Plan {
-  int64_t chunk;              // steps
-  int row_parts, unit_parts;  // the threads form a grid over sequences and units
+  int64_t chunk;                         // steps
+  int row_parts, unit_parts;             // the threads form a grid over sequences and units
   int64_t unit_vectors, hidden_vectors;  // of `lanes` units, of features of h
 
   // A cut between threads must fall between tiles, forwards, backwards and of the input projection.

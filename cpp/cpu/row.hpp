@@ -12,10 +12,10 @@ struct WholeRow {
   static constexpr int L = lanes<S>, values = unit_values<C>();
 
   int64_t H;
-  const S* saved;     // (units, C::saved, lanes)
-  const S* c;         // (H) before the step, or null: zeros
-  const S* weights;   // (units, values, lanes)
-  S* notes;           // (units, C::notes, lanes)
+  const S* saved;    // (units, C::saved, lanes)
+  const S* c;        // (H) before the step, or null: zeros
+  const S* weights;  // (units, values, lanes)
+  S* notes;          // (units, C::notes, lanes)
 
   int64_t units() const { return H; }
   int64_t vectors() const { return (H + L - 1) / L; }

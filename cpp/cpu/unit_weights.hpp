@@ -6,26 +6,26 @@
 
 namespace throughtime::TT_ISA {
 
-// Calls take(value, row of values (H), parameter) for every number that a unit of this cell has for itself.
+// Calls take(value, row (H)) for every number that a unit of this cell has for itself; a bias may be there twice, or not at all.
 template <class C, class Weights, class Take>
 void for_unit_values(const Weights& weights, int64_t H, const Take& take) {
-  int value = C::bias_inside ? C::gates : 0;
+  int value = 0;
+  for (; C::bias_inside && value < C::gates; ++value)
+    for (int bias = bias_ih; bias <= bias_hh; ++bias)
+      if (weights[bias]) take(value, weights[bias] + value * H);
   for (int i = 0; i < max_unit_weights; ++i)
-    for (int k = 0; k < C::unit_weights[i].count; ++k) take(value++, weights[unit_weights + i] + k * H, unit_weights + i);
+    for (int k = 0; k < C::unit_weights[i].count; ++k) take(value++, weights[unit_weights + i] + k * H);
 }
 
 template <class C, class S>
-S* pack_unit_weights(const Recurrence<S>& p, const Host& host, Interleaved order) {
+S* pack_unit_weights(const Recurrence<S>& p, const Host& host) {
   constexpr int L = lanes<S>, values = unit_values<C>();
-  const int64_t vectors = ceil_div(p.H, L);
-  S* packed = scratch<S>(host, vectors * values * L);
-  __builtin_memset(packed, 0, size_t(vectors * values * L) * sizeof(S));
-  const auto put = [&](int value, const S* from, int) {
-    for (int64_t u = 0; from && u < p.H; ++u) packed[(u / L * values + value) * L + u % L] += from[u];
-  };
-  for_unit_values<C>(p.weights, p.H, put);
-  for (int g = 0; C::bias_inside && g < order.gates; ++g)
-    for (int bias = bias_ih; bias <= bias_hh; ++bias) put(g, p.weights[bias] ? p.weights[bias] + g * p.H : nullptr, bias);
+  const int64_t size = ceil_div(p.H, L) * values * L;
+  S* packed = scratch<S>(host, size);
+  __builtin_memset(packed, 0, size_t(size) * sizeof(S));
+  for_unit_values<C>(p.weights, p.H, [&](int value, const S* from) {
+    for (int64_t u = 0; u < p.H; ++u) packed[(u / L * values + value) * L + u % L] += from[u];
+  });
   return packed;
 }
 
@@ -40,6 +40,73 @@ TT_INLINE UnitValues<Vec<S>, n> load_units(const S* packed, int64_t j) {
   for (int k = 0; k < n; ++k) values.value[k] = load<Vec<S>>(packed + (j * n + k) * lanes<S>);
   return values;
 }
+
+// The gradients of the unit weights: of each sequence in the chunk, and of all so far in float64. Where norms are asked for, each
+// step of the chunk has a place.
+template <class C, class S>
+class UnitGradients {
+  using V = Vec<S>;
+  static constexpr int L = lanes<S>, values = unit_values<C>();
+
+ public:
+  void prepare(const Host& host, int64_t of_B, int64_t vectors, int64_t steps) {
+    B = of_B, places = steps;
+    units = vectors * L;
+    recent = scratch<S>(host, places * B * size());
+    sums = scratch<double>(host, size());
+  }
+
+  void clear(int parts, int index) const {
+    const Range own = share(size(), parts, index), all = share(places * B * size(), parts, index);
+    for (int64_t i = own.begin; i < own.end; ++i) sums[i] = 0;
+    for (int64_t i = all.begin; i < all.end; ++i) recent[i] = 0;
+  }
+
+  TT_INLINE void add(int64_t step, int64_t b, int64_t j, int value, V gradient) const {
+    S* into = recent + ((step % places * B + b) * values + value) * units + j * L;
+    store(into, load<V>(into) + gradient);
+  }
+
+  // The chunk's to those of all.
+  void close_chunk(int parts, int index) const {
+    const Range own = share(size(), parts, index, L);
+    for (int64_t row = 0; row < places * B; ++row)
+      for (int64_t i = own.begin; i < own.end; ++i) {
+        sums[i] += double(recent[row * size() + i]);
+        recent[row * size() + i] = 0;
+      }
+  }
+
+  // Calls put(parameter, norm of what the step added to its gradient); `rows` has room for B pointers.
+  template <class Norm, class Put>
+  void norms(Norm& norm, int64_t step, const S** rows, const Put& put) const {
+    const auto of_values = [&](int64_t first, int64_t count) {
+      for (int64_t b = 0; b < B; ++b) rows[b] = recent + ((step % places * B + b) * values + first) * units;
+      return norm.of_bias(rows, count * units, B);
+    };
+    int first = 0;
+    if (C::bias_inside) {
+      first = C::gates;
+      for (int bias = bias_ih; bias <= bias_hh; ++bias) put(bias, of_values(0, C::gates));
+    }
+    for (int i = 0; i < max_unit_weights && C::unit_weights[i].name; first += C::unit_weights[i++].count)
+      put(unit_weights + i, of_values(first, C::unit_weights[i].count));
+  }
+
+  template <class Gradients>
+  void unpack(const Gradients& gradients, int64_t H) const {
+    for_unit_values<C>(gradients, H, [&](int value, S* into) {
+      for (int64_t u = 0; u < H; ++u) into[u] = S(sums[value * units + u]);
+    });
+  }
+
+ private:
+  int64_t size() const { return values * units; }
+
+  S* recent;     // (places, B, values, units)
+  double* sums;  // (values, units)
+  int64_t B, places, units;
+};
 
 // What the second product multiplies with: weight_hr, or the last rows of weight_hh; and its bias.
 template <class C, class S, class Weights>
