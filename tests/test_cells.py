@@ -7,8 +7,8 @@ import subprocess
 import pytest
 
 from compiler import ROOT, compile_all
+from conftest import KINDS
 from emulation import RUNS_AMX, needs_avx512
-from reference import CELLS
 
 WIDTHS = (16, 32, 64)  # of v2 and neon, v3, v4
 
@@ -34,5 +34,5 @@ def test_the_proofs_in_cells_cpp_hold(programs, name):
     print(done.stdout)
     proofs = done.stdout.splitlines()
     assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}{done.stderr}"
-    assert sum("complex step" in proof for proof in proofs) == len(CELLS)
+    assert sum("complex step" in proof for proof in proofs) == len(KINDS)
     assert sum("whole numbers" in proof for proof in proofs) == 3
