@@ -74,7 +74,7 @@ class BackwardLoop {
     if constexpr (whole_rows) notes = scratch<S>(host, host.threads * notes_size());
     if constexpr (values > 0) {
       unit_packed = pack_unit_weights<C>(p, host);
-      unit_gradients.prepare(host, p.B, plan.unit_vectors, asks_norms() ? plan.chunk : 1);
+      unit_gradients.prepare(host, p.B, p.H, asks_norms() ? plan.chunk : 1);
     }
     if (p.every || (C::saved && !p.saved)) prepare_again();
   }
@@ -359,7 +359,7 @@ class BackwardLoop {
       if constexpr (C::projects) {
         d_second = dh;
         put_state(at, 0, b, q, dh);
-        if (zoned) kept = zoneout.part(0, at.t, b, q) * dh, d_second = dh - kept;
+        if (zoned[0]) kept = zoneout.part(0, at.t, b, q) * dh, d_second = dh - kept;
         store(units(0, b, q), mine.rules[b] & (fresh | cut) ? V{} : keep_some<S>(kept, n));
       } else {
         V a[C::saved], old[C::states];
@@ -474,10 +474,11 @@ class BackwardLoop {
     for (int i = first; i < end; ++i) store(units(i, b, j), dn[i]), put_state(at, i, b, j, V{});
   }
 
-  // Zoneout: what the new states receive, and what goes past them to the old ones. Totals are those of the states after.
+  // Zoneout: what the new states receive, and what goes past them to the old ones. The state after is then another than the one
+  // that the cell's own paths start from, and all that it receives is what came.
   TT_INLINE void zone(const Moment& at, int64_t b, int64_t j, V* dn, V* kept) const {
-    if (!zoned) return;
     for (int i = first_state; i < C::states; ++i) {
+      if (!zoned[i]) continue;
       put_state(at, i, b, j, dn[i]);
       kept[i] = zoneout.part(i, at.t, b, j) * dn[i];
       dn[i] -= kept[i];
@@ -488,9 +489,9 @@ class BackwardLoop {
   TT_INLINE void leave(const Mine& mine, const Moment& at, int64_t b, int64_t j, const V* dn, const V* ds, const V* kept) const {
     const bool stops = mine.rules[b] & (fresh | cut);
     for (int i = first_state; i < C::states; ++i) {
-      if (!zoned) put_state(at, i, b, j, dn[i]);
+      if (!zoned[i]) put_state(at, i, b, j, dn[i]);
       // Lanes past H may hold NaN, from an infinite input times their zero weights, and must not reach a sum over lanes.
-      store(units(i, b, j), stops ? V{} : keep_some<S>(zoned ? ds[i] + kept[i] : ds[i], p.H - j * L));
+      store(units(i, b, j), stops ? V{} : keep_some<S>(zoned[i] ? ds[i] + kept[i] : ds[i], p.H - j * L));
     }
   }
 
@@ -557,7 +558,7 @@ class BackwardLoop {
         if (!C::split && &side == &inputs) add(recurrent, panel);
       }
     });
-    if constexpr (values > 0) unit_gradients.close_chunk(host.threads, mine.thread);
+    if constexpr (values > 0) unit_gradients.close_chunk(begin, end, host.threads, mine.thread);
   }
 
   void step_norms(const Mine& mine, int64_t begin, int64_t end) {
@@ -630,7 +631,7 @@ class BackwardLoop {
     if constexpr (two_products)
       unpack(second, second_part<C>(p.d_weights, p, weight_hh), second_part<C>(p.d_weights, p, bias_hh));
     if constexpr (values > 0)
-      if (mine.thread == 0) unit_gradients.unpack(p.d_weights, p.H);
+      if (mine.thread == 0) unit_gradients.unpack(p.d_weights);
   }
 
   const Backward<S>& p;
@@ -641,7 +642,7 @@ class BackwardLoop {
   Steps<S> steps;
   History<S> history;
   Zoneout<S> zoneout;
-  const bool zoned = zoneout.any();
+  const bool zoned[max_states] = {zoneout.any(0), zoneout.any(1)};
   Forward<S> forward;      // the same problem, for `again`
   Again* again = nullptr;  // where states or saved values were not kept
   int64_t chunk_rows, delta_rows, column_size, room_rows;

@@ -340,7 +340,7 @@ class ForwardLoop {
   TT_INLINE void put_state(const Mine& mine, const Moment& at, int i, int64_t b, int64_t j, V old, V next) const {
     const int64_t width = history.width(i), n = width - j * L;
     const bool still = mine.rules[b] & inactive;
-    if (zoned) next = zoneout.mix(zoneout.part(i, at.t, b, j), old, next);
+    if (zoned[i]) next = zoneout.mix(zoneout.part(i, at.t, b, j), old, next);
     if (i == 0 && p.output.data)
       store_some(p.output.data + at.t * p.output.time + b * p.output.batch + j * L, still ? V{} : next, n);
     const V after = still ? old : next;
@@ -399,7 +399,7 @@ class ForwardLoop {
   Steps<S> steps;
   History<S> history;
   Zoneout<S> zoneout;
-  const bool zoned = zoneout.any();
+  const bool zoned[max_states] = {zoneout.any(0), zoneout.any(1)};
   Interleaved order, recurrent_order, second_order;
   int64_t row_size, room_size;
   Weight *weight_packed, *recurrent_packed, *second_packed;

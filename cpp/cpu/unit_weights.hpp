@@ -49,9 +49,9 @@ class UnitGradients {
   static constexpr int L = lanes<S>, values = unit_values<C>();
 
  public:
-  void prepare(const Host& host, int64_t of_B, int64_t vectors, int64_t steps) {
-    B = of_B, places = steps;
-    units = vectors * L;
+  void prepare(const Host& host, int64_t of_B, int64_t of_H, int64_t steps) {
+    B = of_B, H = of_H, places = steps;
+    units = ceil_div(H, L) * L;
     recent = scratch<S>(host, places * B * size());
     sums = scratch<double>(host, size());
   }
@@ -64,16 +64,24 @@ class UnitGradients {
 
   TT_INLINE void add(int64_t step, int64_t b, int64_t j, int value, V gradient) const {
     S* into = recent + ((step % places * B + b) * values + value) * units + j * L;
+    gradient = keep_some<S>(gradient, H - j * L);
+    asm("" : "+m"(gradient));  // no part of a fused product: the sum's bits would depend on the places
     store(into, load<V>(into) + gradient);
   }
 
-  // The chunk's to those of all.
-  void close_chunk(int parts, int index) const {
+  // Those of steps `begin` to `end` - 1 to those of all; in one order, places or none.
+  void close_chunk(int64_t begin, int64_t end, int parts, int index) const {
     const Range own = share(size(), parts, index, L);
-    for (int64_t row = 0; row < places * B; ++row)
+    if (places == 1) begin = end - 1;
+    for (int64_t b = 0; b < B; ++b)
       for (int64_t i = own.begin; i < own.end; ++i) {
-        sums[i] += double(recent[row * size() + i]);
-        recent[row * size() + i] = 0;
+        S total = 0;
+        for (int64_t step = end - 1; step >= begin; --step) {
+          S& gradient = recent[(step % places * B + b) * size() + i];
+          total += gradient;
+          gradient = 0;
+        }
+        sums[i] += double(total);
       }
   }
 
@@ -94,7 +102,7 @@ class UnitGradients {
   }
 
   template <class Gradients>
-  void unpack(const Gradients& gradients, int64_t H) const {
+  void unpack(const Gradients& gradients) const {
     for_unit_values<C>(gradients, H, [&](int value, S* into) {
       for (int64_t u = 0; u < H; ++u) into[u] = S(sums[value * units + u]);
     });
@@ -105,7 +113,7 @@ class UnitGradients {
 
   S* recent;     // (places, B, values, units)
   double* sums;  // (values, units)
-  int64_t B, places, units;
+  int64_t B, H, places, units;
 };
 
 // What the second product multiplies with: weight_hr, or the last rows of weight_hh; and its bias.

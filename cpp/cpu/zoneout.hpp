@@ -10,11 +10,7 @@ struct Zoneout {
   using V = Vec<S>;
   const Recurrence<S>& p;
 
-  bool any() const {
-    for (int i = 0; i < max_states; ++i)
-      if (p.zoneout_mask[i] || p.zoneout[i] > 0) return true;
-    return false;
-  }
+  bool any(int i) const { return p.zoneout_mask[i] || p.zoneout[i] > 0; }
 
   // The part of the old state i of units j in the new one.
   TT_INLINE V part(int i, int64_t t, int64_t b, int64_t j) const {
