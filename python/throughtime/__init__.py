@@ -1,6 +1,6 @@
 """Fused backpropagation through time for RNN, GRU and LSTM, with the gradient at every timestep."""
 
-from . import init, optim
+from . import convert, init, optim
 from .clipping import clip_grad_norm
 from .config import (
     __version__,
@@ -28,6 +28,7 @@ __all__ = [
     "Tape",
     "__version__",
     "clip_grad_norm",
+    "convert",
     "cross_entropy",
     "empty_cache",
     "get_matmul_precision",
