@@ -65,6 +65,15 @@ TT_INLINE V clamp(V x, Scalar<V> low, Scalar<V> high) {
   return x > h ? h : x;
 }
 
+// 0 below -`largest`, and no further up than exp(`largest`); a NaN stays.
+template <class V>
+TT_INLINE V exp(V x) {
+  using E = Exponential<Scalar<V>>;
+  V power, rest;
+  split_exp(clamp(x, -E::largest, E::largest), power, rest);
+  return x < -E::largest ? V{} : power + power * rest;
+}
+
 template <class V>
 TT_INLINE V sigmoid(V x) {
   using S = Scalar<V>;
