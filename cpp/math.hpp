@@ -65,13 +65,14 @@ TT_INLINE V clamp(V x, Scalar<V> low, Scalar<V> high) {
   return x > h ? h : x;
 }
 
-// 0 below -`largest`, and no further up than exp(`largest`); a NaN stays.
+// For x of at most `largest`; 0 below -`largest`. A NaN stays.
 template <class V>
 TT_INLINE V exp(V x) {
   using E = Exponential<Scalar<V>>;
   V power, rest;
-  split_exp(clamp(x, -E::largest, E::largest), power, rest);
-  return x < -E::largest ? V{} : power + power * rest;
+  const V least = splat<V>(-E::largest);
+  split_exp(x < least ? least : x, power, rest);
+  return x < least ? V{} : power + power * rest;
 }
 
 template <class V>

@@ -10,10 +10,11 @@
 
 namespace throughtime::TT_ISA {
 
-// What two ranges share; empty at its beginning where they share nothing.
-TT_INLINE Range overlap(Range a, Range b) {
-  const int64_t begin = a.begin > b.begin ? a.begin : b.begin, end = a.end < b.end ? a.end : b.end;
-  return {begin, end > begin ? end : begin};
+// The part of a range that lies within another; empty, at an end of it, where they share nothing.
+TT_INLINE Range overlap(Range a, Range within) {
+  const auto clip = [&](int64_t x) { return x < within.begin ? within.begin : x < within.end ? x : within.end; };
+  const int64_t begin = clip(a.begin), end = clip(a.end);
+  return {begin, begin < end ? end : begin};
 }
 
 TT_INLINE Range operator-(Range a, int64_t origin) { return {a.begin - origin, a.end - origin}; }
@@ -51,7 +52,7 @@ struct Blocks {
   using V = Vec<S>;
   static constexpr int L = lanes<S>, rows = ProductShape::rows, vectors = ProductShape::vectors, panel = vectors * L;
   static constexpr int64_t block = 64;     // scores are held for so many keys, or queries, at a time: what is packed fits L1
-  static constexpr int64_t segment = 256;  // what is packed serves so many; 128 costs 4 %, 512 halves the tasks for nothing
+  static constexpr int64_t segment = 512;  // what is packed serves so many; 256 costs 3 %, 1024 gains nothing
   static constexpr S lowest = sizeof(S) == sizeof(float) ? S(-__FLT_MAX__) : S(-__DBL_MAX__);
   static_assert(block % panel == 0 && segment % block == 0);
 
@@ -116,10 +117,17 @@ struct Blocks {
     }
   }
 
-  // row[j] = value for j in `all` outside `seen`: selected, since what lies there may be NaN.
+  // row[j] = value for j in `all`, of whole vectors, but outside `seen`: selected, since what lies there may be NaN.
   static void mask(S* row, Range all, Range seen, S value) {
     if (seen.begin <= all.begin && all.end <= seen.end) return;
-    for (int64_t j = all.begin; j < all.end; ++j) row[j] = j < seen.begin || j >= seen.end ? value : row[j];
+    using Bits = typename Register<S>::bits;
+    using Integer = decltype(Bits{}[0] + 0);
+    Bits lane;
+    for (int i = 0; i < L; ++i) lane[i] = i;
+    for (int64_t j = all.begin; j < all.end; j += L) {
+      const Bits at = lane + Integer(j), inside = (at >= Integer(seen.begin)) & (at < Integer(seen.end));
+      store(row + j, inside ? load<V>(row + j) : splat<V>(value));
+    }
   }
 
   // to = factor from, or to += factor from, for the features of one step.
@@ -156,7 +164,7 @@ struct AttentionForwardLoop {
   struct Mine {
     S *keys, *values;  // packed: (size, block) and (block, width)
     S* scores;         // (rows, block)
-    S* output;         // (segment, width), not divided by the sum
+    S *output, *sums;  // (segment, width), not divided by the sum yet; (segment, lanes)
   };
 
   const AttentionForward<S>& p;
@@ -167,9 +175,10 @@ struct AttentionForwardLoop {
 
   AttentionForwardLoop(const AttentionForward<S>& p, const Host& host)
       : p(p), team(host), blocks(p, host), mine(scratch<Mine>(host, host.threads)) {
+    const auto take = [&host](int64_t rows, int64_t columns) { return scratch<S>(host, rows * columns); };
     for (int i = 0; i < host.threads; ++i)
-      mine[i] = {scratch<S>(host, p.size * B::block), scratch<S>(host, B::block * blocks.width),
-                 scratch<S>(host, B::rows * B::block), scratch<S>(host, B::segment * blocks.width)};
+      mine[i] = {take(p.size, B::block), take(B::block, blocks.width), take(B::rows, B::block), take(B::segment, blocks.width),
+                 take(B::segment, B::L)};
   }
 
   static void run(const AttentionForward<S>& p, const Host& host) {
@@ -180,70 +189,76 @@ struct AttentionForwardLoop {
   void perform(int64_t task, int thread) {
     const Mine& my = mine[thread];
     const Head<S> head = blocks.head(task);
-    const Range steps = blocks.steps(task), queries = overlap(steps, {0, head.length});
+    const Range steps = blocks.steps(task), queries = overlap({0, head.length}, steps);
     head.clear(p.output, {queries.end, steps.end});
     if (queries.begin == queries.end) return;
     start(my, head, queries);
     const Range seen = head.keys(queries);
     for (int64_t first = B::first_block(seen); first < seen.end; first += B::block) {
-      const Range keys = B::block_at(first, {0, head.length});
+      const Range keys = B::block_at(first, {0, head.length}), near = overlap(head.queries(keys), queries);
       blocks.pack_outputs(head.row(p.k, first), p.k.time, keys.end - first, my.keys);
       blocks.pack_terms(head.row(p.v, first), p.v.time, keys.end - first, my.values);
-      const Range near = overlap(head.queries(keys), queries);
-      for_parts<B::rows>(near.begin, near.end, [&](int64_t t, int count) {
-        meet(my, head, t, count, keys, my.output + (t - queries.begin) * blocks.width);
-      });
+      for_parts<B::rows>(near.begin, near.end, [&](int64_t t, int count) { meet(my, head, t, count, t - queries.begin, keys); });
     }
     finish(my, head, queries);
   }
 
  private:
   void start(const Mine& my, const Head<S>& head, Range queries) const {
-    for (int64_t t = queries.begin; t < queries.end; ++t) head.top[t] = B::lowest, head.sum[t] = 0;
-    __builtin_memset(my.output, 0, size_t((queries.end - queries.begin) * blocks.width) * sizeof(S));
+    const size_t count = size_t(queries.end - queries.begin);
+    for (int64_t t = queries.begin; t < queries.end; ++t) head.top[t] = B::lowest;
+    __builtin_memset(my.output, 0, count * size_t(blocks.width) * sizeof(S));
+    __builtin_memset(my.sums, 0, count * B::L * sizeof(S));
   }
 
-  // `count` queries from t on and one block of keys.
-  void meet(const Mine& my, const Head<S>& head, int64_t t, int count, Range keys, S* output) const {
+  // `count` queries from t on, `offset` steps into the segment, and one block of keys.
+  void meet(const Mine& my, const Head<S>& head, int64_t t, int count, int64_t offset, Range keys) const {
+    S *output = my.output + offset * blocks.width, *sums = my.sums + offset * B::L;
     const S* row[B::rows];
     for (int i = 0; i < count; ++i) row[i] = head.row(p.q, t + i);
     const Range near = overlap(head.keys({t, t + count}), keys) - keys.begin;
+    const Range whole{near.begin / B::L * B::L, ceil_div(near.end, B::L) * B::L};
     blocks.scores(row, count, my.keys, near, my.scores, [](V sum, int64_t, int64_t) { return sum; });
     for (int i = 0; i < count; ++i) {
-      const Range own = overlap(head.keys({t + i, t + i + 1}), keys) - keys.begin;
-      exponentials(head, t + i, near, own, my.scores + i * B::block, output + i * blocks.width);
+      S* scores = my.scores + i * B::block;
+      B::mask(scores, whole, overlap(head.keys({t + i, t + i + 1}), keys) - keys.begin, -__builtin_inff());
+      raise(head.top[t + i], scores, whole, sums + i * B::L, output + i * blocks.width);
     }
+    for (int i = 0; i < count; ++i) exponentials(head.top[t + i], my.scores + i * B::block, whole, sums + i * B::L);
     blocks.add(my.scores, count, near, my.values, keys.end - keys.begin, output);
   }
 
-  // Scores of query t into exponentials beneath its largest score; where that grows, what was summed before shrinks.
-  void exponentials(const Head<S>& head, int64_t t, Range near, Range own, S* scores, S* output) const {
-    const Range whole{near.begin / B::L * B::L, ceil_div(near.end, B::L) * B::L};
-    B::mask(scores, whole, own, -__builtin_inff());
-    V largest = splat<V>(head.top[t]);
-    for (int64_t j = whole.begin; j < whole.end; j += B::L) {
+  // Where a score is larger than all before it, what was summed shrinks.
+  void raise(S& top, const S* scores, Range near, S* sum, S* output) const {
+    V largest = splat<V>(top);
+    for (int64_t j = near.begin; j < near.end; j += B::L) {
       const V score = load<V>(scores + j);
       largest = largest < score ? score : largest;
     }
-    const S top = largest_lane(largest);
-    if (top > head.top[t]) {
-      const V shrink = exp(splat<V>((head.top[t] - top) * blocks.scale));
-      for (int64_t e = 0; e < blocks.width; e += B::L) store(output + e, load<V>(output + e) * shrink);
-      head.sum[t] *= shrink[0];
-      head.top[t] = top;
-    }
-    V sum{};
-    for (int64_t j = whole.begin; j < whole.end; j += B::L) {
+    const S found = largest_lane(largest);
+    if (!(found > top)) return;
+    const V shrink = exp(splat<V>((top - found) * blocks.scale));
+    for (int64_t e = 0; e < blocks.width; e += B::L) store(output + e, load<V>(output + e) * shrink);
+    store(sum, load<V>(sum) * shrink);
+    top = found;
+  }
+
+  // Scores into exponentials, which are summed.
+  void exponentials(S top, S* scores, Range near, S* sum) const {
+    V total = load<V>(sum);
+    for (int64_t j = near.begin; j < near.end; j += B::L) {
       const V e = exp((load<V>(scores + j) - top) * blocks.scale);
       store(scores + j, e);
-      sum += e;
+      total += e;
     }
-    head.sum[t] += sum_lanes(sum);
+    store(sum, total);
   }
 
   void finish(const Mine& my, const Head<S>& head, Range queries) const {
-    for (int64_t t = queries.begin; t < queries.end; ++t)
+    for (int64_t t = queries.begin; t < queries.end; ++t) {
+      head.sum[t] = sum_lanes(load<V>(my.sums + (t - queries.begin) * B::L));
       blocks.put(my.output + (t - queries.begin) * blocks.width, 1 / head.sum[t], false, head.row(p.output, t));
+    }
   }
 };
 
@@ -287,7 +302,7 @@ struct AttentionBackwardLoop {
 
   void perform(int64_t task, int thread) {
     const Head<S> head = blocks.head(task);
-    const Range steps = blocks.steps(task), keys = overlap(steps, {0, head.length}), padding{keys.end, steps.end};
+    const Range steps = blocks.steps(task), keys = overlap({0, head.length}, steps), padding{keys.end, steps.end};
     head.clear(p.d_q, padding);
     head.clear(p.d_k, padding);
     head.clear(p.d_v, padding);
