@@ -72,7 +72,7 @@ TT_INLINE V exp(V x) {
   V power, rest;
   const V least = splat<V>(-E::largest);
   split_exp(x < least ? least : x, power, rest);
-  return x < least ? V{} : power + power * rest;
+  return x < least ? V{} : power * (rest + 1);  // no product of which a subnormal part would be lost
 }
 
 template <class V>

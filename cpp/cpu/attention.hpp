@@ -1,7 +1,7 @@
-// Scaled dot-product attention within a band, without the matrix of scores (Dao 2023, FlashAttention-2). With z = 1 / sqrt(size):
-//   e_ts = exp(z (q_t k_s - max_t)),  l_t = sum_s e_ts,  y_t = sum_s e_ts v_s / l_t,  s from t - back to t + ahead.
-//   g_t = dy_t / l_t,  c_ts = e_ts (g_t v_s - g_t y_t),  dv_s = sum_t e_ts g_t,  dk_s = z sum_t c_ts q_t,  dq_t = z sum_s c_ts
-//   k_s.
+// Attention within a band without the matrix of scores (Dao 2023, FlashAttention-2). z = 1 / sqrt(size), t - back <= s <= t +
+// ahead:
+//   e_ts = exp(z (q_t k_s - max_t)),  l_t = sum_s e_ts,  y_t = sum_s e_ts v_s / l_t,  g_t = dy_t / l_t,
+//   c_ts = e_ts (g_t v_s - g_t y_t),  dv_s = sum_t e_ts g_t,  dk_s = z sum_t c_ts q_t,  dq_t = z sum_s c_ts k_s.
 #pragma once
 
 #include "../math.hpp"
@@ -83,28 +83,46 @@ struct Blocks {
   void pack_terms(const S* from, int64_t stride, int64_t count, S* to) const {
     pack_columns<vectors>(from, stride, p.size, Interleaved{1, count, L}, Range{0, width / panel}, to);
   }
-  static int64_t depth(int64_t count) { return ceil_div(count, L) * L; }
+
+  // The left operand of a product, row by row.
+  struct Left {
+    const S* row[rows];
+    int count;
+  };
+
+  Left left(const Head<S>& head, const View<const S>& of, Range steps) const {
+    Left made{{}, int(steps.end - steps.begin)};
+    for (int i = 0; i < made.count; ++i) made.row[i] = head.row(of, steps.begin + i);
+    return made;
+  }
 
   template <class Put>
-  void product(const S** row, int count, int64_t K, const S* packed, Panels panels, const Put& put) const {
+  void product(Left& left, int64_t K, const S* packed, Panels panels, const Put& put) const {
     typename Fma<S>::Unit unit;
-    engine.template product<ProductShape>(K, {row}, {0, count}, packed, panels, nullptr, sink<S>(put), unit);
+    engine.template product<ProductShape>(K, {left.row}, {0, left.count}, packed, panels, nullptr, sink<S>(put), unit);
   }
 
-  // to[i] = make(row[i] packed, i, vector) in the panels that hold the columns `near`; to (count, block).
+  // to[i] = make(left[i] packed, i, column) in the panels that hold the columns `near`; to (count, block).
   template <class Make>
-  void scores(const S** row, int count, const S* packed, Range near, S* to, const Make& make) const {
-    const auto put = [&](int64_t first, int number, int64_t q, const V* sums) {
-      for (int64_t i = first; i < first + number; ++i, sums += vectors)
+  void scores(Left left, const S* packed, Range near, S* to, const Make& make) const {
+    const auto put = [&](int64_t first, int count, int64_t q, const V* sums) {
+      for (int64_t i = first; i < first + count; ++i, sums += vectors)
         for (int v = 0; v < vectors; ++v) store(to + i * block + (q + v) * L, make(sums[v], i, (q + v) * L));
     };
-    product(row, count, p.size, packed, {near.begin / panel, ceil_div(near.end, panel)}, put);
+    product(left, p.size, packed, {near.begin / panel, ceil_div(near.end, panel)}, put);
   }
 
-  // to[i] += sum over j in `near` of from[i][j] packed[j]; from (count, block), to (count, width), packed of so many `terms`.
-  void add(const S* from, int count, Range near, const S* packed, int64_t terms, S* to) const {
-    const S* row[rows];
-    for (int i = 0; i < count; ++i) row[i] = from + i * block + near.begin;
+  // What pack_terms made of so many rows.
+  struct Terms {
+    const S* packed;
+    int64_t count;
+  };
+
+  // to[i] += sum over j in `near` of from[i][j] terms[j], for `count` rows; from (count, block), to (count, width).
+  void add(const S* from, int count, Range near, Terms terms, S* to) const {
+    Left left{{}, count};
+    for (int i = 0; i < count; ++i) left.row[i] = from + i * block + near.begin;
+    const int64_t depth = ceil_div(terms.count, L) * L;
     for (int64_t column = 0; column < width; column += panel) {
       const auto put = [&](int64_t first, int number, int64_t, const V* sums) {
         for (int64_t i = first; i < first + number; ++i, sums += vectors)
@@ -113,7 +131,7 @@ struct Blocks {
             store(at, load<V>(at) + sums[v]);
           }
       };
-      product(row, count, near.end - near.begin, packed + column * depth(terms) + near.begin * panel, {0, 1}, put);
+      product(left, near.end - near.begin, terms.packed + column * depth + near.begin * panel, {0, 1}, put);
     }
   }
 
@@ -131,7 +149,7 @@ struct Blocks {
   }
 
   // to = factor from, or to += factor from, for the features of one step.
-  void put(const S* from, S factor, bool adds, S* to) const {
+  void write(const S* from, S factor, bool adds, S* to) const {
     for (int64_t e = 0; e < p.size; e += L) {
       const V value = load<V>(from + e) * factor;
       store_some(to + e, adds ? load_some<V>(to + e, p.size - e) + value : value, p.size - e);
@@ -157,7 +175,7 @@ void perform_all(Loop& loop, const Host& host) {
 // A task is a segment of queries. Keys pass by block after block; a few queries at a time meet them.
 template <class S>
 struct AttentionForwardLoop {
-  using B = Blocks<S>;
+  using Parts = Blocks<S>;
   using V = Vec<S>;
 
   // What one thread works on.
@@ -169,7 +187,7 @@ struct AttentionForwardLoop {
 
   const AttentionForward<S>& p;
   Team team;
-  B blocks;
+  Parts blocks;
   Mine* mine;
   int64_t next = 0;
 
@@ -177,8 +195,8 @@ struct AttentionForwardLoop {
       : p(p), team(host), blocks(p, host), mine(scratch<Mine>(host, host.threads)) {
     const auto take = [&host](int64_t rows, int64_t columns) { return scratch<S>(host, rows * columns); };
     for (int i = 0; i < host.threads; ++i)
-      mine[i] = {take(p.size, B::block), take(B::block, blocks.width), take(B::rows, B::block), take(B::segment, blocks.width),
-                 take(B::segment, B::L)};
+      mine[i] = {take(p.size, Parts::block), take(Parts::block, blocks.width), take(Parts::rows, Parts::block),
+                 take(Parts::segment, blocks.width), take(Parts::segment, Parts::L)};
   }
 
   static void run(const AttentionForward<S>& p, const Host& host) {
@@ -194,11 +212,13 @@ struct AttentionForwardLoop {
     if (queries.begin == queries.end) return;
     start(my, head, queries);
     const Range seen = head.keys(queries);
-    for (int64_t first = B::first_block(seen); first < seen.end; first += B::block) {
-      const Range keys = B::block_at(first, {0, head.length}), near = overlap(head.queries(keys), queries);
+    for (int64_t first = Parts::first_block(seen); first < seen.end; first += Parts::block) {
+      if (team.interrupted(thread)) return;
+      const Range keys = Parts::block_at(first, {0, head.length}), near = overlap(head.queries(keys), queries);
       blocks.pack_outputs(head.row(p.k, first), p.k.time, keys.end - first, my.keys);
       blocks.pack_terms(head.row(p.v, first), p.v.time, keys.end - first, my.values);
-      for_parts<B::rows>(near.begin, near.end, [&](int64_t t, int count) { meet(my, head, t, count, t - queries.begin, keys); });
+      for_parts<Parts::rows>(near.begin, near.end,
+                             [&](int64_t t, int count) { meet(my, head, {t, t + count}, t - queries.begin, keys); });
     }
     finish(my, head, queries);
   }
@@ -206,39 +226,40 @@ struct AttentionForwardLoop {
  private:
   void start(const Mine& my, const Head<S>& head, Range queries) const {
     const size_t count = size_t(queries.end - queries.begin);
-    for (int64_t t = queries.begin; t < queries.end; ++t) head.top[t] = B::lowest;
+    for (int64_t t = queries.begin; t < queries.end; ++t) head.top[t] = Parts::lowest;
     __builtin_memset(my.output, 0, count * size_t(blocks.width) * sizeof(S));
-    __builtin_memset(my.sums, 0, count * B::L * sizeof(S));
+    __builtin_memset(my.sums, 0, count * Parts::L * sizeof(S));
   }
 
-  // `count` queries from t on, `offset` steps into the segment, and one block of keys.
-  void meet(const Mine& my, const Head<S>& head, int64_t t, int count, int64_t offset, Range keys) const {
-    S *output = my.output + offset * blocks.width, *sums = my.sums + offset * B::L;
-    const S* row[B::rows];
-    for (int i = 0; i < count; ++i) row[i] = head.row(p.q, t + i);
-    const Range near = overlap(head.keys({t, t + count}), keys) - keys.begin;
-    const Range whole{near.begin / B::L * B::L, ceil_div(near.end, B::L) * B::L};
-    blocks.scores(row, count, my.keys, near, my.scores, [](V sum, int64_t, int64_t) { return sum; });
-    for (int i = 0; i < count; ++i) {
-      S* scores = my.scores + i * B::block;
-      B::mask(scores, whole, overlap(head.keys({t + i, t + i + 1}), keys) - keys.begin, -__builtin_inff());
-      raise(head.top[t + i], scores, whole, sums + i * B::L, output + i * blocks.width);
+  // A few queries, `offset` steps into the segment, and one block of keys.
+  void meet(const Mine& my, const Head<S>& head, Range queries, int64_t offset, Range keys) const {
+    S *output = my.output + offset * blocks.width, *sums = my.sums + offset * Parts::L;
+    const Range near = overlap(head.keys(queries), keys) - keys.begin;
+    const Range whole{near.begin / Parts::L * Parts::L, ceil_div(near.end, Parts::L) * Parts::L};
+    const auto left = blocks.left(head, p.q, queries);
+    blocks.scores(left, my.keys, near, my.scores, [](V sum, int64_t, int64_t) { return sum; });
+    S* top = head.top + queries.begin;
+    for (int i = 0; i < left.count; ++i) {
+      const int64_t t = queries.begin + i;
+      S* scores = my.scores + i * Parts::block;
+      Parts::mask(scores, whole, overlap(head.keys({t, t + 1}), keys) - keys.begin, -__builtin_inff());
+      raise(top[i], scores, whole, sums + i * Parts::L, output + i * blocks.width);
     }
-    for (int i = 0; i < count; ++i) exponentials(head.top[t + i], my.scores + i * B::block, whole, sums + i * B::L);
-    blocks.add(my.scores, count, near, my.values, keys.end - keys.begin, output);
+    for (int i = 0; i < left.count; ++i) exponentials(top[i], my.scores + i * Parts::block, whole, sums + i * Parts::L);
+    blocks.add(my.scores, left.count, near, {my.values, keys.end - keys.begin}, output);
   }
 
   // Where a score is larger than all before it, what was summed shrinks.
   void raise(S& top, const S* scores, Range near, S* sum, S* output) const {
     V largest = splat<V>(top);
-    for (int64_t j = near.begin; j < near.end; j += B::L) {
+    for (int64_t j = near.begin; j < near.end; j += Parts::L) {
       const V score = load<V>(scores + j);
       largest = largest < score ? score : largest;
     }
     const S found = largest_lane(largest);
     if (!(found > top)) return;
     const V shrink = exp(splat<V>((top - found) * blocks.scale));
-    for (int64_t e = 0; e < blocks.width; e += B::L) store(output + e, load<V>(output + e) * shrink);
+    for (int64_t e = 0; e < blocks.width; e += Parts::L) store(output + e, load<V>(output + e) * shrink);
     store(sum, load<V>(sum) * shrink);
     top = found;
   }
@@ -246,7 +267,7 @@ struct AttentionForwardLoop {
   // Scores into exponentials, which are summed.
   void exponentials(S top, S* scores, Range near, S* sum) const {
     V total = load<V>(sum);
-    for (int64_t j = near.begin; j < near.end; j += B::L) {
+    for (int64_t j = near.begin; j < near.end; j += Parts::L) {
       const V e = exp((load<V>(scores + j) - top) * blocks.scale);
       store(scores + j, e);
       total += e;
@@ -256,8 +277,8 @@ struct AttentionForwardLoop {
 
   void finish(const Mine& my, const Head<S>& head, Range queries) const {
     for (int64_t t = queries.begin; t < queries.end; ++t) {
-      head.sum[t] = sum_lanes(load<V>(my.sums + (t - queries.begin) * B::L));
-      blocks.put(my.output + (t - queries.begin) * blocks.width, 1 / head.sum[t], false, head.row(p.output, t));
+      head.sum[t] = sum_lanes(load<V>(my.sums + (t - queries.begin) * Parts::L));
+      blocks.write(my.output + (t - queries.begin) * blocks.width, 1 / head.sum[t], false, head.row(p.output, t));
     }
   }
 };
@@ -266,7 +287,7 @@ struct AttentionForwardLoop {
 // those of the segments before, whoever computes them.
 template <class S>
 struct AttentionBackwardLoop {
-  using B = Blocks<S>;
+  using Parts = Blocks<S>;
   using V = Vec<S>;
 
   // What one thread works on. Of a block of queries: q and g packed both ways, g, max and g y, dq. Of the segment: k packed, dk
@@ -279,7 +300,7 @@ struct AttentionBackwardLoop {
 
   const AttentionBackward<S>& p;
   Team team;
-  B blocks;
+  Parts blocks;
   Mine* mine;
   int64_t* done;  // of each task: the gradients of queries before this one have its part
   int64_t next = 0;
@@ -288,7 +309,7 @@ struct AttentionBackwardLoop {
       : p(p), team(host), blocks(p, host), mine(scratch<Mine>(host, host.threads)), done(scratch<int64_t>(host, blocks.tasks)) {
     __builtin_memset(done, 0, size_t(blocks.tasks) * sizeof(int64_t));
     const auto take = [&host](int64_t rows, int64_t columns) { return scratch<S>(host, rows * columns); };
-    constexpr int64_t n = B::block, m = B::segment;
+    constexpr int64_t n = Parts::block, m = Parts::segment;
     const int64_t width = blocks.width;
     for (int i = 0; i < host.threads; ++i)
       mine[i] = {take(p.size, n), take(n, width), take(p.size, n), take(n, width), take(n, width), take(1, n), take(1, n),
@@ -306,28 +327,31 @@ struct AttentionBackwardLoop {
     head.clear(p.d_q, padding);
     head.clear(p.d_k, padding);
     head.clear(p.d_v, padding);
-    if (keys.begin < keys.end && !sweep(mine[thread], head, keys, task)) return;
+    if (keys.begin < keys.end && !sweep(head, keys, task, thread)) return;
     __atomic_store_n(&done[task], p.T, __ATOMIC_RELEASE);
   }
 
  private:
   // False when the call is to stop.
-  bool sweep(const Mine& my, const Head<S>& head, Range keys, int64_t task) {
+  bool sweep(const Head<S>& head, Range keys, int64_t task, int thread) {
+    const Mine& my = mine[thread];
     start(my, head, keys);
     const Range seen = head.queries(keys);
-    for (int64_t first = B::first_block(seen); first < seen.end; first += B::block) {
-      const Range queries = B::block_at(first, {0, head.length});
+    for (int64_t first = Parts::first_block(seen); first < seen.end; first += Parts::block) {
+      if (team.interrupted(thread)) return false;
+      const Range queries = Parts::block_at(first, {0, head.length});
       prepare(my, head, queries);
-      for (int64_t s = keys.begin; s < keys.end; s += B::block) meet(my, head, B::block_at(s, keys), s - keys.begin, queries);
+      for (int64_t s = keys.begin; s < keys.end; s += Parts::block)
+        meet(my, head, Parts::block_at(s, keys), s - keys.begin, queries);
       const bool adds = head.keys(queries).begin < keys.begin;  // a segment before sees them too
       if (adds && !team.wait_for(done[task - blocks.heads], queries.end)) return false;
       for (int64_t t = queries.begin; t < queries.end; ++t)
-        blocks.put(my.dq + (t - first) * blocks.width, blocks.scale, adds, head.row(p.d_q, t));
+        blocks.write(my.dq + (t - first) * blocks.width, blocks.scale, adds, head.row(p.d_q, t));
       __atomic_store_n(&done[task], queries.end, __ATOMIC_RELEASE);
     }
     for (int64_t s = keys.begin; s < keys.end; ++s) {
-      blocks.put(my.dk + (s - keys.begin) * blocks.width, blocks.scale, false, head.row(p.d_k, s));
-      blocks.put(my.dv + (s - keys.begin) * blocks.width, 1, false, head.row(p.d_v, s));
+      blocks.write(my.dk + (s - keys.begin) * blocks.width, blocks.scale, false, head.row(p.d_k, s));
+      blocks.write(my.dv + (s - keys.begin) * blocks.width, 1, false, head.row(p.d_v, s));
     }
     return true;
   }
@@ -336,20 +360,20 @@ struct AttentionBackwardLoop {
     const size_t bytes = size_t((keys.end - keys.begin) * blocks.width) * sizeof(S);
     __builtin_memset(my.dk, 0, bytes);
     __builtin_memset(my.dv, 0, bytes);
-    for (int64_t s = keys.begin; s < keys.end; s += B::block) {
-      const Range own = B::block_at(s, keys);
+    for (int64_t s = keys.begin; s < keys.end; s += Parts::block) {
+      const Range own = Parts::block_at(s, keys);
       blocks.pack_terms(head.row(p.k, s), p.k.time, own.end - s, my.k_terms + (s - keys.begin) * blocks.width);
     }
   }
 
   void prepare(const Mine& my, const Head<S>& head, Range queries) const {
     const int64_t count = queries.end - queries.begin, width = blocks.width;
-    for (int64_t i = 0; i < B::block; ++i) my.top[i] = my.dot[i] = 0;
+    for (int64_t i = 0; i < Parts::block; ++i) my.top[i] = my.dot[i] = 0;
     for (int64_t i = 0; i < count; ++i) {
       const int64_t t = queries.begin + i;
       const S *y = head.row(p.output, t), *dy = head.row(p.d_output, t), inverse = 1 / head.sum[t];
       V dot{};
-      for (int64_t e = 0; e < width; e += B::L) {
+      for (int64_t e = 0; e < width; e += Parts::L) {
         const V g = load_some<V>(dy + e, p.size - e) * inverse;
         dot += g * load_some<V>(y + e, p.size - e);
         store(my.g + i * width + e, g);
@@ -366,48 +390,48 @@ struct AttentionBackwardLoop {
 
   // One block of keys, `offset` steps into the segment, and one of queries.
   void meet(const Mine& my, const Head<S>& head, Range keys, int64_t offset, Range queries) const {
-    const Range near = overlap(head.keys(queries), keys), lookers = overlap(head.queries(near), queries);
+    const Range near = overlap(head.keys(queries), keys);
     if (near.begin == near.end) return;
-    const int64_t width = blocks.width;
-    for_parts<B::rows>(near.begin, near.end, [&](int64_t s, int count) {
-      const int64_t from = (s - keys.begin) * B::block, to = (offset + s - keys.begin) * width;
-      const Range seers = overlap(head.queries({s, s + count}), queries) - queries.begin;
-      weigh(my, head, s, count, queries, my.e + from, my.c + from);
-      blocks.add(my.e + from, count, seers, my.g_terms, queries.end - queries.begin, my.dv + to);
-      blocks.add(my.c + from, count, seers, my.q_terms, queries.end - queries.begin, my.dk + to);
+    const int64_t width = blocks.width, terms = queries.end - queries.begin;
+    for_parts<Parts::rows>(near.begin, near.end, [&](int64_t s, int count) {
+      const int64_t from = (s - keys.begin) * Parts::block, to = (offset + s - keys.begin) * width;
+      const Range seen_by = overlap(head.queries({s, s + count}), queries) - queries.begin;
+      weigh(my, head, {s, s + count}, queries, from);
+      blocks.add(my.e + from, count, seen_by, {my.g_terms, terms}, my.dv + to);
+      blocks.add(my.c + from, count, seen_by, {my.q_terms, terms}, my.dk + to);
     });
     turn(my, near - keys.begin);
-    for_parts<B::rows>(lookers.begin, lookers.end, [&](int64_t t, int count) {
+    const Range seen_by = overlap(head.queries(near), queries);
+    for_parts<Parts::rows>(seen_by.begin, seen_by.end, [&](int64_t t, int count) {
       const int64_t i = t - queries.begin;
-      const Range own = overlap(head.keys({t, t + count}), keys) - keys.begin;
-      blocks.add(my.turned + i * B::block, count, own, my.k_terms + offset * width, keys.end - keys.begin, my.dq + i * width);
+      const Range seen = overlap(head.keys({t, t + count}), keys) - keys.begin;
+      blocks.add(my.turned + i * Parts::block, count, seen, {my.k_terms + offset * width, keys.end - keys.begin},
+                 my.dq + i * width);
     });
   }
 
-  // e and c of `count` keys from s on and all queries of the block, zero where one does not see the other.
-  void weigh(const Mine& my, const Head<S>& head, int64_t s, int count, Range queries, S* e, S* c) const {
-    const Range near = overlap(head.queries({s, s + count}), queries) - queries.begin;
-    const auto mask = [&](S* rows) {
-      for (int i = 0; i < count; ++i)
-        B::mask(rows + i * B::block, {0, B::block}, overlap(head.queries({s + i, s + i + 1}), queries) - queries.begin, 0);
+  // e and c, from so far on, of a few keys and all queries of the block: zero where one does not see the other.
+  void weigh(const Mine& my, const Head<S>& head, Range keys, Range queries, int64_t from) const {
+    S *e = my.e + from, *c = my.c + from;
+    const Range near = overlap(head.queries(keys), queries) - queries.begin;
+    const auto mask = [&](S* row) {
+      for (int64_t s = keys.begin; s < keys.end; ++s, row += Parts::block)
+        Parts::mask(row, {0, Parts::block}, overlap(head.queries({s, s + 1}), queries) - queries.begin, 0);
     };
-    const S* row[B::rows];
-    for (int i = 0; i < count; ++i) row[i] = head.row(p.k, s + i);
-    blocks.scores(row, count, my.q_outputs, near, e,
+    blocks.scores(blocks.left(head, p.k, keys), my.q_outputs, near, e,
                   [&](V sum, int64_t, int64_t t) { return exp((sum - load<V>(my.top + t)) * blocks.scale); });
     mask(e);
-    for (int i = 0; i < count; ++i) row[i] = head.row(p.v, s + i);
-    blocks.scores(row, count, my.g_outputs, near, c,
-                  [&](V sum, int64_t i, int64_t t) { return load<V>(e + i * B::block + t) * (sum - load<V>(my.dot + t)); });
+    blocks.scores(blocks.left(head, p.v, keys), my.g_outputs, near, c,
+                  [&](V sum, int64_t i, int64_t t) { return load<V>(e + i * Parts::block + t) * (sum - load<V>(my.dot + t)); });
     mask(c);
   }
 
   // c into (queries, keys).
   void turn(const Mine& my, Range keys) const {
-    for (int64_t s = keys.begin / B::L * B::L; s < keys.end; s += B::L) {
-      const S* row[B::L];
-      for (int64_t i = s; i < s + B::L; ++i) row[i - s] = i >= keys.begin && i < keys.end ? my.c + i * B::block : nullptr;
-      transpose_rows(row, B::L, B::block, [&](int64_t t, V value) { store(my.turned + t * B::block + s, value); });
+    for (int64_t s = keys.begin / Parts::L * Parts::L; s < keys.end; s += Parts::L) {
+      const S* row[Parts::L];
+      for (int64_t i = s; i < s + Parts::L; ++i) row[i - s] = i >= keys.begin && i < keys.end ? my.c + i * Parts::block : nullptr;
+      transpose_rows(row, Parts::L, Parts::block, [&](int64_t t, V value) { store(my.turned + t * Parts::block + s, value); });
     }
   }
 };

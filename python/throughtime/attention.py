@@ -18,9 +18,9 @@ __all__ = ["SelfAttention"]
 class SelfAttention(Layer, kind="SelfAttention"):
     """``y_t = W_o concat_h(sum_s softmax_s(q_t k_s / sqrt(F/heads)) v_s) + b_o``, with ``(q, k, v) = W_in x + b_in``.
 
-    Time grows with T times the window, memory with T: scores are computed in blocks, in the backward once more, and never
-    stored. Parameters, their names and initial values are those of ``torch.nn.MultiheadAttention``: ``in_proj_weight
-    (3F, F)``, ``in_proj_bias (3F,)``, ``out_proj.weight (F, F)``, ``out_proj.bias (F,)``.
+    Time grows with T times the window, memory with T: scores are computed in blocks, in the backward once more, and
+    never stored. Parameters, their names and initial values are those of ``torch.nn.MultiheadAttention``:
+    ``in_proj_weight (3F, F)``, ``in_proj_bias (3F,)``, ``out_proj.weight (F, F)``, ``out_proj.bias (F,)``.
 
     Parameters
     ----------
@@ -79,9 +79,9 @@ class SelfAttention(Layer, kind="SelfAttention"):
             "out_proj.bias": (self.size,),
         }
         self._set_up(config, shapes, dtype, seed)
-        own = {"rng": self._rng, "dtype": self.dtype}
-        self.parameters["in_proj_weight"][...] = init.xavier_uniform(shapes["in_proj_weight"], **own)
-        self.parameters["out_proj.weight"][...] = init.kaiming_uniform(shapes["out_proj.weight"], a=5**0.5, **own)
+        weight_in, weight_out = self.parameters["in_proj_weight"], self.parameters["out_proj.weight"]
+        weight_in[...] = init.xavier_uniform(weight_in.shape, self._rng, dtype=self.dtype)
+        weight_out[...] = init.kaiming_uniform(weight_out.shape, self._rng, a=5**0.5, dtype=self.dtype)
 
     def __call__(self, x: Any, lengths: Any = None) -> Array:
         """Return the output (T, B, F) for `x` (T, B, F) and `lengths` (B,), as `forward` does; nothing is saved."""
@@ -113,15 +113,16 @@ class SelfAttention(Layer, kind="SelfAttention"):
 
         Notes
         -----
-        A step that is in `x`, but not seen, cannot change a result, unless it is NaN or infinite: that may reach the
-        queries within 64 steps of it, as zero times NaN does in a product with a mask.
+        A step within the length that is not seen cannot change a result, unless it holds NaN or an infinity: these
+        may reach up to five steps beside those that see them, for a few queries share a product, in which zero times
+        NaN is NaN.
         """
         return self._run(x, lengths, {name: array.copy() for name, array in self.parameters.items()})
 
     def _run(self, x: Any, lengths: Any, parameters: dict[str, Array]) -> SelfAttentionTape:
         x, batched = self._check_x(x)
         self._check_parameters()
-        lengths = sequence_lengths(lengths, *x.shape[:2], batched)
+        lengths = sequence_lengths(lengths, x.shape[0], x.shape[1], batched)
         return SelfAttentionTape(self, x, lengths, parameters, batched)
 
     def _check_x(self, x: Any) -> tuple[Array, bool]:
@@ -141,7 +142,7 @@ class SelfAttention(Layer, kind="SelfAttention"):
 
 
 class SelfAttentionTape:
-    """What a forward of `SelfAttention` keeps: input, queries, keys and values, what the heads gave, and the weights."""
+    """What a forward of `SelfAttention` keeps: input, queries, keys, values, what the heads gave, and the weights."""
 
     output: Array
     """(T, B, F); (T, F) unbatched."""
