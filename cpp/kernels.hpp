@@ -115,11 +115,44 @@ struct CellKernels {
   Entries<double> f64;
 };
 
+// Attention over (T, B, heads, size): step t sees the steps from t - back to t + ahead, as far as the sequence has them.
+template <class S>
+struct Attention {
+  int64_t T, B, heads, size;
+  int64_t back, ahead;
+  const int64_t* lengths;  // (B), or null: what lies beyond is not seen, its output and gradients are zero
+  View<const S> q, k, v;   // (T, B, heads size) each
+  S* saved;                // (B, heads, 2, T): the largest score of each step, not scaled, and the sum of exponentials
+};
+
+template <class S>
+struct AttentionForward : Attention<S> {
+  View<S> output;  // (T, B, heads size)
+};
+
+template <class S>
+struct AttentionBackward : Attention<S> {
+  View<const S> output, d_output;
+  View<S> d_q, d_k, d_v;
+};
+
+template <class S>
+struct AttentionEntries {
+  void (*forward)(const AttentionForward<S>&, const Host&);
+  void (*backward)(const AttentionBackward<S>&, const Host&);
+};
+
+struct AttentionKernels {
+  AttentionEntries<float> f32;
+  AttentionEntries<double> f64;
+};
+
 struct Kernels {
   int vector_bytes;
   int count;
   const CellKernels* cells;
   double (*multiply_add)(int64_t rounds);  // float32 in registers alone, on one core; returns the operations
+  const AttentionKernels* attention;
 };
 
 }  // namespace throughtime

@@ -520,3 +520,52 @@ def backward(record, d_output=None, d_final_state=None, d_cell=None, truncate=No
         clipped=every["clipped"],
         per_step=per_step,
     )
+
+
+# Self-attention. Parameters are named as torch.nn.MultiheadAttention's; head h has the h-th part of the features.
+
+
+def seen(steps, causal=True, window=None):
+    """(T, T) bool: whether step t, a row, sees step s."""
+    distance = np.arange(steps)[:, None] - np.arange(steps)
+    mask = distance >= 0 if causal else np.full(distance.shape, True)
+    return mask if window is None else mask & (np.abs(distance) < window)
+
+
+def attend(q, k, v, mask):
+    """softmax(q k^T / sqrt(E)) v over what the mask shows, of one head and sequence; and the probabilities."""
+    scores = np.where(mask, q @ k.T / np.sqrt(q.shape[1]), -np.inf)
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    weights /= weights.sum(axis=1, keepdims=True)
+    return weights @ v, weights
+
+
+def attend_backward(q, k, v, weights, d_y):
+    d_weights = d_y @ v.T
+    d_scores = weights * (d_weights - (weights * d_weights).sum(axis=1, keepdims=True)) / np.sqrt(q.shape[1])
+    return d_scores @ k, d_scores.T @ q, weights.T @ d_y
+
+
+def self_attention(parameters, x, d_output, num_heads, causal=True, window=None, lengths=None):
+    """The output (T, B, F), zero beyond the lengths, and for d_output the gradients of x and of each parameter."""
+    w_in, b_in, w_out, b_out = parameters.values()
+    grads = {name: np.zeros(array.shape) for name, array in parameters.items()}
+    output, d_input = np.zeros(x.shape), np.zeros(x.shape)
+    for b, steps in enumerate([x.shape[0]] * x.shape[1] if lengths is None else lengths):
+        if steps == 0:
+            continue
+        own, d_y = x[:steps, b], d_output[:steps, b]
+        qkv = np.split(own @ w_in.T + b_in, 3, axis=1)
+        heads = list(zip(*(np.split(part, num_heads, axis=1) for part in qkv), strict=True))
+        attended = [attend(*head, seen(steps, causal, window)) for head in heads]
+        y = np.concatenate([values for values, _ in attended], axis=1)
+        output[:steps, b] = y @ w_out.T + b_out
+        d_values = np.split(d_y @ w_out, num_heads, axis=1)
+        d_heads = [
+            attend_backward(*head, weights, d) for head, (_, weights), d in zip(heads, attended, d_values, strict=True)
+        ]
+        d_qkv = np.concatenate([part for parts in zip(*d_heads, strict=True) for part in parts], axis=1)
+        d_input[:steps, b] = d_qkv @ w_in
+        for name, gradient in zip(grads, (d_qkv.T @ own, d_qkv.sum(0), d_y.T @ y, d_y.sum(0)), strict=True):
+            grads[name] += gradient
+    return output, d_input, grads

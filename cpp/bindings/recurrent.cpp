@@ -1,13 +1,11 @@
 // forward and backward of one layer and direction: a dict of arrays becomes a problem, its kernel runs without the GIL.
 #include "arrays.hpp"
 #include "register.hpp"
+#include "run.hpp"
 
-#include <cxxabi.h>
 #include <pybind11/stl.h>
-#include <unistd.h>
 
 #include "../cpu/dispatch.hpp"
-#include "../cpu/host.hpp"
 
 namespace throughtime {
 
@@ -46,42 +44,6 @@ Sizes saved_shape(const CellKernels& cell, int64_t H) {
   return {(H + lanes - 1) / lanes, cell.saved, lanes};
 }
 
-// Takes the GIL back. While the interpreter ends, Python before 3.14 ends a daemon thread in here, by an unwinding that would
-// abort at the first destructor; such a thread sleeps instead until the process is gone.
-void take_gil(PyThreadState* state) {
-#if defined(__GLIBCXX__)
-  try {
-    PyEval_RestoreThread(state);
-  } catch (abi::__forced_unwind&) {
-    for (;;) pause();
-  }
-#else
-  PyEval_RestoreThread(state);
-#endif
-}
-
-// Runs the kernel without the GIL, but for a look at signals now and then.
-template <class Problem>
-void run(void (*kernel)(const Problem&, const Host&), const Problem& problem) {
-  PyThreadState* state = PyEval_SaveThread();
-  bool stopped = false;
-  try {
-    Call call([&state] {
-      take_gil(state);
-      const bool interrupted = PyErr_CheckSignals() != 0;
-      state = PyEval_SaveThread();
-      return interrupted;
-    });
-    kernel(problem, call.host());
-    stopped = call.stopped();
-  } catch (...) {
-    take_gil(state);
-    throw;
-  }
-  take_gil(state);
-  if (stopped) throw py::error_already_set();
-}
-
 template <class S>
 void describe(const CellKernels& cell, const Arrays& from, Recurrence<S>& p) {
   const Sizes x = from.shape("x", 3), weight = from.shape("weight_hh", 2);
@@ -95,9 +57,7 @@ void describe(const CellKernels& cell, const Arrays& from, Recurrence<S>& p) {
     const auto& [name, shape] = named[size_t(i)];
     p.weights[i] = may_be_missing(i) ? from.optional<const S>(name, shape) : from.required<const S>(name, shape);
   }
-  p.lengths = from.optional<const int64_t>("lengths", {p.B});
-  for (int64_t b = 0; p.lengths && b < p.B; ++b)
-    if (p.lengths[b] < 0 || p.lengths[b] > p.T) throw py::value_error("lengths: expected 0 to T");
+  p.lengths = from.lengths("lengths", p.T, p.B);
   p.resets = from.optional<const uint8_t>("resets", {p.T, p.B});
   p.every = from.integer("every");
   if (p.T < 1 || p.H < 1 || p.every < 0 || p.every > p.T) throw py::value_error("every: expected 0 to T");
@@ -154,21 +114,16 @@ void backward(const CellKernels& cell, const Arrays& from, const Arrays& gradien
   run(entries<S>(cell).backward, p);
 }
 
-bool is_double(const Arrays& arrays, const py::dict& problem) {
-  arrays.shape("x", 3);
-  return problem["x"].cast<py::array>().dtype().equal(py::dtype::of<double>());
-}
-
 }  // namespace
 
 void register_recurrent(py::module_& m) {
   m.def("forward", [](const std::string& cell, const py::dict& problem) {
     const Arrays arrays(problem);
-    (is_double(arrays, problem) ? forward<double> : forward<float>)(find_cell(cell.c_str()), arrays);
+    (arrays.is_double("x") ? forward<double> : forward<float>)(find_cell(cell.c_str()), arrays);
   });
   m.def("backward", [](const std::string& cell, const py::dict& problem, const py::dict& gradients) {
     const Arrays arrays(problem);
-    (is_double(arrays, problem) ? backward<double> : backward<float>)(find_cell(cell.c_str()), arrays, Arrays(gradients));
+    (arrays.is_double("x") ? backward<double> : backward<float>)(find_cell(cell.c_str()), arrays, Arrays(gradients));
   });
   m.def("empty", [](const std::vector<py::ssize_t>& shape, const py::dtype& dtype) {
     size_t bytes = size_t(dtype.itemsize());

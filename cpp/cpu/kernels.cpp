@@ -22,6 +22,8 @@ void run(const Problem& problem, const Host& host) {
 template <class C, class S>
 constexpr Entries<S> entries = {run<ForwardLoop, C, S, Forward<S>>, run<BackwardLoop, C, S, Backward<S>>};
 
+extern const AttentionKernels attention;
+
 template <class... C>
 struct Table {
   static constexpr CellKernels describe(const char* name, int gates, int states, int saved, bool projects,
@@ -32,7 +34,7 @@ struct Table {
   }
   static constexpr CellKernels cells[] = {
       describe(C::name, C::gates, C::states, C::saved, C::projects, C::unit_weights, entries<C, float>, entries<C, double>)...};
-  static constexpr Kernels kernels = {vector_bytes, sizeof...(C), cells, multiply_add};
+  static constexpr Kernels kernels = {vector_bytes, sizeof...(C), cells, multiply_add, &attention};
 };
 
 template <class... C>

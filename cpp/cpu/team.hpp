@@ -10,6 +10,12 @@
 
 namespace throughtime::TT_ISA {
 
+// Scratch of one call, cut from what the host lends.
+template <class T>
+T* scratch(const Host& host, int64_t count) {
+  return static_cast<T*>(host.allocate(host.context, size_t(count) * sizeof(T)));
+}
+
 TT_INLINE void pause() {
 #if defined(__aarch64__)
   asm volatile("yield");
@@ -20,8 +26,7 @@ TT_INLINE void pause() {
 
 class Team {
  public:
-  explicit Team(const Host& host)
-      : host_(host), doors_(static_cast<Door*>(host.allocate(host.context, size_t(host.threads) * sizeof(Door)))) {
+  explicit Team(const Host& host) : host_(host), doors_(scratch<Door>(host, host.threads)) {
     for (int i = 0; i < host.threads; ++i) doors_[i].passed = 0;
   }
 
@@ -31,12 +36,18 @@ class Team {
     const int64_t turn = doors_[thread].passed + 1;
     __atomic_store_n(&doors_[thread].passed, turn, __ATOMIC_RELEASE);
     for (int i = 0; i < host_.threads; ++i)
-      for (int spins = 0; __atomic_load_n(&doors_[i].passed, __ATOMIC_ACQUIRE) < turn; ++spins) {
-        if (stopped()) return false;
-        if (host_.crowded || spins > 20000) host_.yield();
-        else pause();
-      }
+      if (!wait_for(doors_[i].passed, turn)) return false;
     return !stopped();
+  }
+
+  // Waits until another thread has counted so far; false when the call is to stop.
+  bool wait_for(const int64_t& count, int64_t least) const {
+    for (int spins = 0; __atomic_load_n(&count, __ATOMIC_ACQUIRE) < least; ++spins) {
+      if (stopped()) return false;
+      if (host_.crowded || spins > 20000) host_.yield();
+      else pause();
+    }
+    return true;
   }
 
   // Asked by every thread between chunks; the first one looks for an interrupt on behalf of all.

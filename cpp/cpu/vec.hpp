@@ -61,6 +61,19 @@ TT_INLINE void exchange_blocks(V& upper, V& lower, Lanes<i...>) {
   lower = __builtin_shufflevector(a, b, ((i & size) ? n + i : i + size)...);
 }
 
+template <int distance, class V, int... i>
+TT_INLINE V add_lanes(V value, Lanes<i...> all) {
+  if constexpr (distance == 0) return value;
+  else return add_lanes<distance / 2>(value + __builtin_shufflevector(value, value, (i ^ distance)...), all);
+}
+
+// The sum of all lanes, halves first.
+template <class V>
+TT_INLINE Scalar<V> sum_lanes(V value) {
+  constexpr int n = lanes<Scalar<V>>;
+  return add_lanes<n / 2>(value, typename CountLanes<n>::type{})[0];
+}
+
 template <int size, class V, int n>
 TT_INLINE void transpose_from(V (&row)[n]) {
   if constexpr (size < n) {
@@ -74,6 +87,23 @@ TT_INLINE void transpose_from(V (&row)[n]) {
 template <class V, int n>
 TT_INLINE void transpose(V (&row)[n]) {
   transpose_from<1>(row);
+}
+
+template <int distance, class V, int... i>
+TT_INLINE V larger_lanes(V value, Lanes<i...> all) {
+  if constexpr (distance == 0) {
+    return value;
+  } else {
+    const V other = __builtin_shufflevector(value, value, (i ^ distance)...);
+    return larger_lanes<distance / 2>(value < other ? other : value, all);
+  }
+}
+
+// The largest of all lanes.
+template <class V>
+TT_INLINE Scalar<V> largest_lane(V value) {
+  constexpr int n = lanes<Scalar<V>>;
+  return larger_lanes<n / 2>(value, typename CountLanes<n>::type{})[0];
 }
 
 }  // namespace throughtime::TT_ISA

@@ -1,6 +1,7 @@
 """Fused backpropagation through time for RNN, GRU and LSTM, with the gradient at every timestep."""
 
 from . import convert, init, optim
+from .attention import SelfAttention
 from .clipping import clip_grad_norm
 from .config import (
     __version__,
@@ -25,6 +26,7 @@ __all__ = [
     "Embedding",
     "Gradients",
     "Linear",
+    "SelfAttention",
     "Tape",
     "__version__",
     "clip_grad_norm",

@@ -12,13 +12,13 @@ from ._arguments import (
     as_array,
     bool_array,
     check_dtype,
-    check_shape,
     choice,
     contiguous,
     features_together,
     flag,
     float_array,
     number,
+    sequence_lengths,
     size,
 )
 from .layer import Layer
@@ -143,8 +143,8 @@ class Recurrent(Layer):
             the step before it. No gradient crosses.
         masks : mapping of str to bool array, optional
             Masks in place of random ones, as in ``tape.masks``: ``dropout_l0 (T, B, D*H)``, true where dropped;
-            ``zoneout_h_l0``, ``zoneout_c_l0 (T, B, H)``, true where a unit keeps its old state; ``weight_hh_l0 (G*H, H)``,
-            true where dropped.
+            ``zoneout_h_l0``, ``zoneout_c_l0 (T, B, H)``, true where a unit keeps its old state;
+            ``weight_hh_l0 (G*H, H)``, true where dropped.
         training : bool
             False switches dropout off, and takes the expectation of zoneout.
         output : {"all", "last"}
@@ -204,7 +204,7 @@ class Recurrent(Layer):
             x,
             batched=batched,
             state=self._check_state("state", state, batch, batched),
-            lengths=_check_lengths(lengths, steps, batch, batched),
+            lengths=sequence_lengths(lengths, steps, batch, batched),
             resets=_check_resets(resets, steps, batch, batched),
             masks=self._masks(masks, (steps, batch), batched, training),
             last=output == "last",
@@ -310,23 +310,6 @@ def _check_resets(resets: Any, steps: int, batch: int, batched: bool) -> Array |
     return bool_array("resets", resets, (steps, batch) if batched else (steps,)).reshape(steps, batch)
 
 
-def _check_lengths(lengths: Any, steps: int, batch: int, batched: bool) -> Array | None:
-    if lengths is None:
-        return None
-    try:
-        plain = isinstance(lengths, int | np.integer | list | tuple)
-        array = np.asarray(lengths) if plain else as_array("lengths", lengths)
-    except ValueError:
-        raise ValueError(f"lengths must be a list of {batch} integers, got {lengths!r}") from None
-    if array.dtype.kind not in "iu" and array.size:
-        raise TypeError(f"lengths must be integers, got dtype {array.dtype}")
-    check_shape("lengths", array, (batch,) if batched else ())
-    array = np.atleast_1d(array)
-    wrong = np.flatnonzero((array < 0) | (array > steps))
-    if wrong.size:
-        where = f"lengths[{wrong[0]}]" if batched else "lengths"
-        raise ValueError(f"{where} is {array[wrong[0]]}, expected 0 to T = {steps}")
-    return np.array(array, dtype=np.int64)
 
 
 class RNN(Recurrent, kind="RNN"):
