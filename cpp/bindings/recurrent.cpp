@@ -1,13 +1,11 @@
 // forward and backward of one layer and direction: a dict of arrays becomes a problem, its kernel runs without the GIL.
 #include "arrays.hpp"
 #include "register.hpp"
+#include "run.hpp"
 
-#include <cxxabi.h>
 #include <pybind11/stl.h>
-#include <unistd.h>
 
 #include "../cpu/dispatch.hpp"
-#include "../cpu/host.hpp"
 
 namespace throughtime {
 
@@ -26,42 +24,6 @@ template <class S>
 Sizes saved_shape(const CellKernels& cell, int64_t H) {
   const int64_t lanes = level().kernels->vector_bytes / int64_t(sizeof(S));
   return {(H + lanes - 1) / lanes, cell.saved, lanes};
-}
-
-// Takes the GIL back. While the interpreter ends, Python before 3.14 ends a daemon thread in here, by an unwinding that would
-// abort at the first destructor; such a thread sleeps instead until the process is gone.
-void take_gil(PyThreadState* state) {
-#if defined(__GLIBCXX__)
-  try {
-    PyEval_RestoreThread(state);
-  } catch (abi::__forced_unwind&) {
-    for (;;) pause();
-  }
-#else
-  PyEval_RestoreThread(state);
-#endif
-}
-
-// Runs the kernel without the GIL, but for a look at signals now and then.
-template <class Problem>
-void run(void (*kernel)(const Problem&, const Host&), const Problem& problem) {
-  PyThreadState* state = PyEval_SaveThread();
-  bool stopped = false;
-  try {
-    Call call([&state] {
-      take_gil(state);
-      const bool interrupted = PyErr_CheckSignals() != 0;
-      state = PyEval_SaveThread();
-      return interrupted;
-    });
-    kernel(problem, call.host());
-    stopped = call.stopped();
-  } catch (...) {
-    take_gil(state);
-    throw;
-  }
-  take_gil(state);
-  if (stopped) throw py::error_already_set();
 }
 
 template <class S>

@@ -22,10 +22,12 @@ void run(const Problem& problem, const Host& host) {
 template <class C, class S>
 constexpr Entries<S> entries = {run<ForwardLoop, C, S, Forward<S>>, run<BackwardLoop, C, S, Backward<S>>};
 
+extern const LayerNormKernels layer_norm;
+
 template <class... C>
 struct Table {
   static constexpr CellKernels cells[] = {{C::name, C::gates, C::states, C::saved, entries<C, float>, entries<C, double>}...};
-  static constexpr Kernels kernels = {vector_bytes, sizeof...(C), cells, multiply_add};
+  static constexpr Kernels kernels = {vector_bytes, sizeof...(C), cells, multiply_add, &layer_norm};
 };
 
 template <class... C>

@@ -101,10 +101,4 @@ Plan make_plan(const Recurrence<S>& p, const Host& host, const typename Tiles::E
   return plan;
 }
 
-// Scratch of one call, cut from what the host lends.
-template <class T>
-T* scratch(const Host& host, int64_t count) {
-  return static_cast<T*>(host.allocate(host.context, size_t(count) * sizeof(T)));
-}
-
 }  // namespace throughtime::TT_ISA

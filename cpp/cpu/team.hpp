@@ -10,6 +10,12 @@
 
 namespace throughtime::TT_ISA {
 
+// Scratch of one call, cut from what the host lends.
+template <class T>
+T* scratch(const Host& host, int64_t count) {
+  return static_cast<T*>(host.allocate(host.context, size_t(count) * sizeof(T)));
+}
+
 TT_INLINE void pause() {
 #if defined(__aarch64__)
   asm volatile("yield");
@@ -20,8 +26,7 @@ TT_INLINE void pause() {
 
 class Team {
  public:
-  explicit Team(const Host& host)
-      : host_(host), doors_(static_cast<Door*>(host.allocate(host.context, size_t(host.threads) * sizeof(Door)))) {
+  explicit Team(const Host& host) : host_(host), doors_(scratch<Door>(host, host.threads)) {
     for (int i = 0; i < host.threads; ++i) doors_[i].passed = 0;
   }
 

@@ -13,6 +13,7 @@ from .config import (
 )
 from .gradcheck import gradcheck
 from .layer import load
+from .layer_norm import add_layer_norm, add_layer_norm_backward
 from .losses import cross_entropy, mse
 from .modules import Embedding, Linear
 from .recurrent import GRU, LSTM, RNN
@@ -27,6 +28,8 @@ __all__ = [
     "Linear",
     "Tape",
     "__version__",
+    "add_layer_norm",
+    "add_layer_norm_backward",
     "clip_grad_norm",
     "cross_entropy",
     "empty_cache",

@@ -1,0 +1,48 @@
+// A kernel's run without the GIL.
+#pragma once
+
+#include <cxxabi.h>
+#include <pybind11/pybind11.h>
+#include <unistd.h>
+
+#include "../cpu/host.hpp"
+
+namespace throughtime {
+
+// Takes the GIL back. While the interpreter ends, Python before 3.14 ends a daemon thread in here, by an unwinding that would
+// abort at the first destructor; such a thread sleeps instead until the process is gone.
+inline void take_gil(PyThreadState* state) {
+#if defined(__GLIBCXX__)
+  try {
+    PyEval_RestoreThread(state);
+  } catch (abi::__forced_unwind&) {
+    for (;;) pause();
+  }
+#else
+  PyEval_RestoreThread(state);
+#endif
+}
+
+// Runs the kernel without the GIL, but for a look at signals now and then.
+template <class Problem>
+void run(void (*kernel)(const Problem&, const Host&), const Problem& problem) {
+  PyThreadState* state = PyEval_SaveThread();
+  bool stopped = false;
+  try {
+    Call call([&state] {
+      take_gil(state);
+      const bool interrupted = PyErr_CheckSignals() != 0;
+      state = PyEval_SaveThread();
+      return interrupted;
+    });
+    kernel(problem, call.host());
+    stopped = call.stopped();
+  } catch (...) {
+    take_gil(state);
+    throw;
+  }
+  take_gil(state);
+  if (stopped) throw pybind11::error_already_set();
+}
+
+}  // namespace throughtime
