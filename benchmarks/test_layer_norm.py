@@ -1,6 +1,6 @@
 """Residual add and LayerNorm, both ways: ``python -m pytest benchmarks/test_layer_norm.py --benchmark-only -s``.
 
-Prints the time relative to a copy of as many bytes by as many threads, and torch's time relative to ours, taken in turn.
+Prints the time relative to a copy of as many bytes by as many threads, and torch's relative to ours, taken in turn.
 """
 
 import functools

@@ -138,12 +138,43 @@ struct LayerNormKernels {
   LayerNormEntries<double> f64;
 };
 
+// y = f(x + bias) for N rows of F features. Arrays are contiguous.
+template <class S>
+struct ActivationForward {
+  int64_t N, F;
+  const S* bias;  // (F)
+  S* x;           // (N, F): becomes x + bias where the derivative is found from that, if y is another array
+  S* y;           // (N, F); may be x
+};
+
+template <class S>
+struct ActivationBackward {
+  int64_t N, F;
+  const S* saved;  // (N, F): y, or x + bias
+  S* d;            // (N, F): dy becomes the gradient of x
+  S* d_bias;       // (F)
+};
+
+template <class S>
+struct ActivationEntries {
+  void (*forward)(const ActivationForward<S>&, const Host&);
+  void (*backward)(const ActivationBackward<S>&, const Host&);
+};
+
+struct ActivationKernels {
+  const char* name;
+  bool of_argument;  // whether the derivative is found from x + bias
+  ActivationEntries<float> f32;
+  ActivationEntries<double> f64;
+};
+
 struct Kernels {
   int vector_bytes;
   int count;
   const CellKernels* cells;
   double (*multiply_add)(int64_t rounds);  // float32 in registers alone, on one core; returns the operations
   const LayerNormKernels* layer_norm;
+  const ActivationKernels* activations;  // the last one has no name
 };
 
 }  // namespace throughtime

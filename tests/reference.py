@@ -340,7 +340,7 @@ def backward(record, d_output=None, d_final_state=None, d_cell=None, truncate=No
 
 
 def add_layer_norm(x, branch, weight, bias, scale, eps):
-    """s = x + scale branch; y = n weight + bias, n = (s - <s>) / sqrt(<(s - <s>)^2> + eps), <> the mean over features"""
+    """s = x + scale branch; y = n weight + bias, n = (s - <s>) / sqrt(<(s - <s>)^2> + eps), <> the mean of a row"""
     s = x + scale * branch
     d = s - s.mean(axis=-1, keepdims=True)
     rstd = (np.mean(d * d, axis=-1, keepdims=True) + eps) ** -0.5

@@ -114,8 +114,8 @@ def test_the_references_backward_is_the_derivative_of_its_forward():
 @pytest.mark.parametrize("offset", [1e4, -3e5, 1e7])
 @pytest.mark.parametrize("F", [7, 64, 513])
 def test_rows_far_from_zero_keep_their_digits(dtype, offset, F):
-    """The bound knows no offset: only what rounding the sum itself took is lost. Offsets are whole, so that taking them off
-    again is exact."""
+    """The bound knows no offset: only what rounding the sum itself took is lost. Offsets are whole, so that taking them
+    off again is exact."""
     noise, branch, weight, bias = arguments((50, F), dtype)
     x = (noise + np.asarray(offset, dtype)).astype(dtype)
     total, normalised, saved = tt.add_layer_norm(x, np.zeros_like(branch), weight, bias)

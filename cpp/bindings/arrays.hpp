@@ -58,6 +58,10 @@ class Arrays {
     return Sizes(array.shape(), array.shape() + rank);
   }
 
+  bool is_double(const char* name) const {
+    return has(name) && entries_[name].cast<py::array>().dtype().equal(py::dtype::of<double>());
+  }
+
   bool truth(const char* name) const { return has(name) && entries_[name].cast<bool>(); }
   double number(const char* name) const { return has(name) ? entries_[name].cast<double>() : 0.0; }
   int64_t integer(const char* name) const { return has(name) ? entries_[name].cast<int64_t>() : 0; }

@@ -56,15 +56,17 @@ void backward(const Arrays& from) {
   run(entries<S>().backward, p);
 }
 
-bool is_double(const py::dict& problem) { return problem["weight"].cast<py::array>().dtype().equal(py::dtype::of<double>()); }
-
 }  // namespace
 
 void register_layer_norm(py::module_& m) {
-  m.def("layer_norm_forward",
-        [](const py::dict& problem) { (is_double(problem) ? forward<double> : forward<float>)(Arrays(problem)); });
-  m.def("layer_norm_backward",
-        [](const py::dict& problem) { (is_double(problem) ? backward<double> : backward<float>)(Arrays(problem)); });
+  m.def("layer_norm_forward", [](const py::dict& problem) {
+    const Arrays arrays(problem);
+    (arrays.is_double("x") ? forward<double> : forward<float>)(arrays);
+  });
+  m.def("layer_norm_backward", [](const py::dict& problem) {
+    const Arrays arrays(problem);
+    (arrays.is_double("sum") ? backward<double> : backward<float>)(arrays);
+  });
 }
 
 }  // namespace throughtime

@@ -90,21 +90,16 @@ void backward(const CellKernels& cell, const Arrays& from, const Arrays& gradien
   run(entries<S>(cell).backward, p);
 }
 
-bool is_double(const Arrays& arrays, const py::dict& problem) {
-  arrays.shape("x", 3);
-  return problem["x"].cast<py::array>().dtype().equal(py::dtype::of<double>());
-}
-
 }  // namespace
 
 void register_recurrent(py::module_& m) {
   m.def("forward", [](const std::string& cell, const py::dict& problem) {
     const Arrays arrays(problem);
-    (is_double(arrays, problem) ? forward<double> : forward<float>)(find_cell(cell.c_str()), arrays);
+    (arrays.is_double("x") ? forward<double> : forward<float>)(find_cell(cell.c_str()), arrays);
   });
   m.def("backward", [](const std::string& cell, const py::dict& problem, const py::dict& gradients) {
     const Arrays arrays(problem);
-    (is_double(arrays, problem) ? backward<double> : backward<float>)(find_cell(cell.c_str()), arrays, Arrays(gradients));
+    (arrays.is_double("x") ? backward<double> : backward<float>)(find_cell(cell.c_str()), arrays, Arrays(gradients));
   });
   m.def("empty", [](const std::vector<py::ssize_t>& shape, const py::dtype& dtype) {
     size_t bytes = size_t(dtype.itemsize());

@@ -23,11 +23,12 @@ template <class C, class S>
 constexpr Entries<S> entries = {run<ForwardLoop, C, S, Forward<S>>, run<BackwardLoop, C, S, Backward<S>>};
 
 extern const LayerNormKernels layer_norm;
+extern const ActivationKernels activations[];
 
 template <class... C>
 struct Table {
   static constexpr CellKernels cells[] = {{C::name, C::gates, C::states, C::saved, entries<C, float>, entries<C, double>}...};
-  static constexpr Kernels kernels = {vector_bytes, sizeof...(C), cells, multiply_add, &layer_norm};
+  static constexpr Kernels kernels = {vector_bytes, sizeof...(C), cells, multiply_add, &layer_norm, activations};
 };
 
 template <class... C>

@@ -1,6 +1,7 @@
 """Fused backpropagation through time for RNN, GRU and LSTM, with the gradient at every timestep."""
 
 from . import init, optim
+from .blocks import LayerNorm, ResidualBlock, Sequential
 from .clipping import clip_grad_norm
 from .config import (
     __version__,
@@ -15,6 +16,7 @@ from .gradcheck import gradcheck
 from .layer import load
 from .layer_norm import add_layer_norm, add_layer_norm_backward
 from .losses import cross_entropy, mse
+from .mlp import MLP
 from .modules import Embedding, Linear
 from .recurrent import GRU, LSTM, RNN
 from .tape import Gradients, Tape
@@ -22,10 +24,14 @@ from .tape import Gradients, Tape
 __all__ = [
     "GRU",
     "LSTM",
+    "MLP",
     "RNN",
     "Embedding",
     "Gradients",
+    "LayerNorm",
     "Linear",
+    "ResidualBlock",
+    "Sequential",
     "Tape",
     "__version__",
     "add_layer_norm",

@@ -17,8 +17,9 @@ __all__ = ["add_layer_norm", "add_layer_norm_backward"]
 class Saved:
     """What `add_layer_norm` keeps for its backward: the sum, three numbers a row, and the weight as it was."""
 
-    def __init__(self, total: Array, statistics: Array, weight: Array, scale: float) -> None:
+    def __init__(self, total: Array, statistics: Array, weight: Array, scale: float, added: bool) -> None:
         self.sum, self.statistics, self.weight, self.scale = total, statistics, weight, scale
+        self.added = added  # whether the sum is one
 
     @property
     def nbytes(self) -> int:
@@ -31,9 +32,9 @@ def add_layer_norm(
 ) -> tuple[Array, Array, Saved]:
     """Add a scaled branch and normalise the sum over its last axis, in one pass over memory.
 
-    ``sum = x + scale branch`` and ``normalised = (sum - mean) / sqrt(variance + eps) weight + bias``. Rows far from zero
-    keep their digits (the mean is carried to twice the precision), and a row of equal numbers gives `bias`. A NaN
-    or infinity stays in its row.
+    ``sum = x + scale branch`` and ``normalised = (sum - mean) / sqrt(variance + eps) weight + bias``. Rows far from
+    zero keep their digits (the mean is carried to twice the precision), and a row of equal numbers gives `bias`.
+    A NaN or infinity stays in its row.
 
     Parameters
     ----------
@@ -166,7 +167,11 @@ def forward(
     if statistics is None:
         return total, normalised, None
     assert total is not None
-    return total, normalised, Saved(total, statistics, weight.copy(), scale)  # an optimiser may change the weight
+    return (
+        total,
+        normalised,
+        Saved(total, statistics, weight.copy(), scale, branch is not None),
+    )  # the weight may change
 
 
 def backward(d_sum: Array | None, d_normalised: Array | None, saved: Saved) -> tuple[Array, Array, Array, Array]:

@@ -36,7 +36,7 @@ class Recurrent(Layer):
     _state_names: ClassVar[tuple[str, ...]] = ("hidden",)
 
     def __init__(self, config: dict[str, Any], dtype: Any, seed: Any) -> None:
-        self.input_size = size("input_size", config["input_size"])
+        self.input_size: int = size("input_size", config["input_size"])
         self.hidden_size = size("hidden_size", config["hidden_size"])
         self.num_layers = size("num_layers", config["num_layers"])
         self.bias = flag("bias", config["bias"])
@@ -44,6 +44,7 @@ class Recurrent(Layer):
         self.dropout = number("dropout", config["dropout"], 0, 1)
         self.bidirectional = flag("bidirectional", config["bidirectional"])
         self.num_directions = 2 if self.bidirectional else 1
+        self.output_size = self.num_directions * self.hidden_size
         checked = {name: getattr(self, name) for name in config if hasattr(self, name)}  # plain ints, for `save`
         self._set_up({**config, **checked, **_no_noise(config)}, self._shapes(), dtype, seed)
         bound = self.hidden_size**-0.5  # as PyTorch
