@@ -1,4 +1,4 @@
-"""sigmoid and tanh of the kernels, at every level of this machine, against functions that are far more exact.
+"""sigmoid, tanh and the normal distribution of the kernels, at every level of this machine, against exact ones.
 
 Measured at v2 and v3 over every 23rd float and 6 million doubles, the largest errors in units in the last place are
 
@@ -8,6 +8,14 @@ Measured at v2 and v3 over every 23rd float and 6 million doubles, the largest e
 Where it is largest, some five roundings of half a unit each follow one another (the polynomial, its product with 2^n,
 the sum with 1, the quotient), and the quotient may lie in a binade where a unit is relatively half as large.
 Hence the bound, 3. The grids below are coarser and meet errors up to 2.35.
+
+Of 18 million floats and 180000 doubles, at v2, v3 and v4:
+
+    density       float32 2.19 (x = 1.926)     float64 2.11 (x = -7.23)
+    distribution  float32 5.95 (x = -0.0081)   float64 5.37 (x = -0.0015)
+
+Just below zero the polynomial of the distribution hands on three roundings of y = (z - 4) / (z + 4), adds one and a
+half of its own, and the exponential and two products follow; a unit is relatively as small as it can be. Hence 7.
 """
 
 from __future__ import annotations
@@ -24,7 +32,7 @@ from compiler import ROOT, compile_all
 from throughtime import _core
 
 LEVELS = [name for name, supported in _core.levels() if supported]
-BOUND = {"sigmoid": 3, "tanh": 3, "density": 4, "distribution": 6}  # ulp
+BOUND = {"sigmoid": 3, "tanh": 3, "density": 3, "distribution": 7}  # ulp
 FUNCTIONS = ("sigmoid", "tanh")
 NORMAL = ("density", "distribution")
 DTYPES = ("float32", "float64")
@@ -187,4 +195,22 @@ def test_infinity_and_nan(kernel):
         assert np.all(y[3:6] == -1)
     else:  # exp is cut off at 88 or 708, short of infinity
         assert np.all((y[3:6] >= 0) & (y[3:6] <= 2 * info.tiny))
+    assert np.all(np.isnan(y[6:]))
+
+
+@cases(NORMAL)
+def test_normal_distribution_at_its_ends(kernel):
+    """Phi(-x) vanishes with its digits, until the kernels' numbers end; both stay in their range."""
+    info = np.finfo(kernel.dtype)
+    x = np.array([0.0, -0.0, np.inf, info.max, -np.inf, info.min, np.nan, -np.nan], kernel.dtype)
+    y = kernel(x)
+    if kernel.__name__ == "density":
+        assert np.all(np.abs(y[:2] - 1 / math.sqrt(2 * math.pi)) <= info.eps)
+        assert np.all((y[2:6] >= 0) & (y[2:6] <= info.tiny))
+        assert np.array_equal(kernel(grid(kernel.dtype)), kernel(-grid(kernel.dtype)))
+    else:
+        assert np.all(np.abs(y[:2] - 0.5) <= 3 * info.eps)
+        assert np.all(y[2:4] == 1)
+        assert np.all((y[4:6] >= 0) & (y[4:6] <= info.tiny))
+        assert np.all((kernel(grid(kernel.dtype)) >= 0) & (kernel(grid(kernel.dtype)) <= 1))
     assert np.all(np.isnan(y[6:]))
