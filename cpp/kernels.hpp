@@ -147,12 +147,84 @@ struct AttentionKernels {
   AttentionEntries<double> f64;
 };
 
+// Residual add and LayerNorm of N rows of F features; see cpu/layer_norm.hpp for the equations. Arrays are contiguous.
+template <class S>
+struct LayerNormForward {
+  int64_t N, F;
+  double scale, eps;
+  const S* x;       // (N, F)
+  const S* branch;  // (N, F), or null: x itself is normalised, and there is no sum
+  const S* weight;  // (F)
+  const S* bias;    // (F)
+  S* sum;           // (N, F): x + scale branch, or null
+  S* normalised;    // (N, F)
+  S* statistics;    // (N, 3): what a backward needs of each row, or null
+};
+
+template <class S>
+struct LayerNormBackward {
+  int64_t N, F;
+  double scale;
+  const S* sum;           // (N, F); x where there was no branch
+  const S* weight;        // (F)
+  const S* statistics;    // (N, 3)
+  const S* d_sum;         // (N, F), or null
+  const S* d_normalised;  // (N, F)
+  S* d_x;                 // (N, F)
+  S* d_branch;            // (N, F): scale d_x, or null
+  S* d_weight;            // (F)
+  S* d_bias;              // (F)
+};
+
+template <class S>
+struct LayerNormEntries {
+  void (*forward)(const LayerNormForward<S>&, const Host&);
+  void (*backward)(const LayerNormBackward<S>&, const Host&);
+};
+
+struct LayerNormKernels {
+  LayerNormEntries<float> f32;
+  LayerNormEntries<double> f64;
+};
+
+// y = f(x + bias) for N rows of F features. Arrays are contiguous.
+template <class S>
+struct ActivationForward {
+  int64_t N, F;
+  const S* bias;  // (F)
+  S* x;           // (N, F): becomes x + bias where the derivative is found from that, if y is another array
+  S* y;           // (N, F); may be x
+};
+
+template <class S>
+struct ActivationBackward {
+  int64_t N, F;
+  const S* saved;  // (N, F): y, or x + bias
+  S* d;            // (N, F): dy becomes the gradient of x
+  S* d_bias;       // (F)
+};
+
+template <class S>
+struct ActivationEntries {
+  void (*forward)(const ActivationForward<S>&, const Host&);
+  void (*backward)(const ActivationBackward<S>&, const Host&);
+};
+
+struct ActivationKernels {
+  const char* name;
+  bool of_argument;  // whether the derivative is found from x + bias
+  ActivationEntries<float> f32;
+  ActivationEntries<double> f64;
+};
+
 struct Kernels {
   int vector_bytes;
   int count;
   const CellKernels* cells;
   double (*multiply_add)(int64_t rounds);  // float32 in registers alone, on one core; returns the operations
   const AttentionKernels* attention;
+  const LayerNormKernels* layer_norm;
+  const ActivationKernels* activations;  // the last one has no name
 };
 
 }  // namespace throughtime

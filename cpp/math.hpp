@@ -1,4 +1,4 @@
-// exp, sigmoid, tanh and relu over a vector register. With n = round(x / ln 2) and r = x - n ln 2:
+// exp, sigmoid, tanh, relu and the normal distribution over a vector register. With n = round(x / ln 2) and r = x - n ln 2:
 //   exp(x) = 2^n (1 + e),  e = exp(r) - 1 = r + r^2 q(r),  q the polynomial of least relative error on |r| <= ln 2 / 2.
 //   tanh(|x|) = E / (E + 2),  E = exp(2 |x|) - 1 = 2^n e + (2^n - 1),  which is accurate near zero, as 2 sigmoid(2x) - 1 is not.
 // Errors against 50 digits are measured by tests/test_math.py.
@@ -37,16 +37,19 @@ struct Exponential<double> {
                                  2.5114466411978035887e-8};
 };
 
-// exp(x) = power + power * rest, with power = 2^n; |x| must not exceed `largest`. A NaN in x is a NaN in rest.
+// x / ln 2 rounded to an integer, with `round` added.
 template <class V>
-TT_INLINE void split_exp(V x, V& power, V& rest) {
+TT_INLINE V power_of_two(V x) {
+  constexpr Scalar<V> log2_e = Scalar<V>(1.4426950408889634074);
+  return x * log2_e + Exponential<Scalar<V>>::round;
+}
+
+// power = 2^n and rest = exp(r) - 1, where `shifted` is n with `round` added.
+template <class V>
+TT_INLINE void scaled_exp(V shifted, V r, V& power, V& rest) {
   using S = Scalar<V>;
   using E = Exponential<S>;
   using Bits = typename Register<S>::bits;
-  constexpr S log2_e = S(1.4426950408889634074);
-  const V shifted = x * log2_e + E::round;
-  const V n = shifted - E::round;
-  const V r = x - n * E::ln2_high - n * E::ln2_low;
   Bits exponent;
   __builtin_memcpy(&exponent, &shifted, sizeof exponent);
   exponent = (exponent + E::bias) << E::mantissa;  // the bits of `round` above the integer are shifted out
@@ -56,6 +59,14 @@ TT_INLINE void split_exp(V x, V& power, V& rest) {
 #pragma GCC unroll 16
   for (int i = terms - 2; i >= 0; --i) q = q * r + E::q[i];
   rest = r * r * q + r;
+}
+
+// exp(x) = power + power * rest, with power = 2^n; |x| must not exceed `largest`. A NaN in x is a NaN in rest.
+template <class V>
+TT_INLINE void split_exp(V x, V& power, V& rest) {
+  using E = Exponential<Scalar<V>>;
+  const V shifted = power_of_two(x), n = shifted - E::round;
+  scaled_exp(shifted, x - n * E::ln2_high - n * E::ln2_low, power, rest);
 }
 
 template <class V>
@@ -101,6 +112,61 @@ TT_INLINE V tanh(V x) {
   bits |= sign;
   __builtin_memcpy(&value, &bits, sizeof value);
   return value;
+}
+
+template <class S>
+struct Normal;
+
+template <>
+struct Normal<float> {
+  static constexpr int32_t high = ~0xfff;  // the bits whose number has an exact square
+  static constexpr float largest = 13.25f;
+  static constexpr float p[] = {0.75528513056036764f,   -0.60789664353932946f,    0.38713738107471534f,    -0.18652179500397822f,
+                                0.060397035170329213f,  -0.0075407359474754204f,  -0.0034837117458916027f, 0.0016312484559619537f,
+                                0.0001483033410987462f, -0.00022243052432323643f, -2.1754040100907336e-5f, 1.274109459862662e-5f};
+};
+
+template <>
+struct Normal<double> {
+  static constexpr int64_t high = ~int64_t(0x7ffffff);
+  static constexpr double largest = 37.625;
+  static constexpr double p[] = {
+      0.75528513041575149279,    -0.60789664197189209322,    0.38713740074221469989,    -0.18652185795965874163,
+      0.060396574890927799557,   -0.0075401889666816045251,  -0.0034796923672020383051, 0.0016308184569723671318,
+      0.00013334431023062266885, -0.00023109493065021283167, -1.9082438473932859844e-6, 0.000035144666831770126508,
+      7.1660449218891118571e-7,  -5.9201254389614404696e-6,  -6.2952755994391282772e-7, 1.0214902358451662263e-6,
+      2.715062499800664486e-7,   -1.5494154669206426113e-7,  -8.5080323731568882994e-8, 1.3330328543330317343e-8,
+      1.9415171017095207968e-8,  1.8510025158968663324e-9,   -2.4670079725836243434e-9, -7.0040601537256105754e-10};
+};
+
+// The standard normal distribution: its density phi(x) = exp(-x^2 / 2) / sqrt(2 pi), and Phi(x) = (1 + erf(x / sqrt 2)) / 2.
+//   Phi(-z) = exp(-z^2 / 2) p(y) / (z + 4),  y = (z - 4) / (z + 4),  z >= 0,  and Phi(z) = 1 - Phi(-z):
+// small values keep their digits, as those of 1 + erf do not. z^2 is taken in two parts, for its rounding would cost as many.
+template <class V>
+TT_INLINE void normal(V x, V& density, V& distribution) {
+  using S = Scalar<V>;
+  using E = Exponential<S>;
+  using N = Normal<S>;
+  using Bits = typename Register<S>::bits;
+  const V z = clamp(x < S(0) ? -x : x, S(0), N::largest);
+  Bits bits;
+  __builtin_memcpy(&bits, &z, sizeof bits);
+  bits &= N::high;
+  V high;
+  __builtin_memcpy(&high, &bits, sizeof high);
+  const V shifted = power_of_two(S(-0.5) * z * z), n = shifted - E::round;
+  const V r = S(-0.5) * high * high - n * E::ln2_high - n * E::ln2_low - S(0.5) * (z - high) * (z + high);
+  V power, rest;
+  scaled_exp(shifted, r, power, rest);
+  const V e = power * (S(1) + rest);  // their product alone may be subnormal
+  density = e * S(0.39894228040143267794);
+  const V inverse = S(1) / (z + S(4)), y = (z - S(4)) * inverse;
+  constexpr int terms = sizeof(N::p) / sizeof(S);
+  V p = splat<V>(N::p[terms - 1]);
+#pragma GCC unroll 32
+  for (int i = terms - 2; i >= 0; --i) p = p * y + N::p[i];
+  const V tail = p * inverse * e;
+  distribution = x < S(0) ? tail : S(1) - tail;
 }
 
 template <class V>

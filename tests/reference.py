@@ -569,3 +569,22 @@ def self_attention(parameters, x, d_output, num_heads, causal=True, window=None,
         for name, gradient in zip(grads, (d_qkv.T @ own, d_qkv.sum(0), d_y.T @ y, d_y.sum(0)), strict=True):
             grads[name] += gradient
     return output, d_input, grads
+
+
+# Outside of time.
+
+
+def add_layer_norm(x, branch, weight, bias, scale, eps):
+    """s = x + scale branch; y = n weight + bias, n = (s - <s>) / sqrt(<(s - <s>)^2> + eps), <> the mean of a row"""
+    s = x + scale * branch
+    d = s - s.mean(axis=-1, keepdims=True)
+    rstd = (np.mean(d * d, axis=-1, keepdims=True) + eps) ** -0.5
+    return s, d * rstd * weight + bias, (d * rstd, rstd)
+
+
+def add_layer_norm_backward(d_sum, d_y, saved, weight, scale):
+    """d_x, d_branch, d_weight, d_bias"""
+    (n, rstd), rows = saved, tuple(range(d_y.ndim - 1))
+    g = d_y * weight
+    d_x = d_sum + rstd * (g - g.mean(axis=-1, keepdims=True) - n * np.mean(g * n, axis=-1, keepdims=True))
+    return d_x, scale * d_x, np.sum(d_y * n, axis=rows), np.sum(d_y, axis=rows)

@@ -21,6 +21,17 @@ def test_examples_of_docstrings_run(name):
     assert found.failed == 0
 
 
+def test_the_example_of_the_blocks_runs(capsys):
+    """It prints the size of the loss's gradient before every layer, and whether a step made the loss smaller."""
+    page = (Path(__file__).parent.parent / "docs" / "blocks.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(code, "blocks.md", "exec"), {})
+    *sizes, smaller = capsys.readouterr().out.splitlines()
+    assert len(sizes) == 5
+    assert all(float(line.split()[-1]) > 0 for line in sizes)
+    assert smaller == "True"
+
+
 def test_the_lines_of_the_readme_run(capsys):
     """They print three norms, which fall towards the beginning, and a timestep."""
     readme = (Path(__file__).parent.parent / "README.md").read_text()

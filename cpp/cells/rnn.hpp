@@ -1,38 +1,14 @@
 // h' = f(x + r), f = tanh or relu (Elman 1990)
 #pragma once
 
-#include "../math.hpp"
+#include "../activations.hpp"
 #include "cell.hpp"
 
 namespace throughtime::TT_ISA {
 
-struct Tanh {
-  static constexpr const char *name = "rnn_tanh", *kept_name = "rnn_tanh_kept";
-  template <class V>
-  TT_INLINE static V value(V x) {
-    return tanh(x);
-  }
-  template <class V>
-  TT_INLINE static V gradient(V y, V dy) {
-    return dy * (1 - y * y);
-  }
-};
-
-struct Relu {
-  static constexpr const char *name = "rnn_relu", *kept_name = "rnn_relu_kept";
-  template <class V>
-  TT_INLINE static V value(V x) {
-    return relu(x);
-  }
-  template <class V>
-  TT_INLINE static V gradient(V y, V dy) {
-    return y > 0 ? dy : V{};
-  }
-};
-
 template <class Activation>
 struct RNN : OnePhase {
-  static constexpr const char* name = Activation::name;
+  static constexpr const char* name = Activation::cell;
   enum Gate { A, gates };
   enum State { H, states };
   static constexpr int recurrent = gates, saved = 0;  // the state after is all that the backward needs
@@ -53,7 +29,7 @@ struct RNN : OnePhase {
 template <class Activation>
 struct KeptRNN : RNN<Activation> {
   using RNN<Activation>::A, RNN<Activation>::H;
-  static constexpr const char* name = Activation::kept_name;
+  static constexpr const char* name = Activation::kept_cell;
   static constexpr int saved = 1;
 
   template <class V>

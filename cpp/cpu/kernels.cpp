@@ -23,6 +23,8 @@ template <class C, class S>
 constexpr Entries<S> entries = {run<ForwardLoop, C, S, Forward<S>>, run<BackwardLoop, C, S, Backward<S>>};
 
 extern const AttentionKernels attention;
+extern const LayerNormKernels layer_norm;
+extern const ActivationKernels activations[];
 
 template <class... C>
 struct Table {
@@ -34,7 +36,7 @@ struct Table {
   }
   static constexpr CellKernels cells[] = {
       describe(C::name, C::gates, C::states, C::saved, C::projects, C::unit_weights, entries<C, float>, entries<C, double>)...};
-  static constexpr Kernels kernels = {vector_bytes, sizeof...(C), cells, multiply_add, &attention};
+  static constexpr Kernels kernels = {vector_bytes, sizeof...(C), cells, multiply_add, &attention, &layer_norm, activations};
 };
 
 template <class... C>

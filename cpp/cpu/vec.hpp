@@ -34,6 +34,34 @@ TT_INLINE void store_some(S* to, V value, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = buffer[i];
 }
 
+// Stores past the cache, to an address aligned to the register: memory that nobody reads soon need not be read first. Others see
+// it after `stream_fence`. Where the compiler has no such store, an ordinary one.
+template <class V, class S>
+TT_INLINE void stream(S* to, V value) {
+#if defined(__clang__)
+  __builtin_nontemporal_store(value, reinterpret_cast<V*>(to));
+#elif defined(__x86_64__) && !defined(TT_VECTOR_BYTES)
+  float* const at = reinterpret_cast<float*>(to);
+  Vec<float> bits;
+  __builtin_memcpy(&bits, &value, sizeof bits);
+#if defined(__AVX512F__)
+  __builtin_ia32_movntps512(at, bits);
+#elif defined(__AVX__)
+  __builtin_ia32_movntps256(at, bits);
+#else
+  __builtin_ia32_movntps(at, bits);
+#endif
+#else
+  store(to, value);
+#endif
+}
+
+TT_INLINE void stream_fence() {
+#if defined(__x86_64__)
+  __builtin_ia32_sfence();
+#endif
+}
+
 // The first `count` lanes of a value, and zeros.
 template <class S, class V>
 TT_INLINE V keep_some(V value, int64_t count) {

@@ -2,6 +2,7 @@
 
 from . import convert, init, optim
 from .attention import SelfAttention
+from .blocks import LayerNorm, ResidualBlock, Sequential
 from .clipping import clip_grad_norm
 from .config import (
     __version__,
@@ -14,7 +15,9 @@ from .config import (
 )
 from .gradcheck import gradcheck
 from .layer import load
+from .layer_norm import add_layer_norm, add_layer_norm_backward
 from .losses import cross_entropy, mse
+from .mlp import MLP
 from .modules import Embedding, Linear
 from .recurrent import GRU, LSTM, RNN
 from .tape import Gradients, Tape
@@ -22,13 +25,19 @@ from .tape import Gradients, Tape
 __all__ = [
     "GRU",
     "LSTM",
+    "MLP",
     "RNN",
     "Embedding",
     "Gradients",
+    "LayerNorm",
     "Linear",
+    "ResidualBlock",
     "SelfAttention",
+    "Sequential",
     "Tape",
     "__version__",
+    "add_layer_norm",
+    "add_layer_norm_backward",
     "clip_grad_norm",
     "convert",
     "cross_entropy",

@@ -25,6 +25,12 @@ class Layer:
     parameters: dict[str, Array]
     """Name to array. Writing into an array changes the layer."""
 
+    input_size: int | None = None
+    """Features of the input's last axis; None where they are not known, or the input is integers."""
+
+    output_size: int | None = None
+    """Features of the output's last axis; None where they are not known."""
+
     def __init_subclass__(cls, kind: str | None = None) -> None:
         """Name a class that `load` makes; a user's subclass is saved as what it derives from."""
         if kind:
@@ -109,10 +115,56 @@ class Layer:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write configuration and parameters to `path` (NumPy's ``.npz`` format); `throughtime.load` reads it."""
-        about = json.dumps({"layer": self._kind, "config": self._config})
+        about = json.dumps(self._about(), default=lambda inner: inner._about())
         entries: dict[str, Any] = {"__throughtime__": np.array(about), **self.parameters}
         with open(path, "wb") as file:
             np.savez(file, **entries)
+
+    def _about(self) -> dict[str, Any]:
+        """What `_rebuild` makes this layer of, but for the parameters' values."""
+        return {"layer": self._kind, "config": self._config}
+
+    @classmethod
+    def _rebuild(cls, config: dict[str, Any]) -> Self:
+        return cls(**config)
+
+
+class Composite(Layer):
+    """A layer made of others, whose parameters are theirs, with the others' names before them.
+
+    A subclass calls ``_compose`` with its configuration and its inner layers by name.
+    """
+
+    def _compose(self, config: dict[str, Any], inner: dict[str, Layer], dtype: np.dtype[Any]) -> None:
+        self.dtype = dtype
+        self._config = config
+        self._inner = inner
+        self.parameters = self._named({name: layer.parameters for name, layer in inner.items()})
+        places: dict[int, str] = {}
+        for name, array in self.parameters.items():
+            if id(array) in places:
+                raise ValueError(f"a layer can stand in one place only, but {name!r} is {places[id(array)]!r}")
+            places[id(array)] = name
+
+    @staticmethod
+    def _named(arrays: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """Entries of the inner layers as one dict."""
+        return {f"{name}.{key}": array for name, own in arrays.items() for key, array in own.items()}
+
+    def _check_parameters(self) -> None:
+        """Raise unless `parameters` still is the inner layers' own arrays."""
+        own = self._named({name: layer.parameters for name, layer in self._inner.items()})
+        if self.parameters.keys() != own.keys():
+            raise ValueError(f"parameters has {sorted(self.parameters)}, expected {sorted(own)}")
+        for name, array in own.items():
+            if self.parameters[name] is not array:
+                raise ValueError(f"parameters[{name!r}] is not the inner layer's: write into it, do not replace it")
+        for layer in self._inner.values():
+            layer._check_parameters()
+
+
+def _rebuild(entry: dict[str, Any]) -> Any:
+    return Layer._kinds[entry["layer"]]._rebuild(entry["config"]) if entry.keys() == {"layer", "config"} else entry
 
 
 def load(path: str | os.PathLike[str]) -> Layer:
@@ -128,9 +180,8 @@ def load(path: str | os.PathLike[str]) -> Layer:
     try:
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             entries = dict(file)
-        about = json.loads(str(entries.pop("__throughtime__")))
-        layer = Layer._kinds[about["layer"]](**about["config"])
+        layer: Layer = json.loads(str(entries.pop("__throughtime__")), object_hook=_rebuild)
         layer.load_parameters(entries)
-    except (KeyError, TypeError, ValueError, EOFError, BadZipFile) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, EOFError, BadZipFile) as error:
         raise ValueError(f"path is not a layer saved by throughtime: {os.fspath(path)!r} ({error})") from None
     return layer

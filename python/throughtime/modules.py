@@ -38,6 +38,25 @@ def affine_backward(d_output: Array, rows: Array, weight: Array, bias: bool) -> 
     return d_output @ weight, parameters
 
 
+def check_features(layer: Layer, x: Array) -> None:
+    """Raise unless `x` is (..., I) of the layer's dtype."""
+    check_dtype("x", x, layer.dtype)
+    if x.ndim == 0 or x.shape[-1] != layer.input_size:
+        raise ValueError(
+            f"x must have {layer.input_size} features in its last axis for this {type(layer).__name__}, "
+            f"got shape {x.shape}"
+        )
+
+
+def rows_of(layer: Layer, x: Any) -> Array:
+    """`x` (..., I), checked to fit the layer, as a matrix (N, I)."""
+    layer._check_parameters()
+    x = as_array("x", x)
+    check_features(layer, x)
+    rows: Array = x.reshape(-1, x.shape[-1])
+    return rows
+
+
 class Linear(Layer, kind="Linear"):
     """``y = x W^T + b`` on the last axis.
 
@@ -70,8 +89,8 @@ class Linear(Layer, kind="Linear"):
     def __init__(
         self, input_size: int, output_size: int, bias: bool = True, *, dtype: Any = "float32", seed: Any = None
     ) -> None:
-        self.input_size = positive_int("input_size", input_size)
-        self.output_size = positive_int("output_size", output_size)
+        self.input_size: int = positive_int("input_size", input_size)
+        self.output_size: int = positive_int("output_size", output_size)
         self._bias = flag("bias", bias)
         shapes: dict[str, tuple[int, ...]] = {"weight": (self.output_size, self.input_size)}
         if self._bias:
@@ -115,14 +134,8 @@ class Linear(Layer, kind="Linear"):
 
     def _rows(self, x: Any) -> tuple[Array, tuple[int, ...]]:
         """`x` as a matrix (N, I), and the shape of the output."""
-        self._check_parameters()
-        x = as_array("x", x)
-        check_dtype("x", x, self.dtype)
-        if x.ndim == 0 or x.shape[-1] != self.input_size:
-            raise ValueError(
-                f"x must have {self.input_size} features in its last axis, got shape {x.shape} for {self!r}"
-            )
-        return x.reshape(-1, self.input_size), (*x.shape[:-1], self.output_size)
+        rows = rows_of(self, x)
+        return rows, (*as_array("x", x).shape[:-1], self.output_size)
 
 
 class LinearTape:
@@ -189,7 +202,8 @@ class Embedding(Layer, kind="Embedding"):
 
     def __init__(self, count: int, size: int, *, dtype: Any = "float32", seed: Any = None) -> None:
         self.count = positive_int("count", count)
-        self.size = positive_int("size", size)
+        self.output_size: int = positive_int("size", size)
+        self.size = self.output_size
         self._set_up({"count": self.count, "size": self.size}, {"weight": (self.count, self.size)}, dtype, seed)
         self.parameters["weight"][...] = self._rng.standard_normal((self.count, self.size))
 

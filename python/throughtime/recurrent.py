@@ -37,7 +37,7 @@ class Recurrent(Layer):
     _constants: ClassVar[dict[str, float]] = {}  # initial values that are not random
 
     def __init__(self, config: dict[str, Any], dtype: Any, seed: Any) -> None:
-        self.input_size = size("input_size", config["input_size"])
+        self.input_size: int = size("input_size", config["input_size"])
         self.hidden_size = size("hidden_size", config["hidden_size"])
         self.num_layers = size("num_layers", config["num_layers"])
         self.bias = flag("bias", config["bias"])
@@ -47,6 +47,7 @@ class Recurrent(Layer):
         self.num_directions = 2 if self.bidirectional else 1
         self.zoneout = self._check_zoneout(config["zoneout"])
         self.weight_dropout = number("weight_dropout", config["weight_dropout"], 0, 1)
+        self.output_size = self.num_directions * self._width
         checked = {name: getattr(self, name) for name in config if hasattr(self, name)}  # plain ints, for `save`
         self._set_up({**config, **checked}, self._shapes(), dtype, seed)
         bound = self.hidden_size**-0.5  # as PyTorch
@@ -308,8 +309,6 @@ def _check_resets(resets: Any, steps: int, batch: int, batched: bool) -> Array |
     if resets is None:
         return None
     return bool_array("resets", resets, (steps, batch) if batched else (steps,)).reshape(steps, batch)
-
-
 
 
 class RNN(Recurrent, kind="RNN"):

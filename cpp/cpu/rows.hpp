@@ -1,0 +1,133 @@
+// Pointwise work on the N rows of a matrix, F features each: blocks of rows, the registers of a row, and sums over rows.
+// Sums are the same bits for any number of threads: what a block is and how blocks are added comes from N alone.
+#pragma once
+
+#include "pack.hpp"
+#include "team.hpp"
+
+namespace throughtime::TT_ISA {
+
+template <int n>
+struct Count {
+  static constexpr int value = n;
+};
+
+// body(j, count) for every register of a row: `count` features from j on.
+template <class S, class Body>
+TT_INLINE void for_registers(int64_t F, const Body& body) {
+  constexpr int64_t L = lanes<S>;
+  int64_t j = 0;
+  for (; j + L <= F; j += L) body(j, L);
+  if (j < F) body(j, F - j);
+}
+
+// Rows in groups of four: reductions of one hide behind those of another, and what all rows share is loaded once for them.
+template <class Group>
+TT_INLINE void for_groups(Range rows, const Group& group) {
+  int64_t r = rows.begin;
+  for (; r + 4 <= rows.end; r += 4) group(r, Count<4>{});
+  for (; r < rows.end; ++r) group(r, Count<1>{});
+}
+
+// Whether results of N rows go past the cache: where they would not stay in it, and their registers are aligned. Residual add and
+// LayerNorm of 512 floats, with and without (Zen 5, 32 MB of L3): 0.50 and 0.45 ms for 4000 rows, 0.98 and 1.11 for 8000, 4.4 and
+// 6.0 for 32000.
+template <class S, class... Result>
+bool streams(int64_t N, int64_t F, Result*... to) {
+  return F % lanes<S> == 0 && N * F * int64_t(sizeof(S)) >= 16 << 20 && ((uintptr_t(to) % vector_bytes == 0) && ...);
+}
+
+template <bool streamed, class V, class S>
+TT_INLINE void put(S* to, V value, int64_t count) {
+  if (streamed) stream(to, value);
+  else store_some(to, value, count);
+}
+
+// At most 128 blocks of rows; a thread takes the next one when it is free.
+class RowBlocks {
+ public:
+  RowBlocks(int64_t N, int64_t F, const Host& host)
+      : N_(N), size_(N > 16 * 128 ? ceil_div(N, 128) : 16), host_(host), alone_(N * F < 1 << 15), team_(host) {}
+
+  int64_t count() const { return ceil_div(N_, size_); }
+  int threads() const { return alone_ ? 1 : host_.threads; }  // a small problem is done before another thread is awake
+
+  // work(thread) on every thread.
+  template <class Work>
+  void run(const Work& work) {
+    const auto body = [](void* self, int thread) {
+      const FlushSubnormals flush;
+      (*static_cast<const Work*>(self))(thread);
+    };
+    void* const argument = const_cast<Work*>(&work);
+    if (alone_) body(argument, 0);
+    else host_.run(host_.context, body, argument);
+  }
+
+  // body(block, rows) until every block is taken; false when the call is to stop.
+  template <class Body>
+  bool for_each(int thread, const Body& body) {
+    for (;;) {
+      const int64_t block = __atomic_fetch_add(&next_, 1, __ATOMIC_RELAXED);
+      if (block >= count()) return true;
+      if (team_.interrupted(thread)) return false;
+      const int64_t begin = block * size_, end = begin + size_;
+      body(block, Range{begin, end < N_ ? end : N_});
+    }
+  }
+
+  bool wait(int thread) { return alone_ || team_.wait(thread); }  // for all threads; false when the call is to stop
+
+ private:
+  const int64_t N_, size_;
+  const Host& host_;
+  const bool alone_;
+  Team team_;
+  alignas(64) int64_t next_ = 0;
+};
+
+// Sums over all rows: of a few rows in S, of a block's in float64, then the blocks one after the other.
+template <class S>
+class ColumnSums {
+ public:
+  ColumnSums(int64_t columns, RowBlocks& blocks, const Host& host)
+      : columns_(columns),
+        blocks_(blocks),
+        few_(scratch<S>(host, columns * host.threads)),
+        sums_(scratch<double>(host, columns * blocks.count())) {}
+
+  // Of a block's rows: add(rows, sums) adds some rows to the columns.
+  template <class Add>
+  void sum_block(int thread, int64_t block, Range rows, const Add& add) {
+    S* const few = few_ + thread * columns_;
+    double* const sums = sums_ + block * columns_;
+    for (int64_t j = 0; j < columns_; ++j) sums[j] = 0;
+    for (int64_t r = rows.begin; r < rows.end; r += 16) {
+      for (int64_t j = 0; j < columns_; ++j) few[j] = 0;
+      add(Range{r, r + 16 < rows.end ? r + 16 : rows.end}, few);
+      for (int64_t j = 0; j < columns_; ++j) sums[j] += double(few[j]);
+    }
+  }
+
+  // This thread's share of put(j, sum) for every column, when all blocks are done.
+  template <class Put>
+  void total(int thread, const Put& put) const {
+    constexpr int64_t width = 64;
+    const Range own = share(columns_, blocks_.threads(), thread, width);
+    for (int64_t j = own.begin; j < own.end; j += width) {
+      double totals[width] = {};
+      const int64_t count = own.end - j < width ? own.end - j : width;
+      for (int64_t block = 0; block < blocks_.count(); ++block)
+        for (int64_t i = 0; i < count; ++i) totals[i] += sums_[block * columns_ + j + i];
+      for (int64_t i = 0; i < count; ++i) put(j + i, totals[i]);
+    }
+  }
+
+ private:
+  const int64_t columns_;
+  const RowBlocks& blocks_;
+  S* const few_;
+  double* const sums_;
+};
+
+}  // namespace throughtime::TT_ISA

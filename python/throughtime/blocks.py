@@ -1,0 +1,668 @@
+"""LayerNorm, residual blocks and stacks. An addition and the LayerNorm after it are one kernel, across layers too."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from . import _core, layer_norm
+from ._arguments import Array, as_array, choice, flag, float_array, float_dtype, number
+from ._arguments import size as positive_int
+from .layer import Composite, Layer
+from .modules import LayerGradients, check_features
+from .recurrent import _check_lengths
+
+__all__ = ["LayerNorm", "ResidualBlock", "Sequential"]
+
+_ERRORS = (FloatingPointError, TypeError, ValueError)
+
+
+class _Sum:
+    """What flows between layers: x + scale branch, added when somebody needs it, or as the next layer normalises it."""
+
+    def __init__(self, x: Array, branch: Array | None = None, scale: float = 1.0) -> None:
+        self.x, self.branch, self.scale = x, branch, scale
+
+    def settle(self) -> Array:
+        if self.branch is not None:
+            branch = self.branch if self.scale == 1 else self.branch * self.x.dtype.type(self.scale)
+            self._is(np.add(self.x, branch, out=_core.empty(self.x.shape, self.x.dtype)))
+        return self.x
+
+    def normalise(self, norm: LayerNorm, *, save: bool, keep_sum: bool) -> tuple[Array, layer_norm.Saved | None]:
+        """LayerNorm of the sum, which is nowhere afterwards if neither `save` nor `keep_sum`."""
+        weight, bias = norm.parameters["weight"], norm.parameters["bias"]
+        total, normalised, saved = layer_norm.forward(
+            self.x, self.branch, weight, bias, self.scale, norm.eps, keep_sum=keep_sum, save=save
+        )
+        if total is not None:
+            self._is(total)
+        return normalised, saved
+
+    def _is(self, total: Array) -> None:
+        self.x, self.branch, self.scale = total, None, 1.0
+
+
+class _Flow(NamedTuple):
+    """The gradient of what flows between layers, and of the branch in it where the layer after has found it already."""
+
+    total: Array
+    branch: Array | None = None
+
+
+def _normalise_backward(d_sum: Array | None, d_normalised: Array, saved: Any) -> tuple[_Flow, dict[str, Array]]:
+    d_x, d_branch, d_weight, d_bias = layer_norm.backward(d_sum, d_normalised, saved)
+    return _Flow(d_x, d_branch if saved.added else None), {"weight": d_weight, "bias": d_bias}
+
+
+class _Pass:
+    """One way forward through layers in layers: what the caller said, for those that listen."""
+
+    def __init__(self, options: dict[str, Any], *, save: bool, masks: Mapping[str, Array], prefix: str = "") -> None:
+        self.options, self.save, self.masks, self.prefix = options, save, masks, prefix
+
+    def within(self, name: str) -> _Pass:
+        """For the inner layer of this name."""
+        return _Pass(self.options, save=self.save, masks=self.masks, prefix=f"{self.prefix}{name}.")
+
+    def through(self, layer: Any, stream: _Sum) -> tuple[_Sum, Any]:
+        """What leaves the layer, and its tape, None where nothing is saved."""
+        if isinstance(layer, LayerNorm | _Container) and type(layer).forward in (LayerNorm.forward, _Container.forward):
+            return layer._advance(stream, self)
+        x = stream.settle()
+        if not self.save:
+            output = layer(x, **_taken(layer.__call__, self.options))
+            return _Sum(output[0] if isinstance(output, tuple) else output), None
+        own = {name.removeprefix(self.prefix): m for name, m in self.masks.items() if name.startswith(self.prefix)}
+        tape = layer.forward(x, **_taken(layer.forward, {**self.options, **({"masks": own} if own else {})}))
+        return _Sum(tape.output), tape
+
+
+def _back(tape: Any, flow: _Flow, options: dict[str, Any]) -> tuple[Any, _Flow]:
+    """A layer's gradients, and that of what entered it."""
+    if isinstance(tape, LayerNormTape | _ContainerTape):
+        return tape._retreat(flow, options)
+    grads = tape.backward(flow.total, **_taken(tape.backward, options))
+    return grads, _Flow(grads.input)
+
+
+def _taken(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those options that a function has a parameter for."""
+    names = _parameters(getattr(function, "__func__", function))
+    return {name: value for name, value in options.items() if name in names}
+
+
+@functools.lru_cache(maxsize=256)
+def _parameters(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
+
+
+@contextmanager
+def _placed(place: str, layer: Layer) -> Iterator[None]:
+    """An error inside says where."""
+    try:
+        yield
+    except _ERRORS as error:
+        kind = next(kind for kind in _ERRORS if isinstance(error, kind))
+        raise kind(f"{place} ({layer!r}): {error}") from error
+
+
+class LayerNorm(Layer, kind="LayerNorm"):
+    """``y = (x - mean) / sqrt(variance + eps) weight + bias`` over the last axis (Ba et al. 2016).
+
+    Parameters ``weight (size,)`` and ``bias (size,)`` start as ones and zeros, as in ``torch.nn.LayerNorm``. In a
+    :class:`Sequential`, the addition of a :class:`ResidualBlock` before it is part of the same kernel.
+
+    Parameters
+    ----------
+    size : int
+        Features of x and y.
+    eps : float
+        Added to the variance.
+    dtype : {"float32", "float64"}
+        Of parameters, inputs and results.
+    seed : optional
+        As for every layer, though nothing is random here.
+
+    Examples
+    --------
+    >>> import numpy as np, throughtime as tt
+    >>> tape = tt.LayerNorm(4).forward(np.array([[1, 2, 3, 4]], np.float32))
+    >>> tape.output.round(2)
+    array([[-1.34, -0.45,  0.45,  1.34]], dtype=float32)
+    >>> tape.backward(np.ones_like(tape.output)).parameters["bias"].tolist()
+    [1.0, 1.0, 1.0, 1.0]
+    """
+
+    def __init__(self, size: int, eps: float = 1e-5, *, dtype: Any = "float32", seed: Any = None) -> None:
+        self.input_size = self.output_size = positive_int("size", size)
+        self.eps = layer_norm.check_eps(eps)
+        shape = (self.input_size,)
+        self._set_up({"size": self.input_size, "eps": self.eps}, {"weight": shape, "bias": shape}, dtype, seed)
+        self.parameters["weight"][...] = 1
+
+    def __call__(self, x: Any) -> Array:
+        """Return the output (..., size) for `x` (..., size); nothing is saved."""
+        stream, _ = self._advance(_Sum(as_array("x", x)), _Pass({}, save=False, masks={}))
+        return stream.settle()
+
+    def forward(self, x: Any) -> LayerNormTape:
+        """Compute the output and keep what `LayerNormTape.backward` needs.
+
+        Parameters
+        ----------
+        x : (..., size) array
+            Of the layer's dtype, with any leading axes. The tape keeps a reference to it.
+
+        Returns
+        -------
+        LayerNormTape
+            With ``output`` (..., size).
+
+        Raises
+        ------
+        TypeError
+            If `x` is no array of the layer's dtype.
+        ValueError
+            If the last axis of `x` has another size.
+        """
+        _, tape = self._advance(_Sum(as_array("x", x)), _Pass({}, save=True, masks={}))
+        assert tape is not None
+        return tape
+
+    def _advance(self, stream: _Sum, run: _Pass) -> tuple[_Sum, LayerNormTape | None]:
+        self._check_parameters()
+        check_features(self, stream.x)
+        output, saved = stream.normalise(self, save=run.save, keep_sum=False)
+        return _Sum(output), None if saved is None else LayerNormTape(output, saved)
+
+
+class LayerNormTape:
+    """What a forward of `LayerNorm` keeps: ``output``, the input, three numbers a row, and the weight as it was."""
+
+    def __init__(self, output: Array, saved: layer_norm.Saved) -> None:
+        self.output = output
+        self._saved = saved
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the tape holds."""
+        return self.output.nbytes + self._saved.nbytes
+
+    def backward(self, d_output: Any) -> LayerGradients:
+        """Backpropagate; may be called again.
+
+        Parameters
+        ----------
+        d_output : (..., size) array
+            dL/doutput, of the shape and dtype of ``output``.
+
+        Returns
+        -------
+        LayerGradients
+            ``input`` (..., size) and ``parameters`` with ``weight`` and ``bias`` (size,).
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the dtype or shape of `d_output` does not fit.
+        """
+        return self._retreat(_Flow(float_array("d_output", d_output, self.output.dtype, self.output.shape)), {})[0]
+
+    def _retreat(self, flow: _Flow, options: dict[str, Any]) -> tuple[LayerGradients, _Flow]:
+        below, parameters = _normalise_backward(None, flow.total, self._saved)
+        return LayerGradients(below.total, parameters), below
+
+
+class _Container(Composite):
+    """A layer made of others, to which it hands on what its caller says."""
+
+    def __call__(self, x: Any, lengths: Any = None) -> Array:
+        """Inference: no dropout, nothing is saved.
+
+        Parameters
+        ----------
+        x, lengths
+            As for :meth:`forward`.
+
+        Returns
+        -------
+        output : array
+            Recurrent layers start from zeros; their final states are not returned.
+        """
+        stream, _, valid = self._run(x, lengths, {}, save=False, masks={})
+        return _select(valid, stream.settle())
+
+    def forward(
+        self,
+        x: Any,
+        lengths: Any = None,
+        *,
+        resets: Any = None,
+        masks: Mapping[str, Array] | None = None,
+        training: bool = True,
+        memory: str | int | None = None,
+    ) -> Any:
+        """Run every layer and keep what the tape's ``backward`` needs.
+
+        Parameters
+        ----------
+        x : (T, B, F) array
+            As the first layer takes it. The tape keeps a reference: do not change it before the backward.
+        lengths : (B,) integers, optional
+            Each sequence's own length. Handed to the layers that mix timesteps. Whatever the padding of x holds is
+            taken as zero, the output is zero there, and incoming gradients are ignored.
+        resets : (T, B) bool array, optional
+            Handed to the layers that take it: the recurrent ones.
+        masks : mapping of str to bool array, optional
+            Dropout masks, as in ``tape.masks``: named as parameters are, ``0.sublayer.dropout_l0``.
+        training : bool
+            False switches dropout off.
+        memory : {"full", "states", "checkpoint"} or int, optional
+            Handed to the recurrent layers.
+
+        Returns
+        -------
+        tape
+            With ``output``, ``masks``, ``nbytes`` and ``backward(d_output, **options)``; that of a block has
+            ``sublayer``, the inner layer's tape; that of a Sequential ``layers``, the tape of each.
+
+        Raises
+        ------
+        TypeError
+            If an array has another dtype than the layers; nothing is cast.
+        ValueError
+            If a size does not fit, with the place of the layer that found it, or no layer takes an option.
+        """
+        if not isinstance(masks, Mapping | None):
+            raise TypeError(f"masks must be a dict of bool arrays, got {type(masks).__name__}")
+        given = {"resets": resets, "memory": memory}
+        options = {name: value for name, value in given.items() if value is not None}
+        for name in options:
+            if not any(_taken(leaf.forward, {name: None}) for leaf in self._leaves()):
+                raise ValueError(f"{name} was given, but no layer of {self!r} takes it")
+        options["training"] = flag("training", training)
+        _, tape, valid = self._run(x, lengths, options, save=True, masks=masks or {})
+        unexpected = sorted(set(masks or ()) - set(tape.masks))
+        if unexpected:
+            raise ValueError(
+                f"masks has unexpected {', '.join(unexpected)}; expected {', '.join(tape.masks) or 'none'}"
+            )
+        tape._valid = valid
+        return tape
+
+    def _run(
+        self, x: Any, lengths: Any, options: dict[str, Any], *, save: bool, masks: Mapping[str, Array]
+    ) -> tuple[_Sum, Any, Array | None]:
+        self._check_parameters()
+        x = as_array("x", x)
+        valid = None
+        if lengths is not None:
+            valid = self._valid(x, lengths)
+            options = {**options, "lengths": lengths}
+        stream, tape = self._advance(_Sum(_select(valid, x)), _Pass(options, save=save, masks=masks))
+        return stream, tape, valid
+
+    def _valid(self, x: Array, lengths: Any) -> Array:
+        """Where x is no padding, (T, B) in the layout of x."""
+        axes = x.shape if x.dtype.kind in "iu" else x.shape[:-1]
+        if len(axes) not in (1, 2):
+            raise ValueError(f"x has shape {x.shape}, expected (T, B, F), or (T, F) unbatched, where lengths are given")
+        batched = len(axes) == 2
+        steps, batch = axes[:: -1 if self._batch_first() else 1] if batched else (*axes, 1)
+        own = _check_lengths(lengths, steps, batch, batched)
+        assert own is not None
+        valid: Array = np.arange(steps)[:, None] < own
+        return valid[:, 0] if not batched else valid.T if self._batch_first() else valid
+
+    def _batch_first(self) -> bool:
+        return any(getattr(leaf, "batch_first", False) for leaf in self._leaves())
+
+    def _leaves(self) -> Iterator[Any]:
+        return _leaves(self._inner.values())
+
+    def _advance(self, stream: _Sum, run: _Pass) -> tuple[_Sum, Any]:
+        raise NotImplementedError
+
+
+def _leaves(layers: Iterable[Layer]) -> Iterator[Any]:
+    """The layers, those inside of containers in place of these."""
+    for layer in layers:
+        if isinstance(layer, _Container):
+            yield from layer._leaves()
+        else:
+            yield layer
+
+
+def _select(valid: Array | None, array: Array) -> Array:
+    """The array with zeros in the padding, which may hold NaN."""
+    if valid is None:
+        return array
+    where = valid.reshape(valid.shape + (1,) * (array.ndim - valid.ndim))
+    selected: Array = np.where(where, array, array.dtype.type(0))
+    return selected
+
+
+class _ContainerTape:
+    """What a forward keeps: the tapes of the layers inside."""
+
+    _valid: Array | None = None
+
+    def __init__(self, stream: _Sum, inner: dict[str, Any]) -> None:
+        self._stream = stream
+        self._inner = inner
+
+    @functools.cached_property
+    def output(self) -> Array:
+        """What the forward returned; zero in the padding."""
+        return _select(self._valid, self._stream.settle())
+
+    @property
+    def masks(self) -> dict[str, Array]:
+        """The dropout masks used, named as parameters are."""
+        return Composite._named({name: getattr(tape, "masks", {}) for name, tape in self._inner.items()})
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the tapes inside hold."""
+        return sum(getattr(tape, "nbytes", 0) for tape in self._inner.values())
+
+    def backward(self, d_output: Any, **options: Any) -> Any:
+        """Backpropagate; may be called again.
+
+        Parameters
+        ----------
+        d_output : array
+            dL/doutput, of the shape and dtype of ``output``.
+        **options
+            ``timesteps``, ``truncate``, ``clip``, ``check_finite``: handed to every layer inside whose own tape takes
+            them, which are the recurrent ones.
+
+        Returns
+        -------
+        gradients
+            ``input`` and ``parameters``, named as the layer's; of a block also ``sublayer``, of a Sequential
+            ``layers``: what the backward of each layer returns, such as ``hidden`` of a recurrent one.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the dtype or shape of `d_output` does not fit, or no layer takes an option.
+        FloatingPointError
+            With ``check_finite``.
+        """
+        d_output = float_array("d_output", d_output, self.output.dtype, self.output.shape)
+        known = self._options()
+        for name in options:
+            if name not in known:
+                raise TypeError(f"backward got {name}, which no layer here takes; these are {', '.join(sorted(known))}")
+        return self._retreat(_Flow(_select(self._valid, d_output)), options)[0]
+
+    def _options(self) -> set[str]:
+        """The names that backward takes beside d_output."""
+        known: set[str] = set()
+        for tape in self._inner.values():
+            own = tape.backward
+            known |= tape._options() if isinstance(tape, _ContainerTape) else _parameters(getattr(own, "__func__", own))
+        return known - {"self", "d_output"}
+
+    def _retreat(self, flow: _Flow, options: dict[str, Any]) -> tuple[Any, _Flow]:
+        raise NotImplementedError
+
+
+class ResidualBlock(_Container, kind="ResidualBlock"):
+    """A layer with a skip connection: ``x + s f(LN(x))``, ``LN(x + s f(x))`` or ``x + s f(x)``.
+
+    Parameters are the norm's, ``norm.weight`` and ``norm.bias``, and the sublayer's, ``sublayer.`` before their names.
+
+    Parameters
+    ----------
+    sublayer : Layer
+        f: any layer that gives as many features as it takes, recurrent ones, another block or a Sequential included.
+        Of a recurrent one the initial state is zero.
+    size : int
+        Features of x and y.
+    norm : {"pre", "post", None}
+        Where LN stands.
+    residual : bool
+        False leaves the addition out: ``s f(LN(x))``, ``LN(s f(x))`` or ``s f(x)``.
+    branch_scale : float
+        s.
+    eps : float
+        Of the LayerNorm.
+    dtype : optional
+        The sublayer's, which is what None means.
+    seed : optional
+        As for every layer, though nothing is random here.
+
+    Examples
+    --------
+    >>> import numpy as np, throughtime as tt
+    >>> block = tt.ResidualBlock(tt.LSTM(8, 8, seed=0), 8)
+    >>> tape = block.forward(np.random.default_rng(0).standard_normal((100, 4, 8), dtype=np.float32))
+    >>> grads = tape.backward(np.ones_like(tape.output))
+    >>> grads.input.shape, grads.sublayer.hidden.shape
+    ((100, 4, 8), (1, 100, 4, 8))
+    >>> list(grads.parameters)[:3]
+    ['norm.weight', 'norm.bias', 'sublayer.weight_ih_l0']
+    """
+
+    def __init__(
+        self,
+        sublayer: Layer,
+        size: int,
+        *,
+        norm: str | None = "pre",
+        residual: bool = True,
+        branch_scale: float = 1.0,
+        eps: float = 1e-5,
+        dtype: Any = None,
+        seed: Any = None,
+    ) -> None:
+        if not isinstance(sublayer, Layer):
+            raise TypeError(f"sublayer must be a throughtime layer, got {type(sublayer).__name__}")
+        self.sublayer = sublayer
+        self.input_size = self.output_size = positive_int("size", size)
+        takes, gives = sublayer.input_size, sublayer.output_size
+        if {takes, gives} - {None, self.input_size}:
+            raise ValueError(f"sublayer takes {takes} and gives {gives} features, expected size={size}: {sublayer!r}")
+        self.norm_place = None if norm is None else choice("norm", norm, ("pre", "post"))
+        self.residual = flag("residual", residual)
+        finite = sys.float_info.max
+        self.branch_scale = number("branch_scale", branch_scale, -finite, finite)
+        self.eps = layer_norm.check_eps(eps)
+        if dtype is not None and float_dtype(dtype) != sublayer.dtype:
+            raise TypeError(f"dtype is {float_dtype(dtype)}, but the sublayer has {sublayer.dtype}: {sublayer!r}")
+        self.norm = None if norm is None else LayerNorm(self.input_size, self.eps, dtype=sublayer.dtype, seed=seed)
+        config = {"sublayer": sublayer, "size": self.input_size, "norm": norm, "residual": self.residual}
+        config |= {"branch_scale": self.branch_scale, "eps": self.eps}
+        inner: dict[str, Layer] = {} if self.norm is None else {"norm": self.norm}
+        self._compose(config, {**inner, "sublayer": sublayer}, sublayer.dtype)
+
+    def astype(self, dtype: Any) -> Self:
+        """Return a copy of this block with parameters of another dtype."""
+        other = type(self)(**{**self._config, "sublayer": self.sublayer.astype(dtype)})
+        other.load_parameters(self.parameters)
+        return other
+
+    def _advance(self, stream: _Sum, run: _Pass) -> tuple[_Sum, BlockTape | None]:
+        check_features(self, stream.x)
+        saved, tape = None, None
+        if self.norm_place == "pre":
+            assert self.norm is not None
+            h, saved = stream.normalise(self.norm, save=run.save, keep_sum=self.residual)
+        else:
+            h = stream.settle()
+        with _placed("sublayer", self.sublayer):
+            inner, tape = run.within("sublayer").through(self.sublayer, _Sum(h))
+        branch = inner.settle()
+        if branch.shape != h.shape:
+            raise ValueError(f"sublayer gave shape {branch.shape}, expected {h.shape}, that of x: {self.sublayer!r}")
+        scale = self.branch_scale
+        if self.residual:
+            out = _Sum(stream.settle(), branch, scale)
+        else:
+            out = _Sum(branch if scale == 1 else branch * branch.dtype.type(scale))
+        if self.norm_place == "post":
+            assert self.norm is not None
+            y, saved = out.normalise(self.norm, save=run.save, keep_sum=False)
+            out = _Sum(y)
+        return out, BlockTape(self, out, saved, tape) if run.save else None
+
+
+class BlockTape(_ContainerTape):
+    """What a forward of `ResidualBlock` keeps. ``output``; ``sublayer``: the tape of the inner layer."""
+
+    def __init__(self, block: ResidualBlock, stream: _Sum, saved: layer_norm.Saved | None, sublayer: Any) -> None:
+        super().__init__(stream, {"sublayer": sublayer})
+        self._block, self._saved = block, saved
+        self.sublayer = sublayer
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the tape holds, x left out."""
+        return super().nbytes + (self._saved.nbytes if self._saved else 0)
+
+    def _retreat(self, flow: _Flow, options: dict[str, Any]) -> tuple[BlockGradients, _Flow]:
+        block = self._block
+        norm: dict[str, Array] = {}
+        if block.norm_place == "post":
+            flow, norm = _normalise_backward(None, flow.total, self._saved)
+        d_branch = flow.branch if block.residual else None
+        if d_branch is None:
+            scale = block.branch_scale
+            d_branch = flow.total if scale == 1 else flow.total * flow.total.dtype.type(scale)
+        with _placed("sublayer", block.sublayer):
+            sublayer, inner = _back(self.sublayer, _Flow(d_branch), options)
+        d_skip = flow.total if block.residual else None
+        if block.norm_place == "pre":
+            below, norm = _normalise_backward(d_skip, inner.total, self._saved)
+        elif d_skip is not None:
+            below = _Flow(d_skip + inner.total)
+        else:
+            below = inner
+        parameters = Composite._named({"norm": norm, "sublayer": sublayer.parameters})
+        return BlockGradients(below.total, parameters, sublayer), below
+
+
+class BlockGradients(LayerGradients):
+    """What a block's ``backward`` returns: ``input``, ``parameters`` and ``sublayer``, what the sublayer's returns."""
+
+    def __init__(self, d_input: Array, parameters: dict[str, Array], sublayer: Any) -> None:
+        super().__init__(d_input, parameters)
+        self.sublayer = sublayer
+
+
+class Sequential(_Container, kind="Sequential"):
+    """Layers one after the other. Parameters are theirs, with their place before their names: ``0.weight_ih_l0``.
+
+    The addition of a :class:`ResidualBlock` and the LayerNorm that comes next, that of a ``norm="pre"`` block or a
+    :class:`LayerNorm`, are one kernel, forward and backward.
+
+    Parameters
+    ----------
+    *layers : Layer
+        Of one dtype; each takes as many features as the one before it gives. Of recurrent ones the initial state is
+        zero, and the outputs of all timesteps go on.
+    dtype : optional
+        The layers', which is what None means.
+    seed : optional
+        As for every layer, though nothing is random here.
+
+    Attributes
+    ----------
+    layers : tuple of Layer
+
+    Examples
+    --------
+    >>> import numpy as np, throughtime as tt
+    >>> stack = tt.Sequential(
+    ...     tt.Linear(3, 8, seed=0),
+    ...     tt.ResidualBlock(tt.GRU(8, 8, seed=1), 8),
+    ...     tt.ResidualBlock(tt.MLP(8, 32, "gelu", seed=2), 8),
+    ...     tt.LayerNorm(8),
+    ... )
+    >>> tape = stack.forward(np.random.default_rng(0).standard_normal((100, 4, 3), dtype=np.float32))
+    >>> grads = tape.backward(np.ones_like(tape.output))
+    >>> [layer.input.shape for layer in grads.layers]
+    [(100, 4, 3), (100, 4, 8), (100, 4, 8), (100, 4, 8)]
+    >>> tape.layers[1].sublayer.hidden.shape, grads.layers[1].sublayer.hidden.shape
+    ((1, 100, 4, 8), (1, 100, 4, 8))
+    """
+
+    def __init__(self, *layers: Layer, dtype: Any = None, seed: Any = None) -> None:
+        if not layers:
+            raise ValueError("layers is empty, expected at least one layer")
+        for i, layer in enumerate(layers):
+            if not isinstance(layer, Layer):
+                raise TypeError(f"layers[{i}] must be a throughtime layer, got {type(layer).__name__}")
+        self.layers = layers
+        common = layers[0].dtype if dtype is None else float_dtype(dtype)
+        for i, layer in enumerate(layers):
+            if layer.dtype != common:
+                whose = "dtype" if dtype is not None else "that of layers[0]"
+                raise TypeError(f"layers[{i}] has dtype {layer.dtype}, expected {common}, {whose}: {layer!r}")
+        for i, (one, other) in enumerate(pairwise(layers)):
+            if None not in (one.output_size, other.input_size) and one.output_size != other.input_size:
+                raise ValueError(
+                    f"layers[{i + 1}] ({other!r}) takes {other.input_size} features, "
+                    f"but layers[{i}] ({one!r}) gives {one.output_size}"
+                )
+        layouts = {leaf.batch_first: leaf for leaf in _leaves(layers) if hasattr(leaf, "batch_first")}
+        if len(layouts) > 1:
+            raise ValueError(f"batch_first is not the same in {layouts[True]!r} and {layouts[False]!r}")
+        self.input_size, self.output_size = layers[0].input_size, layers[-1].output_size
+        self._compose({"layers": list(layers)}, {str(i): layer for i, layer in enumerate(layers)}, common)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(map(repr, self.layers))})"
+
+    @classmethod
+    def _rebuild(cls, config: dict[str, Any]) -> Self:
+        return cls(*config["layers"])
+
+    def astype(self, dtype: Any) -> Self:
+        """Return a copy of this stack with parameters of another dtype."""
+        return type(self)(*(layer.astype(dtype) for layer in self.layers))
+
+    def _advance(self, stream: _Sum, run: _Pass) -> tuple[_Sum, SequentialTape | None]:
+        tapes = []
+        for i, layer in enumerate(self.layers):
+            with _placed(f"layers[{i}]", layer):
+                stream, tape = run.within(str(i)).through(layer, stream)
+            tapes.append(tape)
+        return stream, SequentialTape(self, stream, tapes) if run.save else None
+
+
+class SequentialTape(_ContainerTape):
+    """What a forward of `Sequential` keeps. ``output``; ``layers``: the tape of each layer."""
+
+    def __init__(self, stack: Sequential, stream: _Sum, tapes: list[Any]) -> None:
+        super().__init__(stream, {str(i): tape for i, tape in enumerate(tapes)})
+        self._stack = stack
+        self.layers = tuple(tapes)
+
+    def _retreat(self, flow: _Flow, options: dict[str, Any]) -> tuple[SequentialGradients, _Flow]:
+        found = []
+        for i in reversed(range(len(self.layers))):
+            with _placed(f"layers[{i}]", self._stack.layers[i]):
+                grads, flow = _back(self.layers[i], flow, options)
+            found.append(grads)
+        layers = tuple(reversed(found))
+        parameters = Composite._named({str(i): grads.parameters for i, grads in enumerate(layers)})
+        return SequentialGradients(layers[0].input, parameters, layers), flow
+
+
+class SequentialGradients(LayerGradients):
+    """What a Sequential's ``backward`` returns: ``input``, ``parameters`` and ``layers``, what that of each returns."""
+
+    def __init__(self, d_input: Array | None, parameters: dict[str, Array], layers: tuple[Any, ...]) -> None:
+        super().__init__(d_input, parameters)
+        self.layers = layers

@@ -1,0 +1,281 @@
+"""Residual add and LayerNorm: torch's results and the reference's, rows far from zero, threads, rows kept apart."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import reference
+import throughtime as tt
+from conftest import assert_close, assert_same_bits, rounding_bound, wide
+
+DTYPES = ("float32", "float64")
+NAMES = ("d_x", "d_branch", "d_weight", "d_bias")
+EPS = 1e-5
+
+leading = st.lists(st.integers(0, 6), max_size=3).map(tuple)
+features = st.one_of(st.integers(1, 20), st.sampled_from([31, 32, 33, 64, 67, 128, 200]))
+scales = st.sampled_from([1.0, 0.5, -1.3, 0.0])
+
+
+def numbers(shape, dtype="float64", seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def arguments(shape, dtype="float64"):
+    """x, branch, weight, bias"""
+    rows, row = [numbers(shape, dtype, k) for k in (1, 2)], [numbers(shape[-1:], dtype, k) for k in (3, 4)]
+    return [*rows, *row]
+
+
+def gradients(shape, dtype="float64"):
+    """d_sum, d_normalised"""
+    return numbers(shape, dtype, 5), numbers(shape, dtype, 6)
+
+
+def normalised_bound(n, weight, bias, dtype):
+    """What rounding does to n weight + bias for a given sum.
+
+    The mean is off by the rounding of F differences, of size 1 where n is measured, and the deviation by that of their
+    squares, relatively; six roundings follow. That the mean itself may be large plays no part.
+    """
+    return rounding_bound(dtype, n.shape[-1] + 6) * (np.abs(weight) * (1 + np.abs(n)) + np.abs(bias))
+
+
+@given(leading=leading, F=features, scale=scales)
+def test_agrees_with_torch(leading, F, scale):
+    torch = pytest.importorskip("torch")
+    shape = (*leading, F)
+    x, branch, weight, bias = arguments(shape)
+    total, normalised, saved = tt.add_layer_norm(x, branch, weight, bias, scale=scale)
+    given_ = [torch.tensor(array, requires_grad=True) for array in (x, branch, weight, bias)]
+    s = given_[0] + scale * given_[1]
+    y = torch.nn.functional.layer_norm(s, (F,), *given_[2:])
+    assert_close(total, s.detach().numpy(), 1e-10)
+    assert_close(normalised, y.detach().numpy(), 1e-10)
+    d_sum, d_normalised = gradients(shape)
+    torch.autograd.backward([s, y], [torch.tensor(d_sum), torch.tensor(d_normalised)])
+    for name, ours, theirs in zip(NAMES, tt.add_layer_norm_backward(d_sum, d_normalised, saved), given_, strict=True):
+        # With F = 1, what torch leaves of rounding in d_weight is no zero.
+        assert_close(ours, theirs.grad.numpy(), 1e-10, name, floor=1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(leading=leading, F=features, scale=scales)
+def test_agrees_with_the_reference(dtype, leading, F, scale):
+    shape = (*leading, F)
+    x, branch, weight, bias = arguments(shape, dtype)
+    total, normalised, saved = tt.add_layer_norm(x, branch, weight, bias, scale=scale)
+    assert (total.dtype, normalised.dtype, total.shape, normalised.shape) == (dtype, dtype, shape, shape)
+    unit = np.finfo(dtype).eps / 2
+    exact, _, _ = reference.add_layer_norm(*wide((x, branch, weight, bias)), scale, EPS)
+    # The scale is rounded, the product, the sum; in float64 the reference rounds as well.
+    roundings = np.abs(exact) + 2 * np.abs(scale * wide(branch))
+    assert np.all(np.abs(total - exact) <= (2 if dtype == "float64" else 1) * unit * roundings)
+
+    # From here on of the sum as it was rounded: rounding it is no error of LayerNorm.
+    _, y, (n, rstd) = reference.add_layer_norm(*wide((total, np.zeros_like(total), weight, bias)), 1.0, EPS)
+    bound = normalised_bound(n, wide(weight), wide(bias), dtype)
+    assert np.all(np.abs(normalised - y) <= bound)
+
+    d_sum, d_y = gradients(shape, dtype)
+    d_x, d_branch, d_weight, d_bias = tt.add_layer_norm_backward(d_sum, d_y, saved)
+    expected = reference.add_layer_norm_backward(wide(d_sum), wide(d_y), (n, rstd), wide(weight), scale)
+    # dx = d_sum + rstd (g - <g> - n <g n>): each part is off by the rounding of F terms, relative to its largest.
+    g = np.max(np.abs(wide(d_y) * wide(weight)), axis=-1, keepdims=True, initial=0)
+    parts = rounding_bound(dtype, F + 12) * (np.abs(wide(d_sum)) + rstd * g * (2 + 2 * (1 + np.abs(n)) ** 2))
+    assert np.all(np.abs(d_x - expected[0]) <= parts)
+    assert np.all(np.abs(d_branch - expected[1]) <= np.abs(scale) * parts * (1 + unit) + unit * np.abs(expected[1]))
+    # Sums over rows: at most 16 at a time in dtype, beyond that in float64.
+    terms = tuple(range(len(shape) - 1))
+    per_term = rounding_bound(dtype, F + 6 + 16)
+    assert np.all(np.abs(d_weight - expected[2]) <= per_term * np.sum(np.abs(d_y) * (1 + np.abs(n)), axis=terms))
+    assert np.all(np.abs(d_bias - expected[3]) <= per_term * np.sum(np.abs(wide(d_y)), axis=terms))
+
+
+def test_the_references_backward_is_the_derivative_of_its_forward():
+    """Complex step."""
+    shape, scale = (2, 3, 5), 0.7
+    given_, seeds = arguments(shape), gradients(shape)
+    _, _, saved = reference.add_layer_norm(*given_, scale, EPS)
+    found = reference.add_layer_norm_backward(*seeds, saved, given_[2], scale)
+    for k, derivative in enumerate(found):
+        for index in np.ndindex(given_[k].shape):
+            moved = [array.astype(complex) for array in given_]
+            moved[k][index] += 1e-30j
+            s, y, _ = reference.add_layer_norm(*moved, scale, EPS)
+            slope = (np.sum(s * seeds[0]) + np.sum(y * seeds[1])).imag / 1e-30
+            assert abs(derivative[index] - slope) <= 1e-13 * max(1, abs(slope))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("offset", [1e4, -3e5, 1e7])
+@pytest.mark.parametrize("F", [7, 64, 513])
+def test_rows_far_from_zero_keep_their_digits(dtype, offset, F):
+    """The bound knows no offset: only what rounding the sum itself took is lost. Offsets are whole, so that taking them
+    off again is exact."""
+    noise, branch, weight, bias = arguments((50, F), dtype)
+    x = (noise + np.asarray(offset, dtype)).astype(dtype)
+    total, normalised, saved = tt.add_layer_norm(x, np.zeros_like(branch), weight, bias)
+    near = wide(total) - offset
+    _, y, of = reference.add_layer_norm(near, 0, wide(weight), wide(bias), 1.0, EPS)
+    assert np.all(np.abs(normalised - y) <= normalised_bound(of[0], wide(weight), wide(bias), dtype))
+    d_y = gradients((50, F), dtype)[1]
+    ours = tt.add_layer_norm_backward(None, d_y, saved)
+    expected = reference.add_layer_norm_backward(0, wide(d_y), of, wide(weight), 1.0)
+    # Where a few ulps of the offset are all the noise there is, n is of size sqrt(F).
+    bound = rounding_bound(dtype, F + 22) * (2 + 2 * (1 + np.max(np.abs(of[0]))) ** 2)
+    for name, found, true in zip(NAMES, ours, expected, strict=True):
+        assert_close(found, true, bound, name)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(value=st.floats(-(2.0**99), 2.0**99, width=32), F=features)
+def test_equal_numbers_give_the_bias(dtype, value, F):
+    x = np.full((3, F), value, dtype)
+    _, _, weight, bias = arguments((3, F), dtype)
+    _, normalised, saved = tt.add_layer_norm(x, np.zeros_like(x), weight, bias)
+    assert np.array_equal(normalised, np.broadcast_to(bias, x.shape))
+    assert np.all(np.isfinite(tt.add_layer_norm_backward(x * 0, x * 0 + 1, saved)[0]))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("F", [5, 64])
+def test_nan_and_infinity_stay_in_their_row(bad, F):
+    x, branch, weight, bias = arguments((40, F), "float32")
+    clean = tt.add_layer_norm(x, branch, weight, bias)
+    x[7, F // 2] = bad
+    total, normalised, saved = tt.add_layer_norm(x, branch, weight, bias)
+    others = np.arange(40) != 7
+    assert_same_bits(normalised[others], clean[1][others])
+    assert np.all(np.isnan(normalised[7]))
+    assert not np.isfinite(total[7, F // 2])
+    d_sum, d_normalised = gradients((40, F), "float32")
+    ours = tt.add_layer_norm_backward(d_sum, d_normalised, saved)
+    true = tt.add_layer_norm_backward(d_sum, d_normalised, clean[2])
+    assert_same_bits(ours[0][others], true[0][others])
+    assert np.all(np.isnan(ours[0][7]))
+    assert np.all(np.isnan(ours[2]))  # every weight has its part in that row
+    assert_same_bits(ours[3], true[3])
+
+
+def everything(shape, dtype, scale=0.5):
+    total, normalised, saved = tt.add_layer_norm(*arguments(shape, dtype), scale=scale)
+    return total, normalised, *tt.add_layer_norm_backward(*gradients(shape, dtype), saved)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(3, 5), (999, 64), (17, 150, 33), (5000, 100)])
+def test_same_bits_for_any_number_of_threads(dtype, shape):
+    threads = tt.get_num_threads()
+    try:
+        tt.set_num_threads(1)
+        one = everything(shape, dtype)
+        for count in (2, 3, 5):
+            tt.set_num_threads(count)
+            assert_same_bits(everything(shape, dtype), one)
+    finally:
+        tt.set_num_threads(threads)
+
+
+def test_large_results_which_go_past_the_cache_are_those_of_small_ones():
+    """Above 16 MB; of the rows alone, which are the same wherever they stand."""
+    large, part = (33000, 128), slice(12345, 12400)
+    x, branch, weight, bias = arguments(large, "float32")
+    total, normalised, saved = tt.add_layer_norm(x, branch, weight, bias, scale=0.5)
+    small = tt.add_layer_norm(x[part], branch[part], weight, bias, scale=0.5)
+    assert_same_bits((total[part], normalised[part]), small[:2])
+    d_sum, d_y = gradients(large, "float32")
+    d_x, d_branch, d_weight, d_bias = tt.add_layer_norm_backward(d_sum, d_y, saved)
+    assert_same_bits((d_x[part], d_branch[part]), tt.add_layer_norm_backward(d_sum[part], d_y[part], small[2])[:2])
+    _, _, (n, _) = reference.add_layer_norm(*wide((total, np.zeros_like(total), weight, bias)), 1.0, EPS)
+    bound = rounding_bound("float32", 128 + 6 + 16)
+    assert np.all(
+        np.abs(d_weight - np.sum(wide(d_y) * n, axis=0)) <= bound * np.sum(np.abs(d_y) * (1 + np.abs(n)), axis=0)
+    )
+    assert np.all(np.abs(d_bias - d_y.sum(axis=0, dtype=float)) <= bound * np.sum(np.abs(wide(d_y)), axis=0))
+
+
+def test_sums_of_whole_numbers_are_exact():
+    """Rows 1, -1 have mean 0 and variance 1; with this eps, rstd is 1 / 2."""
+    x = np.tile([1.0, -1.0], (4, 1))
+    total, normalised, saved = tt.add_layer_norm(x, 2 * x, np.array([2.0, 4]), np.array([1.0, 1]), scale=0, eps=3)
+    assert np.array_equal(total, x)
+    assert normalised.tolist() == [[2, -1]] * 4
+    d_x, d_branch, d_weight, d_bias = tt.add_layer_norm_backward(x, np.ones((4, 2)), saved)
+    # g = (2, 4), <g> = 3, n = (1, -1) / 2, <g n> = -1 / 2: dx = x + (g - 3 + n / 2) / 2
+    assert d_x.tolist() == [[0.625, -0.625]] * 4
+    assert d_branch.tolist() == [[0, 0]] * 4
+    assert d_weight.tolist() == [2, -2]
+    assert d_bias.tolist() == [4, 4]
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_either_gradient_may_be_missing(scale):
+    shape = (4, 3, 5)
+    _, _, saved = tt.add_layer_norm(*arguments(shape), scale=scale)
+    d_sum, d_normalised = gradients(shape)
+    zeros = np.zeros(shape)
+    for given_, same in (((None, d_normalised), (zeros, d_normalised)), ((d_sum, None), (d_sum, zeros))):
+        ours, full = tt.add_layer_norm_backward(*given_, saved), tt.add_layer_norm_backward(*same, saved)
+        assert_close(ours, full, 0)
+        assert (ours[1] is ours[0]) == (scale == 1)
+    ours[0][...] = 0
+    assert d_sum.any()  # no result is an argument
+
+
+def test_backward_may_be_called_again_and_uses_the_weight_of_the_forward():
+    given_ = arguments((6, 5))
+    _, _, saved = tt.add_layer_norm(*given_)
+    first = tt.add_layer_norm_backward(*gradients((6, 5)), saved)
+    given_[2][...] = 0
+    assert_same_bits(tt.add_layer_norm_backward(*gradients((6, 5)), saved), first)
+    assert saved.nbytes > 0
+
+
+def test_any_memory_order_is_taken_and_left_alone():
+    shape = (6, 5, 8)
+    given_ = arguments(shape)
+    expected = tt.add_layer_norm(*given_)
+    seeds = gradients(shape)
+    true = tt.add_layer_norm_backward(*seeds, expected[2])
+    for other in (np.asfortranarray, lambda a: np.repeat(a, 2, axis=-1)[..., ::2], lambda a: a[::-1].copy()[::-1]):
+        arrays = [other(array) for array in given_]
+        for array in arrays:
+            array.flags.writeable = False
+        total, normalised, saved = tt.add_layer_norm(*arrays)
+        assert_same_bits((total, normalised), expected[:2])
+        assert_same_bits(tt.add_layer_norm_backward(*map(other, seeds), saved), true)
+
+
+X = np.zeros((2, 3), np.float32)
+ROW = np.zeros(3, np.float32)
+SAVED = tt.add_layer_norm(X, X, ROW, ROW)[2]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: tt.add_layer_norm([1.0], X, ROW, ROW), TypeError, "x must be"),
+        (lambda: tt.add_layer_norm(X.astype(int), X, ROW, ROW), TypeError, "x has dtype int64"),
+        (lambda: tt.add_layer_norm(X.astype("f2"), X, ROW, ROW), TypeError, "x has dtype float16"),
+        (lambda: tt.add_layer_norm(X, X.astype(float), ROW, ROW), TypeError, "branch .*float64.*float32"),
+        (lambda: tt.add_layer_norm(X, X[:1], ROW, ROW), ValueError, r"branch .*\(1, 3\).*\(2, 3\)"),
+        (lambda: tt.add_layer_norm(X, X, ROW[:2], ROW), ValueError, r"weight .*\(2,\).*\(3,\)"),
+        (lambda: tt.add_layer_norm(X, X, ROW, ROW.astype(float)), TypeError, "bias"),
+        (lambda: tt.add_layer_norm(np.float32(1), X, ROW, ROW), ValueError, "x has shape"),
+        (lambda: tt.add_layer_norm(X[:, :0], X[:, :0], ROW[:0], ROW[:0]), ValueError, "x has shape .*F >= 1"),
+        (lambda: tt.add_layer_norm(X, X, ROW, ROW, scale="1"), TypeError, "scale"),
+        (lambda: tt.add_layer_norm(X, X, ROW, ROW, scale=np.nan), ValueError, "scale"),
+        (lambda: tt.add_layer_norm(X, X, ROW, ROW, eps=0), ValueError, "eps"),
+        (lambda: tt.add_layer_norm_backward(X, X, None), TypeError, "saved"),
+        (lambda: tt.add_layer_norm_backward(None, None, SAVED), ValueError, "d_sum and d_normalised"),
+        (lambda: tt.add_layer_norm_backward(X[:1], None, SAVED), ValueError, "d_sum .*shape"),
+        (lambda: tt.add_layer_norm_backward(X, X.astype(float), SAVED), TypeError, "d_normalised"),
+    ],
+)
+def test_errors_name_the_argument(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
