@@ -61,10 +61,9 @@ def symbols(tmp_path_factory):
 def test_what_is_compiled_per_level_stays_in_its_namespace(symbols, level):
     """A weak symbol of any other namespace, made for AVX-512, could serve the whole program: SIGILL elsewhere."""
     own = re.compile(rf"_Z[A-Z]*NK?11throughtime{len(level)}{level}")  # the mangling of throughtime::LEVEL::
-    for found in symbols[level]:
-        shared = [name for kind, name in found if kind == "u" or (kind.isupper() and kind != "U")]
-        assert len(shared) > 50
-        assert [name for name in shared if not own.match(name)] == []
+    shared = [name for kind, name in symbols[level] if kind == "u" or (kind.isupper() and kind != "U")]
+    assert len(shared) > 50
+    assert [name for name in shared if not own.match(name)] == []
 
 
 @pytest.mark.parametrize("level", LEVELS)
