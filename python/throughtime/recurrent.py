@@ -62,7 +62,7 @@ class Recurrent(Layer):
         return [f"_l{layer}{direction}" for layer in range(self.num_layers) for direction in directions]
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
-        shapes = {}
+        shapes: dict[str, tuple[int, ...]] = {}
         for index, suffix in enumerate(self._suffixes()):
             below = self.input_size if index < self.num_directions else self._width * self.num_directions
             shapes |= {name + suffix: shape for name, shape in self._cell_shapes(below).items()}
