@@ -71,7 +71,7 @@ class BackwardLoop {
       second_packed = scratch<Weight>(host, engine.packed_size(second.row_size(), back_panels(plan.unit_vectors) * back));
       middle = scratch<S>(host, chunk_rows * p.H);
     }
-    if constexpr (whole_rows) notes = scratch<S>(host, host.threads * notes_size());
+    if constexpr (whole_rows) notes = scratch<S>(host, host.threads * Row::notes_size(p.H));
     if constexpr (values > 0) {
       unit_packed = pack_unit_weights<C>(p, host);
       unit_gradients.prepare(host, p.B, p.H, asks_norms() ? plan.chunk : 1);
@@ -435,11 +435,6 @@ class BackwardLoop {
     }
   };
 
-  int64_t notes_size() const {
-    if constexpr (whole_rows) return plan.unit_vectors * C::notes * L;
-    else return 0;
-  }
-
   void apply_rows(const Mine& mine, const Moment& at) {
     const Range own_rows = plan.whole_rows(p.B, mine.thread);
     for (int64_t b = own_rows.begin; b < own_rows.end; ++b) {
@@ -453,7 +448,7 @@ class BackwardLoop {
         continue;
       }
       const S* c = mine.rules[b] & fresh ? nullptr : at.before[C::states - 1] + b * p.H;
-      Row row{{p.H, saved_at(at, b, 0), c, unit_packed, notes + mine.thread * notes_size()}, *this, mine, at, b};
+      Row row{{p.H, saved_at(at, b, 0), c, unit_packed, notes + mine.thread * Row::notes_size(p.H)}, *this, mine, at, b};
       C::backward_row(row);
     }
   }

@@ -83,7 +83,7 @@ class ForwardLoop {
       second_bias = packed_bias(second_part<C>(p.weights, p, bias_hh), second_order, vectors);
       middle = Operand<S, Engine>(engine, host, (history.saved_window ? plan.chunk : 1) * p.B, plan.unit_vectors * L, false);
     } else {
-      notes = scratch<S>(host, host.threads * notes_size());
+      notes = scratch<S>(host, host.threads * Row::notes_size(p.H));
     }
   }
 
@@ -363,16 +363,11 @@ class ForwardLoop {
     }
   };
 
-  int64_t notes_size() const {
-    if constexpr (whole_rows) return plan.unit_vectors * C::notes * L;
-    else return 0;
-  }
-
   void apply_rows(const Mine& mine, const Moment& at) {
     const Range own = plan.whole_rows(p.B, mine.thread);
     for (int64_t b = own.begin; b < own.end; ++b) {
       const S* c = mine.rules[b] & fresh ? nullptr : at.before[C::states - 1] + b * p.H;
-      Row row{{p.H, saved_at(at, b, 0), c, unit_packed, notes + mine.thread * notes_size()}, *this, mine, at, b};
+      Row row{{p.H, saved_at(at, b, 0), c, unit_packed, notes + mine.thread * Row::notes_size(p.H)}, *this, mine, at, b};
       C::forward_row(row);
     }
   }

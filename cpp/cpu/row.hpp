@@ -17,6 +17,7 @@ struct WholeRow {
   const S* weights;  // (units, values, lanes)
   S* notes;          // (units, C::notes, lanes)
 
+  static int64_t notes_size(int64_t H) { return (H + L - 1) / L * C::notes * L; }
   int64_t units() const { return H; }
   int64_t vectors() const { return (H + L - 1) / L; }
   TT_INLINE V keep(int64_t j, V value) const { return keep_some<S>(value, H - j * L); }
