@@ -55,7 +55,7 @@ class LayerNormForwardRows {
     RowStatistics<S> of[n];
     add(at, kept, of);
     const S* const sum = p.branch ? kept : p.x + at;
-    measure(sum, of);
+    measure(sum, next_group<n>(r, p.N) * p.F, of);
     for_registers<S>(p.F, [&](int64_t j, int64_t count) {
       const V weight = load_some<V>(p.weight + j, count), bias = load_some<V>(p.bias + j, count);
 #pragma GCC unroll 4
@@ -93,14 +93,17 @@ class LayerNormForwardRows {
   }
 
   // The rest of the means, and the variances: differences from a number that is next to the mean lose no digits but those that
-  // the whole row shares.
+  // the whole row shares. Meanwhile the next rows come from memory.
   template <int n>
-  TT_INLINE void measure(const S* sum, RowStatistics<S> (&of)[n]) const {
+  TT_INLINE void measure(const S* sum, int64_t next, RowStatistics<S> (&of)[n]) const {
     V total[n] = {}, squares[n] = {};
     for_registers<S>(p.F, [&](int64_t j, int64_t count) {
 #pragma GCC unroll 4
       for (int k = 0; k < n; ++k) {
-        const V d = keep_some<S>(load_some<V>(sum + k * p.F + j, count) - of[k].high, count);
+        const int64_t i = k * p.F + j;
+        __builtin_prefetch(p.x + next + i);
+        if (p.branch) __builtin_prefetch(p.branch + next + i);
+        const V d = keep_some<S>(load_some<V>(sum + i, count) - of[k].high, count);
         total[k] += d;
         squares[k] += d * d;
       }
@@ -174,11 +177,15 @@ class LayerNormBackwardRows {
     S g_mean[n], gn_mean[n];
     for (int k = 0; k < n; ++k) g_mean[k] = mean(g_sum[k]), gn_mean[k] = mean(gn_sum[k]);
     const S scale = S(p.scale);
+    const int64_t next = next_group<n>(r, p.N) * p.F;
     for_registers<S>(p.F, [&](int64_t j, int64_t count) {
       const V weight = load_some<V>(p.weight + j, count);
 #pragma GCC unroll 4
       for (int k = 0; k < n; ++k) {
-        const int64_t i = at + k * p.F + j;
+        const int64_t i = at + k * p.F + j, ahead = next + k * p.F + j;
+        __builtin_prefetch(p.d_normalised + ahead);
+        __builtin_prefetch(p.sum + ahead);
+        if (p.d_sum) __builtin_prefetch(p.d_sum + ahead);
         const V g = load_some<V>(p.d_normalised + i, count) * weight, s = of[k].normalise(load_some<V>(p.sum + i, count));
         V ds = of[k].rstd * (g - g_mean[k] - s * gn_mean[k]);
         if (p.d_sum) ds += load_some<V>(p.d_sum + i, count);

@@ -29,6 +29,14 @@ TT_INLINE void for_groups(Range rows, const Group& group) {
   for (; r < rows.end; ++r) group(r, Count<1>{});
 }
 
+// The rows to fetch ahead of their turn: those after the n from r on, as far as there are any. The hardware's own prefetcher
+// stops where a group is computed on: without this, one of 4000 rows of 512 floats takes 1.2 times as long, forwards and
+// backwards.
+template <int n>
+TT_INLINE int64_t next_group(int64_t r, int64_t N) {
+  return r + 2 * n <= N ? r + n : r;
+}
+
 // Whether results of N rows go past the cache: where they would not stay in it, and their registers are aligned. Residual add and
 // LayerNorm of 512 floats, with and without (Zen 5, 32 MB of L3): 0.50 and 0.45 ms for 4000 rows, 0.98 and 1.11 for 8000, 4.4 and
 // 6.0 for 32000.
