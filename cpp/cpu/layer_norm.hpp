@@ -187,8 +187,8 @@ class LayerNormBackwardRows {
         __builtin_prefetch(p.sum + ahead);
         if (p.d_sum) __builtin_prefetch(p.d_sum + ahead);
         const V g = load_some<V>(p.d_normalised + i, count) * weight, s = of[k].normalise(load_some<V>(p.sum + i, count));
-        V ds = of[k].rstd * (g - g_mean[k] - s * gn_mean[k]);
-        if (p.d_sum) ds += load_some<V>(p.d_sum + i, count);
+        const V skip = p.d_sum ? load_some<V>(p.d_sum + i, count) : V{};
+        const V ds = skip + of[k].rstd * (g - g_mean[k] - s * gn_mean[k]);
         put<streamed>(p.d_x + i, ds, count);
         if (p.d_branch) put<streamed>(p.d_branch + i, scale * ds, count);
       }
