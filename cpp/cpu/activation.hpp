@@ -13,7 +13,7 @@ void activation_forward(const ActivationForward<S>& p, const Host& host) {
   blocks.run([&](int thread) {
     blocks.for_each(thread, [&](int64_t, Range rows) {
       for (int64_t r = rows.begin; r < rows.end; ++r)
-        for_registers<S>(p.F, [&](int64_t j, int64_t count) {
+        for_registers<S>(p.F, [&](int64_t j, int64_t count, int) {
           const int64_t i = r * p.F + j;
           const V x = load_some<V>(p.x + i, count) + load_some<V>(p.bias + j, count);
           if (keeps) store_some(p.x + i, x, count);
@@ -28,14 +28,13 @@ void activation_backward(const ActivationBackward<S>& p, const Host& host) {
   using V = Vec<S>;
   RowBlocks blocks(p.N, p.F, host);
   ColumnSums<S> columns(p.F, blocks, host);
-  const auto add = [&](Range rows, S* sums) {
-    for (int64_t r = rows.begin; r < rows.end; ++r)
-      for_registers<S>(p.F, [&](int64_t j, int64_t count) {
-        const int64_t i = r * p.F + j;
-        const V d = F::gradient(load_some<V>(p.saved + i, count), load_some<V>(p.d + i, count));
-        store_some(p.d + i, d, count);
-        store_some(sums + j, load_some<V>(sums + j, count) + d, count);
-      });
+  const auto add = [&](int64_t r, S* sums) {
+    for_registers<S>(p.F, [&](int64_t j, int64_t count, int) {
+      const int64_t i = r * p.F + j;
+      const V d = F::gradient(load_some<V>(p.saved + i, count), load_some<V>(p.d + i, count));
+      store_some(p.d + i, d, count);
+      store_some(sums + j, load_some<V>(sums + j, count) + d, count);
+    });
   };
   blocks.run([&](int thread) {
     const bool done = blocks.for_each(thread, [&](int64_t block, Range rows) { columns.sum_block(thread, block, rows, add); });

@@ -7,26 +7,19 @@
 
 namespace throughtime::TT_ISA {
 
-template <int n>
-struct Count {
-  static constexpr int value = n;
-};
-
-// body(j, count) for every register of a row: `count` features from j on.
+// body(j, count, u) for every register of a row: `count` features from j on; u goes from 0 to 3, for independent sums.
 template <class S, class Body>
 TT_INLINE void for_registers(int64_t F, const Body& body) {
   constexpr int64_t L = lanes<S>;
   int64_t j = 0;
-  for (; j + L <= F; j += L) body(j, L);
-  if (j < F) body(j, F - j);
-}
-
-// Rows in groups of four: reductions of one hide behind those of another, and what all rows share is loaded once for them.
-template <class Group>
-TT_INLINE void for_groups(Range rows, const Group& group) {
-  int64_t r = rows.begin;
-  for (; r + 4 <= rows.end; r += 4) group(r, Count<4>{});
-  for (; r < rows.end; ++r) group(r, Count<1>{});
+  for (; j + 4 * L <= F; j += 4 * L) {
+    body(j, L, 0);
+    body(j + L, L, 1);
+    body(j + 2 * L, L, 2);
+    body(j + 3 * L, L, 3);
+  }
+  for (; j + L <= F; j += L) body(j, L, 0);
+  if (j < F) body(j, F - j, 1);
 }
 
 // Whether results of N rows go past the cache: where they would not stay in it, and their registers are aligned. Residual add and
@@ -96,15 +89,15 @@ class ColumnSums {
         few_(scratch<S>(host, columns * host.threads)),
         sums_(scratch<double>(host, columns * blocks.count())) {}
 
-  // Of a block's rows: add(rows, sums) adds some rows to the columns.
+  // Of a block's rows: add(r, sums) adds row r to the columns.
   template <class Add>
   void sum_block(int thread, int64_t block, Range rows, const Add& add) {
     S* const few = few_ + thread * columns_;
     double* const sums = sums_ + block * columns_;
     for (int64_t j = 0; j < columns_; ++j) sums[j] = 0;
-    for (int64_t r = rows.begin; r < rows.end; r += 16) {
+    for (int64_t r = rows.begin; r < rows.end;) {
       for (int64_t j = 0; j < columns_; ++j) few[j] = 0;
-      add(Range{r, r + 16 < rows.end ? r + 16 : rows.end}, few);
+      for (const int64_t end = r + 16 < rows.end ? r + 16 : rows.end; r < end; ++r) add(r, few);
       for (int64_t j = 0; j < columns_; ++j) sums[j] += double(few[j]);
     }
   }
