@@ -15,12 +15,12 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from characters import BITS, STYLES, Run, counted, draw_losses, prepare, python_help, train
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 import throughtime as tt
+from characters import BITS, STYLES, Run, counted, draw_losses, prepare, python_help, train
 
 Array = NDArray[Any]
 
@@ -109,7 +109,7 @@ def loss_table(runs: dict[str, Run], counts: dict[str, float], steps: int) -> Ta
     table = Table(title=f"Loss in bits per character, {steps} steps")
     table.add_column("model", no_wrap=True)
     marks = sorted({max(1, steps * quarter // 4) for quarter in range(1, 5)})
-    for column in (*(f"step {mark}" for mark in marks), "held out", "seconds"):
+    for column in (*(f"step {mark}" for mark in marks), "held out", "s"):
         table.add_column(column, justify="right")
     for name, loss in counts.items():
         table.add_row(f"{name} counts", *("" for _ in marks), f"{loss * BITS:.3f}", "")
@@ -134,7 +134,7 @@ def save_figure(path: Path, runs: dict[str, Run], counts: dict[str, float], norm
     right.set(
         title="Gradient before training",
         xlabel="layer (1: next to the text)",
-        ylabel="norm of dL/dx (nats per unit of x, log scale)",
+        ylabel="norm of dL/dx (log scale)",
     )
     right.grid(alpha=0.3)
     right.legend(handlelength=3.5)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -23,6 +23,9 @@ from rich.table import Table
 
 import throughtime as tt
 from throughtime.cli.output import check_plot_path
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Array = NDArray[Any]
 
@@ -59,8 +62,8 @@ class Variant:
 
 VARIANTS = {
     "plain": Variant(norm=None, residual=False),
-    "LayerNorm": Variant(norm="pre", residual=False),
-    "residual": Variant(norm=None, residual=True),
+    "LayerNorm only": Variant(norm="pre", residual=False),
+    "residual only": Variant(norm=None, residual=True),
     "both": Variant(norm="pre", residual=True),
     "residual/sqrt(L)": Variant(norm=None, residual=True, scaled=True),
 }
@@ -131,26 +134,37 @@ def table(measured: dict[str, dict[int, Measured]]) -> Table:
 
 
 def save_figure(path: Path, measured: dict[str, dict[int, Measured]]) -> None:
-    """Left the norms at each block of the deepest stack, right the ratios by depth."""
+    """Left the norms at each block of the deepest stack, right the ratios by depth; below without the plain stack."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for index, (name, by_depth) in enumerate(measured.items()):
-        style = {"linestyle": ("--", "-.", (0, (1, 2)), "-", (0, (6, 2, 1, 2, 1, 2)))[index], "color": f"C{index}"}
-        style |= {"marker": "ovsD^"[index], "markersize": 5, "label": name}
-        depth, deepest = max(by_depth), by_depth[max(by_depth)]
-        every = max(1, depth // 8)
-        left.semilogy(range(1, depth + 1), deepest.norms, markevery=(index * every // 5, every), **style)
-        right.plot(list(by_depth), [m.log10_ratio for m in by_depth.values()], **style)
-    left.set(title=f"{depth} blocks", xlabel="block (1: next to the input)", ylabel="norm of dL/dx (log scale)")
-    right.set(title="First block over last", xlabel="blocks (log scale)", ylabel="log10 of the ratio of norms")
-    right.set_xscale("log", base=2)
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-    right.legend(handlelength=4)
+    figure = Figure(figsize=(11, 8), layout="constrained")
     figure.suptitle("Gradient in stacks of MLPs with default initial weights")
-    figure.savefig(path, dpi=120)
+    for (left, right), shown in zip(figure.subplots(2, 2), (VARIANTS, list(VARIANTS)[1:]), strict=True):
+        for name in shown:
+            _draw(left, right, name, measured[name])
+        depth = max(measured["plain"])
+        but = "" if "plain" in shown else ", without the plain stack"
+        left.set(
+            title=f"{depth} blocks{but}", xlabel="block (1: next to the input)", ylabel="norm of dL/dx (log scale)"
+        )
+        right.set(
+            title=f"First block over last{but}", xlabel="blocks (log scale)", ylabel="log10 of the ratio of norms"
+        )
+        right.set_xscale("log", base=2)
+        right.set_xticks(list(measured["plain"]), [str(depth) for depth in measured["plain"]])
+        right.legend(handlelength=4)
+        for axes in (left, right):
+            axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=90)
+
+
+def _draw(left: Axes, right: Axes, name: str, by_depth: dict[int, Measured]) -> None:
+    index, depth = list(VARIANTS).index(name), max(by_depth)
+    style = {"linestyle": ("--", "-.", (0, (1, 2)), "-", (0, (6, 2, 1, 2, 1, 2)))[index], "color": f"C{index}"}
+    style |= {"marker": "ovsD^"[index], "markersize": 5, "label": name}
+    every = max(1, depth // 8)
+    left.semilogy(range(1, depth + 1), by_depth[depth].norms, markevery=(index * every // 5, every), **style)
+    right.plot(list(by_depth), [measured.log10_ratio for measured in by_depth.values()], **style)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""What the residual addition does for a transformer of one block.
+"""What the residual additions do for a small transformer, of one block or of several.
 
 A causal character transformer (attention, then a feed-forward layer, LayerNorm before each) learns the text of
 Python's ``help()``, once as it should be and once with ``residual=False``; nothing else differs. The bar to clear is a
 table of character pairs: a model with a longer memory that does not beat it has learnt to look at one character only.
 
     python examples/residual_ablation.py --plot residual_ablation.png
+    python examples/residual_ablation.py --blocks 4 --steps 1000
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from characters import BITS, Run, counted, draw_losses, prepare, python_help, train
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 import throughtime as tt
+from characters import BITS, Run, counted, draw_losses, prepare, python_help, train
 
 Array = NDArray[Any]
 
@@ -27,14 +28,21 @@ _SIZE, _HEADS, _FEED_FORWARD = 64, 2, 128
 
 
 class Transformer:
-    """Token and position embeddings, one block, Linear."""
+    """Token and position embeddings, blocks, Linear."""
 
-    def __init__(self, characters: int, context: int, seed: int, *, residual: bool) -> None:
+    def __init__(self, characters: int, context: int, blocks: int, seed: int, *, residual: bool) -> None:
         self.tokens = tt.Embedding(characters, _SIZE, seed=[seed, 0])
         self.positions = tt.Embedding(context, _SIZE, seed=[seed, 1])
+        sublayers = [
+            sublayer
+            for block in range(blocks)
+            for sublayer in (
+                tt.SelfAttention(_SIZE, _HEADS, seed=[seed, 2, block]),
+                tt.MLP(_SIZE, _FEED_FORWARD, seed=[seed, 3, block]),
+            )
+        ]
         self.body = tt.Sequential(
-            tt.ResidualBlock(tt.SelfAttention(_SIZE, _HEADS, seed=[seed, 2]), _SIZE, residual=residual),
-            tt.ResidualBlock(tt.MLP(_SIZE, _FEED_FORWARD, seed=[seed, 3]), _SIZE, residual=residual),
+            *(tt.ResidualBlock(sublayer, _SIZE, residual=residual) for sublayer in sublayers),
             tt.Linear(_SIZE, characters, seed=[seed, 4]),
         )
         self.parameters = _named(self.tokens, self.positions, self.body)
@@ -58,6 +66,7 @@ def _named(tokens: Any, positions: Any, body: Any) -> dict[str, Array]:
 
 
 def main(
+    blocks: Annotated[int, typer.Option(min=1, help="Blocks, each of attention and feed-forward.")] = 1,
     steps: Annotated[int, typer.Option(min=1, help="Parameter updates of each model.")] = 2000,
     context: Annotated[int, typer.Option(min=1, help="Characters that the model sees.")] = 64,
     batch: Annotated[int, typer.Option(min=1, help="Stretches of text per update.")] = 32,
@@ -65,17 +74,17 @@ def main(
     seed: Annotated[int, typer.Option(min=0, help="Of weights and batches.")] = 0,
     plot: Annotated[Path | None, typer.Option(help="Where a plot goes.", show_default=False)] = None,
 ) -> None:
-    """Train a one-block character transformer with and without its residual additions, beside counting models."""
+    """Train a character transformer with and without its residual additions, beside counting models."""
     text = python_help()
     prepare(plot, text, context)
     counts = counted(text, context)
     runs = {}
     for name, residual in (("without residual", False), ("with residual", True)):
-        model = Transformer(text.characters, context, seed, residual=residual)
+        model = Transformer(text.characters, context, blocks, seed, residual=residual)
         runs[name] = train(model, text, name, steps=steps, window=context, batch=batch, lr=lr, seed=seed)
     Console().print(table(runs, counts))
     if plot is not None:
-        save_figure(plot, runs, counts)
+        save_figure(plot, runs, counts, blocks)
 
 
 def table(runs: dict[str, Run], counts: dict[str, float]) -> Table:
@@ -92,12 +101,14 @@ def table(runs: dict[str, Run], counts: dict[str, float]) -> Table:
     return table
 
 
-def save_figure(path: Path, runs: dict[str, Run], counts: dict[str, float]) -> None:
+def save_figure(path: Path, runs: dict[str, Run], counts: dict[str, float], blocks: int) -> None:
     """The loss of both models by step."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
-    figure.suptitle("One-block character transformer, with and without residual additions")
+    figure.suptitle(
+        f"Character transformer with {blocks} block{'s' * (blocks > 1)}, with and without residual additions"
+    )
     draw_losses(figure.subplots(), runs, counts)
     figure.savefig(path, dpi=120)
 
