@@ -67,7 +67,7 @@ KINDS = {
 def main(
     layers: Annotated[int, typer.Option(min=1, help="LSTM layers.")] = 8,
     hidden: Annotated[int, typer.Option(min=1, help="Units of each.")] = 64,
-    steps: Annotated[int, typer.Option(min=1, help="Parameter updates of each model.")] = 600,
+    steps: Annotated[int, typer.Option(min=1, help="Parameter updates of each model.")] = 1000,
     context: Annotated[int, typer.Option(min=1, help="Characters per stretch of text.")] = 64,
     batch: Annotated[int, typer.Option(min=1, help="Stretches of text per update.")] = 32,
     lr: Annotated[float, typer.Option(min=0, help="Learning rate of Adam at the start; falls to a tenth.")] = 4e-3,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 _SIZE, _HIDDEN = 64, 128
-_STEPS, _BATCH = 16, 4
+_STEPS, _BATCH = 8, 4  # products that OpenBLAS leaves to one thread: on a busy machine, two wait for each other
 # The single entries of a gradient are far below its norm, and below 1.2e-38 float32 has none left.
 _SAFE = 1e-30
 

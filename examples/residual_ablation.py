@@ -1,11 +1,10 @@
-"""What the residual additions do for a small transformer, of one block or of several.
+"""What the residual additions do for a small transformer, of one block and of several.
 
-A causal character transformer (attention, then a feed-forward layer, LayerNorm before each) learns the text of
-Python's ``help()``, once as it should be and once with ``residual=False``; nothing else differs. The bar to clear is a
-table of character pairs: a model with a longer memory that does not beat it has learnt to look at one character only.
+Causal character transformers (attention, then a feed-forward layer, LayerNorm before each) learn the text of Python's
+``help()``, once as they should be and once with ``residual=False``; nothing else differs. The bars to clear are tables
+of how often each character occurs, and each pair of them.
 
     python examples/residual_ablation.py --plot residual_ablation.png
-    python examples/residual_ablation.py --blocks 4 --steps 1000
 """
 
 from __future__ import annotations
@@ -66,28 +65,30 @@ def _named(tokens: Any, positions: Any, body: Any) -> dict[str, Array]:
 
 
 def main(
-    blocks: Annotated[int, typer.Option(min=1, help="Blocks, each of attention and feed-forward.")] = 1,
-    steps: Annotated[int, typer.Option(min=1, help="Parameter updates of each model.")] = 2000,
+    blocks: Annotated[list[int], typer.Option(min=1, help="Attention and feed-forward, so many times.")] = [1, 4],  # noqa: B006
+    steps: Annotated[int, typer.Option(min=1, help="Parameter updates of each model.")] = 1500,
     context: Annotated[int, typer.Option(min=1, help="Characters that the model sees.")] = 64,
     batch: Annotated[int, typer.Option(min=1, help="Stretches of text per update.")] = 32,
     lr: Annotated[float, typer.Option(min=0, help="Learning rate of Adam at the start; falls to a tenth.")] = 2e-3,
     seed: Annotated[int, typer.Option(min=0, help="Of weights and batches.")] = 0,
     plot: Annotated[Path | None, typer.Option(help="Where a plot goes.", show_default=False)] = None,
 ) -> None:
-    """Train a character transformer with and without its residual additions, beside counting models."""
+    """Train character transformers with and without their residual additions, beside counting models."""
     text = python_help()
     prepare(plot, text, context)
     counts = counted(text, context)
-    runs = {}
-    for name, residual in (("without residual", False), ("with residual", True)):
-        model = Transformer(text.characters, context, blocks, seed, residual=residual)
-        runs[name] = train(model, text, name, steps=steps, window=context, batch=batch, lr=lr, seed=seed)
+    runs: dict[int, dict[str, Run]] = {count: {} for count in blocks}
+    for count, by_name in runs.items():
+        for name, residual in (("without residual", False), ("with residual", True)):
+            model = Transformer(text.characters, context, count, seed, residual=residual)
+            label = f"{_blocks(count)} {name}"
+            by_name[name] = train(model, text, label, steps=steps, window=context, batch=batch, lr=lr, seed=seed)
     Console().print(table(runs, counts))
     if plot is not None:
-        save_figure(plot, runs, counts, blocks)
+        save_figure(plot, runs, counts)
 
 
-def table(runs: dict[str, Run], counts: dict[str, float]) -> Table:
+def table(runs: dict[int, dict[str, Run]], counts: dict[str, float]) -> Table:
     """One row per model."""
     table = Table(title="Character models of Python's help()")
     table.add_column("model", no_wrap=True)
@@ -95,22 +96,29 @@ def table(runs: dict[str, Run], counts: dict[str, float]) -> Table:
         table.add_column(column, justify="right")
     for name, loss in counts.items():
         table.add_row(f"{name} counts", "", "", f"{loss:.3f}", f"{loss * BITS:.3f}", "")
-    for name, run in runs.items():
-        losses = (f"{run.recent():.3f}", f"{run.final:.3f}", f"{run.final * BITS:.3f}")
-        table.add_row(name, str(len(run.losses)), *losses, f"{run.seconds:.0f}")
+    for count, by_name in runs.items():
+        table.add_section()
+        for name, run in by_name.items():
+            losses = (f"{run.recent():.3f}", f"{run.final:.3f}", f"{run.final * BITS:.3f}")
+            table.add_row(f"{_blocks(count)} {name}", str(len(run.losses)), *losses, f"{run.seconds:.0f}")
     return table
 
 
-def save_figure(path: Path, runs: dict[str, Run], counts: dict[str, float], blocks: int) -> None:
-    """The loss of both models by step."""
+def save_figure(path: Path, runs: dict[int, dict[str, Run]], counts: dict[str, float]) -> None:
+    """The losses by step, one panel for each number of blocks."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    figure.suptitle(
-        f"Character transformer with {blocks} block{'s' * (blocks > 1)}, with and without residual additions"
-    )
-    draw_losses(figure.subplots(), runs, counts)
-    figure.savefig(path, dpi=120)
+    figure = Figure(figsize=(1 + 5 * len(runs), 5), layout="constrained")
+    figure.suptitle("Character transformers with and without residual additions")
+    panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
+    for axes, (count, by_name) in zip(panels, runs.items(), strict=True):
+        draw_losses(axes, by_name, counts)
+        axes.set_title(_blocks(count))
+    figure.savefig(path, dpi=110)
+
+
+def _blocks(count: int) -> str:
+    return f"{count} block{'s' * (count > 1)}"
 
 
 if __name__ == "__main__":

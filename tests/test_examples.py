@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import subprocess
 import sys
@@ -23,7 +24,10 @@ import residual_ablation
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY = ["--steps", "1", "--context", "32", "--batch", "4"]
 RUNS = {  # options, and of every row of figures how it begins and how many there are
-    "residual_ablation": (TINY, {"unigram counts": 2, "bigram counts": 2, "without residual": 5, "with residual": 5}),
+    "residual_ablation": (
+        [*TINY, "--blocks", "1", "--blocks", "2"],
+        {"bigram counts": 2, "1 block without residual": 5, "2 blocks with residual": 5},
+    ),
     "depth": (["--max-depth", "4"], {"1": 5, "2": 5, "4": 5}),
     "deep_lstm": (
         [*TINY, "--layers", "3", "--hidden", "8"],
@@ -37,7 +41,8 @@ def test_an_example_prints_its_figures_and_draws_them(name, tmp_path):
     options, rows = RUNS[name]
     plot = tmp_path / "plot.png"
     command = [sys.executable, str(EXAMPLES / f"{name}.py"), *options, "--plot", str(plot)]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # on a busy machine, small products wait
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
     for start, count in rows.items():
         (row,) = re.findall(rf"^│ +{re.escape(start)} +│(.*)│$", done.stdout, re.MULTILINE)
