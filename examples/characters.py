@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 BITS = 1 / math.log(2)  # nats to bits
-STYLES = ("--", "-", "-.", ":")
+# By model: they tell curves apart in black and white, and where one covers another.
+STYLES = ("--", "-", "-.")
+MARKERS = "os^"
+SIZES = (5, 8, 4)
 _HELD_OUT = 0.1  # of the text, at its end
 _MAX_NORM = 1.0
 _VALIDATIONS = 10  # in a training
@@ -147,17 +150,18 @@ def prepare(plot: Path | None, text: Text, window: int) -> None:
 def draw_losses(axes: Axes, runs: Mapping[str, Run], counts: Mapping[str, float]) -> None:
     """Training losses as lines, held-out ones as marks on them, counting models as level lines; bits per character."""
     for index, (name, run) in enumerate(runs.items()):
-        style = {"color": f"C{index}", "linestyle": STYLES[index % len(STYLES)]}
+        line = {"color": f"C{index}", "linestyle": STYLES[index]}
+        marks = {"color": f"C{index}", "marker": MARKERS[index], "markersize": SIZES[index], "fillstyle": "none"}
         steps = np.arange(1, len(run.losses) + 1)
-        axes.plot(steps, [run.recent(step) * BITS for step in steps], label=f"{name}, training", **style)
-        held_out = np.array(list(run.validation.values())) * BITS
-        axes.plot(list(run.validation), held_out, f"C{index}", marker="os^D"[index % 4], linestyle="", markersize=4)
-        axes.plot([], [], f"C{index}", marker="os^D"[index % 4], linestyle="", label=f"{name}, held out")
+        axes.plot(steps, [run.recent(step) * BITS for step in steps], **line)
+        axes.plot(list(run.validation), np.array(list(run.validation.values())) * BITS, linestyle="", **marks)
+        axes.plot([], [], label=name, **{**line, **marks})
     for (name, loss), style in zip(counts.items(), (":", (0, (1, 4))), strict=True):
-        axes.axhline(loss * BITS, color="black", linestyle=style, label=f"{name}, held out ({loss * BITS:.2f})")
+        axes.axhline(loss * BITS, color="black", linestyle=style, label=f"{name} counts ({loss * BITS:.2f})")
     axes.set(title="Loss", xlabel="step (parameter updates)", ylabel="loss (bits per character)")
     axes.grid(alpha=0.3)
-    axes.legend(handlelength=3.5)
+    title = f"lines: training, mean of {_SPAN} steps; marks: held out"
+    axes.legend(title=title, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, handlelength=4)
 
 
 def _parts(count: int, size: int) -> Iterator[slice]:

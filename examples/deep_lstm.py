@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 import throughtime as tt
-from characters import BITS, STYLES, Run, counted, draw_losses, prepare, python_help, train
+from characters import BITS, MARKERS, SIZES, STYLES, Run, counted, draw_losses, prepare, python_help, train
 
 Array = NDArray[Any]
 
@@ -105,11 +105,11 @@ def norm_table(norms: dict[str, list[float]]) -> Table:
 
 
 def loss_table(runs: dict[str, Run], counts: dict[str, float], steps: int) -> Table:
-    """One row per model: the training loss on the way, the held-out loss at the end."""
-    table = Table(title=f"Loss in bits per character, {steps} steps")
+    """One row per model."""
+    table = Table(title="Bits per character: training, after so many steps; held out, at the end")
     table.add_column("model", no_wrap=True)
     marks = sorted({max(1, steps * quarter // 4) for quarter in range(1, 5)})
-    for column in (*(f"step {mark}" for mark in marks), "held out", "s"):
+    for column in (*(str(mark) for mark in marks), "held out", "seconds"):
         table.add_column(column, justify="right")
     for name, loss in counts.items():
         table.add_row(f"{name} counts", *("" for _ in marks), f"{loss * BITS:.3f}", "")
@@ -129,7 +129,8 @@ def save_figure(path: Path, runs: dict[str, Run], counts: dict[str, float], norm
     left, right = figure.subplots(1, 2)
     draw_losses(left, runs, counts)
     for index, (kind, column) in enumerate(norms.items()):
-        style = {"color": f"C{index}", "linestyle": STYLES[index], "marker": "os^"[index]}
+        style = {"color": f"C{index}", "linestyle": STYLES[index], "marker": MARKERS[index]}
+        style |= {"markersize": SIZES[index], "fillstyle": "none"}
         right.semilogy(range(1, layers + 1), column, label=kind, **style)
     right.set(
         title="Gradient before training",

@@ -92,7 +92,7 @@ def table(runs: dict[int, dict[str, Run]], counts: dict[str, float]) -> Table:
     """One row per model."""
     table = Table(title="Character models of Python's help()")
     table.add_column("model", no_wrap=True)
-    for column in ("steps", "training, nats", "held out, nats", "held out, bits", "seconds"):
+    for column in ("steps", "training nats", "held out nats", "held out bits", "seconds"):
         table.add_column(column, justify="right")
     for name, loss in counts.items():
         table.add_row(f"{name} counts", "", "", f"{loss:.3f}", f"{loss * BITS:.3f}", "")
