@@ -6,7 +6,7 @@
 namespace throughtime::TT_ISA {
 
 struct Tanh {
-  static constexpr const char *name = "tanh", *cell = "rnn_tanh";
+  static constexpr const char *name = "tanh", *cell = "rnn_tanh", *kept_cell = "rnn_tanh_kept";
   static constexpr bool of_argument = false;  // whether the derivative is found from x
   template <class V>
   TT_INLINE static V value(V x) {
@@ -19,7 +19,7 @@ struct Tanh {
 };
 
 struct Relu {
-  static constexpr const char *name = "relu", *cell = "rnn_relu";
+  static constexpr const char *name = "relu", *cell = "rnn_relu", *kept_cell = "rnn_relu_kept";
   static constexpr bool of_argument = false;
   template <class V>
   TT_INLINE static V value(V x) {

@@ -1,6 +1,6 @@
 // The contract between the bindings and every backend: what a problem is, and the table of entry points a backend fills.
-// Sizes: T timesteps, B sequences, I inputs, H units, G gates. Plain data only: this header is compiled for every
-// instruction set, and a function in it would be one weak symbol shared by all of them.
+// Sizes: T timesteps, B sequences, I inputs, H units, P features of h (H but for a projected cell), G gates. Plain data only:
+// this header is compiled for every instruction set, and a function in it would be one weak symbol shared by all of them.
 #pragma once
 
 #include <stddef.h>
@@ -8,8 +8,19 @@
 
 namespace throughtime {
 
-constexpr int max_states = 2;      // h, and c where the cell has one
-constexpr int max_parameters = 4;  // weight_ih, weight_hh, bias_ih, bias_hh
+constexpr int max_states = 2;        // h, and c where the cell has one
+constexpr int max_unit_weights = 4;  // parameters that each unit has for itself, beside its biases
+
+// What every cell has in this order; weight_hr and biases may be missing. A cell's own unit weights follow.
+enum Parameter {
+  weight_ih,
+  weight_hh,
+  bias_ih,
+  bias_hh,
+  weight_hr,
+  unit_weights,
+  max_parameters = unit_weights + max_unit_weights
+};
 
 // A (T, B, F) array whose features are contiguous; strides in elements.
 template <class S>
@@ -21,44 +32,42 @@ struct View {
 // One layer and direction over all timesteps.
 template <class S>
 struct Recurrence {
-  int64_t T, B, I, H;
-  bool reverse;            // timesteps are taken from T - 1 down to 0
-  View<const S> x;         // (T, B, I)
-  const S* weight_ih;      // (G H, I)
-  const S* weight_hh;      // (G H, H)
-  const S* bias_ih;        // (G H), or null
-  const S* bias_hh;        // (G H), or null
-  const int64_t* lengths;  // (B), or null: steps from lengths[b] on are not taken
-  const uint8_t* resets;   // (T, B), or null: true on the first step of an episode
-  S* states[max_states];   // (rows, B, H) each; see cpu/history.hpp
-  int64_t every;           // the states before every so many steps and the last one are kept; 0: those of all timesteps
-  S* saved;                // (T, B, units, saved, lanes): what the cell keeps for its backward, or null
+  int64_t T, B, I, H, P;
+  bool reverse;                      // timesteps are taken from T - 1 down to 0
+  View<const S> x;                   // (T, B, I)
+  const S* weights[max_parameters];  // weight_ih (G H, I), weight_hh (G H, P), bias_ih (G H) or null, bias_hh (G H) or null,
+                                     // weight_hr (P, H) of a projected cell, unit weights (n H) each, n as the cell says
+  const int64_t* lengths;            // (B), or null: steps from lengths[b] on are not taken
+  const uint8_t* resets;             // (T, B), or null: true on the first step of an episode
+  const uint8_t* zoneout_mask[max_states];  // (T, B, P), (T, B, H), or null: true where a unit keeps its old state
+  double zoneout[max_states];               // where there is no mask: the part of the old state in the new one
+  S* states[max_states];                    // (rows, B, P), (rows, B, H); see cpu/history.hpp
+  int64_t every;  // the states before every so many steps and the last one are kept; 0: those of all timesteps
+  S* saved;       // (T, B, units, saved, lanes): what the cell keeps for its backward, or null
 };
 
 template <class S>
 struct Forward : Recurrence<S> {
-  View<S> output;  // (T, B, H); data may be null
+  View<S> output;  // (T, B, P); data may be null
 };
 
 template <class S>
 struct Backward : Recurrence<S> {
   int64_t truncate;              // the gradient stops every so many steps; 0: never
   double clip;                   // largest norm of what flows from one step into another; 0: no clipping
-  View<const S> d_output;        // (T, B, H); data may be null
+  View<const S> d_output;        // (T, B, P); data may be null
   const S* d_cell;               // (T, B, H), or null
-  const S* d_final[max_states];  // (B, H) each
+  const S* d_final[max_states];  // (B, P), (B, H)
   View<S> d_input;               // (T, B, I)
   bool add_to_input;             // d_input already holds the other direction's part
-  S* d_weight_ih;                // as the parameters; the biases may be null
-  S* d_weight_hh;
-  S* d_bias_ih;
-  S* d_bias_hh;
-  S* d_initial[max_states];  // (B, H) each
+  S* d_weights[max_parameters];  // as the parameters
+  S* d_initial[max_states];      // (B, P), (B, H)
   // What each timestep's gradient is asked for; each may be null.
-  S* d_states[max_states];        // (T, B, H): the total dL/dh_t, dL/dc_t
-  S* d_gates;                     // (T, B, G H): of W_ih x + b_ih
+  S* d_states[max_states];        // (T, B, P), (T, B, H): the total dL/dh_t, dL/dc_t
+  S* d_gates;                     // (T, B, G H): of the pre-activation's input part
   uint8_t* clipped;               // (T, B)
   double* norms[max_parameters];  // (T) each: Frobenius norm of what the step adds to the parameter's gradient
+  const uint8_t* dropped;         // (G H, P), or null: where weight_hh's gradient takes no part in that norm
 };
 
 enum class Family : uint8_t { free, one_row, many_rows, amx };
@@ -91,11 +100,51 @@ struct Entries {
   void (*backward)(const Backward<S>&, const Host&);
 };
 
+// A parameter that each unit has for itself: (count H).
+struct UnitWeight {
+  const char* name;
+  int count;
+};
+
 struct CellKernels {
   const char* name;
   int gates, states, saved;
+  bool projects;
+  UnitWeight unit_weights[max_unit_weights];  // up to one without a name
   Entries<float> f32;
   Entries<double> f64;
+};
+
+// Attention over (T, B, heads, size): step t sees the steps from t - back to t + ahead, as far as the sequence has them.
+template <class S>
+struct Attention {
+  int64_t T, B, heads, size;
+  int64_t back, ahead;
+  const int64_t* lengths;  // (B), or null: what lies beyond is not seen, its output and gradients are zero
+  View<const S> q, k, v;   // (T, B, heads size) each
+  S* saved;                // (B, heads, 2, T): the largest score of each step, not scaled, and the sum of exponentials
+};
+
+template <class S>
+struct AttentionForward : Attention<S> {
+  View<S> output;  // (T, B, heads size)
+};
+
+template <class S>
+struct AttentionBackward : Attention<S> {
+  View<const S> output, d_output;
+  View<S> d_q, d_k, d_v;
+};
+
+template <class S>
+struct AttentionEntries {
+  void (*forward)(const AttentionForward<S>&, const Host&);
+  void (*backward)(const AttentionBackward<S>&, const Host&);
+};
+
+struct AttentionKernels {
+  AttentionEntries<float> f32;
+  AttentionEntries<double> f64;
 };
 
 // Residual add and LayerNorm of N rows of F features; see cpu/layer_norm.hpp for the equations. Arrays are contiguous.
@@ -173,6 +222,7 @@ struct Kernels {
   int count;
   const CellKernels* cells;
   double (*multiply_add)(int64_t rounds);  // float32 in registers alone, on one core; returns the operations
+  const AttentionKernels* attention;
   const LayerNormKernels* layer_norm;
   const ActivationKernels* activations;  // the last one has no name
 };

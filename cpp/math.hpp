@@ -76,6 +76,16 @@ TT_INLINE V clamp(V x, Scalar<V> low, Scalar<V> high) {
   return x > h ? h : x;
 }
 
+// For x of at most `largest`; 0 below -`largest`. A NaN stays.
+template <class V>
+TT_INLINE V exp(V x) {
+  using E = Exponential<Scalar<V>>;
+  V power, rest;
+  const V least = splat<V>(-E::largest);
+  split_exp(x < least ? least : x, power, rest);
+  return x < least ? V{} : power * (rest + 1);  // no product of which a subnormal part would be lost
+}
+
 template <class V>
 TT_INLINE V sigmoid(V x) {
   using S = Scalar<V>;

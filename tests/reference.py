@@ -1,22 +1,24 @@
-"""The specification: RNN, GRU and LSTM over time and their gradients, in plain NumPy, step after step.
+"""The specification: the recurrent cells over time and their gradients, in plain NumPy, step after step.
 
-Equations, parameter names and gate order are torch's. Everything is float64, or complex128 for the complex
-step: nothing that is to be differentiated takes an absolute value, a conjugate or a maximum. Arrays are
-time-major and batched, sizes `T B I H G L D` as in the library; an axis L*D is in the order of torch's `h_n`.
+Equations, parameter names and gate order are torch's where it has the cell. Everything is float64, or complex128 for
+the complex step: nothing that is to be differentiated takes an absolute value, a conjugate or a maximum. Arrays are
+time-major and batched, sizes `T B I H G L D P` as in the library; an axis L*D is in the order of torch's `h_n`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 
-# A cell is its equation and its derivative.
-# forward: x = W_ih x + b_ih and r = W_hh h + b_hh, both (B, G*H); state (h,) or (h, c), each (B, H).
-#   Gives the next state, and what to save.
-# backward: d_next is the gradient arriving at the next state. Gives its total, d_x, d_r, and the gradient
-#   that reaches the old state elementwise; what reaches it through W_hh is the loop's business.
+# A cell is its equation and its derivative; p holds the parameters of one layer and direction.
+# forward(p, x, state): x (B, I); state (h,) or (h, c), h (B, H) or (B, P), c (B, H). Gives the next state, and what
+#   to save.
+# backward(p, x, state, saved, d_next): d_next is the gradient arriving at the next state. Gives that of the old state,
+#   and a dict: "gates", of the input's part of the pre-activation; "input", of x; of each parameter; "cell", the total
+#   of the next c, what comes through h included.
 
 
 def sigmoid(a):
@@ -24,80 +26,232 @@ def sigmoid(a):
         return 1 / (1 + np.exp(-a))
 
 
-def rnn_tanh(x, r, state):
-    """h' = tanh(x + r)"""
-    h = np.tanh(x + r)
+def input_part(p, x):
+    return x @ p.weight_ih.T + p.bias_ih
+
+
+def recurrent_part(p, h):
+    return h @ p.weight_hh.T + p.bias_hh
+
+
+def products_backward(p, x, h, d_x, d_r):
+    """Of the two parts above, whose gradients are d_x and d_r: that of h, and of all else."""
+    found = {
+        "gates": d_x,
+        "input": d_x @ p.weight_ih,
+        "weight_ih": d_x.T @ x,
+        "weight_hh": d_r.T @ h,
+        "bias_ih": d_x.sum(axis=0),
+        "bias_hh": d_r.sum(axis=0),
+    }
+    return d_r @ p.weight_hh, found
+
+
+def rnn_tanh(p, x, state):
+    """h' = tanh(W_ih x + b_ih + W_hh h + b_hh)"""
+    (h,) = state
+    h = np.tanh(input_part(p, x) + recurrent_part(p, h))
     return (h,), h
 
 
-def rnn_tanh_backward(h, state, d_next):
-    (d_h,) = d_next
-    d_a = d_h * (1 - h * h)
-    return d_next, d_a, d_a, (0.0,)
+def rnn_tanh_backward(p, x, state, h_next, d_next):
+    (d_h,), (h,) = d_next, state
+    d_a = d_h * (1 - h_next * h_next)
+    d_old, found = products_backward(p, x, h, d_a, d_a)
+    return (d_old,), found
 
 
-def rnn_relu(x, r, state):
-    """h' = relu(x + r), chosen by the real part"""
-    positive = np.real(x + r) > 0
-    return (np.where(positive, x + r, 0),), positive
+def rnn_relu(p, x, state):
+    """h' = relu(W_ih x + b_ih + W_hh h + b_hh), chosen by the real part"""
+    (h,) = state
+    a = input_part(p, x) + recurrent_part(p, h)
+    positive = np.real(a) > 0
+    return (np.where(positive, a, 0),), positive
 
 
-def rnn_relu_backward(positive, state, d_next):
-    (d_h,) = d_next
+def rnn_relu_backward(p, x, state, positive, d_next):
+    (d_h,), (h,) = d_next, state
     d_a = np.where(positive, d_h, 0)
-    return d_next, d_a, d_a, (0.0,)
+    d_old, found = products_backward(p, x, h, d_a, d_a)
+    return (d_old,), found
 
 
-def gru(x, r, state):
+def gru(p, x, state):
     """h' = (1 - z) n + z h, n = tanh(x_n + r r_n), reset and update gate r, z = sigmoid(x + r)"""
     (h,) = state
-    x_r, x_z, x_n = np.split(x, 3, axis=1)
-    r_r, r_z, r_n = np.split(r, 3, axis=1)
+    x_r, x_z, x_n = np.split(input_part(p, x), 3, axis=1)
+    r_r, r_z, r_n = np.split(recurrent_part(p, h), 3, axis=1)
     reset, z = sigmoid(x_r + r_r), sigmoid(x_z + r_z)
     n = np.tanh(x_n + reset * r_n)
     return ((1 - z) * n + z * h,), (reset, z, n, r_n)
 
 
-def gru_backward(saved, state, d_next):
+def gru_backward(p, x, state, saved, d_next):
     (d_h,), (h,), (reset, z, n, r_n) = d_next, state, saved
     d_n = d_h * (1 - z) * (1 - n * n)
     d_z = d_h * (h - n) * z * (1 - z)
     d_r = d_n * r_n * reset * (1 - reset)
-    return d_next, np.hstack([d_r, d_z, d_n]), np.hstack([d_r, d_z, d_n * reset]), (d_h * z,)
+    d_old, found = products_backward(p, x, h, np.hstack([d_r, d_z, d_n]), np.hstack([d_r, d_z, d_n * reset]))
+    return (d_old + d_h * z,), found
 
 
-def lstm(x, r, state):
-    """c' = f c + i g, h' = o tanh(c'), i f o = sigmoid(x + r), g = tanh(x_g + r_g)"""
-    _, c = state
-    i, f, g, o = np.split(x + r, 4, axis=1)
-    i, f, g, o = sigmoid(i), sigmoid(f), np.tanh(g), sigmoid(o)
+def gru_original(p, x, state):
+    """h' = (1 - z) n + z h, n = tanh(x_n + W_hn (r h) + b_hn), r, z = sigmoid(x + W_hh h + b_hh)"""
+    (h,) = state
+    x_r, x_z, x_n = np.split(input_part(p, x), 3, axis=1)
+    r_r, r_z, _ = np.split(recurrent_part(p, h), 3, axis=1)
+    reset, z = sigmoid(x_r + r_r), sigmoid(x_z + r_z)
+    r_n = np.split(recurrent_part(p, reset * h), 3, axis=1)[2]
+    n = np.tanh(x_n + r_n)
+    return ((1 - z) * n + z * h,), (reset, z, n)
+
+
+def gru_original_backward(p, x, state, saved, d_next):
+    (d_h,), (h,), (reset, z, n) = d_next, state, saved
+    d_n = d_h * (1 - z) * (1 - n * n)
+    d_z = d_h * (h - n) * z * (1 - z)
+    d_reset_h = d_n @ np.split(p.weight_hh, 3)[2]
+    d_r = d_reset_h * h * reset * (1 - reset)
+    d_old, found = products_backward(p, x, h, np.hstack([d_r, d_z, d_n]), np.hstack([d_r, d_z, np.zeros_like(d_n)]))
+    found["weight_hh"] = np.vstack([np.hstack([d_r, d_z]).T @ h, d_n.T @ (reset * h)])
+    found["bias_hh"] = found["bias_ih"]
+    return (d_old + d_reset_h * reset + d_h * z,), found
+
+
+def lstm_gates(a):
+    """i, f, o = sigmoid(a), g = tanh(a), in the order i f g o"""
+    i, f, g, o = np.split(a, 4, axis=1)
+    return sigmoid(i), sigmoid(f), np.tanh(g), sigmoid(o)
+
+
+def lstm_gates_backward(gates, c, d_c, d_o):
+    """Of a, given those of c' = f c + i g and of o."""
+    i, f, g, o = gates
+    return np.hstack([d_c * g * i * (1 - i), d_c * c * f * (1 - f), d_c * i * (1 - g * g), d_o * o * (1 - o)])
+
+
+def lstm(p, x, state):
+    """c' = f c + i g, h' = o tanh(c'), gates of a = W_ih x + b_ih + W_hh h + b_hh"""
+    h, c = state
+    i, f, g, o = gates = lstm_gates(input_part(p, x) + recurrent_part(p, h))
     c = f * c + i * g
-    return (o * np.tanh(c), c), (i, f, g, o, np.tanh(c))
+    return (o * np.tanh(c), c), (gates, np.tanh(c))
 
 
-def lstm_backward(saved, state, d_next):
-    (d_h, d_c), (_, c), (i, f, g, o, tanh_c) = d_next, state, saved
+def lstm_backward(p, x, state, saved, d_next):
+    (d_h, d_c), (h, c), (gates, tanh_c) = d_next, state, saved
+    _, f, _, o = gates
     d_c = d_c + d_h * o * (1 - tanh_c * tanh_c)
-    d_i = d_c * g * i * (1 - i)
-    d_f = d_c * c * f * (1 - f)
-    d_g = d_c * i * (1 - g * g)
-    d_o = d_h * tanh_c * o * (1 - o)
-    d_a = np.hstack([d_i, d_f, d_g, d_o])
-    return (d_h, d_c), d_a, d_a, (0.0, d_c * f)
+    d_a = lstm_gates_backward(gates, c, d_c, d_h * tanh_c)
+    d_old, found = products_backward(p, x, h, d_a, d_a)
+    return (d_old, d_c * f), found | {"cell": d_c}
+
+
+def lstm_projected(p, x, state):
+    """The LSTM, but h' = W_hr (o tanh(c'))"""
+    (m, c), saved = lstm(p, x, state)
+    return (m @ p.weight_hr.T, c), (m, saved)
+
+
+def lstm_projected_backward(p, x, state, saved, d_next):
+    (d_h, d_c), (m, saved) = d_next, saved
+    d_old, found = lstm_backward(p, x, state, saved, (d_h @ p.weight_hr, d_c))
+    return d_old, found | {"weight_hr": d_h.T @ m}
+
+
+def lstm_peephole(p, x, state):
+    """The LSTM, but i and f see w_ci c and w_cf c, o sees w_co c'"""
+    h, c = state
+    a_i, a_f, a_g, a_o = np.split(input_part(p, x) + recurrent_part(p, h), 4, axis=1)
+    i, f, g = sigmoid(a_i + p.weight_ci * c), sigmoid(a_f + p.weight_cf * c), np.tanh(a_g)
+    c = f * c + i * g
+    o = sigmoid(a_o + p.weight_co * c)
+    return (o * np.tanh(c), c), ((i, f, g, o), np.tanh(c), c)
+
+
+def lstm_peephole_backward(p, x, state, saved, d_next):
+    (d_h, d_c), (h, c), (gates, tanh_c, c_next) = d_next, state, saved
+    _, f, _, o = gates
+    d_c = d_c + d_h * o * (1 - tanh_c * tanh_c) + d_h * tanh_c * o * (1 - o) * p.weight_co
+    d_a = lstm_gates_backward(gates, c, d_c, d_h * tanh_c)
+    d_i, d_f, _, d_o = np.split(d_a, 4, axis=1)
+    d_old, found = products_backward(p, x, h, d_a, d_a)
+    found |= {
+        "cell": d_c,
+        "weight_ci": (d_i * c).sum(axis=0),
+        "weight_cf": (d_f * c).sum(axis=0),
+        "weight_co": (d_o * c_next).sum(axis=0),
+    }
+    return (d_old, d_c * f + d_i * p.weight_ci + d_f * p.weight_cf), found
+
+
+def layer_norm(a, gain):
+    """gain (a - mean) / sqrt(variance + 1e-5) of each row"""
+    centred = a - a.mean(axis=1, keepdims=True)
+    scale = 1 / np.sqrt((centred * centred).mean(axis=1, keepdims=True) + 1e-5)
+    return gain * (centred * scale), (centred * scale, scale)
+
+
+def layer_norm_backward(d, gain, saved):
+    """Of a, and of the gain."""
+    normal, scale = saved
+    d_normal = d * gain
+    along = (d_normal * normal).mean(axis=1, keepdims=True)
+    return scale * (d_normal - d_normal.mean(axis=1, keepdims=True) - normal * along), (d * normal).sum(axis=0)
+
+
+def lstm_layer_norm(p, x, state):
+    """c' = f c + i g, h' = o tanh(LN(c') + b_c), gates of a = LN(W_ih x) + LN(W_hh h) + b_ih + b_hh"""
+    h, c = state
+    normal_x, saved_x = layer_norm(x @ p.weight_ih.T, p.weight_ln_ih)
+    normal_h, saved_h = layer_norm(h @ p.weight_hh.T, p.weight_ln_hh)
+    i, f, g, o = gates = lstm_gates(normal_x + normal_h + p.bias_ih + p.bias_hh)
+    c = f * c + i * g
+    normal_c, saved_c = layer_norm(c, p.weight_ln_c)
+    tanh_c = np.tanh(normal_c + p.bias_ln_c)
+    return (o * tanh_c, c), (gates, tanh_c, saved_x, saved_h, saved_c)
+
+
+def lstm_layer_norm_backward(p, x, state, saved, d_next):
+    (d_h, d_c), (h, c), (gates, tanh_c, saved_x, saved_h, saved_c) = d_next, state, saved
+    _, f, _, o = gates
+    d_normal_c = d_h * o * (1 - tanh_c * tanh_c)
+    through_h, d_ln_c = layer_norm_backward(d_normal_c, p.weight_ln_c, saved_c)
+    d_c = d_c + through_h
+    d_a = lstm_gates_backward(gates, c, d_c, d_h * tanh_c)
+    d_x, d_ln_ih = layer_norm_backward(d_a, p.weight_ln_ih, saved_x)
+    d_r, d_ln_hh = layer_norm_backward(d_a, p.weight_ln_hh, saved_h)
+    d_old, found = products_backward(p, x, h, d_x, d_r)
+    found |= {
+        "cell": d_c,
+        "gates": d_a,
+        "bias_ih": d_a.sum(axis=0),
+        "bias_hh": d_a.sum(axis=0),
+        "weight_ln_ih": d_ln_ih,
+        "weight_ln_hh": d_ln_hh,
+        "weight_ln_c": d_ln_c,
+        "bias_ln_c": d_normal_c.sum(axis=0),
+    }
+    return (d_old, d_c * f), found
 
 
 @dataclass(frozen=True)
 class Cell:
+    gates: int
     states: int  # 1: h; 2: h and c
     forward: Callable
     backward: Callable
 
 
 CELLS = {
-    "rnn_tanh": Cell(1, rnn_tanh, rnn_tanh_backward),
-    "rnn_relu": Cell(1, rnn_relu, rnn_relu_backward),
-    "gru": Cell(1, gru, gru_backward),
-    "lstm": Cell(2, lstm, lstm_backward),
+    "rnn_tanh": Cell(1, 1, rnn_tanh, rnn_tanh_backward),
+    "rnn_relu": Cell(1, 1, rnn_relu, rnn_relu_backward),
+    "gru": Cell(3, 1, gru, gru_backward),
+    "lstm": Cell(4, 2, lstm, lstm_backward),
+    "gru_original": Cell(3, 1, gru_original, gru_original_backward),
+    "lstm_projected": Cell(4, 2, lstm_projected, lstm_projected_backward),
+    "lstm_peephole": Cell(4, 2, lstm_peephole, lstm_peephole_backward),
+    "lstm_layer_norm": Cell(4, 2, lstm_layer_norm, lstm_layer_norm_backward),
 }
 
 
@@ -132,17 +286,24 @@ def schedule(lengths, resets, reverse):
 @dataclass(frozen=True)
 class Step:
     x: np.ndarray  # (B, I), zero in the padding
-    previous: tuple  # the state it started from, each (B, H)
+    previous: tuple  # the state it started from
     state: tuple  # the state after it
     saved: object
 
 
 @dataclass(frozen=True)
 class Direction:
-    suffix: str
+    parameters: SimpleNamespace  # names without the suffix; weight_hh after its dropout, zeros for biases left out
     schedule: Schedule
+    kept: list  # for each state, for each t: what `zone` takes
     steps: list[Step]  # indexed by the input's t
     final: tuple
+
+
+def of_direction(parameters, suffix):
+    """The parameters of one layer and direction."""
+    own = {name.removesuffix(suffix): value for name, value in parameters.items() if name.endswith(suffix)}
+    return SimpleNamespace(**{name: np.zeros(len(own["weight_ih"])) for name in ("bias_ih", "bias_hh")} | own)
 
 
 def select(condition, a, b):
@@ -150,51 +311,48 @@ def select(condition, a, b):
     return np.where(condition[:, None], a, b)
 
 
-def run(cell, parameters, suffix, x, initial, plan):
-    weight_ih, weight_hh = parameters["weight_ih" + suffix], parameters["weight_hh" + suffix]
-    bias_ih, bias_hh = parameters.get("bias_ih" + suffix, 0), parameters.get("bias_hh" + suffix, 0)
+def zone(kept, old, new):
+    """Zoneout: the old state where the mask is true; of a probability the expectation; None for none."""
+    if kept is None:
+        return new
+    return kept * old + (1 - kept) * new if isinstance(kept, float) else np.where(kept, old, new)
+
+
+def run(cell, p, x, initial, plan, kept):
     steps, state = [None] * len(x), initial
     for t in plan.order:
         x_t = select(plan.active[t], x[t], 0)
         previous = tuple(select(plan.fresh[t], 0, s) for s in state)
-        r_t = previous[0] @ weight_hh.T + bias_hh
-        after, saved = cell.forward(x_t @ weight_ih.T + bias_ih, r_t, previous)
+        after, saved = cell.forward(p, x_t, previous)
+        after = tuple(zone(k[t], old, new) for k, old, new in zip(kept, previous, after, strict=True))
         state = tuple(select(plan.active[t], new, old) for new, old in zip(after, state, strict=True))
         steps[t] = Step(x_t, previous, state, saved)
-    return Direction(suffix, plan, steps, state)
+    return Direction(p, plan, kept, steps, state)
 
 
-def run_backward(cell, parameters, direction, d_output, d_final, d_cell, truncate, clip):
-    """Of the loss d_output, d_cell (T, B, H) and d_final (h and c, each (B, H)): by name, one array per t."""
-    weight_ih = parameters["weight_ih" + direction.suffix]
-    weight_hh = parameters["weight_hh" + direction.suffix]
+def run_backward(cell, direction, d_output, d_final, d_cell, truncate, clip):
+    """Of the loss d_output (T, B, H), d_cell (T, B, H) and d_final (h and c): by name, one array per t."""
     plan, stops = direction.schedule, direction.schedule.stops(truncate)
     found = {}
     carried = tuple(np.zeros_like(s) for s in d_final)
     for t in reversed(plan.order):
         step, active = direction.steps[t], plan.active[t]
+        kept = [k[t] for k in direction.kept]
         received, clipped = clip_jointly(carried, clip, active)
         loss = (d_output[t], d_cell[t])[: cell.states]
-        arriving = tuple(
+        total = tuple(
             select(active, a + b, 0) + select(plan.last[t], c, 0)
             for a, b, c in zip(received, loss, d_final, strict=True)
         )
-        total, d_x, d_r, elementwise = cell.backward(step.saved, step.previous, arriving)
-        leaving = (elementwise[0] + d_r @ weight_hh, *elementwise[1:])
+        to_new = tuple(zone(k, 0, d) for k, d in zip(kept, total, strict=True))
+        leaving, found[t] = cell.backward(direction.parameters, step.x, step.previous, step.saved, to_new)
+        leaving = tuple(new + zone(k, d, 0) for new, k, d in zip(leaving, kept, total, strict=True))
         carried = tuple(
             select(active, select(stops[t], 0, new), old) for new, old in zip(leaving, carried, strict=True)
         )
-        found[t] = {
-            "hidden": total[0],
-            "cell": total[-1],
-            "gates": d_x,
-            "clipped": clipped,
-            "input": d_x @ weight_ih,
-            "weight_ih": d_x.T @ step.x,
-            "weight_hh": d_r.T @ step.previous[0],
-            "bias_ih": d_x.sum(axis=0),
-            "bias_hh": d_r.sum(axis=0),
-        }
+        found[t] |= {"hidden": total[0], "clipped": clipped}
+        if cell.states == 2 and kept[1] is not None:  # h saw the c before its zoneout, so that nothing comes through it
+            found[t]["cell"] = total[-1]
     empty = ~plan.active.any(axis=0)  # of no steps at all, the final state is the initial state
     initial = tuple(select(empty, f, c) for f, c in zip(d_final, carried, strict=True))
     by_name = {name: np.stack([found[t][name] for t in range(len(found))]) for name in found[0]}
@@ -221,14 +379,14 @@ def frobenius(a):
 class Record:
     cell: Cell
     parameters: dict
+    suffixes: list  # of the parameters, L*D
     directions: list[Direction]  # L*D
     D: int
-    masks: list  # after each layer but the last: (T, B, D*H), true where dropped; or None
-    dropout: float
-    output: np.ndarray  # (T, B, D*H)
-    final_state: object  # as in torch: h_n, or (h_n, c_n); each (L*D, B, H)
-    hidden: np.ndarray  # (L*D, T, B, H); beyond a length the state stands still
-    cell_state: np.ndarray | None  # the same for c
+    dropping: Callable  # (name of a mask, array): the array after that dropout; its own derivative
+    output: np.ndarray  # (T, B, D*H), with a projection (T, B, D*P)
+    final_state: object  # as in torch: h_n, or (h_n, c_n); each (L*D, B, H), h_n of a projection (L*D, B, P)
+    hidden: np.ndarray  # (L*D, T, B, H or P); beyond a length the state stands still
+    cell_state: np.ndarray | None  # the same for c, (L*D, T, B, H)
 
 
 @dataclass(frozen=True)
@@ -236,9 +394,9 @@ class Gradients:
     input: np.ndarray  # (T, B, I)
     parameters: dict
     initial_state: object  # as state
-    hidden: np.ndarray  # (L*D, T, B, H) the total dL/dh_t
-    cell: np.ndarray | None  # (L*D, T, B, H) the total dL/dc_t, the path through h_t included
-    gates: np.ndarray  # (L*D, T, B, G*H) of W_ih x + b_ih
+    hidden: np.ndarray  # (L*D, T, B, H or P) the total dL/dh_t
+    cell: np.ndarray | None  # (L*D, T, B, H) the total dL/dc_t, the path through h_t included where c has no zoneout
+    gates: np.ndarray  # (L*D, T, B, G*H) of W_ih x + b_ih; with layer normalisation of LN(W_ih x) + b_ih
     clipped: np.ndarray  # (L*D, T, B)
     per_step: dict  # for each parameter (T, *shape): what timestep t adds to its gradient
 
@@ -255,27 +413,53 @@ def as_state(states):
     return states[0] if len(states) == 1 else tuple(states)
 
 
-def forward(kind, parameters, x, state=None, lengths=None, resets=None, masks=None, dropout=0.0):
-    """Run all layers of `kind`, a name in CELLS; how many there are, and directions, `parameters` shows."""
-    cell = CELLS[kind]
+def forward(
+    kind,
+    parameters,
+    x,
+    state=None,
+    lengths=None,
+    resets=None,
+    masks=None,
+    dropout=0.0,
+    zoneout=0.0,
+    weight_dropout=0.0,
+):
+    """Run all layers of `kind`, a name in CELLS; how many there are, and directions, `parameters` shows.
+
+    The probabilities count where `masks` has a mask for them, but for zoneout, whose expectation needs none.
+    """
+    cell, masks = CELLS[kind], masks or {}
     T, B, _ = x.shape
-    H = parameters["weight_hh_l0"].shape[1]
     L = sum(name.startswith("weight_ih") and not name.endswith("_reverse") for name in parameters)
-    suffixes = ["", "_reverse"] if "weight_ih_l0_reverse" in parameters else [""]
-    D = len(suffixes)
-    initial = as_tuple(state) if state is not None else (np.zeros((L * D, B, H)),) * cell.states
+    sides = ["", "_reverse"] if "weight_ih_l0_reverse" in parameters else [""]
+    suffixes = [f"_l{layer}{side}" for layer in range(L) for side in sides]
+    D = len(sides)
+    widths = (parameters["weight_hh_l0"].shape[1], len(parameters["weight_hh_l0"]) // cell.gates)  # of h and c
+    initial = as_tuple(state) if state is not None else [np.zeros((L * D, B, w)) for w in widths[: cell.states]]
     lengths = np.full(B, T) if lengths is None else np.asarray(lengths)
     resets = np.zeros((T, B), bool) if resets is None else resets
     plans = [schedule(lengths, resets, reverse) for reverse in (False, True)]
-    masks = [(masks or {}).get(f"dropout_l{layer}") for layer in range(L - 1)]
+    zoneouts = zoneout if isinstance(zoneout, tuple) else (zoneout,) * cell.states
+
+    def dropping(name, values):
+        p = dropout if name.startswith("dropout") else weight_dropout
+        return dropped(values, masks[name], p) if name in masks else values
 
     directions, y = [], x
     for layer in range(L):
-        if layer > 0 and masks[layer - 1] is not None:
-            y = dropped(y, masks[layer - 1], dropout)
-        for d, suffix in enumerate(suffixes):
+        if layer > 0:
+            y = dropping(f"dropout_l{layer - 1}", y)
+        for d in range(D):
+            suffix = suffixes[layer * D + d]
+            p = of_direction(parameters, suffix)
+            p.weight_hh = dropping("weight_hh" + suffix, p.weight_hh)
+            kept = [
+                masks.get(f"zoneout_{s}{suffix}", [float(z) if z else None] * T)
+                for s, z in zip("hc", zoneouts, strict=False)
+            ]
             start = tuple(s[layer * D + d] for s in initial)
-            directions.append(run(cell, parameters, f"_l{layer}{suffix}", y, start, plans[d]))
+            directions.append(run(cell, p, y, start, plans[d], kept))
         hidden = [np.stack([step.state[0] for step in direction.steps]) for direction in directions[-D:]]
         y = np.where(plans[0].active[:, :, None], np.concatenate(hidden, axis=2), 0)
 
@@ -284,7 +468,7 @@ def forward(kind, parameters, x, state=None, lengths=None, resets=None, masks=No
         np.stack([[step.state[s] for step in direction.steps] for direction in directions]) for s in range(cell.states)
     )
     c = cells[0] if cells else None
-    return Record(cell, parameters, directions, D, masks, dropout, y, as_state(final), hidden, c)
+    return Record(cell, parameters, suffixes, directions, D, dropping, y, as_state(final), hidden, c)
 
 
 def dropped(y, mask, p):
@@ -295,12 +479,14 @@ def dropped(y, mask, p):
 def backward(record, d_output=None, d_final_state=None, d_cell=None, truncate=None, clip=None):
     """All gradients, of the loss whose gradients come in; these have the shapes of output, state and cell."""
     cell, D = record.cell, record.D
-    LD, _, _, H = record.hidden.shape
+    LD, _, _, width = record.hidden.shape
     d_y = np.zeros(record.output.shape) if d_output is None else d_output
-    d_cell = np.zeros(record.hidden.shape) if d_cell is None else d_cell
+    d_cell = (
+        np.zeros_like(record.hidden if record.cell_state is None else record.cell_state) if d_cell is None else d_cell
+    )
     d_final = as_tuple(d_final_state)
     if d_final_state is None:
-        d_final = (np.zeros((LD, *record.hidden.shape[2:])),) * cell.states
+        d_final = tuple(np.zeros_like(s) for s in as_tuple(record.final_state))
 
     found, initial = [None] * LD, [None] * LD
     for layer in reversed(range(LD // D)):
@@ -308,32 +494,81 @@ def backward(record, d_output=None, d_final_state=None, d_cell=None, truncate=No
             ld = layer * D + d
             found[ld], initial[ld] = run_backward(
                 cell,
-                record.parameters,
                 record.directions[ld],
-                d_y[:, :, d * H : (d + 1) * H],
+                d_y[:, :, d * width : (d + 1) * width],
                 tuple(s[ld] for s in d_final),
                 d_cell[ld],
                 truncate,
                 clip,
             )
         d_y = sum(found[layer * D + d]["input"] for d in range(D))
-        if layer > 0 and record.masks[layer - 1] is not None:
-            d_y = dropped(d_y, record.masks[layer - 1], record.dropout)
+        if layer > 0:
+            d_y = record.dropping(f"dropout_l{layer - 1}", d_y)
 
-    kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    names = {k + record.directions[ld].suffix: (ld, k) for ld in range(LD) for k in kinds}
-    per_step = {name: found[names[name][0]][names[name][1]] for name in record.parameters}
-    every = {name: np.stack([f[name] for f in found]) for name in ("hidden", "cell", "gates", "clipped")}
+    by_name = {
+        name + suffix: steps for suffix, f in zip(record.suffixes, found, strict=True) for name, steps in f.items()
+    }
+    per_step = {name: record.dropping(name, by_name[name]) for name in record.parameters}
+    every = {name: np.stack([f[name] for f in found]) for name in ("hidden", "gates", "clipped")}
     return Gradients(
         input=d_y,
         parameters={name: steps.sum(axis=0) for name, steps in per_step.items()},
         initial_state=as_state([np.stack([i[s] for i in initial]) for s in range(cell.states)]),
         hidden=every["hidden"],
-        cell=every["cell"] if cell.states == 2 else None,
+        cell=np.stack([f["cell"] for f in found]) if cell.states == 2 else None,
         gates=every["gates"],
         clipped=every["clipped"],
         per_step=per_step,
     )
+
+
+# Self-attention. Parameters are named as torch.nn.MultiheadAttention's; head h has the h-th part of the features.
+
+
+def seen(steps, causal=True, window=None):
+    """(T, T) bool: whether step t, a row, sees step s."""
+    distance = np.arange(steps)[:, None] - np.arange(steps)
+    mask = distance >= 0 if causal else np.full(distance.shape, True)
+    return mask if window is None else mask & (np.abs(distance) < window)
+
+
+def attend(q, k, v, mask):
+    """softmax(q k^T / sqrt(E)) v over what the mask shows, of one head and sequence; and the probabilities."""
+    scores = np.where(mask, q @ k.T / np.sqrt(q.shape[1]), -np.inf)
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    weights /= weights.sum(axis=1, keepdims=True)
+    return weights @ v, weights
+
+
+def attend_backward(q, k, v, weights, d_y):
+    d_weights = d_y @ v.T
+    d_scores = weights * (d_weights - (weights * d_weights).sum(axis=1, keepdims=True)) / np.sqrt(q.shape[1])
+    return d_scores @ k, d_scores.T @ q, weights.T @ d_y
+
+
+def self_attention(parameters, x, d_output, num_heads, causal=True, window=None, lengths=None):
+    """The output (T, B, F), zero beyond the lengths, and for d_output the gradients of x and of each parameter."""
+    w_in, b_in, w_out, b_out = parameters.values()
+    grads = {name: np.zeros(array.shape) for name, array in parameters.items()}
+    output, d_input = np.zeros(x.shape), np.zeros(x.shape)
+    for b, steps in enumerate([x.shape[0]] * x.shape[1] if lengths is None else lengths):
+        if steps == 0:
+            continue
+        own, d_y = x[:steps, b], d_output[:steps, b]
+        qkv = np.split(own @ w_in.T + b_in, 3, axis=1)
+        heads = list(zip(*(np.split(part, num_heads, axis=1) for part in qkv), strict=True))
+        attended = [attend(*head, seen(steps, causal, window)) for head in heads]
+        y = np.concatenate([values for values, _ in attended], axis=1)
+        output[:steps, b] = y @ w_out.T + b_out
+        d_values = np.split(d_y @ w_out, num_heads, axis=1)
+        d_heads = [
+            attend_backward(*head, weights, d) for head, (_, weights), d in zip(heads, attended, d_values, strict=True)
+        ]
+        d_qkv = np.concatenate([part for parts in zip(*d_heads, strict=True) for part in parts], axis=1)
+        d_input[:steps, b] = d_qkv @ w_in
+        for name, gradient in zip(grads, (d_qkv.T @ own, d_qkv.sum(0), d_y.T @ y, d_y.sum(0)), strict=True):
+            grads[name] += gradient
+    return output, d_input, grads
 
 
 # Outside of time.

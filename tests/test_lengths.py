@@ -9,16 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import (
-    KINDS,
-    Problem,
-    assert_close,
-    assert_same_bits,
-    check,
-    problems,
-    run,
-    run_reference,
-)
+from conftest import KINDS, STATES, Problem, assert_close, assert_same_bits, check, problems, run, run_reference
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -69,11 +60,11 @@ def test_padded_sequences_are_the_sequences_one_by_one(kind, dtype):
         if n == 0:
             continue
         state, final = (
-            tuple(s[:, b : b + 1] for s in states) if kind == "lstm" else states[:, b : b + 1]
+            tuple(s[:, b : b + 1] for s in states) if STATES[kind] == 2 else states[:, b : b + 1]
             for states in (problem.state, problem.d_final_state)
         )
         alone_loss = {"d_output": loss["d_output"][:n, b : b + 1], "d_final_state": final}
-        if kind == "lstm":
+        if STATES[kind] == 2:
             alone_loss["d_cell"] = loss["d_cell"][:, :n, b : b + 1]
         alone = run(layer, x[:n, b : b + 1], {"state": state}, loss=alone_loss)
         for name in ("output", "input"):
@@ -84,8 +75,8 @@ def test_padded_sequences_are_the_sequences_one_by_one(kind, dtype):
         for name in ("hidden", "gates"):
             assert not found[name][:, n:, b].any(), name
         for name in ("final_state", "initial_state"):
-            pair = found[name] if kind == "lstm" else (found[name],)
-            alone_pair = alone[name] if kind == "lstm" else (alone[name],)
+            pair = found[name] if STATES[kind] == 2 else (found[name],)
+            alone_pair = alone[name] if STATES[kind] == 2 else (alone[name],)
             assert_close(tuple(s[:, b : b + 1] for s in pair), alone_pair, problem.bound, name)
         total = {name: total[name] + alone["parameters"][name] for name in total}
     assert_close(found["parameters"], total, problem.bound, "parameters")
@@ -99,7 +90,7 @@ def test_a_sequence_of_length_0_passes_state_and_gradient_through(kind):
         empty = lengths == 0
         pairs = ((found["final_state"], problem.state), (found["initial_state"], problem.d_final_state))
         for ours, expected in pairs:
-            for s, e in zip(*((v if kind == "lstm" else (v,)) for v in (ours, expected)), strict=True):
+            for s, e in zip(*((v if STATES[kind] == 2 else (v,)) for v in (ours, expected)), strict=True):
                 assert_same_bits(s[:, empty], e[:, empty])
     assert not any(value.any() for value in found["parameters"].values())
     assert not found["output"].any()
@@ -156,8 +147,8 @@ def test_a_reset_at_the_first_step_forgets_the_initial_state(kind):
     layer = problem.layer()
     found = run(layer, problem.x, {"state": problem.state, "resets": resets}, loss=problem.loss)
     without = run(layer, problem.x, {"state": problem.state}, loss=problem.loss)
-    d_initial = found["initial_state"] if kind == "lstm" else (found["initial_state"],)
+    d_initial = found["initial_state"] if STATES[kind] == 2 else (found["initial_state"],)
     assert not any(d[0].any() for d in d_initial)
     assert all(d[1].any() for d in d_initial)
-    assert_same_bits(found["output"][..., problem.H :], without["output"][..., problem.H :])
-    assert not np.array_equal(found["output"][..., : problem.H], without["output"][..., : problem.H])
+    assert_same_bits(found["output"][..., problem.width :], without["output"][..., problem.width :])
+    assert not np.array_equal(found["output"][..., : problem.width], without["output"][..., : problem.width])

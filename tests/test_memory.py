@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import throughtime as tt
-from conftest import ALL_TIMESTEPS, GATES, KINDS, Problem, assert_close
+from conftest import ALL_TIMESTEPS, GATES, KINDS, STATES, Problem, assert_close
 from throughtime import _core
 
 MODES = ["states", "checkpoint", 1, 4, 12, 13, 50]  # T is 13
@@ -89,15 +89,16 @@ def test_the_tape_holds_what_it_says(kind, memory):
     parameters = sum(array.nbytes for array in problem.parameters.values())
     k = {"checkpoint": 4}.get(memory, memory)
     rows = 13 + 2 if k == "states" else -(-13 // min(k, 13)) + 1
-    states = 2 if kind == "lstm" else 1
-    assert tape.nbytes == parameters + states * problem.L * rows * problem.B * problem.H * problem.x.itemsize
+    features = problem.width + (STATES[kind] - 1) * problem.H
+    assert tape.nbytes == parameters + features * problem.L * rows * problem.B * problem.x.itemsize
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_full_tape_keeps_the_gates_too(kind):
     problem = Problem(kind, T=13, B=4, I=5, H=16)
     full, states = (problem.layer().forward(problem.x, memory=mode).nbytes for mode in ("full", "states"))
-    saved = {"lstm": GATES["lstm"], "gru": 4}.get(kind, 0)  # values a unit
+    # Values a unit: the gates; r_n beside them; what is normalised, from x and from h; h itself is enough.
+    saved = {"gru": 4, "lstm_layer_norm": 8, "rnn_tanh": 0, "rnn_relu": 0}.get(kind, GATES[kind])
     assert full - states == saved * problem.T * problem.B * problem.H * problem.x.itemsize
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import throughtime as tt
 from conftest import (
     KINDS,
+    STATES,
     Problem,
     assert_close,
     assert_same_bits,
@@ -103,7 +104,7 @@ def test_backward_again_gives_the_same_bits(kind):
 
 def test_no_state_is_zeros(kind):
     problem = Problem(kind, L=2, D=2, dtype="float32")
-    state = tuple(np.zeros_like(s) for s in problem.state) if kind == "lstm" else np.zeros_like(problem.state)
+    state = tuple(np.zeros_like(s) for s in problem.state) if STATES[kind] == 2 else np.zeros_like(problem.state)
     layer = problem.layer()
     assert_same_bits(
         run(layer, problem.x, loss=problem.loss), run(layer, problem.x, {"state": state}, loss=problem.loss)
@@ -174,15 +175,14 @@ def test_last_output_is_the_last_layers_final_state(kind, directions, dtype):
     problem = Problem(kind, B=4, L=2, D=directions, dtype=dtype)
     options = {"state": problem.state, "lengths": problem.lengths}
     tape = problem.layer().forward(problem.x, output="last", **options)
-    h = tape.final_state[0] if kind == "lstm" else tape.final_state
+    h = tape.final_state[0] if STATES[kind] == 2 else tape.final_state
     assert_same_bits(tape.output, np.concatenate(list(h[-directions:]), axis=1))
 
     d_last = problem.d_output[0]
     d_h = np.zeros_like(h)
     d_h[-directions:] = np.split(d_last, directions, axis=1)
-    expected = run_reference(
-        problem, options, loss={"d_final_state": (d_h, np.zeros_like(d_h)) if kind == "lstm" else d_h}
-    )
+    d_final = (d_h, np.zeros_like(tape.final_state[1])) if STATES[kind] == 2 else d_h
+    expected = run_reference(problem, options, loss={"d_final_state": d_final})
     grads = tape.backward(d_last)
     for name in ("input", "parameters", "initial_state", "hidden"):
         assert_close(getattr(grads, name), expected[name], problem.bound, name)
@@ -203,7 +203,7 @@ def test_dropout_is_what_its_masks_say(kind, directions):
     tape = problem.layer(dropout=0.25).forward(problem.x)
     assert set(tape.masks) == {"dropout_l0", "dropout_l1"}
     for mask in tape.masks.values():
-        assert mask.shape == (9, 4, directions * problem.H)
+        assert mask.shape == (9, 4, directions * problem.width)
         assert mask.dtype == bool
     expected = run_reference(problem, {"masks": tape.masks}, dropout=0.25)
     grads = tape.backward(**problem.loss)
@@ -245,7 +245,7 @@ def test_dropping_everything_leaves_zeros_and_no_nan(kind):
     """p = 1, which torch allows, would scale by 1 / 0."""
     problem = Problem(kind, L=2)
     found = run(problem.layer(dropout=1.0), problem.x, loss=problem.loss)
-    everything = {"dropout_l0": np.ones((problem.T, problem.B, problem.H), bool)}
+    everything = {"dropout_l0": np.ones((problem.T, problem.B, problem.width), bool)}
     assert_close(found, run_reference(problem, {"masks": everything}, dropout=1.0), problem.bound)
 
 
@@ -288,7 +288,7 @@ def test_inputs_are_never_modified(kind):
     parameters = {name: array.copy() for name, array in problem.parameters.items()}
     x, d_output = problem.x.copy(), problem.d_output.copy()
     lengths, resets = problem.lengths.copy(), problem.resets.copy()
-    state = tuple(s.copy() for s in problem.state) if kind == "lstm" else problem.state.copy()
+    state = tuple(s.copy() for s in problem.state) if STATES[kind] == 2 else problem.state.copy()
     layer = problem.layer()
     found = run(
         layer,
@@ -310,7 +310,7 @@ def test_an_empty_batch_gives_empty_results_and_zero_gradients(kind):
     expected = run_reference(problem, {"state": problem.state}, {"clip": 1.0})
     assert_close(found, expected, 0)
     output, _ = problem.layer()(problem.x)
-    assert output.shape == (problem.T, 0, 2 * problem.H)
+    assert output.shape == (problem.T, 0, 2 * problem.width)
 
 
 def test_results_have_the_layers_type(kind):

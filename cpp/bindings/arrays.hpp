@@ -50,6 +50,20 @@ class Arrays {
     return {pointer<S>(array), array.strides(0) / item, array.strides(1) / item};
   }
 
+  template <class S>
+  View<S> required_view(const char* name, const Sizes& shape) const {
+    if (!has(name)) fail(name, "an array");
+    return view<S>(name, shape);
+  }
+
+  // The length of each of B sequences, or null.
+  const int64_t* lengths(const char* name, int64_t T, int64_t B) const {
+    const int64_t* found = optional<const int64_t>(name, {B});
+    for (int64_t b = 0; found && b < B; ++b)
+      if (found[b] < 0 || found[b] > T) fail(name, "0 to T");
+    return found;
+  }
+
   // The shape of an array of so many dimensions.
   Sizes shape(const char* name, py::ssize_t rank) const {
     if (!has(name)) fail(name, "an array");
@@ -58,10 +72,11 @@ class Arrays {
     return Sizes(array.shape(), array.shape() + rank);
   }
 
+  bool is_array(const char* name) const { return has(name) && py::isinstance<py::array>(entries_[name]); }
   bool is_double(const char* name) const {
-    return has(name) && entries_[name].cast<py::array>().dtype().equal(py::dtype::of<double>());
+    if (!has(name)) fail(name, "an array");
+    return entries_[name].cast<py::array>().dtype().equal(py::dtype::of<double>());
   }
-
   bool truth(const char* name) const { return has(name) && entries_[name].cast<bool>(); }
   double number(const char* name) const { return has(name) ? entries_[name].cast<double>() : 0.0; }
   int64_t integer(const char* name) const { return has(name) ? entries_[name].cast<int64_t>() : 0; }

@@ -3,6 +3,7 @@
 
 PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   throughtime::register_recurrent(m);
+  throughtime::register_attention(m);
   throughtime::register_layer_norm(m);
   throughtime::register_activation(m);
   throughtime::register_config(m);

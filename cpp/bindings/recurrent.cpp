@@ -12,7 +12,25 @@ namespace throughtime {
 namespace {
 
 constexpr const char* state_names[max_states] = {"hidden", "cell"};
-constexpr const char* parameter_names[max_parameters] = {"weight_ih", "weight_hh", "bias_ih", "bias_hh"};
+constexpr const char* common_names[unit_weights] = {"weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"};
+
+// What a parameter is called, and its shape; without a name where the cell has no such one.
+struct Named {
+  const char* name;
+  Sizes shape;
+};
+
+std::vector<Named> parameters(const CellKernels& cell, int64_t I, int64_t H, int64_t P) {
+  const int64_t rows = cell.gates * H;
+  std::vector<Named> all;
+  for (const Sizes& shape : {Sizes{rows, I}, Sizes{rows, P}, Sizes{rows}, Sizes{rows}, Sizes{P, H}})
+    all.push_back({common_names[all.size()], shape});
+  if (!cell.projects) all.back().name = nullptr;
+  for (const UnitWeight& weight : cell.unit_weights) all.push_back({weight.name, {weight.count * H}});
+  return all;
+}
+
+bool may_be_missing(int parameter) { return parameter == bias_ih || parameter == bias_hh; }
 
 template <class S>
 const Entries<S>& entries(const CellKernels& cell) {
@@ -29,22 +47,28 @@ Sizes saved_shape(const CellKernels& cell, int64_t H) {
 template <class S>
 void describe(const CellKernels& cell, const Arrays& from, Recurrence<S>& p) {
   const Sizes x = from.shape("x", 3), weight = from.shape("weight_hh", 2);
-  p.T = x[0], p.B = x[1], p.I = x[2], p.H = weight[1];
-  const int64_t rows = cell.gates * p.H;
+  p.T = x[0], p.B = x[1], p.I = x[2], p.H = weight[0] / cell.gates, p.P = weight[1];
+  if (!cell.projects && p.H != p.P) throw py::value_error("weight_hh: expected G H rows for H columns");
   p.reverse = from.truth("reverse");
   p.x = from.view<const S>("x", x);
-  p.weight_ih = from.required<const S>("weight_ih", {rows, p.I});
-  p.weight_hh = from.required<const S>("weight_hh", {rows, p.H});
-  p.bias_ih = from.optional<const S>("bias_ih", {rows});
-  p.bias_hh = from.optional<const S>("bias_hh", {rows});
-  p.lengths = from.optional<const int64_t>("lengths", {p.B});
-  for (int64_t b = 0; p.lengths && b < p.B; ++b)
-    if (p.lengths[b] < 0 || p.lengths[b] > p.T) throw py::value_error("lengths: expected 0 to T");
+  const std::vector<Named> named = parameters(cell, p.I, p.H, p.P);
+  for (int i = 0; i < max_parameters; ++i) {
+    if (!named[size_t(i)].name) continue;
+    const auto& [name, shape] = named[size_t(i)];
+    p.weights[i] = may_be_missing(i) ? from.optional<const S>(name, shape) : from.required<const S>(name, shape);
+  }
+  p.lengths = from.lengths("lengths", p.T, p.B);
   p.resets = from.optional<const uint8_t>("resets", {p.T, p.B});
   p.every = from.integer("every");
   if (p.T < 1 || p.H < 1 || p.every < 0 || p.every > p.T) throw py::value_error("every: expected 0 to T");
   const int64_t kept = p.every ? (p.T - 1) / p.every + 2 : p.T + 2;
-  for (int i = 0; i < cell.states; ++i) p.states[i] = from.required<S>(state_names[i], {kept, p.B, p.H});
+  const Arrays zoneout = from.group("zoneout");
+  for (int i = 0; i < cell.states; ++i) {
+    const int64_t width = i == 0 ? p.P : p.H;
+    p.states[i] = from.required<S>(state_names[i], {kept, p.B, width});
+    if (zoneout.is_array(state_names[i])) p.zoneout_mask[i] = zoneout.optional<const uint8_t>(state_names[i], {p.T, p.B, width});
+    else p.zoneout[i] = zoneout.number(state_names[i]);
+  }
   Sizes saved = saved_shape<S>(cell, p.H);
   saved.insert(saved.begin(), {p.T, p.B});
   p.saved = from.optional<S>("saved", saved);
@@ -54,7 +78,7 @@ template <class S>
 void forward(const CellKernels& cell, const Arrays& from) {
   Forward<S> p{};
   describe(cell, from, p);
-  p.output = from.view<S>("output", {p.T, p.B, p.H});
+  p.output = from.view<S>("output", {p.T, p.B, p.P});
   run(entries<S>(cell).forward, p);
 }
 
@@ -62,30 +86,30 @@ template <class S>
 void backward(const CellKernels& cell, const Arrays& from, const Arrays& gradients) {
   Backward<S> p{};
   describe(cell, from, p);
-  const Sizes states{p.T, p.B, p.H}, state{p.B, p.H};
   const int64_t rows = cell.gates * p.H;
   p.truncate = gradients.integer("truncate");
   p.clip = gradients.number("clip");
-  p.d_output = gradients.view<const S>("output", states);
-  p.d_cell = gradients.optional<const S>("d_cell", states);
+  p.d_output = gradients.view<const S>("output", {p.T, p.B, p.P});
+  p.d_cell = gradients.optional<const S>("d_cell", {p.T, p.B, p.H});
   p.d_input = gradients.view<S>("input", {p.T, p.B, p.I});
   if (!p.d_input.data && p.B) throw py::value_error("input: expected an array");
   p.add_to_input = gradients.truth("add_to_input");
   const Arrays final_state = gradients.group("final_state"), initial_state = gradients.group("initial_state");
   for (int i = 0; i < cell.states; ++i) {
-    p.d_final[i] = final_state.required<const S>(state_names[i], state);
-    p.d_initial[i] = initial_state.required<S>(state_names[i], state);
-    p.d_states[i] = gradients.optional<S>(state_names[i], states);
+    const int64_t width = i == 0 ? p.P : p.H;
+    p.d_final[i] = final_state.required<const S>(state_names[i], {p.B, width});
+    p.d_initial[i] = initial_state.required<S>(state_names[i], {p.B, width});
+    p.d_states[i] = gradients.optional<S>(state_names[i], {p.T, p.B, width});
   }
-  p.d_weight_ih = gradients.required<S>("weight_ih", {rows, p.I});
-  p.d_weight_hh = gradients.required<S>("weight_hh", {rows, p.H});
-  p.d_bias_ih = gradients.optional<S>("bias_ih", {rows});
-  p.d_bias_hh = gradients.optional<S>("bias_hh", {rows});
   p.d_gates = gradients.optional<S>("gates", {p.T, p.B, rows});
   p.clipped = p.clip > 0 ? gradients.required<uint8_t>("clipped", {p.T, p.B}) : nullptr;
-  if (gradients.has("norms")) {
-    const Arrays norms = gradients.group("norms");
-    for (int i = 0; i < max_parameters; ++i) p.norms[i] = norms.required<double>(parameter_names[i], {p.T});
+  p.dropped = gradients.optional<const uint8_t>("dropped", {rows, p.P});
+  const std::vector<Named> named = parameters(cell, p.I, p.H, p.P);
+  for (int i = 0; i < max_parameters; ++i) {
+    if (!named[size_t(i)].name) continue;
+    const auto& [name, shape] = named[size_t(i)];
+    p.d_weights[i] = may_be_missing(i) ? gradients.optional<S>(name, shape) : gradients.required<S>(name, shape);
+    if (gradients.has("norms")) p.norms[i] = gradients.group("norms").required<double>(name, {p.T});
   }
   run(entries<S>(cell).backward, p);
 }

@@ -6,6 +6,7 @@
 namespace throughtime {
 
 void register_recurrent(pybind11::module_& m);
+void register_attention(pybind11::module_& m);
 void register_layer_norm(pybind11::module_& m);
 void register_activation(pybind11::module_& m);
 void register_config(pybind11::module_& m);

@@ -1,21 +1,52 @@
-// What a cell is. Per unit: x, the input part of the pre-activations (G numbers); r, their recurrent part (G); s, the state
-// before; next, the state after; a, the values saved for the backward. V is a number (see number.hpp).
+// What a cell is. Per unit: x, the input part of the pre-activations (G numbers); r, their recurrent part; s, the state before;
+// next, the state after; a, the values saved for the backward. V is a number (see number.hpp).
 //   forward(x, r, s, next, a)             fills next and a.
 //   backward(a, s, next, dn, ds, dx, dr)  dn: gradient of the state after; the cell adds its own paths among the states
 //                                         (c reaches the loss through h), which makes it total. Fills ds, the elementwise part of
 //                                         the gradient of the state before, dx of x, and dr of r where it differs from dx.
+// A cell says in its type what else it needs:
+//   unit weights   numbers w that each unit has for itself: forward takes them after s, backward after next, and their gradient
+//   dw
+//                  comes last.
+//   two products   forward ends with m, which a product turns into a second recurrent part; finish(x, r, s, next, a) takes that,
+//                  arrive(a, s, dh) is its gradient, and backward, given dm after dn, fills m again after all others. A cell that
+//                  projects has no finish: the product itself is h.
+//   whole rows     forward only saves; forward_row and backward_row see all units of a sequence (see lstm_layer_norm.hpp).
 #pragma once
+
+#include "../kernels.hpp"
+#include "../number.hpp"
 
 namespace throughtime::TT_ISA {
 
+enum class Phases : uint8_t { one, two_products, rows };
+
+// What most cells are.
+struct OnePhase {
+  static constexpr Phases phases = Phases::one;
+  static constexpr bool projects = false;     // whether h has a size of its own
+  static constexpr bool bias_inside = false;  // whether biases are unit weights, the first ones, and not added to the products
+  static constexpr UnitWeight unit_weights[max_unit_weights] = {};
+};
+
 template <class C>
 concept Cell = requires {
-  C::name;    // as the bindings call it
-  C::gates;   // G: pre-activations per unit
-  C::states;  // h, or h and c; h is state 0 and the output
-  C::saved;   // values kept per unit
-  C::split;   // bool: dr differs from dx
+  C::name;       // as the bindings call it
+  C::gates;      // G: pre-activations per unit
+  C::recurrent;  // of these the first so many have a recurrent part that is a product with h
+  C::states;     // h, or h and c; h is state 0 and the output
+  C::saved;      // values kept per unit
+  C::split;      // bool: dr differs from dx
+  C::phases;
 };
+
+// How many numbers each unit has for itself.
+template <class C>
+constexpr int unit_values() {
+  int count = C::bias_inside ? int(C::gates) : 0;
+  for (const UnitWeight& weight : C::unit_weights) count += weight.count;
+  return count;
+}
 
 template <Cell... C>
 struct List {};

@@ -3,14 +3,15 @@
 #pragma once
 
 #include "../math.hpp"
+#include "cell.hpp"
 
 namespace throughtime::TT_ISA {
 
-struct GRU {
+struct GRU : OnePhase {
   static constexpr const char* name = "gru";
   enum Gate { R, Z, N, gates };
   enum State { H, states };
-  static constexpr int saved = gates + 1;  // and r_n, which the reset gate multiplies
+  static constexpr int recurrent = gates, saved = gates + 1;  // and r_n, which the reset gate multiplies
   static constexpr bool split = true;
 
   template <class V>

@@ -2,15 +2,16 @@
 #pragma once
 
 #include "../activations.hpp"
+#include "cell.hpp"
 
 namespace throughtime::TT_ISA {
 
 template <class Activation>
-struct RNN {
+struct RNN : OnePhase {
   static constexpr const char* name = Activation::cell;
   enum Gate { A, gates };
   enum State { H, states };
-  static constexpr int saved = 0;  // the state after is all that the backward needs
+  static constexpr int recurrent = gates, saved = 0;  // the state after is all that the backward needs
   static constexpr bool split = false;
 
   template <class V>
@@ -21,6 +22,24 @@ struct RNN {
   TT_INLINE static void backward(const V*, const V*, const V* next, V* dn, V* ds, V* dx, V*) {
     dx[A] = Activation::gradient(next[H], dn[H]);
     ds[H] = V{};
+  }
+};
+
+// The same where the state after may not be h': zoneout lets it be the old one, in part.
+template <class Activation>
+struct KeptRNN : RNN<Activation> {
+  using RNN<Activation>::A, RNN<Activation>::H;
+  static constexpr const char* name = Activation::kept_cell;
+  static constexpr int saved = 1;
+
+  template <class V>
+  TT_INLINE static void forward(const V* x, const V* r, const V* s, V* next, V* a) {
+    RNN<Activation>::forward(x, r, s, next, a);
+    a[0] = next[H];
+  }
+  template <class V>
+  TT_INLINE static void backward(const V* a, const V* s, const V*, V* dn, V* ds, V* dx, V* dr) {
+    RNN<Activation>::backward(a, s, a, dn, ds, dx, dr);
   }
 };
 

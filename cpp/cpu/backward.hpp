@@ -1,11 +1,12 @@
 // The time loop, backward. Chunk by chunk from the end: the steps give the chunk's delta (the gradient of the pre-activations);
-// while it is in cache, products take it into dx, dW_ih, dW_hh. delta lies in rows; where a product sums over these, it is packed
-// panel by panel. Weight gradients are summed in two levels: each chunk from zero, chunks in float64. What the tape does not
-// hold, states or saved values, the forward loop computes again on the way.
+// while it is in cache, products take it into dx, dW_ih, dW_hh. What the tape does not hold, states or saved values, the forward
+// loop computes again on the way.
 #pragma once
 
+#include "clip.hpp"
 #include "forward.hpp"
 #include "norms.hpp"
+#include "side.hpp"
 
 namespace throughtime::TT_ISA {
 
@@ -16,9 +17,13 @@ class BackwardLoop {
   using Engine = typename Tiles::Engine;
   using Product = typename Tiles::Product;
   using Rows = typename Engine::Rows;
+  using Side = TT_ISA::Side<S, Tiles>;
   using Weight = typename Engine::Weight;
-  static constexpr int L = lanes<S>, G = C::gates, back = Tiles::Backward::vectors;
-  static constexpr const S* none = nullptr;  // no bias
+  static constexpr int L = lanes<S>, G = C::gates, R = C::recurrent, back = Tiles::Backward::vectors;
+  static constexpr int values = unit_values<C>();
+  static constexpr bool two_products = C::phases == Phases::two_products, whole_rows = C::phases == Phases::rows;
+  static constexpr int first_state = C::projects ? 1 : 0;  // of those that the cell's equations give
+  static constexpr const S* none = nullptr;                // no bias
 
  public:
   static void run(const Backward<S>& problem, const Host& host) {
@@ -34,40 +39,54 @@ class BackwardLoop {
         engine(host),
         plan(make_plan<C, Tiles>(p, host, engine)),
         steps{p, p.truncate},
-        order{G, p.H, L},
         history{p, p.B * plan.unit_vectors * C::saved * L},
+        zoneout{p},
         forward{p, {}} {
-    row_size = plan.unit_vectors * G * L;
     chunk_rows = plan.chunk * p.B;
     delta_rows = chunk_rows + p.B;
     column_size = Engine::columns_padded(chunk_rows);
-    panel_size = engine.packed_size(column_size, Product::vectors);
-    panels = scratch<Weight>(host, host.threads * panel_size);
-    const int64_t back_vectors = Tiles::Backward::panels(plan.unit_vectors) * back;
-    weight_ih = scratch<Weight>(host, engine.packed_size(row_size, Product::panels(ceil_div(p.I, L)) * Product::vectors));
-    weight_hh = scratch<Weight>(host, engine.packed_size(row_size, back_vectors));
-    for (int i = 0; i < C::states; ++i) carry[i] = scratch<S>(host, p.B * plan.unit_vectors * L);
-    inputs.add_delta(*this);
-    if (C::split) recurrent.add_delta(*this);
-    else recurrent = inputs;
-    inputs.add_operand(*this, p.I);
-    recurrent.add_operand(*this, p.H);
-    zeros = scratch<S>(host, p.H);
+    panels = scratch<Weight>(host, host.threads * engine.packed_size(column_size, Product::vectors));
+    // A step's delta must outlive its chunk by one step, so steps take turns in chunk + 1 places. Where a cell is not split, x
+    // and h share theirs.
+    const auto prepare = [&](Side& side, Interleaved order, int64_t features, const Side* shared = nullptr) {
+      side.prepare(engine, host, order, features, delta_rows, column_size, asks_norms(), shared);
+    };
+    prepare(inputs, {G, p.H, L}, p.I);
+    prepare(recurrent, {R, p.H, L}, p.P, C::split ? nullptr : &inputs);
+    if (two_products) prepare(second, {1, p.P, L}, p.H);
+    const int64_t input_vectors = Product::panels(ceil_div(p.I, L)) * Product::vectors;
+    weight_packed = scratch<Weight>(host, engine.packed_size(inputs.row_size(), input_vectors));
+    recurrent_packed = scratch<Weight>(host, engine.packed_size(recurrent.row_size(), back_panels(plan.hidden_vectors) * back));
+    for (int i = 0; i < C::states; ++i) carry[i] = scratch<S>(host, p.B * vectors(i) * L);
+    zeros = scratch<S>(host, p.P);
     room_rows = column_size;  // a left operand of so many rows, and the rows to be transposed
     rows = scratch<const S*>(host, 3 * host.threads * room_rows);
     rules = scratch<uint8_t>(host, 2 * host.threads * p.B);
-    if (p.clip > 0) sizes = scratch<Size>(host, p.B * plan.unit_vectors);
+    scales = scratch<S>(host, host.threads * p.B);
+    if (p.clip > 0) carried_norms.prepare(host, p.B, plan.hidden_vectors, plan.unit_vectors);
     if (asks_norms()) norms = scratch<double>(host, host.threads * norms_room().total());
-    __builtin_memset(zeros, 0, size_t(p.H) * sizeof(S));
+    __builtin_memset(zeros, 0, size_t(p.P) * sizeof(S));
     __builtin_memset(rules, 0, size_t(2 * host.threads * p.B));
+    if constexpr (two_products) {
+      second_packed = scratch<Weight>(host, engine.packed_size(second.row_size(), back_panels(plan.unit_vectors) * back));
+      middle = scratch<S>(host, chunk_rows * p.H);
+    }
+    if constexpr (whole_rows) notes = scratch<S>(host, host.threads * Row::notes_size(p.H));
+    if constexpr (values > 0) {
+      unit_packed = pack_unit_weights<C>(p, host);
+      unit_gradients.prepare(host, p.B, p.H, asks_norms() ? plan.chunk : 1);
+    }
     if (p.every || (C::saved && !p.saved)) prepare_again();
   }
+
+  static int64_t back_panels(int64_t vectors) { return Tiles::Backward::panels(vectors); }
+  int64_t vectors(int state) const { return state == 0 ? plan.hidden_vectors : plan.unit_vectors; }
 
   void prepare_again() {
     // At least a chunk, for products of few rows are slow.
     if (p.every) history.apart = ceil_div(plan.chunk, p.every) * p.every;
     history.window_rows = history.apart;
-    for (int i = 0; p.every && i < C::states; ++i) history.window[i] = scratch<S>(host, history.apart * p.B * p.H);
+    for (int i = 0; p.every && i < C::states; ++i) history.window[i] = scratch<S>(host, history.apart * p.B * history.width(i));
     history.saved_rows = p.every ? history.apart : plan.chunk;
     history.saved_window = scratch<S>(host, history.saved_rows * history.saved_size);
     History<S> own = history;
@@ -75,47 +94,15 @@ class BackwardLoop {
     again = new (scratch<Again>(host, 1)) Again(forward, host, team, own);
   }
 
-  // The two products of a pre-activation: with x and with h. A cell that is not split has one delta for both. A step's delta
-  // must outlive its chunk by one step, so steps take turns in chunk + 1 places.
-  struct Side {
-    S* delta = nullptr;                // (places, B, row_size): gradient of the pre-activation; null where copies are enough
-    Rows split;                        // the same as a left operand, where those are copies
-    typename Engine::Columns columns;  // (features, column_size): the chunk's x or h, transposed
-    double* sums;                      // (features, row_size): weight gradient so far, transposed, gates interleaved
-    double* bias;                      // (row_size): its gradient so far
-
-    void add_delta(const BackwardLoop& loop) {
-      const Host& host = loop.host;
-      bias = scratch<double>(host, loop.row_size);
-      if (!Engine::splits || loop.asks_norms()) delta = scratch<S>(host, loop.delta_rows * loop.row_size);
-      if constexpr (Engine::splits) {
-        const int64_t size = loop.engine.room_size(loop.delta_rows, loop.row_size);
-        split = loop.engine.rows(scratch<Weight>(host, size), loop.delta_rows, loop.row_size);
-        if (Engine::columns_padded(loop.row_size) > loop.row_size)  // the rest of a tile's depth must be zeros
-          for (int64_t row = 0; row < loop.delta_rows; ++row) split.put(row, loop.row_size, V{});
-      }
-    }
-
-    void add_operand(const BackwardLoop& loop, int64_t features) {
-      const int64_t size = Engine::splits ? loop.engine.room_size(features, loop.column_size) : features * loop.column_size;
-      columns = loop.engine.columns(scratch<Weight>(loop.host, size), features, loop.column_size);
-      sums = scratch<double>(loop.host, features * loop.row_size);
-    }
-  };
-
   struct Mine {
     int thread;
     typename Engine::Unit& unit;
-    Range b, j;               // sequences, vectors of units
+    Range b, j, q;            // sequences, vectors of units and of features of h
     const S **rows, **other;  // room for a row of the chunk each
     S** targets;
     Weight* panel;           // of the chunk's delta
     uint8_t *rules, *later;  // of the step, and of the step after
-  };
-
-  // A norm whose square may leave the range: largest * sqrt(squares).
-  struct Size {
-    double largest, squares;
+    S* scales;               // what clipping makes of each sequence's carried gradient
   };
 
   // Where one step finds its rows.
@@ -125,10 +112,11 @@ class BackwardLoop {
     const S* after[C::states];
     const S* saved;
     int64_t delta_row;  // among all places
+    int64_t row;        // among the chunk's
   };
 
-  Moment moment(int64_t s) const {
-    Moment at{s, steps.time(s), {}, {}, history.saved(steps, s), delta_row(s)};
+  Moment moment(int64_t s, int64_t begin) const {
+    Moment at{s, steps.time(s), {}, {}, history.saved(steps, s), delta_row(s), (s - begin) * p.B};
     for (int i = 0; i < C::states; ++i) at.before[i] = history.state(i, s), at.after[i] = history.state(i, s + 1);
     return at;
   }
@@ -136,13 +124,24 @@ class BackwardLoop {
   int64_t delta_row(int64_t s) const { return s % (plan.chunk + 1) * p.B; }
 
   bool asks_norms() const { return p.norms[0] != nullptr; }
-  typename StepNorms<S>::Room norms_room() const { return {p.B, row_size, p.I, p.H}; }
+  typename StepNorms<S>::Room norms_room() const { return {p.B, inputs.row_size(), p.I, p.H > p.P ? p.H : p.P}; }
 
   void work(int thread) {
     const FlushSubnormals flush;
     typename Engine::Unit unit;
-    Mine mine{thread,  unit,    plan.rows(p.B, thread),       plan.units(thread),       rows + 3 * thread * room_rows,
-              nullptr, nullptr, panels + thread * panel_size, rules + 2 * thread * p.B, rules + (2 * thread + 1) * p.B};
+    const int64_t panel_size = engine.packed_size(column_size, Product::vectors);
+    Mine mine{thread,
+              unit,
+              plan.rows(p.B, thread),
+              plan.units(thread),
+              plan.hidden(thread),
+              rows + 3 * thread * room_rows,
+              nullptr,
+              nullptr,
+              panels + thread * panel_size,
+              rules + 2 * thread * p.B,
+              rules + (2 * thread + 1) * p.B,
+              scales + thread * p.B};
     mine.other = mine.rows + room_rows;
     mine.targets = const_cast<S**>(mine.other + room_rows);
     prepare(mine);
@@ -160,16 +159,25 @@ class BackwardLoop {
   // False when the call is to stop.
   bool chunk(const Mine& mine, int64_t begin, int64_t end) {
     if (team.interrupted(mine.thread)) return false;
-    if (again && !p.every) again->save_again(again->mine(mine.thread, mine.unit), begin, end);
+    if (again && !p.every && !again->save_again(again->mine(mine.thread, mine.unit), begin, end)) return false;
+    if constexpr (C::phases != Phases::one)
+      if (again && !team.wait(mine.thread)) return false;
     transpose_operands(mine, begin, end);
     for (int64_t s = end - 1; s >= begin; --s) {
-      if (!step(mine, moment(s))) return false;
+      if (!step(mine, moment(s, begin))) return false;
       if (plan.unit_parts > 1 && !team.wait(mine.thread)) return false;
     }
     if (!team.wait(mine.thread)) return false;
+    if constexpr (two_products) {
+      transpose_middle(mine, begin, end);
+      if (!team.wait(mine.thread)) return false;
+    }
     input_gradient(mine, begin, end);
+    if (asks_norms()) {
+      step_norms(mine, begin, end);
+      if (values > 0 && !team.wait(mine.thread)) return false;
+    }
     weight_gradients(mine, begin, end);
-    if (asks_norms()) step_norms(mine, begin, end);
     return team.wait(mine.thread);
   }
 
@@ -177,25 +185,35 @@ class BackwardLoop {
     const int t = mine.thread, n = host.threads;
     if (again) again->pack(t);
     const Range input_panels = share(Product::panels(ceil_div(p.I, L)), n, t);
-    engine.template pack_columns<Product::vectors>(p.weight_ih, p.I, order, input_panels, weight_ih);
-    const Range back_panels = share(Tiles::Backward::panels(plan.unit_vectors), n, t);
-    engine.template pack_columns<back>(p.weight_hh, p.H, order, back_panels, weight_hh);
-    clear(inputs.sums, share(p.I * row_size, n, t));
-    clear(recurrent.sums, share(p.H * row_size, n, t));
-    clear(inputs.bias, share(row_size, n, t));
-    if (C::split) clear(recurrent.bias, share(row_size, n, t));
+    engine.template pack_columns<Product::vectors>(p.weights[weight_ih], p.I, inputs.order, input_panels, weight_packed);
+    const Range recurrent_panels = share(back_panels(plan.hidden_vectors), n, t);
+    engine.template pack_columns<back>(p.weights[weight_hh], p.P, recurrent.order, recurrent_panels, recurrent_packed);
+    if constexpr (two_products) {
+      const Range second_panels = share(back_panels(plan.unit_vectors), n, t);
+      engine.template pack_columns<back>(second_part<C>(p.weights, p, weight_hh), p.H, second.order, second_panels,
+                                         second_packed);
+    }
+    for_sides([&](const Side& side) { side.clear(n, t); });
+    if constexpr (values > 0) unit_gradients.clear(n, t);
+    for (int64_t b = mine.b.begin; b < mine.b.end; ++b) mine.scales[b] = 1;
     for (int i = 0; i < C::states; ++i)
-      for (int64_t b = mine.b.begin; b < mine.b.end; ++b)
-        for (int64_t j = mine.j.begin; j < mine.j.end; ++j)
-          store(units(carry[i], b, j), load_some<V>(p.d_final[i] + b * p.H + j * L, p.H - j * L));
+      for (int64_t b = mine.b.begin; b < mine.b.end; ++b) {
+        const Range own = i == 0 ? mine.q : mine.j;
+        const int64_t width = history.width(i);
+        for (int64_t j = own.begin; j < own.end; ++j)
+          store(units(i, b, j), load_some<V>(p.d_final[i] + b * width + j * L, width - j * L));
+      }
   }
 
-  template <class T>
-  static void clear(T* data, Range range) {
-    __builtin_memset(data + range.begin, 0, size_t(range.end - range.begin) * sizeof(T));
+  template <class Take>
+  void for_sides(const Take& take) const {
+    take(inputs);
+    take(recurrent);
+    if constexpr (two_products) take(second);
   }
 
-  S* units(S* data, int64_t b, int64_t j) const { return data + (b * plan.unit_vectors + j) * L; }
+  // What is carried to units j of a state.
+  S* units(int state, int64_t b, int64_t j) const { return carry[state] + (b * vectors(state) + j) * L; }
 
   // The chunk's x and h, transposed; rows that take no part are zero whatever they hold (padding may be NaN).
   void transpose_operands(const Mine& mine, int64_t begin, int64_t end) {
@@ -209,31 +227,59 @@ class BackwardLoop {
       const int64_t s = begin + r / p.B, b = r % p.B;
       const int rule = steps.ruled() ? steps.rule(s, b) : 0;
       mine.rows[r] = rule & inactive ? nullptr : x(s, b);
-      mine.other[r] = rule & (inactive | fresh) ? nullptr : history.state(0, s) + b * p.H;
+      mine.other[r] = rule & (inactive | fresh) ? nullptr : history.state(0, s) + b * p.P;
     }
-    for (int64_t r = own.begin; r < own.end; r += L) {
-      const auto put = [&](const Side& side) { return [&side, r](int64_t k, V value) { side.columns.put(k, r, value); }; };
-      transpose_rows(mine.rows + r, own.end - r, p.I, put(inputs));
-      transpose_rows(mine.other + r, own.end - r, p.H, put(recurrent));
+    inputs.transpose(mine.rows, own);
+    recurrent.transpose(mine.other, own);
+  }
+
+  // The second product's operand, which the steps have made.
+  void transpose_middle(const Mine& mine, int64_t begin, int64_t end) {
+    const int64_t count = (end - begin) * p.B;
+    const Range own = share(Engine::columns_padded(count), host.threads, mine.thread, L);
+    for (int64_t r = own.begin; r < own.end; ++r) {
+      const bool idle = r >= count || (steps.ruled() && steps.rule(begin + r / p.B, r % p.B) & inactive);
+      mine.rows[r] = idle ? nullptr : middle + r * p.H;
     }
+    second.transpose(mine.rows, own);
   }
 
   const S* x(int64_t s, int64_t b) const { return p.x.data + steps.time(s) * p.x.time + b * p.x.batch; }
 
   bool step(const Mine& mine, const Moment& at) {
     if (steps.ruled()) find_rules(mine, at.s);
-    if (p.clip > 0) {
-      for_carried(mine, at.s + 1, [&](int64_t b, int64_t j, V h) { gather(b, j, h); });
+    if constexpr (C::phases == Phases::one) {
+      return receive(mine, at, [&](int64_t b, int64_t j, V dh) { apply(mine, at, b, j, dh); });
+    } else if constexpr (two_products) {
+      if (!receive(mine, at, [&](int64_t b, int64_t q, V dh) { arrive(mine, at, b, q, dh); })) return false;
       if (plan.unit_parts > 1 && !team.wait(mine.thread)) return false;
-      apply_clipped(mine, at);
+      second_product(mine, at);
     } else {
-      for_carried(mine, at.s + 1, [&](int64_t b, int64_t j, V h) {
-        V dn[C::states];
-        for (int i = 0; i < C::states; ++i) dn[i] = load<V>(units(carry[i], b, j));
-        dn[0] += h;
-        apply(mine, at, b, j, dn);
-      });
+      if (!receive(mine, at, [&](int64_t b, int64_t j, V dh) { store(units(0, b, j), dh); })) return false;
+      if (plan.unit_parts > 1 && !team.wait(mine.thread)) return false;
+      apply_rows(mine, at);
     }
+    return true;
+  }
+
+  // put(b, q, dh): the gradient that h receives from the step after. False when the call is to stop.
+  template <class Put>
+  bool receive(const Mine& mine, const Moment& at, const Put& put) {
+    if (!(p.clip > 0)) {
+      for_carried(mine, at.s + 1, [&](int64_t b, int64_t q, V h) { put(b, q, load<V>(units(0, b, q)) + h); });
+      return true;
+    }
+    for_carried(mine, at.s + 1, [&](int64_t b, int64_t q, V h) {
+      store(units(0, b, q), load<V>(units(0, b, q)) + h);
+      carried_norms.gather(0, b, q, units(0, b, q));
+    });
+    for (int i = 1; i < C::states; ++i)
+      for (int64_t b = mine.b.begin; b < mine.b.end; ++b)
+        for (int64_t j = mine.j.begin; j < mine.j.end; ++j) carried_norms.gather(i, b, j, units(i, b, j));
+    if (plan.unit_parts > 1 && !team.wait(mine.thread)) return false;
+    for (int64_t b = mine.b.begin; b < mine.b.end; ++b) find_scale(mine, at, b);
+    for (int64_t b = mine.b.begin; b < mine.b.end; ++b)
+      for (int64_t q = mine.q.begin; q < mine.q.end; ++q) put(b, q, load<V>(units(0, b, q)) * mine.scales[b]);
     return true;
   }
 
@@ -248,113 +294,220 @@ class BackwardLoop {
   // weights hold.
   template <class Put>
   void for_carried(const Mine& mine, int64_t later, const Put& put) {
-    const int64_t K = later < p.T ? row_size : 0;
-    const Rows rows = delta_as_rows(mine, recurrent, delta_row(later), mine.b);
-    const Panels panels{mine.j.begin / back, ceil_div(mine.j.end, back), later % 2 != 0};
+    const int64_t K = later < p.T ? recurrent.row_size() : 0;
+    const Rows rows = recurrent.delta.rows(delta_row(later), mine.b, mine.rows);
+    const Panels panels = panels_of(mine.q, later);
     const auto tile = [&](int64_t first, int count, int64_t j, const V* sums) {
       for (int64_t b = first; b < first + count; ++b, sums += back)
-        for (int v = 0; v < back && j + v < mine.j.end; ++v) put(b, j + v, mine.later[b] ? V{} : sums[v]);
+        for (int v = 0; v < back && j + v < mine.q.end; ++v) put(b, j + v, mine.later[b] ? V{} : sums[v]);
     };
-    engine.template product<typename Tiles::Backward>(K, rows, mine.b, weight_hh, panels, none, sink<S>(tile), mine.unit);
+    engine.template product<typename Tiles::Backward>(K, rows, mine.b, recurrent_packed, panels, none, sink<S>(tile), mine.unit);
   }
 
-  // Rows `range`, counted from `first`, of a side's delta as a left operand.
-  Rows delta_as_rows(const Mine& mine, const Side& side, int64_t first, Range range) const {
-    if constexpr (Engine::splits) {
-      return side.split.from(first);
-    } else {
-      for (int64_t r = range.begin; r < range.end; ++r) mine.rows[r] = side.delta + (first + r) * row_size;
-      return {mine.rows};
-    }
+  static Panels panels_of(Range j, int64_t s) { return {j.begin / back, ceil_div(j.end, back), s % 2 != 0}; }
+
+  // Down to the norm `clip` where it is larger. The last step's carry is the final state's gradient, which is the loss's own and
+  // stays.
+  void find_scale(const Mine& mine, const Moment& at, int64_t b) const {
+    const double norm = carried_norms.norm(b);
+    const bool clips = norm > p.clip && !(mine.rules[b] & inactive) && !steps.last(at.s, b);
+    mine.scales[b] = clips ? S(p.clip / norm) : S(1);
+    if (mine.j.begin == 0 && mine.j.end > 0) p.clipped[at.t * p.B + b] = clips;
   }
 
-  // With clipping, first pass: the carried gradient goes to memory, and its size.
-  void gather(int64_t b, int64_t j, V h) {
-    store(units(carry[0], b, j), load<V>(units(carry[0], b, j)) + h);
-    Size& size = sizes[b * plan.unit_vectors + j];
-    size = {0, 0};
-    for (int i = 0; i < C::states; ++i)
-      for (int lane = 0; lane < L; ++lane) {
-        const double value = __builtin_fabs(double(units(carry[i], b, j)[lane]));
-        size.largest = value > size.largest ? value : size.largest;
-      }
-    for (int i = 0; i < C::states && size.largest > 0; ++i)
-      for (int lane = 0; lane < L; ++lane) {
-        const double part = double(units(carry[i], b, j)[lane]) / size.largest;
-        size.squares += part * part;
-      }
+  TT_INLINE V carried(const Mine& mine, int i, int64_t b, int64_t j) const {
+    const V value = load<V>(units(i, b, j));
+    return p.clip > 0 ? value * mine.scales[b] : value;
   }
 
-  double carried_norm(int64_t b) const {
-    const Size* row = sizes + b * plan.unit_vectors;
-    Size all{0, 0};
-    for (int64_t j = 0; j < plan.unit_vectors; ++j) all.largest = row[j].largest > all.largest ? row[j].largest : all.largest;
-    for (int64_t j = 0; j < plan.unit_vectors && all.largest > 0; ++j) {
-      const double part = row[j].largest / all.largest;
-      all.squares += row[j].squares * part * part;
-    }
-    return all.largest * __builtin_sqrt(all.squares);
-  }
-
-  // Second pass: scaled down to the norm `clip` where it is larger. The last step's carry is the final state's gradient, which
-  // is the loss's own and stays.
-  void apply_clipped(const Mine& mine, const Moment& at) {
-    for (int64_t b = mine.b.begin; b < mine.b.end; ++b) {
-      const double norm = carried_norm(b);
-      const bool clips = norm > p.clip && !(mine.rules[b] & inactive) && !steps.last(at.s, b);
-      const S scale = clips ? S(p.clip / norm) : S(1);
-      if (mine.j.begin == 0 && mine.j.end > 0) p.clipped[at.t * p.B + b] = clips;
-      for (int64_t j = mine.j.begin; j < mine.j.end; ++j) {
-        V dn[C::states];
-        for (int i = 0; i < C::states; ++i) dn[i] = load<V>(units(carry[i], b, j)) * scale;
-        apply(mine, at, b, j, dn);
-      }
-    }
-  }
-
-  // The cell of one vector of units of one sequence; dn is what is carried to its states.
-  TT_INLINE void apply(const Mine& mine, const Moment& at, int64_t b, int64_t j, V* dn) {
-    const int64_t n = p.H - j * L, unit = b * p.H + j * L;
-    V dx[G] = {}, dr[G] = {};
+  // The cell of one vector of units of one sequence; dh is what h receives from the step after.
+  TT_INLINE void apply(const Mine& mine, const Moment& at, int64_t b, int64_t j, V dh) {
+    V dn[C::states], dx[G] = {}, dr[R] = {};
+    dn[0] = dh;
+    for (int i = 1; i < C::states; ++i) dn[i] = carried(mine, i, b, j);
     if (mine.rules[b] & inactive) {
-      for (int i = 0; i < C::states; ++i) store(units(carry[i], b, j), dn[i]);
-      for (int i = 0; i < C::states; ++i) dn[i] = V{};
+      rest(at, b, j, dn, 0);
     } else {
-      V a[C::saved + 1], old[C::states], next[C::states], ds[C::states];
-      const S* saved = at.saved + (b * plan.unit_vectors + j) * C::saved * L;
-      for (int i = 0; i < C::saved; ++i) a[i] = load<V>(saved + i * L);
-      for (int i = 0; i < C::states; ++i) {
-        old[i] = mine.rules[b] & fresh ? V{} : load_some<V>(at.before[i] + unit, n);
-        next[i] = load_some<V>(at.after[i] + unit, n);
+      V a[C::saved + 1], old[C::states], next[C::states], ds[C::states], kept[C::states] = {};
+      load_saved(mine, at, b, j, a, old);
+      for (int i = 0; i < C::states; ++i)
+        next[i] = load_some<V>(at.after[i] + b * p.H + j * L, p.H - j * L), add_loss(at, i, b, j, dn[i]);
+      zone(at, b, j, dn, kept);
+      if constexpr (values > 0) {
+        V dw[values];
+        C::backward(a, old, next, load_units<values>(unit_packed, j).value, dn, ds, dx, dr, dw);
+        for (int k = 0; k < values; ++k) unit_gradients.add(at.s, b, j, k, dw[k]);
+      } else {
+        C::backward(a, old, next, dn, ds, dx, dr);
       }
-      add_loss(at, b, j, dn);
-      C::backward(a, old, next, dn, ds, dx, dr);
+      leave(mine, at, b, j, dn, ds, kept);
+      for (int g = 0; g < G; ++g) dx[g] = keep_some<S>(dx[g], p.H - j * L);
+      for (int g = 0; g < R; ++g) dr[g] = keep_some<S>(dr[g], p.H - j * L);
+    }
+    put_deltas(at, b, j, dx, dx, dr);
+  }
+
+  // Two products, first phase: all that h receives, and the delta of the second product.
+  TT_INLINE void arrive(const Mine& mine, const Moment& at, int64_t b, int64_t q, V dh) {
+    const int64_t n = p.P - q * L;
+    V d_second = {};
+    if (mine.rules[b] & inactive) {
+      rest(at, b, q, &dh, 0, 1);
+    } else {
+      add_loss(at, 0, b, q, dh);
+      V kept = {};
+      if constexpr (C::projects) {
+        d_second = dh;
+        put_state(at, 0, b, q, dh);
+        if (zoned[0]) kept = zoneout.part(0, at.t, b, q) * dh, d_second = dh - kept;
+        store(units(0, b, q), mine.rules[b] & (fresh | cut) ? V{} : keep_some<S>(kept, n));
+      } else {
+        V a[C::saved], old[C::states];
+        load_saved(mine, at, b, q, a, old);
+        store(units(0, b, q), dh);
+        zone(at, b, q, &dh, &kept);
+        d_second = C::arrive(a, old, dh);
+      }
+      d_second = keep_some<S>(d_second, n);
+    }
+    second.delta.put(at.delta_row + b, q * L, d_second);
+  }
+
+  void second_product(const Mine& mine, const Moment& at) {
+    const auto put = [&](int64_t first, int count, int64_t j, const V* sums) {
+      for (int64_t b = first; b < first + count; ++b, sums += back)
+        for (int v = 0; v < back && j + v < mine.j.end; ++v) apply_second(mine, at, b, j + v, sums[v]);
+    };
+    const Rows rows = second.delta.rows(at.delta_row, mine.b, mine.rows);
+    engine.template product<typename Tiles::Backward>(second.row_size(), rows, mine.b, second_packed, panels_of(mine.j, at.s),
+                                                      none, sink<S>(put), mine.unit);
+  }
+
+  // Second phase: dm is the gradient of what the second product multiplied with.
+  TT_INLINE void apply_second(const Mine& mine, const Moment& at, int64_t b, int64_t j, V dm) {
+    V dn[C::states], dx[G] = {}, dr[R] = {}, m = {};
+    for (int i = first_state; i < C::states; ++i) dn[i] = i == 0 ? load<V>(units(0, b, j)) : carried(mine, i, b, j);
+    if (mine.rules[b] & inactive) {
+      rest(at, b, j, dn, 1);
+    } else {
+      V a[C::saved], old[C::states], ds[C::states], kept[C::states] = {};
+      load_saved(mine, at, b, j, a, old);
+      for (int i = 1; i < C::states; ++i) add_loss(at, i, b, j, dn[i]);
+      zone(at, b, j, dn, kept);
+      C::backward(a, old, dn, &dm, ds, dx, dr, &m);
+      leave(mine, at, b, j, dn, ds, kept);
+      for (int g = 0; g < G; ++g) dx[g] = keep_some<S>(dx[g], p.H - j * L);
+      for (int g = 0; g < R; ++g) dr[g] = keep_some<S>(dr[g], p.H - j * L);
+    }
+    store_some(middle + (at.row + b) * p.H + j * L, m, p.H - j * L);
+    put_deltas(at, b, j, dx, dx, dr);
+  }
+
+  // A row whose gradients go where they belong.
+  struct Row : WholeRow<C, S> {
+    const BackwardLoop& loop;
+    const Mine& mine;
+    const Moment& at;
+    int64_t b;
+
+    // All that the states after receive, but for their paths through each other.
+    TT_INLINE void arriving(int64_t j, V* dn, V* kept) const {
+      for (int i = 0; i < C::states; ++i) {
+        dn[i] = i == 0 ? load<V>(loop.units(0, b, j)) : loop.carried(mine, i, b, j);
+        loop.add_loss(at, i, b, j, dn[i]);
+      }
+      loop.zone(at, b, j, dn, kept);
+    }
+    TT_INLINE V dn(int i, int64_t j) const {
+      V all[C::states], kept[C::states] = {};
+      arriving(j, all, kept);
+      return all[i];
+    }
+    TT_INLINE void set_states(int64_t j, const V* dn, const V* ds) const {
+      V all[C::states], kept[C::states] = {};
+      arriving(j, all, kept);
+      loop.leave(mine, at, b, j, dn, ds, kept);
+    }
+    TT_INLINE void add_weight(int64_t j, int k, V value) const { loop.unit_gradients.add(at.s, b, j, k, value); }
+    TT_INLINE void set_delta(int64_t j, V* dz, V* dx, V* dr) const {
+      for (int g = 0; g < G; ++g) dz[g] = this->keep(j, dz[g]), dx[g] = this->keep(j, dx[g]), dr[g] = this->keep(j, dr[g]);
+      loop.put_deltas(at, b, j, dz, dx, dr);
+    }
+  };
+
+  void apply_rows(const Mine& mine, const Moment& at) {
+    const Range own_rows = plan.whole_rows(p.B, mine.thread);
+    for (int64_t b = own_rows.begin; b < own_rows.end; ++b) {
+      if (mine.rules[b] & inactive) {
+        for (int64_t j = 0; j < plan.unit_vectors; ++j) {
+          V dn[C::states], none[G] = {};
+          for (int i = 0; i < C::states; ++i) dn[i] = i == 0 ? load<V>(units(0, b, j)) : carried(mine, i, b, j);
+          rest(at, b, j, dn, 0);
+          put_deltas(at, b, j, none, none, none);
+        }
+        continue;
+      }
+      const S* c = mine.rules[b] & fresh ? nullptr : at.before[C::states - 1] + b * p.H;
+      Row row{{p.H, saved_at(at, b, 0), c, unit_packed, notes + mine.thread * Row::notes_size(p.H)}, *this, mine, at, b};
+      C::backward_row(row);
+    }
+  }
+
+  const S* saved_at(const Moment& at, int64_t b, int64_t j) const {
+    return at.saved + (b * plan.unit_vectors + j) * C::saved * L;
+  }
+
+  template <int n>
+  TT_INLINE void load_saved(const Mine& mine, const Moment& at, int64_t b, int64_t j, V (&a)[n], V (&old)[C::states]) const {
+    for (int i = 0; i < C::saved; ++i) a[i] = load<V>(saved_at(at, b, j) + i * L);
+    for (int i = first_state; i < C::states; ++i)
+      old[i] = mine.rules[b] & fresh ? V{} : load_some<V>(at.before[i] + b * p.H + j * L, p.H - j * L);
+  }
+
+  // A step that is not taken hands on what it receives, from state `first` on.
+  TT_INLINE void rest(const Moment& at, int64_t b, int64_t j, const V* dn, int first, int end = C::states) {
+    for (int i = first; i < end; ++i) store(units(i, b, j), dn[i]), put_state(at, i, b, j, V{});
+  }
+
+  // Zoneout: what the new states receive, and what goes past them to the old ones. The state after is then another than the one
+  // that the cell's own paths start from, and all that it receives is what came.
+  TT_INLINE void zone(const Moment& at, int64_t b, int64_t j, V* dn, V* kept) const {
+    for (int i = first_state; i < C::states; ++i) {
+      if (!zoned[i]) continue;
+      put_state(at, i, b, j, dn[i]);
+      kept[i] = zoneout.part(i, at.t, b, j) * dn[i];
+      dn[i] -= kept[i];
+    }
+  }
+
+  // What the states after received in all, and what the states before will from this step, but for its product.
+  TT_INLINE void leave(const Mine& mine, const Moment& at, int64_t b, int64_t j, const V* dn, const V* ds, const V* kept) const {
+    const bool stops = mine.rules[b] & (fresh | cut);
+    for (int i = first_state; i < C::states; ++i) {
+      if (!zoned[i]) put_state(at, i, b, j, dn[i]);
       // Lanes past H may hold NaN, from an infinite input times their zero weights, and must not reach a sum over lanes.
-      const bool stops = mine.rules[b] & (fresh | cut);
-      for (int i = 0; i < C::states; ++i) store(units(carry[i], b, j), stops ? V{} : keep_some<S>(ds[i], n));
-      for (int g = 0; g < G; ++g) dx[g] = keep_some<S>(dx[g], n), dr[g] = keep_some<S>(dr[g], n);
+      store(units(i, b, j), stops ? V{} : keep_some<S>(zoned[i] ? ds[i] + kept[i] : ds[i], p.H - j * L));
     }
-    for (int i = 0; i < C::states; ++i)
-      if (p.d_states[i]) store_some(p.d_states[i] + at.t * p.B * p.H + unit, dn[i], n);
+  }
+
+  TT_INLINE void put_state(const Moment& at, int i, int64_t b, int64_t j, V total) const {
+    const int64_t width = history.width(i);
+    if (p.d_states[i]) store_some(p.d_states[i] + (at.t * p.B + b) * width + j * L, total, width - j * L);
+  }
+
+  TT_INLINE void add_loss(const Moment& at, int i, int64_t b, int64_t j, V& dn) const {
+    if (i == 0 && p.d_output.data)
+      dn += load_some<V>(p.d_output.data + at.t * p.d_output.time + b * p.d_output.batch + j * L, p.P - j * L);
+    if (i == C::states - 1 && p.d_cell) dn += load_some<V>(p.d_cell + (at.t * p.B + b) * p.H + j * L, p.H - j * L);
+  }
+
+  // dz: gradient of the pre-activations, and of what the products with x and h gave.
+  TT_INLINE void put_deltas(const Moment& at, int64_t b, int64_t j, const V* dz, const V* dx, const V* dr) const {
     if (p.d_gates)
-      for (int g = 0; g < G; ++g) store_some(p.d_gates + ((at.t * p.B + b) * G + g) * p.H + j * L, dx[g], n);
-    put_delta(inputs, at, b, j, dx);
-    if constexpr (C::split) put_delta(recurrent, at, b, j, dr);
-  }
-
-  TT_INLINE void add_loss(const Moment& at, int64_t b, int64_t j, V* dn) {
-    const int64_t n = p.H - j * L;
-    if (p.d_output.data) dn[0] += load_some<V>(p.d_output.data + at.t * p.d_output.time + b * p.d_output.batch + j * L, n);
-    if (p.d_cell) dn[C::states - 1] += load_some<V>(p.d_cell + (at.t * p.B + b) * p.H + j * L, n);
-  }
-
-  TT_INLINE void put_delta(const Side& side, const Moment& at, int64_t b, int64_t j, const V* delta) {
-    const int64_t row = at.delta_row + b;
-    for (int g = 0; g < G; ++g) {
-      const int64_t k = (j * G + g) * L;
-      if (!Engine::splits || side.delta) store(side.delta + row * row_size + k, delta[g]);
-      if constexpr (Engine::splits) side.split.put(row, k, delta[g]);
-    }
+      for (int g = 0; g < G; ++g) store_some(p.d_gates + ((at.t * p.B + b) * G + g) * p.H + j * L, dz[g], p.H - j * L);
+    for (int g = 0; g < G; ++g) inputs.delta.put(at.delta_row + b, (j * G + g) * L, dx[g]);
+    if constexpr (C::split)
+      for (int g = 0; g < R; ++g) recurrent.delta.put(at.delta_row + b, (j * R + g) * L, dr[g]);
   }
 
   void input_gradient(const Mine& mine, int64_t begin, int64_t end) {
@@ -380,120 +533,100 @@ class BackwardLoop {
     const int64_t first = delta_row(begin), wrap = delta_rows - first;
     const Range parts[2] = {{own.begin, own.end < wrap ? own.end : wrap}, {own.begin > wrap ? own.begin : wrap, own.end}};
     for (int i = 0; i < 2; ++i) {
-      const Rows rows = delta_as_rows(mine, inputs, i ? -wrap : first, parts[i]);
-      engine.template product<Product>(row_size, rows, parts[i], weight_ih, panels, none, sink<S>(put), mine.unit);
+      const Rows rows = inputs.delta.rows(i ? -wrap : first, parts[i], mine.rows);
+      engine.template product<Product>(inputs.row_size(), rows, parts[i], weight_packed, panels, none, sink<S>(put), mine.unit);
     }
   }
 
-  // Panel by panel, packed just before it is used. The bias's gradient is the sum of delta's rows.
+  // Panel by panel, packed just before it is used.
   void weight_gradients(const Mine& mine, int64_t begin, int64_t end) {
-    const Range own = share(Product::panels(order.vectors()), host.threads, mine.thread);
     const int64_t height = (end - begin) * p.B;
-    for (int64_t panel = own.begin; panel < own.end; ++panel) {
-      pack_delta(mine, inputs, begin, height, panel);
-      weight_gradient(mine, inputs, p.I, height, panel);
-      if (C::split) pack_delta(mine, recurrent, begin, height, panel);
-      weight_gradient(mine, recurrent, p.H, height, panel);
-    }
-  }
-
-  void pack_delta(const Mine& mine, const Side& side, int64_t begin, int64_t height, int64_t panel) {
-    const int64_t first = delta_row(begin), wrap = delta_rows - first, q = panel * Product::vectors;
-    const int count = int(order.vectors() - q < Product::vectors ? order.vectors() - q : Product::vectors);
-    const auto row = [=](int64_t r) { return r < wrap ? first + r : r - wrap; };
-    double total[Product::vectors * L] = {};
-    const auto add = [&](int v, V value) {
-      for (int lane = 0; lane < L; ++lane) total[v * L + lane] += double(value[lane]);
+    const auto add = [&](const Side& side, int64_t panel) {
+      side.add_gradient(engine, height, panel, mine.panel, mine.rows, room_rows, mine.unit);
     };
-    if constexpr (Engine::splits) {
-      engine.pack_split(side.split, height, q, count, mine.panel, row);
-      for (int64_t r = 0; r < height; ++r)
-        for (int v = 0; v < count; ++v) add(v, side.split.get(row(r), (q + v) * L));
-    } else {
-      for (int64_t r = 0; r < height; ++r) {
-        const S* from = side.delta + row(r) * row_size + q * L;
-        for (int v = 0; v < count; ++v) {
-          const V value = load<V>(from + v * L);
-          store(mine.panel + (r * Product::vectors + v) * L, value);
-          add(v, value);
-        }
+    for_sides([&](const Side& side) {
+      if (!side.has_own_delta()) return;
+      const Range own = share(Product::panels(side.order.vectors()), host.threads, mine.thread);
+      for (int64_t panel = own.begin; panel < own.end; ++panel) {
+        side.pack(engine, delta_row(begin), height, panel, mine.panel);
+        add(side, panel);
+        if (!C::split && &side == &inputs) add(recurrent, panel);
       }
-    }
-    for (int i = 0; i < count * L; ++i) side.bias[q * L + i] += total[i];
-  }
-
-  void weight_gradient(const Mine& mine, const Side& side, int64_t features, int64_t height, int64_t panel) {
-    const int64_t q = panel * Product::vectors;
-    for (int64_t begin = 0; begin < features; begin += room_rows) {  // there is room for so many rows
-      const int64_t count = features - begin < room_rows ? features - begin : room_rows;
-      const Rows rows = engine.rows_of(side.columns, mine.rows, begin, count);
-      const auto put = [&](int64_t first, int number, int64_t, const V* sums) {
-        for (int64_t i = begin + first; i < begin + first + number; ++i, sums += Product::vectors)
-          for (int v = 0; v < Product::vectors && q + v < order.vectors(); ++v) {
-            double* into = side.sums + i * row_size + (q + v) * L;
-            for (int lane = 0; lane < L; ++lane) into[lane] += double(sums[v][lane]);
-          }
-      };
-      engine.template product<Product>(height, rows, {0, count}, mine.panel, {0, 1}, none, sink<S>(put), mine.unit);
-    }
+    });
+    if constexpr (values > 0) unit_gradients.close_chunk(begin, end, host.threads, mine.thread);
   }
 
   void step_norms(const Mine& mine, int64_t begin, int64_t end) {
     const Range own = share(end - begin, host.threads, mine.thread);
     StepNorms<S> norm(norms + mine.thread * norms_room().total(), norms_room());
     for (int64_t s = begin + own.begin; s < begin + own.end; ++s) {
-      const Moment at = moment(s);
-      for (int hidden = 0; hidden < 2; ++hidden) {
-        int64_t count = 0;
-        for (int64_t b = 0; b < p.B; ++b) {
-          const int rule = steps.ruled() ? steps.rule(s, b) : 0;
-          if (rule & inactive) continue;
-          mine.rows[count] = (hidden ? recurrent : inputs).delta + (at.delta_row + b) * row_size;
-          mine.other[count] = !hidden ? x(s, b) : rule & fresh ? zeros : at.before[0] + b * p.H;
-          ++count;
-        }
-        p.norms[hidden][at.t] = norm.of_weight(mine.rows, row_size, mine.other, hidden ? p.H : p.I, count);
-        p.norms[2 + hidden][at.t] = norm.of_bias(mine.rows, row_size, count);
+      const int64_t t = steps.time(s);
+      const Norms x = side_norms(mine, norm, inputs, s, begin), h = side_norms(mine, norm, recurrent, s, begin);
+      p.norms[weight_ih][t] = x.weight, p.norms[bias_ih][t] = x.bias;
+      p.norms[weight_hh][t] = h.weight, p.norms[bias_hh][t] = h.bias;
+      if constexpr (two_products) {
+        const Norms m = side_norms(mine, norm, second, s, begin);
+        if (C::projects) p.norms[weight_hr][t] = m.weight;
+        else p.norms[weight_hh][t] = joint(h.weight, m.weight), p.norms[bias_hh][t] = joint(h.bias, m.bias);
       }
+      if constexpr (values > 0)
+        unit_gradients.norms(norm, s, mine.rows, [&](int parameter, double value) { p.norms[parameter][t] = value; });
     }
+  }
+
+  struct Norms {
+    double weight, bias;
+  };
+
+  static double joint(double a, double b) {
+    const double largest = a > b ? a : b, part = largest > 0 ? (a > b ? b : a) / largest : 0;
+    return largest * __builtin_sqrt(1 + part * part);
+  }
+
+  // What step s adds to the gradients of one product.
+  Norms side_norms(const Mine& mine, StepNorms<S>& norm, const Side& side, int64_t s, int64_t begin) const {
+    int64_t count = 0;
+    for (int64_t b = 0; b < p.B; ++b) {
+      const int rule = steps.ruled() ? steps.rule(s, b) : 0;
+      if (rule & inactive) continue;
+      mine.rows[count] = side.delta.row(delta_row(s) + b);
+      mine.other[count++] = &side == &inputs   ? x(s, b)
+                            : &side == &second ? middle + ((s - begin) * p.B + b) * p.H
+                            : rule & fresh     ? zeros
+                                               : history.state(0, s) + b * p.P;
+    }
+    const int64_t above = &side == &second ? R * p.H : 0;  // rows of weight_hh
+    const auto dropped = [&](int64_t g) -> const uint8_t* {
+      const int64_t row = side.order.row(g / L, g % L);
+      return p.dropped && &side != &inputs && !(C::projects && &side == &second) && row >= 0 ? p.dropped + (above + row) * p.P
+                                                                                             : nullptr;
+    };
+    return {norm.of_weight(mine.rows, side.row_size(), mine.other, side.features, count, dropped),
+            norm.of_bias(mine.rows, side.row_size(), count)};
   }
 
   // The same product once more carries the first step's delta to the initial state.
   void initial_gradient(const Mine& mine) {
     if (steps.ruled()) find_rules(mine, -1);
-    for_carried(mine, 0, [&](int64_t b, int64_t j, V h) {
-      for (int i = 0; i < C::states; ++i) {
-        const V value = load<V>(units(carry[i], b, j));
-        store_some(p.d_initial[i] + b * p.H + j * L, i == 0 ? value + h : value, p.H - j * L);
-      }
+    for_carried(mine, 0, [&](int64_t b, int64_t q, V h) {
+      store_some(p.d_initial[0] + b * p.P + q * L, load<V>(units(0, b, q)) + h, p.P - q * L);
     });
+    for (int i = 1; i < C::states; ++i)
+      for (int64_t b = mine.b.begin; b < mine.b.end; ++b)
+        for (int64_t j = mine.j.begin; j < mine.j.end; ++j)
+          store_some(p.d_initial[i] + b * p.H + j * L, load<V>(units(i, b, j)), p.H - j * L);
   }
 
   void unpack_weights(const Mine& mine) {
-    const Range own = share(order.vectors(), host.threads, mine.thread);
-    for (int64_t q = own.begin; q < own.end; ++q) {
-      unpack_weight(inputs.sums, p.I, q, p.d_weight_ih);
-      unpack_weight(recurrent.sums, p.H, q, p.d_weight_hh);
-      for (int lane = 0; lane < L; ++lane) {
-        const int64_t row = order.row(q, lane);
-        if (row < 0) continue;
-        if (p.d_bias_ih) p.d_bias_ih[row] = S(inputs.bias[q * L + lane]);
-        if (p.d_bias_hh) p.d_bias_hh[row] = S(recurrent.bias[q * L + lane]);
-      }
-    }
-  }
-
-  // Rows of the gradient from columns of the sums, a square at a time.
-  void unpack_weight(const double* sums, int64_t features, int64_t q, S* gradient) const {
-    for (int64_t i = 0; i < features; i += L) {
-      const int64_t count = features - i < L ? features - i : L;
-      V block[L] = {};
-      for (int k = 0; k < count; ++k)
-        for (int lane = 0; lane < L; ++lane) block[k][lane] = S(sums[(i + k) * row_size + q * L + lane]);
-      transpose(block);
-      for (int lane = 0; lane < L; ++lane)
-        if (const int64_t row = order.row(q, lane); row >= 0) store_some(gradient + row * features + i, block[lane], count);
-    }
+    const auto unpack = [&](const Side& side, S* d_weight, S* d_bias) {
+      side.unpack(host.threads, mine.thread, d_weight, C::bias_inside ? nullptr : d_bias);
+    };
+    unpack(inputs, p.d_weights[weight_ih], p.d_weights[bias_ih]);
+    unpack(recurrent, p.d_weights[weight_hh], p.d_weights[bias_hh]);
+    if constexpr (two_products)
+      unpack(second, second_part<C>(p.d_weights, p, weight_hh), second_part<C>(p.d_weights, p, bias_hh));
+    if constexpr (values > 0)
+      if (mine.thread == 0) unit_gradients.unpack(p.d_weights);
   }
 
   const Backward<S>& p;
@@ -502,19 +635,26 @@ class BackwardLoop {
   Engine engine;
   Plan plan;
   Steps<S> steps;
-  Interleaved order;
   History<S> history;
+  Zoneout<S> zoneout;
+  const bool zoned[max_states] = {zoneout.any(0), zoneout.any(1)};
   Forward<S> forward;      // the same problem, for `again`
   Again* again = nullptr;  // where states or saved values were not kept
-  int64_t row_size, chunk_rows, delta_rows, column_size, panel_size, room_rows;
-  Weight *weight_ih, *weight_hh;  // packed, summed over gates
-  S* carry[max_states];           // (B, units): elementwise part of what flows back, and between steps at rest all of it
-  Side inputs, recurrent;
+  int64_t chunk_rows, delta_rows, column_size, room_rows;
+  Weight *weight_packed, *recurrent_packed, *second_packed;  // summed over gates
+  S* carry[max_states];  // (B, features of h), (B, units): elementwise part of what flows back, and between steps at rest all of
+                         // it
+  Side inputs, recurrent, second;
+  const S* unit_packed;  // (units, values, lanes)
+  TT_ISA::UnitGradients<C, S> unit_gradients;
+  CarriedNorms<S, C::states> carried_norms;
   Weight* panels;  // of delta, one a thread
   S* zeros;        // the state before an episode
+  S* middle;       // (chunk rows, H): what the second product multiplied with
+  S* notes;        // one row a thread
   const S** rows;
   uint8_t* rules;
-  Size* sizes = nullptr;  // (B, units): of what is carried
+  S* scales;
   double* norms = nullptr;
 };
 

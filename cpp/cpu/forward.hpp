@@ -1,9 +1,13 @@
 // The time loop, forward: per chunk of steps one product for the chunk's x W^T + b, then step by step the recurrent product into
-// registers and the cell on those same registers. Knows no equation; the cell knows no memory.
+// registers and the cell on those same registers; after that, where the cell has a second phase, all threads met and its second
+// product or its whole rows. Knows no equation; the cell knows no memory.
 #pragma once
 
 #include "history.hpp"
-#include "plan.hpp"
+#include "operand.hpp"
+#include "row.hpp"
+#include "unit_weights.hpp"
+#include "zoneout.hpp"
 
 namespace throughtime::TT_ISA {
 
@@ -14,7 +18,10 @@ class ForwardLoop {
   using Product = typename Tiles::Product;
   using Rows = typename Engine::Rows;
   using Weight = typename Engine::Weight;
-  static constexpr int L = lanes<S>, G = C::gates, units = Tiles::units;
+  using Second = typename Tiles::template With<1>;
+  static constexpr int L = lanes<S>, G = C::gates, R = C::recurrent, units = Tiles::units;
+  static constexpr bool two_products = C::phases == Phases::two_products, whole_rows = C::phases == Phases::rows;
+  static constexpr int first_state = C::projects ? 1 : 0;  // of those that the cell's equations give
 
  public:
   static void* operator new(size_t, void* place) { return place; }
@@ -23,7 +30,7 @@ class ForwardLoop {
   struct Mine {
     int thread;
     typename Engine::Unit& unit;
-    Range b, j;                   // sequences, vectors of units
+    Range b, j, q;                // sequences, vectors of units and of features of h
     typename Engine::Room* room;  // for a row of the chunk each
     uint8_t *rules, *next_rules;  // of the step and the one after it, one a sequence
     S* projected;                 // (chunk steps, own sequences, row_size)
@@ -38,32 +45,53 @@ class ForwardLoop {
         plan(make_plan<C, Tiles>(p, host, engine)),
         steps{p, 0},
         history(history),
-        order{G, p.H, L} {
+        zoneout{p},
+        order{G, p.H, L},
+        recurrent_order{R, p.H, L},
+        second_order{1, p.P, L} {
     row_size = plan.unit_vectors * G * L;
     const int64_t projection_vectors = Product::panels(order.vectors()) * Product::vectors;
-    const int64_t recurrent_vectors = ceil_div(plan.unit_vectors, units) * units * G;
-    weight_ih = scratch<Weight>(host, engine.packed_size(p.I, projection_vectors));
-    weight_hh = scratch<Weight>(host, engine.packed_size(p.H, recurrent_vectors));
-    bias_ih = scratch<S>(host, projection_vectors * L);
-    bias_hh = scratch<S>(host, recurrent_vectors * L);
+    const int64_t recurrent_vectors = ceil_div(plan.unit_vectors, units) * units * R;
+    const int64_t most_features = p.I > p.P ? p.I : p.P;
+    weight_packed = scratch<Weight>(host, engine.packed_size(p.I, projection_vectors));
+    recurrent_packed = scratch<Weight>(host, engine.packed_size(p.P, recurrent_vectors));
+    bias = packed_bias(p.weights[bias_ih], order, projection_vectors);
+    recurrent_bias = packed_bias(p.weights[bias_hh], recurrent_order, recurrent_vectors);
     projected = scratch<S>(host, plan.chunk * p.B * row_size);
-    zeros = scratch<S>(host, p.H);
-    room_size = engine.room_size(plan.chunk * p.B, p.I > p.H ? p.I : p.H);
+    zeros = scratch<S>(host, p.P);
+    room_size = engine.room_size(plan.chunk * p.B, most_features > p.H ? most_features : p.H);
     room = scratch<typename Engine::Room>(host, host.threads * room_size);
     rules = scratch<uint8_t>(host, 2 * host.threads * p.B);
     moments = scratch<Moment>(host, host.threads * plan.chunk);
-    __builtin_memset(bias_ih, 0, size_t(projection_vectors * L) * sizeof(S));
-    __builtin_memset(bias_hh, 0, size_t(recurrent_vectors * L) * sizeof(S));
-    __builtin_memset(zeros, 0, size_t(p.H) * sizeof(S));
+    __builtin_memset(zeros, 0, size_t(p.P) * sizeof(S));
     __builtin_memset(rules, 0, size_t(2 * host.threads * p.B));
     if constexpr (Engine::splits)
       for (Rows& rows : hidden) {
-        const int64_t size = engine.room_size(p.B, p.H);
-        rows = engine.rows(scratch<Weight>(host, size), p.B, p.H);
+        const int64_t size = engine.room_size(p.B, p.P);
+        rows = engine.rows(scratch<Weight>(host, size), p.B, p.P);
         __builtin_memset(rows.data, 0, size_t(size) * sizeof(Weight));
       }
-    pack_vector(p.bias_ih, order, bias_ih);
-    pack_vector(p.bias_hh, order, bias_hh);
+    if constexpr (C::phases != Phases::one) prepare_second();
+    if constexpr (unit_values<C>() > 0) unit_packed = pack_unit_weights<C>(p, host);
+  }
+
+  void prepare_second() {
+    if (!history.keeps()) spare = scratch<S>(host, history.saved_size);
+    if constexpr (two_products) {
+      const int64_t vectors = ceil_div(plan.hidden_vectors, Second::units) * Second::units;
+      second_packed = scratch<Weight>(host, engine.packed_size(p.H, vectors));
+      second_bias = packed_bias(second_part<C>(p.weights, p, bias_hh), second_order, vectors);
+      middle = Operand<S, Engine>(engine, host, (history.saved_window ? plan.chunk : 1) * p.B, plan.unit_vectors * L, false);
+    } else {
+      notes = scratch<S>(host, host.threads * Row::notes_size(p.H));
+    }
+  }
+
+  S* packed_bias(const S* from, Interleaved order, int64_t vectors) const {
+    S* packed = scratch<S>(host, vectors * L);
+    __builtin_memset(packed, 0, size_t(vectors * L) * sizeof(S));
+    pack_vector(C::bias_inside ? nullptr : from, order, packed);
+    return packed;
   }
 
   // The whole problem, by itself.
@@ -72,7 +100,7 @@ class ForwardLoop {
     History<S> history{problem, problem.B * ceil_div(problem.H, L) * C::saved * L};
     history.apart = problem.every;
     history.window_rows = 2;
-    for (int i = 0; problem.every && i < C::states; ++i) history.window[i] = scratch<S>(host, 2 * problem.B * problem.H);
+    for (int i = 0; problem.every && i < C::states; ++i) history.window[i] = scratch<S>(host, 2 * problem.B * history.width(i));
     ForwardLoop loop(problem, host, team, history);
     const auto work = [](void* self, int thread) {
       const FlushSubnormals flush;
@@ -87,8 +115,12 @@ class ForwardLoop {
   // The thread's part of the weights, before anything else. A barrier must follow.
   void pack(int thread) {
     const Range own = share(order.vectors(), host.threads, thread);
-    engine.template pack_rows<Product::vectors>(p.weight_ih, p.I, order, own, weight_ih);
-    engine.template pack_rows<units * G>(p.weight_hh, p.H, order, own, weight_hh);
+    engine.template pack_rows<Product::vectors>(p.weights[weight_ih], p.I, order, own, weight_packed);
+    const Range recurrent = share(recurrent_order.vectors(), host.threads, thread);
+    engine.template pack_rows<units * R>(p.weights[weight_hh], p.P, recurrent_order, recurrent, recurrent_packed);
+    if constexpr (two_products)
+      engine.template pack_rows<Second::units>(second_part<C>(p.weights, p, weight_hh), p.H, second_order,
+                                               share(second_order.vectors(), host.threads, thread), second_packed);
   }
 
   Mine mine(int thread, typename Engine::Unit& unit) const {
@@ -97,6 +129,7 @@ class ForwardLoop {
             unit,
             b,
             plan.units(thread),
+            plan.hidden(thread),
             room + thread * room_size,
             rules + 2 * thread * p.B,
             rules + (2 * thread + 1) * p.B,
@@ -115,7 +148,7 @@ class ForwardLoop {
       project(mine, begin, end);
       for (int64_t s = begin; s < end; ++s) {
         find_rules(mine, s);
-        step(mine, moment(s, mine.projected + (s - begin) * mine.count() * row_size));
+        if (!step(mine, moment(s, mine.projected + (s - begin) * mine.count() * row_size))) return false;
         if (plan.unit_parts > 1 && !team.wait(mine.thread)) return false;
       }
     }
@@ -123,29 +156,44 @@ class ForwardLoop {
   }
 
   // What steps `begin` to `end` - 1, at most a chunk of them, saved: again, from states that are all kept. No step waits for
-  // another, so their recurrent products are one.
-  void save_again(const Mine& mine, int64_t begin, int64_t end) {
+  // another, so their recurrent products are one. False when the call is to stop.
+  bool save_again(const Mine& mine, int64_t begin, int64_t end) {
     project(mine, begin, end);
     Moment* at = moments + mine.thread * plan.chunk;
-    const int64_t count = mine.count();
-    const Rows rows = engine.rows(mine.room, (end - begin) * count, p.H);
+    const int64_t count = mine.count(), own = plan.chunk * mine.b.begin;
+    const Range all{0, (end - begin) * count};
+    const Rows rows = engine.rows(mine.room, all.end, p.P);
     for (int64_t s = begin; s < end; ++s) {
       at[s - begin] = moment(s, mine.projected + (s - begin) * count * row_size);
       for (int64_t b = mine.b.begin; b < mine.b.end; ++b)
-        rows.set((s - begin) * count + b - mine.b.begin, starts(s, b) ? zeros : at[s - begin].before[0] + b * p.H, p.H);
+        rows.set((s - begin) * count + b - mine.b.begin, starts(s, b) ? zeros : at[s - begin].before[0] + b * p.P, p.P);
     }
-    const Panels panels{mine.j.begin / units, ceil_div(mine.j.end, units)};
     const auto put = [&](int64_t first, int number, int64_t q, const V* sums) {
-      for (int64_t r = first; r < first + number; ++r, sums += units * G)
-        for (int u = 0; u < units && q / G + u < mine.j.end; ++u) {
-          const int64_t s = int(r) / int(count), b = mine.b.begin + int(r) % int(count), j = q / G + u;
-          V old[C::states], next[C::states], a[C::saved + 1];
-          evaluate(mine, at[s], b, j, starts(begin + s, b), sums + u * G, old, next, a);
-          save(at[s], b, j, a);
+      for (int64_t r = first; r < first + number; ++r, sums += units * R)
+        for (int u = 0; u < units && q / R + u < mine.j.end; ++u) {
+          const int64_t s = int(r) / int(count), b = mine.b.begin + int(r) % int(count), j = q / R + u;
+          V old[C::states], next[C::states], m;
+          evaluate(mine, at[s], b, j, starts(begin + s, b), sums + u * R, old, next, m);
+          if constexpr (two_products) middle.put(own + r, j * L, m);
         }
     };
-    engine.template product<typename Tiles::Again>(p.H, rows, {0, (end - begin) * count}, weight_hh, panels, bias_hh,
+    engine.template product<typename Tiles::Again>(p.P, rows, all, recurrent_packed, panels_of<units>(mine.j, 0), recurrent_bias,
                                                    sink<S>(put), mine.unit);
+    if (C::phases != Phases::one && plan.unit_parts > 1 && !team.wait(mine.thread)) return false;
+    if constexpr (two_products && !C::projects) {
+      const auto finish = [&](int64_t first, int number, int64_t q, const V* sums) {
+        for (int64_t r = first; r < first + number; ++r, sums += Second::units)
+          for (int u = 0; u < Second::units && q + u < mine.q.end; ++u) {
+            const int64_t s = int(r) / int(count), b = mine.b.begin + int(r) % int(count);
+            V old[C::states], next[C::states];
+            evaluate_second(mine, at[s], b, q + u, starts(begin + s, b), sums + u, old, next);
+          }
+      };
+      engine.template product<typename Second::Again>(p.H, middle.rows(own, all, mine.room), all, second_packed,
+                                                      panels_of<Second::units>(mine.q, 0), second_bias, sink<S>(finish),
+                                                      mine.unit);
+    }
+    return true;
   }
 
  private:
@@ -160,6 +208,7 @@ class ForwardLoop {
 
   Moment moment(int64_t s, const S* projection) const {
     Moment at{s, steps.time(s), projection, {}, {}, history.saved(steps, s)};
+    if (C::phases != Phases::one && !at.saved) at.saved = spare;
     for (int i = 0; i < C::states; ++i) at.before[i] = history.state(i, s), at.after[i] = history.after(i, s + 1);
     return at;
   }
@@ -176,7 +225,7 @@ class ForwardLoop {
       for (int64_t r = first; r < first + count; ++r, sums += Product::vectors)
         for (int v = 0; v < Product::vectors && q + v < vectors; ++v) store(mine.projected + r * row_size + (q + v) * L, sums[v]);
     };
-    engine.template product<Product>(p.I, rows, {0, count}, weight_ih, panels, bias_ih, sink<S>(put), mine.unit);
+    engine.template product<Product>(p.I, rows, {0, count}, weight_packed, panels, bias, sink<S>(put), mine.unit);
   }
 
   void find_rules(const Mine& mine, int64_t s) {
@@ -187,59 +236,152 @@ class ForwardLoop {
     }
   }
 
-  void step(const Mine& mine, const Moment& at) {
+  template <int units>
+  static Panels panels_of(Range j, int64_t s) {
+    return {j.begin / units, ceil_div(j.end, units), s % 2 != 0};
+  }
+
+  // False when the call is to stop.
+  bool step(const Mine& mine, const Moment& at) {
     Rows rows;
     if constexpr (Engine::splits) {
       rows = hidden[at.s % 2];
     } else {
-      rows = engine.rows(mine.room, p.B, p.H);
+      rows = engine.rows(mine.room, p.B, p.P);
       for (int64_t b = mine.b.begin; b < mine.b.end; ++b)
-        rows.set(b, mine.rules[b] & fresh ? zeros : at.before[0] + b * p.H, p.H);
+        rows.set(b, mine.rules[b] & fresh ? zeros : at.before[0] + b * p.P, p.P);
     }
-    const Panels panels{mine.j.begin / units, ceil_div(mine.j.end, units), at.s % 2 != 0};
     const auto put = [&](int64_t first, int count, int64_t q, const V* sums) {
-      for (int64_t b = first; b < first + count; ++b, sums += units * G)
-        for (int u = 0; u < units && q / G + u < mine.j.end; ++u) apply(mine, at, b, q / G + u, sums + u * G);
+      for (int64_t b = first; b < first + count; ++b, sums += units * R)
+        for (int u = 0; u < units && q / R + u < mine.j.end; ++u) apply(mine, at, b, q / R + u, sums + u * R);
     };
-    engine.template product<typename Tiles::Forward>(p.H, rows, mine.b, weight_hh, panels, bias_hh, sink<S>(put), mine.unit);
+    engine.template product<typename Tiles::Forward>(p.P, rows, mine.b, recurrent_packed, panels_of<units>(mine.j, at.s),
+                                                     recurrent_bias, sink<S>(put), mine.unit);
+    if constexpr (C::phases != Phases::one) {
+      if (plan.unit_parts > 1 && !team.wait(mine.thread)) return false;
+      if constexpr (two_products) second_product(mine, at);
+      else apply_rows(mine, at);
+    }
+    return true;
+  }
+
+  void second_product(const Mine& mine, const Moment& at) {
+    const auto put = [&](int64_t first, int count, int64_t q, const V* sums) {
+      for (int64_t b = first; b < first + count; ++b, sums += Second::units)
+        for (int u = 0; u < Second::units && q + u < mine.q.end; ++u) apply_second(mine, at, b, q + u, sums + u);
+    };
+    engine.template product<typename Second::Forward>(p.H, middle.rows(0, mine.b, mine.room), mine.b, second_packed,
+                                                      panels_of<Second::units>(mine.q, at.s), second_bias, sink<S>(put),
+                                                      mine.unit);
   }
 
   // The cell of one vector of units of one sequence; r is the recurrent part of its pre-activations.
   TT_INLINE void apply(const Mine& mine, const Moment& at, int64_t b, int64_t j, const V* r) {
-    const int64_t n = p.H - j * L, unit = b * p.H + j * L;
-    const bool still = mine.rules[b] & inactive;
-    V old[C::states], next[C::states], a[C::saved + 1];
-    evaluate(mine, at, b, j, mine.rules[b] & fresh, r, old, next, a);
-    if (p.output.data) store_some(p.output.data + at.t * p.output.time + b * p.output.batch + j * L, still ? V{} : next[0], n);
-    for (int i = 0; i < C::states; ++i) store_some(at.after[i] + unit, still ? old[i] : next[i], n);
-    if constexpr (Engine::splits) put_split(at.s + 1, b, j, mine.next_rules[b], still ? old[0] : next[0]);
-    if (at.saved) save(at, b, j, a);
+    V old[C::states], next[C::states], m;
+    evaluate(mine, at, b, j, mine.rules[b] & fresh, r, old, next, m);
+    if constexpr (two_products) middle.put(b, j * L, m);
+    if constexpr (C::phases == Phases::one || C::projects)
+      for (int i = first_state; i < C::states; ++i) put_state(mine, at, i, b, j, old[i], next[i]);
+  }
+
+  // Its second phase; r is the second product.
+  TT_INLINE void apply_second(const Mine& mine, const Moment& at, int64_t b, int64_t q, const V* r) {
+    V old[C::states], next[C::states];
+    if constexpr (C::projects) {
+      old[0] = mine.rules[b] & fresh ? V{} : load_some<V>(at.before[0] + b * p.P + q * L, p.P - q * L);
+      next[0] = *r;
+    } else {
+      evaluate_second(mine, at, b, q, mine.rules[b] & fresh, r, old, next);
+    }
+    put_state(mine, at, 0, b, q, old[0], next[0]);
   }
 
   TT_INLINE void evaluate(const Mine& mine, const Moment& at, int64_t b, int64_t j, bool starts, const V* r, V (&old)[C::states],
-                          V (&next)[C::states], V (&a)[C::saved + 1]) {
-    const S* projection = at.projected + (b - mine.b.begin) * row_size + j * G * L;
-    V x[G];
-    for (int i = 0; i < C::states; ++i) old[i] = starts ? V{} : load_some<V>(at.before[i] + b * p.H + j * L, p.H - j * L);
-    for (int g = 0; g < G; ++g) x[g] = load<V>(projection + g * L);
-    C::forward(x, r, old, next, a);
+                          V (&next)[C::states], V& m) {
+    V x[G], a[C::saved + 1] = {};
+    load_inputs(mine, at, b, j, starts, old, x);
+    if constexpr (two_products) {
+      C::forward(x, r, old, next, a, &m);
+      m = keep_some<S>(m, p.H - j * L);
+    } else if constexpr (C::phases == Phases::one && unit_values<C>() > 0) {
+      C::forward(x, r, old, load_units<unit_values<C>()>(unit_packed, j).value, next, a);
+    } else {
+      C::forward(x, r, old, next, a);
+    }
+    if (at.saved) save(at, b, j, a);
   }
 
-  TT_INLINE void save(const Moment& at, int64_t b, int64_t j, const V (&a)[C::saved + 1]) {
-    S* saved = at.saved + (b * plan.unit_vectors + j) * C::saved * L;
+  TT_INLINE void evaluate_second(const Mine& mine, const Moment& at, int64_t b, int64_t j, bool starts, const V* r,
+                                 V (&old)[C::states], V (&next)[C::states]) {
+    V x[G], a[C::saved];
+    load_inputs(mine, at, b, j, starts, old, x);
+    for (int i = 0; i < C::saved; ++i) a[i] = load<V>(saved_at(at, b, j) + i * L);
+    C::finish(x, r, old, next, a);
+    save(at, b, j, a);
+  }
+
+  TT_INLINE void load_inputs(const Mine& mine, const Moment& at, int64_t b, int64_t j, bool starts, V (&old)[C::states],
+                             V (&x)[G]) const {
+    const S* projection = at.projected + (b - mine.b.begin) * row_size + j * G * L;
+    for (int i = first_state; i < C::states; ++i)
+      old[i] = starts ? V{} : load_some<V>(at.before[i] + b * p.H + j * L, p.H - j * L);
+    for (int g = 0; g < G; ++g) x[g] = load<V>(projection + g * L);
+  }
+
+  S* saved_at(const Moment& at, int64_t b, int64_t j) const { return at.saved + (b * plan.unit_vectors + j) * C::saved * L; }
+
+  template <int n>
+  TT_INLINE void save(const Moment& at, int64_t b, int64_t j, const V (&a)[n]) const {
+    S* saved = saved_at(at, b, j);
     for (int i = 0; i < C::saved; ++i) store(saved + i * L, a[i]);
+  }
+
+  // State i of units j after the step.
+  TT_INLINE void put_state(const Mine& mine, const Moment& at, int i, int64_t b, int64_t j, V old, V next) const {
+    const int64_t width = history.width(i), n = width - j * L;
+    const bool still = mine.rules[b] & inactive;
+    if (zoned[i]) next = zoneout.mix(zoneout.part(i, at.t, b, j), old, next);
+    if (i == 0 && p.output.data)
+      store_some(p.output.data + at.t * p.output.time + b * p.output.batch + j * L, still ? V{} : next, n);
+    const V after = still ? old : next;
+    store_some(at.after[i] + b * width + j * L, after, n);
+    if constexpr (Engine::splits)
+      if (i == 0) put_split(at.s + 1, b, j, mine.next_rules[b], after);
+  }
+
+  // A row whose states go where `put_state` says.
+  struct Row : WholeRow<C, S> {
+    const ForwardLoop& loop;
+    const Mine& mine;
+    const Moment& at;
+    int64_t b;
+
+    TT_INLINE void set_next(int i, int64_t j, V next) const {
+      const S* before = at.before[i] + b * loop.p.H + j * L;
+      const V old = mine.rules[b] & fresh ? V{} : load_some<V>(before, loop.p.H - j * L);
+      loop.put_state(mine, at, i, b, j, old, next);
+    }
+  };
+
+  void apply_rows(const Mine& mine, const Moment& at) {
+    const Range own = plan.whole_rows(p.B, mine.thread);
+    for (int64_t b = own.begin; b < own.end; ++b) {
+      const S* c = mine.rules[b] & fresh ? nullptr : at.before[C::states - 1] + b * p.H;
+      Row row{{p.H, saved_at(at, b, 0), c, unit_packed, notes + mine.thread * Row::notes_size(p.H)}, *this, mine, at, b};
+      C::forward_row(row);
+    }
   }
 
   // h as the left operand of step s. Lanes past H may be NaN, from an infinite input times their zero weights.
   TT_INLINE void put_split(int64_t s, int64_t b, int64_t j, int rule, V h) const {
-    hidden[s % 2].put(b, j * L, rule & fresh ? V{} : keep_some<S>(h, p.H - j * L));
+    hidden[s % 2].put(b, j * L, rule & fresh ? V{} : keep_some<S>(h, p.P - j * L));
   }
 
   void split_states(const Mine& mine, int64_t s) const {
     const S* before = history.state(0, s);
     for (int64_t b = mine.b.begin; b < mine.b.end; ++b)
-      for (int64_t j = mine.j.begin; j < mine.j.end; ++j)
-        put_split(s, b, j, starts(s, b) ? fresh : 0, load_some<V>(before + b * p.H + j * L, p.H - j * L));
+      for (int64_t j = mine.q.begin; j < mine.q.end; ++j)
+        put_split(s, b, j, starts(s, b) ? fresh : 0, load_some<V>(before + b * p.P + j * L, p.P - j * L));
   }
 
   bool starts(int64_t s, int64_t b) const { return steps.ruled() && steps.rule(s, b) & fresh; }
@@ -251,15 +393,21 @@ class ForwardLoop {
   Plan plan;
   Steps<S> steps;
   History<S> history;
-  Interleaved order;
+  Zoneout<S> zoneout;
+  const bool zoned[max_states] = {zoneout.any(0), zoneout.any(1)};
+  Interleaved order, recurrent_order, second_order;
   int64_t row_size, room_size;
-  Weight *weight_ih, *weight_hh;  // packed
-  S *bias_ih, *bias_hh;           // interleaved
+  Weight *weight_packed, *recurrent_packed, *second_packed;
+  S *bias, *recurrent_bias, *second_bias;  // interleaved
+  const S* unit_packed;                    // (units, values, lanes)
   S *projected, *zeros;
   typename Engine::Room* room;
   uint8_t* rules;
   Moment* moments;
-  Rows hidden[2];  // where left operands are copies: h before a step, and before the one after it
+  Rows hidden[2];             // where left operands are copies: h before a step, and before the one after it
+  Operand<S, Engine> middle;  // of the second product
+  S* spare = nullptr;         // what the cell saves for its second phase, where nothing is kept: of one step
+  S* notes;                   // one row a thread
 };
 
 }  // namespace throughtime::TT_ISA

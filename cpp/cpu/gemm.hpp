@@ -75,11 +75,11 @@ class Fma {
 
   template <int vectors>
   void pack_rows(const S* weight, int64_t K, Interleaved order, Range range, S* packed) const {
-    TT_ISA::pack_rows<vectors>(weight, K, order, range, packed);
+    TT_ISA::pack_rows<vectors>(weight, K, K, order, range, packed);
   }
   template <int vectors>
   void pack_columns(const S* weight, int64_t N, Interleaved order, Range range, S* packed) const {
-    TT_ISA::pack_columns<vectors>(weight, N, order, range, packed);
+    TT_ISA::pack_columns<vectors>(weight, N, N, order, range, packed);
   }
 
   // For every row in `range` and panel in `panels`: initial + rows[row] @ packed. `initial` (vectors, lanes) is a bias in tile

@@ -18,15 +18,19 @@ struct History {
   int64_t saved_rows = 0;
   bool again = false;  // the tape is only read: every state goes to the window
 
+  int64_t width(int i) const { return i == 0 ? p.P : p.H; }
+
   S* state(int i, int64_t q) const {
-    const int64_t size = p.B * p.H;
+    const int64_t size = p.B * width(i);
     if (!apart) return p.states[i] + (p.reverse ? p.T + 1 - q : q) * size;
     if (q % apart == 0 || q == p.T) return p.states[i] + (q + p.every - 1) / p.every * size;
     return window[i] + q % window_rows * size;
   }
 
   // Where the state after q steps goes. Row 0 of a window is free, and the row of the last state.
-  S* after(int i, int64_t q) const { return again && apart ? window[i] + q % window_rows * p.B * p.H : state(i, q); }
+  S* after(int i, int64_t q) const { return again && apart ? window[i] + q % window_rows * p.B * width(i) : state(i, q); }
+
+  bool keeps() const { return p.saved || saved_window; }
 
   // Null where nothing is saved.
   S* saved(const Steps<S>& steps, int64_t s) const {

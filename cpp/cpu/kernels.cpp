@@ -13,22 +13,30 @@ void run(const Problem& problem, const Host& host) {
   const Family family = choose_family<S>(problem.B, host);
 #if defined(__AMX_BF16__)
   if constexpr (sizeof(S) == sizeof(float))
-    if (family == Family::amx) return Loop<C, S, AmxRows<S, C::gates>>::run(problem, host);
+    if (family == Family::amx) return Loop<C, S, AmxRows<S, C::recurrent>>::run(problem, host);
 #endif
-  if (family == Family::one_row) Loop<C, S, OneRow<S, C::gates>>::run(problem, host);
-  else Loop<C, S, ManyRows<S, C::gates>>::run(problem, host);
+  if (family == Family::one_row) Loop<C, S, OneRow<S, C::recurrent>>::run(problem, host);
+  else Loop<C, S, ManyRows<S, C::recurrent>>::run(problem, host);
 }
 
 template <class C, class S>
 constexpr Entries<S> entries = {run<ForwardLoop, C, S, Forward<S>>, run<BackwardLoop, C, S, Backward<S>>};
 
+extern const AttentionKernels attention;
 extern const LayerNormKernels layer_norm;
 extern const ActivationKernels activations[];
 
 template <class... C>
 struct Table {
-  static constexpr CellKernels cells[] = {{C::name, C::gates, C::states, C::saved, entries<C, float>, entries<C, double>}...};
-  static constexpr Kernels kernels = {vector_bytes, sizeof...(C), cells, multiply_add, &layer_norm, activations};
+  static constexpr CellKernels describe(const char* name, int gates, int states, int saved, bool projects,
+                                        const UnitWeight (&weights)[max_unit_weights], Entries<float> f32, Entries<double> f64) {
+    CellKernels cell{name, gates, states, saved, projects, {}, f32, f64};
+    for (int i = 0; i < max_unit_weights; ++i) cell.unit_weights[i] = weights[i];
+    return cell;
+  }
+  static constexpr CellKernels cells[] = {
+      describe(C::name, C::gates, C::states, C::saved, C::projects, C::unit_weights, entries<C, float>, entries<C, double>)...};
+  static constexpr Kernels kernels = {vector_bytes, sizeof...(C), cells, multiply_add, &attention, &layer_norm, activations};
 };
 
 template <class... C>

@@ -31,8 +31,12 @@ class StepNorms {
         other(scaled + room.rows),
         column(other + room.other) {}
 
-  double of_weight(const S* const* delta, int64_t delta_size, const S* const* operand, int64_t size, int64_t count) {
-    if (count * (delta_size + size) > delta_size * size) return of_product(delta, delta_size, operand, size, count);
+  // `dropped(g)` is where the bytes of row g lie that say which numbers take no part, or null.
+  template <class Dropped>
+  double of_weight(const S* const* delta, int64_t delta_size, const S* const* operand, int64_t size, int64_t count,
+                   const Dropped& dropped) {
+    if (dropped(0) || count * (delta_size + size) > delta_size * size)
+      return of_product(delta, delta_size, operand, size, count, dropped);
     const double scale_delta = gram(delta, delta_size, count, gram_delta);
     const double scale_operand = gram(operand, size, count, gram_operand);
     double sum = 0;
@@ -53,7 +57,9 @@ class StepNorms {
 
  private:
   // The norm of d^T x, of which one row is held at a time.
-  double of_product(const S* const* delta, int64_t delta_size, const S* const* operand, int64_t size, int64_t count) {
+  template <class Dropped>
+  double of_product(const S* const* delta, int64_t delta_size, const S* const* operand, int64_t size, int64_t count,
+                    const Dropped& dropped) {
     const double scale_delta = rescale(delta, delta_size, count, scaled), scale_operand = rescale(operand, size, count, other);
     double sum = 0;
     for (int64_t g = 0; g < delta_size; ++g) {
@@ -62,7 +68,8 @@ class StepNorms {
         const double weight = scaled[b * delta_size + g];
         for (int64_t i = 0; i < size; ++i) column[i] += weight * other[b * size + i];
       }
-      for (int64_t i = 0; i < size; ++i) sum += column[i] * column[i];
+      const uint8_t* out = dropped(g);
+      for (int64_t i = 0; i < size; ++i) sum += out && out[i] ? 0 : column[i] * column[i];
     }
     return __builtin_sqrt(sum) * scale_delta * scale_operand;
   }

@@ -46,14 +46,15 @@ void transpose_rows(const S* const* rows, int64_t count, int64_t K, const Put& p
 }
 
 // Panels whose outputs are the gate rows of weight (G H, K): packed[q][k] = weight[row of q][k], for the vectors in `range`.
+// Rows lie `stride` apart.
 template <int vectors, class S>
-void pack_rows(const S* weight, int64_t K, Interleaved order, Range range, S* packed) {
+void pack_rows(const S* weight, int64_t stride, int64_t K, Interleaved order, Range range, S* packed) {
   constexpr int n = lanes<S>;
   for (int64_t q = range.begin; q < range.end; ++q) {
     const S* rows[n];
     for (int lane = 0; lane < n; ++lane) {
       const int64_t row = order.row(q, lane);
-      rows[lane] = row < 0 ? nullptr : weight + row * K;
+      rows[lane] = row < 0 ? nullptr : weight + row * stride;
     }
     S* to = packed + (q / vectors * K * vectors + q % vectors) * n;
     transpose_rows(rows, n, K, [to](int64_t k, Vec<S> value) { store(to + k * vectors * n, value); });
@@ -61,9 +62,9 @@ void pack_rows(const S* weight, int64_t K, Interleaved order, Range range, S* pa
 }
 
 // Panels whose outputs are the columns of weight (G H, N), summed over its gate rows in interleaved order, for `range` of the
-// panels.
+// panels. Rows lie `stride` apart.
 template <int vectors, class S>
-void pack_columns(const S* weight, int64_t N, Interleaved order, Range range, S* packed) {
+void pack_columns(const S* weight, int64_t stride, int64_t N, Interleaved order, Range range, S* packed) {
   constexpr int n = lanes<S>;
   const int64_t K = order.vectors() * n;
   for (int64_t panel = range.begin; panel < range.end; ++panel)
@@ -73,7 +74,7 @@ void pack_columns(const S* weight, int64_t N, Interleaved order, Range range, S*
         const int64_t column = (panel * vectors + v) * n;
         const bool inside = row >= 0 && column < N;
         store(packed + ((panel * K + k) * vectors + v) * n,
-              inside ? load_some<Vec<S>>(weight + row * N + column, N - column) : Vec<S>{});
+              inside ? load_some<Vec<S>>(weight + row * stride + column, N - column) : Vec<S>{});
       }
     }
 }

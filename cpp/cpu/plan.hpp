@@ -2,6 +2,7 @@
 // sizes and instruction set alone; only the split among threads knows their number.
 #pragma once
 
+#include "../cells/cell.hpp"
 #if defined(__AMX_BF16__)
 #include "amx.hpp"
 #endif
@@ -14,8 +15,10 @@ namespace throughtime::TT_ISA {
 // backwards some vectors of units; and of the products outside it. Many sequences: 12 sums fill 16 registers, 24 fill 32.
 template <class S, int gates>
 struct ManyRows {
+  template <int of_gates>
+  using With = ManyRows<S, of_gates>;
   using Engine = Fma<S>;
-  static constexpr int units = gates == 1 ? ProductShape::vectors : 1;
+  static constexpr int units = gates <= ProductShape::vectors ? ProductShape::vectors / gates : 1;
   using Forward = Shape<(registers == 32 ? 24 : 12) / (gates * units), gates * units, 1>;
   using Again = Forward;
   using Backward = ProductShape;
@@ -25,6 +28,8 @@ struct ManyRows {
 // One sequence: at least eight sums in flight hide the latency, and narrow tiles leave work for every thread.
 template <class S, int gates>
 struct OneRow {
+  template <int of_gates>
+  using With = OneRow<S, of_gates>;
   using Engine = Fma<S>;
   static constexpr int units = gates == 1 ? 4 : 2;
   using Forward = Shape < 1, gates *units, registers == 32 || gates<4 ? 2 : 1>;
@@ -39,8 +44,10 @@ constexpr bool has_amx = true;
 // Blocks of 32 x 2, up to 16 rows of 16 x 4: an even number of vectors.
 template <class S, int gates>
 struct AmxRows {
+  template <int of_gates>
+  using With = AmxRows<S, of_gates>;
   using Engine = Amx;
-  static constexpr int units = gates == 1 ? 4 : gates == 3 ? 2 : 1;
+  static constexpr int units = gates == 1 ? 4 : gates < 4 ? 2 : 1;
   using Forward = Shape<32, gates * units, 1>;
   using Again = Forward;
   using Backward = Shape<32, 4, 1>;
@@ -62,16 +69,27 @@ Family choose_family(int64_t B, const Host& host) {
 }
 
 struct Plan {
-  int64_t chunk;              // steps
-  int row_parts, unit_parts;  // the threads form a grid over sequences and units
-  int64_t unit_vectors;       // of `lanes` units
+  int64_t chunk;                         // steps
+  int row_parts, unit_parts;             // the threads form a grid over sequences and units
+  int64_t unit_vectors, hidden_vectors;  // of `lanes` units, of features of h
 
   // A cut between threads must fall between tiles, forwards, backwards and of the input projection.
   static constexpr int64_t quantum = 4;
 
   Range rows(int64_t B, int thread) const { return share(works(thread) ? B : 0, row_parts, thread / unit_parts); }
-  Range units(int thread) const { return share(works(thread) ? unit_vectors : 0, unit_parts, thread % unit_parts, quantum); }
+  Range units(int thread) const { return columns(unit_vectors, thread); }
+  Range hidden(int thread) const { return columns(hidden_vectors, thread); }
+  // Where a step's rows are worked on as wholes: those of this thread, of its part of the sequences.
+  Range whole_rows(int64_t B, int thread) const {
+    const Range all = rows(B, thread), own = share(all.end - all.begin, unit_parts, thread % unit_parts);
+    return {all.begin + own.begin, all.begin + own.end};
+  }
   bool works(int thread) const { return thread < row_parts * unit_parts; }
+
+ private:
+  Range columns(int64_t vectors, int thread) const {
+    return share(works(thread) ? vectors : 0, unit_parts, thread % unit_parts, quantum);
+  }
 };
 
 template <class C, class Tiles, class S>
@@ -83,12 +101,14 @@ Plan make_plan(const Recurrence<S>& p, const Host& host, const typename Tiles::E
   const int64_t chunk = host.forced.chunk ? host.forced.chunk : ceil_div(rows_per_chunk, p.B > 0 ? p.B : 1);
   plan.chunk = chunk < p.T ? chunk : p.T;
   plan.unit_vectors = ceil_div(p.H, lanes<S>);
+  plan.hidden_vectors = ceil_div(p.P, lanes<S>);
   plan.row_parts = plan.unit_parts = 1;
-  const int64_t weights = engine.packed_size(p.H, plan.unit_vectors * C::gates);
+  int64_t weights = engine.packed_size(p.P, plan.unit_vectors * C::recurrent);
+  if (C::phases == Phases::two_products) weights += engine.packed_size(p.H, plan.hidden_vectors);
   const int64_t weight_bytes = weights * int64_t(sizeof(typename Tiles::Engine::Weight));
   // One thread takes a step of 16 k multiplications in about the time that a barrier costs.
   const Split forced = host.forced.split;
-  if (host.threads == 1 || (forced == Split::free && C::gates * p.H * p.H * p.B < 16384)) return plan;
+  if (host.threads == 1 || (forced == Split::free && C::gates * p.H * p.P * p.B < 16384)) return plan;
   const bool fills = p.B >= host.threads * Tiles::Forward::rows && weight_bytes <= host.l2_bytes / 2;
   if (forced == Split::sequences || (forced == Split::free && fills)) {
     plan.row_parts = host.threads;

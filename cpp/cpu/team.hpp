@@ -36,12 +36,18 @@ class Team {
     const int64_t turn = doors_[thread].passed + 1;
     __atomic_store_n(&doors_[thread].passed, turn, __ATOMIC_RELEASE);
     for (int i = 0; i < host_.threads; ++i)
-      for (int spins = 0; __atomic_load_n(&doors_[i].passed, __ATOMIC_ACQUIRE) < turn; ++spins) {
-        if (stopped()) return false;
-        if (host_.crowded || spins > 20000) host_.yield();
-        else pause();
-      }
+      if (!wait_for(doors_[i].passed, turn)) return false;
     return !stopped();
+  }
+
+  // Waits until another thread has counted so far; false when the call is to stop.
+  bool wait_for(const int64_t& count, int64_t least) const {
+    for (int spins = 0; __atomic_load_n(&count, __ATOMIC_ACQUIRE) < least; ++spins) {
+      if (stopped()) return false;
+      if (host_.crowded || spins > 20000) host_.yield();
+      else pause();
+    }
+    return true;
   }
 
   // Asked by every thread between chunks; the first one looks for an interrupt on behalf of all.

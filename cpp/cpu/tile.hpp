@@ -74,15 +74,23 @@ TT_INLINE void with_count(int n, const Body& body) {
   body(Count<most>{});
 }
 
-// Cuts [begin, end) into groups of nearly equal size, none above `most`: body(first, Count<size>). No group of one row is left
-// over, whose few sums would wait for the multipliers.
+// Cuts [begin, end) into groups of nearly equal size, none above `most`: body(first, size). No group of one row is left over,
+// whose few sums would wait for the multipliers.
 template <int most, class Body>
-TT_INLINE void for_groups(int64_t begin, int64_t end, const Body& body) {
+TT_INLINE void for_parts(int64_t begin, int64_t end, const Body& body) {
   for (int64_t groups = (end - begin + most - 1) / most; groups > 0; --groups) {
     const int size = int((end - begin + groups - 1) / groups);
-    with_count<most>(size, [&](auto count) __attribute__((always_inline)) { body(begin, count); });
+    body(begin, size);
     begin += size;
   }
+}
+
+// The same, with the size as a type: body(first, Count<size>).
+template <int most, class Body>
+TT_INLINE void for_groups(int64_t begin, int64_t end, const Body& body) {
+  for_parts<most>(begin, end, [&](int64_t first, int size) __attribute__((always_inline)) {
+    with_count<most>(size, [&](auto count) __attribute__((always_inline)) { body(first, count); });
+  });
 }
 
 }  // namespace throughtime::TT_ISA

@@ -117,4 +117,21 @@ TT_INLINE void transpose(V (&row)[n]) {
   transpose_from<1>(row);
 }
 
+template <int distance, class V, int... i>
+TT_INLINE V larger_lanes(V value, Lanes<i...> all) {
+  if constexpr (distance == 0) {
+    return value;
+  } else {
+    const V other = __builtin_shufflevector(value, value, (i ^ distance)...);
+    return larger_lanes<distance / 2>(value < other ? other : value, all);
+  }
+}
+
+// The largest of all lanes.
+template <class V>
+TT_INLINE Scalar<V> largest_lane(V value) {
+  constexpr int n = lanes<Scalar<V>>;
+  return larger_lanes<n / 2>(value, typename CountLanes<n>::type{})[0];
+}
+
 }  // namespace throughtime::TT_ISA

@@ -1,6 +1,7 @@
 """Fused backpropagation through time for RNN, GRU and LSTM, with the gradient at every timestep."""
 
-from . import init, optim
+from . import convert, init, optim
+from .attention import SelfAttention
 from .blocks import LayerNorm, ResidualBlock, Sequential
 from .clipping import clip_grad_norm
 from .config import (
@@ -31,12 +32,14 @@ __all__ = [
     "LayerNorm",
     "Linear",
     "ResidualBlock",
+    "SelfAttention",
     "Sequential",
     "Tape",
     "__version__",
     "add_layer_norm",
     "add_layer_norm_backward",
     "clip_grad_norm",
+    "convert",
     "cross_entropy",
     "empty_cache",
     "get_matmul_precision",

@@ -77,6 +77,26 @@ def bool_array(name: str, value: Any, shape: Sequence[int | str]) -> Array:
     return np.array(array, order="C")
 
 
+def sequence_lengths(lengths: Any, steps: int, batch: int, batched: bool) -> Array | None:
+    """A copy of `lengths` (B,), integers from 0 to T in any order, as int64; one integer where there is no batch."""
+    if lengths is None:
+        return None
+    try:
+        plain = isinstance(lengths, int | np.integer | list | tuple)
+        array = np.asarray(lengths) if plain else as_array("lengths", lengths)
+    except ValueError:
+        raise ValueError(f"lengths must be a list of {batch} integers, got {lengths!r}") from None
+    if array.dtype.kind not in "iu" and array.size:
+        raise TypeError(f"lengths must be integers, got dtype {array.dtype}")
+    check_shape("lengths", array, (batch,) if batched else ())
+    array = np.atleast_1d(array)
+    wrong = np.flatnonzero((array < 0) | (array > steps))
+    if wrong.size:
+        where = f"lengths[{wrong[0]}]" if batched else "lengths"
+        raise ValueError(f"{where} is {array[wrong[0]]}, expected 0 to T = {steps}")
+    return np.array(array, dtype=np.int64)
+
+
 def contiguous(array: Array) -> Array:
     """`array` itself where it is in C order and aligned, else a copy."""
     return np.require(array, requirements=["C", "A"])

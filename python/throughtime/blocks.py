@@ -13,11 +13,10 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from . import _core, layer_norm
-from ._arguments import Array, as_array, choice, flag, float_array, float_dtype, number
+from ._arguments import Array, as_array, choice, flag, float_array, float_dtype, number, sequence_lengths
 from ._arguments import size as positive_int
 from .layer import Composite, Layer
 from .modules import LayerGradients, check_features
-from .recurrent import _check_lengths
 
 __all__ = ["LayerNorm", "ResidualBlock", "Sequential"]
 
@@ -317,7 +316,7 @@ class _Container(Composite):
             raise ValueError(f"x has shape {x.shape}, expected (T, B, F), or (T, F) unbatched, where lengths are given")
         batched = len(axes) == 2
         steps, batch = axes[:: -1 if self._batch_first() else 1] if batched else (*axes, 1)
-        own = _check_lengths(lengths, steps, batch, batched)
+        own = sequence_lengths(lengths, steps, batch, batched)
         assert own is not None
         valid: Array = np.arange(steps)[:, None] < own
         return valid[:, 0] if not batched else valid.T if self._batch_first() else valid

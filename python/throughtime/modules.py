@@ -22,6 +22,22 @@ class LayerGradients:
         self.parameters = parameters
 
 
+def affine(rows: Array, weight: Array, bias: Array | None) -> Array:
+    """``rows W^T + b`` for rows (N, I), weight (O, I) and bias (O,)."""
+    output: Array = rows @ weight.T
+    if bias is not None:
+        output += bias
+    return output
+
+
+def affine_backward(d_output: Array, rows: Array, weight: Array, bias: bool) -> tuple[Array, dict[str, Array]]:
+    """The gradients of rows (N, I), and of ``weight`` and ``bias``, for `d_output` (N, O)."""
+    parameters = {"weight": d_output.T @ rows}
+    if bias:  # in float64: NumPy adds row after row here, which over many timesteps costs digits
+        parameters["bias"] = d_output.sum(axis=0, dtype=np.float64).astype(d_output.dtype)
+    return d_output @ weight, parameters
+
+
 def check_features(layer: Layer, x: Array) -> None:
     """Raise unless `x` is (..., I) of the layer's dtype."""
     check_dtype("x", x, layer.dtype)
@@ -89,7 +105,7 @@ class Linear(Layer, kind="Linear"):
     def __call__(self, x: Any) -> Array:
         """Return the output (..., O) for `x` (..., I); nothing is saved."""
         rows, shape = self._rows(x)
-        return self._apply(rows, self.parameters["weight"]).reshape(shape)
+        return affine(rows, self.parameters["weight"], self.parameters.get("bias")).reshape(shape)
 
     def forward(self, x: Any) -> LinearTape:
         """Compute the output and keep what `LinearTape.backward` needs.
@@ -113,18 +129,13 @@ class Linear(Layer, kind="Linear"):
         """
         rows, shape = self._rows(x)
         weight = self.parameters["weight"].copy()  # an optimiser may change it before backward
-        return LinearTape(self._apply(rows, weight).reshape(shape), rows, weight, self._bias)
+        output = affine(rows, weight, self.parameters.get("bias"))
+        return LinearTape(output.reshape(shape), rows, weight, self._bias)
 
     def _rows(self, x: Any) -> tuple[Array, tuple[int, ...]]:
         """`x` as a matrix (N, I), and the shape of the output."""
         rows = rows_of(self, x)
         return rows, (*as_array("x", x).shape[:-1], self.output_size)
-
-    def _apply(self, rows: Array, weight: Array) -> Array:
-        output: Array = rows @ weight.T
-        if self._bias:
-            output += self.parameters["bias"]
-        return output
 
 
 class LinearTape:
@@ -159,11 +170,8 @@ class LinearTape:
         """
         d_output = float_array("d_output", d_output, self.output.dtype, self.output.shape)
         d_rows = d_output.reshape(-1, d_output.shape[-1])
-        parameters = {"weight": d_rows.T @ self._rows}
-        if self._bias:  # in float64: NumPy adds row after row here, which over many timesteps costs digits
-            parameters["bias"] = d_rows.sum(axis=0, dtype=np.float64).astype(d_rows.dtype)
-        d_input = (d_rows @ self._weight).reshape(*d_output.shape[:-1], self._weight.shape[1])
-        return LayerGradients(d_input, parameters)
+        d_input, parameters = affine_backward(d_rows, self._rows, self._weight, self._bias)
+        return LayerGradients(d_input.reshape(*d_output.shape[:-1], d_input.shape[1]), parameters)
 
 
 class Embedding(Layer, kind="Embedding"):

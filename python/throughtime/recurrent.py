@@ -12,13 +12,13 @@ from ._arguments import (
     as_array,
     bool_array,
     check_dtype,
-    check_shape,
     choice,
     contiguous,
     features_together,
     flag,
     float_array,
     number,
+    sequence_lengths,
     size,
 )
 from .layer import Layer
@@ -34,6 +34,7 @@ class Recurrent(Layer):
     _cell: str  # as the kernels call it
     _gates: ClassVar[int]
     _state_names: ClassVar[tuple[str, ...]] = ("hidden",)
+    _constants: ClassVar[dict[str, float]] = {}  # initial values that are not random
 
     def __init__(self, config: dict[str, Any], dtype: Any, seed: Any) -> None:
         self.input_size: int = size("input_size", config["input_size"])
@@ -44,12 +45,16 @@ class Recurrent(Layer):
         self.dropout = number("dropout", config["dropout"], 0, 1)
         self.bidirectional = flag("bidirectional", config["bidirectional"])
         self.num_directions = 2 if self.bidirectional else 1
-        self.output_size = self.num_directions * self.hidden_size
+        self.zoneout = self._check_zoneout(config["zoneout"])
+        self.weight_dropout = number("weight_dropout", config["weight_dropout"], 0, 1)
+        self.output_size = self.num_directions * self._width
         checked = {name: getattr(self, name) for name in config if hasattr(self, name)}  # plain ints, for `save`
-        self._set_up({**config, **checked, **_no_noise(config)}, self._shapes(), dtype, seed)
+        self._set_up({**config, **checked}, self._shapes(), dtype, seed)
         bound = self.hidden_size**-0.5  # as PyTorch
-        for array in self.parameters.values():
-            array[...] = self._rng.uniform(-bound, bound, array.shape)
+        for suffix in self._suffixes():
+            for name in self._cell_shapes(0):
+                array, constant = self.parameters[name + suffix], self._constants.get(name)
+                array[...] = self._rng.uniform(-bound, bound, array.shape) if constant is None else constant
 
     def _suffixes(self) -> list[str]:
         """The ends of the parameter names, in the order of ``h_n``: layers outside, directions inside."""
@@ -57,15 +62,41 @@ class Recurrent(Layer):
         return [f"_l{layer}{direction}" for layer in range(self.num_layers) for direction in directions]
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
-        rows, units = self._gates * self.hidden_size, self.hidden_size
         shapes: dict[str, tuple[int, ...]] = {}
         for index, suffix in enumerate(self._suffixes()):
-            below = self.input_size if index < self.num_directions else units * self.num_directions
-            shapes["weight_ih" + suffix] = (rows, below)
-            shapes["weight_hh" + suffix] = (rows, units)
-            if self.bias:
-                shapes["bias_ih" + suffix] = shapes["bias_hh" + suffix] = (rows,)
+            below = self.input_size if index < self.num_directions else self._width * self.num_directions
+            shapes |= {name + suffix: shape for name, shape in self._cell_shapes(below).items()}
         return shapes
+
+    def _cell_shapes(self, below: int) -> dict[str, tuple[int, ...]]:
+        """The parameters of one layer and direction, as the kernels call them."""
+        rows = self._gates * self.hidden_size
+        shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, below), "weight_hh": (rows, self._width)}
+        if self.bias:
+            shapes["bias_ih"] = shapes["bias_hh"] = (rows,)
+        return shapes
+
+    @property
+    def _width(self) -> int:
+        """Features of h, and of one direction's output."""
+        return self.hidden_size
+
+    def _state_widths(self) -> tuple[int, ...]:
+        return (self._width, self.hidden_size)[: len(self._state_names)]
+
+    def _check_zoneout(self, zoneout: Any) -> float | tuple[float, ...]:
+        if not isinstance(zoneout, tuple | list):
+            return number("zoneout", zoneout, 0, 1)
+        if len(zoneout) != len(self._state_names):
+            raise ValueError(
+                f"zoneout must be a number{' or a pair' if len(self._state_names) > 1 else ''} for "
+                f"{type(self).__name__}, got {zoneout!r}"
+            )
+        return tuple(number(f"zoneout[{i}]", value, 0, 1) for i, value in enumerate(zoneout))
+
+    def _zoneouts(self) -> tuple[float, ...]:
+        """The probability of each state."""
+        return self.zoneout if isinstance(self.zoneout, tuple) else (self.zoneout,) * len(self._state_names)
 
     def __call__(self, x: Array, state: Any = None, lengths: Any = None) -> tuple[Array, State]:
         """Inference: no dropout, nothing is saved.
@@ -112,9 +143,11 @@ class Recurrent(Layer):
             True on the first step of an episode: the forward direction starts from zero there, the reverse direction on
             the step before it. No gradient crosses.
         masks : mapping of str to bool array, optional
-            Dropout masks in place of random ones, as in ``tape.masks``: ``dropout_l0 (T, B, D*H)``, true where dropped.
+            Masks in place of random ones, as in ``tape.masks``: ``dropout_l0 (T, B, D*H)``, true where dropped;
+            ``zoneout_h_l0``, ``zoneout_c_l0 (T, B, H)``, true where a unit keeps its old state;
+            ``weight_hh_l0 (G*H, H)``, true where dropped.
         training : bool
-            False switches dropout off.
+            False switches dropout off, and takes the expectation of zoneout.
         output : {"all", "last"}
             With ``"last"``, ``tape.output (B, D*H)`` is what ``h_n`` holds for the last layer, directions side by side.
         memory : {"full", "states", "checkpoint"} or int
@@ -172,7 +205,7 @@ class Recurrent(Layer):
             x,
             batched=batched,
             state=self._check_state("state", state, batch, batched),
-            lengths=_check_lengths(lengths, steps, batch, batched),
+            lengths=sequence_lengths(lengths, steps, batch, batched),
             resets=_check_resets(resets, steps, batch, batched),
             masks=self._masks(masks, (steps, batch), batched, training),
             last=output == "last",
@@ -207,9 +240,10 @@ class Recurrent(Layer):
 
     def _check_state(self, name: str, state: Any, batch: int, batched: bool, *, partial: bool = False) -> list[Array]:
         """The states as contiguous (L*D, B, H) arrays, zeros for None; `partial` lets one of a pair be None."""
-        shape = (self.num_layers * self.num_directions, batch, self.hidden_size)
+        count = self.num_layers * self.num_directions
+        shapes = [(count, batch, width) for width in self._state_widths()]
         if state is None:
-            return [np.zeros(shape, self.dtype) for _ in self._state_names]
+            return [np.zeros(shape, self.dtype) for shape in shapes]
         labels = [name]
         if len(self._state_names) > 1:
             if not isinstance(state, tuple | list):
@@ -224,7 +258,7 @@ class Recurrent(Layer):
         else:
             state = (state,)
         arrays = []
-        for label, value in zip(labels, state, strict=True):
+        for label, value, shape in zip(labels, state, shapes, strict=True):
             if value is None and partial:
                 arrays.append(np.zeros(shape, self.dtype))
                 continue
@@ -235,65 +269,46 @@ class Recurrent(Layer):
     def _masks(
         self, given: Mapping[str, Array] | None, sizes: tuple[int, int], batched: bool, training: bool
     ) -> dict[str, Array]:
-        """The dropout masks in use: those given, or new ones."""
-        names = [f"dropout_l{layer}" for layer in range(self.num_layers - 1)] if self.dropout and training else []
+        """The masks in use: those given, or new ones."""
+        wanted = self._mask_shapes(sizes) if training else {}
         if not isinstance(given, Mapping | None):
             raise TypeError(f"masks must be a dict of bool arrays, got {type(given).__name__}")
-        unexpected = sorted(map(str, set(given or ()) - set(names)))
+        unexpected = sorted(map(str, set(given or ()) - set(wanted)))
         if unexpected:
             raise ValueError(
-                f"masks has unexpected {', '.join(unexpected)}; expected {', '.join(names) or 'none'} "
-                f"(dropout={self.dropout}, num_layers={self.num_layers}, training={training})"
+                f"masks has unexpected {', '.join(unexpected)}; expected {', '.join(wanted) or 'none'} "
+                f"(dropout={self.dropout}, zoneout={self.zoneout}, weight_dropout={self.weight_dropout}, "
+                f"num_layers={self.num_layers}, training={training})"
             )
-        width = self.num_directions * self.hidden_size
         masks = {}
-        for name in names:
+        for name, (shape, probability) in wanted.items():
             if given and name in given:
-                shape: tuple[int, ...] = (*sizes, width) if batched else (sizes[0], width)
-                masks[name] = bool_array(f"masks[{name!r}]", given[name], shape).reshape(*sizes, width)
+                of_user = shape if batched or len(shape) == 2 else (shape[0], shape[2])
+                masks[name] = bool_array(f"masks[{name!r}]", given[name], of_user).reshape(shape)
             else:
-                masks[name] = self._rng.random((*sizes, width), dtype=np.float32) < self.dropout
+                masks[name] = self._rng.random(shape, dtype=np.float32) < probability
         return masks
+
+    def _mask_shapes(self, sizes: tuple[int, int]) -> dict[str, tuple[tuple[int, ...], float]]:
+        """Shape and probability of every mask that training needs."""
+        wanted: dict[str, tuple[tuple[int, ...], float]] = {}
+        if self.dropout:
+            shape = (*sizes, self.num_directions * self._width)
+            wanted |= {f"dropout_l{layer}": (shape, self.dropout) for layer in range(self.num_layers - 1)}
+        for suffix in self._suffixes():
+            for state, width, probability in zip("hc", self._state_widths(), self._zoneouts(), strict=False):
+                if probability:
+                    wanted[f"zoneout_{state}{suffix}"] = ((*sizes, width), probability)
+            if self.weight_dropout:
+                name = "weight_hh" + suffix
+                wanted[name] = (self._shapes_of_parameters[name], self.weight_dropout)
+        return wanted
 
 
 def _check_resets(resets: Any, steps: int, batch: int, batched: bool) -> Array | None:
     if resets is None:
         return None
     return bool_array("resets", resets, (steps, batch) if batched else (steps,)).reshape(steps, batch)
-
-
-def _check_lengths(lengths: Any, steps: int, batch: int, batched: bool) -> Array | None:
-    if lengths is None:
-        return None
-    try:
-        plain = isinstance(lengths, int | np.integer | list | tuple)
-        array = np.asarray(lengths) if plain else as_array("lengths", lengths)
-    except ValueError:
-        raise ValueError(f"lengths must be a list of {batch} integers, got {lengths!r}") from None
-    if array.dtype.kind not in "iu" and array.size:
-        raise TypeError(f"lengths must be integers, got dtype {array.dtype}")
-    check_shape("lengths", array, (batch,) if batched else ())
-    array = np.atleast_1d(array)
-    wrong = np.flatnonzero((array < 0) | (array > steps))
-    if wrong.size:
-        where = f"lengths[{wrong[0]}]" if batched else "lengths"
-        raise ValueError(f"{where} is {array[wrong[0]]}, expected 0 to T = {steps}")
-    return np.array(array, dtype=np.int64)
-
-
-def _no_noise(config: dict[str, Any]) -> dict[str, Any]:
-    """zoneout and weight_dropout, checked: probabilities, and none but 0 yet."""
-    zoneout, pair = config["zoneout"], isinstance(config["zoneout"], tuple | list)
-    for value in zoneout if pair else [zoneout]:
-        _refuse({"zoneout": zoneout} if number("zoneout", value, 0, 1) else {})
-    weight_dropout = number("weight_dropout", config["weight_dropout"], 0, 1)
-    _refuse({"weight_dropout": weight_dropout} if weight_dropout else {})
-    return {"zoneout": 0.0, "weight_dropout": 0.0}
-
-
-def _refuse(options: dict[str, Any]) -> None:
-    for name, value in options.items():
-        raise NotImplementedError(f"{name}={value!r} is not implemented yet")
 
 
 class RNN(Recurrent, kind="RNN"):
@@ -315,9 +330,15 @@ class RNN(Recurrent, kind="RNN"):
         Probability of dropping an output of a layer but the last, in training.
     bidirectional : bool
         A second direction (suffix ``_reverse``) runs from the last timestep to the first.
+    zoneout : float
+        Probability that a unit keeps its old state at a step, in training; at inference the new state is the
+        expectation, ``p old + (1 - p) new`` (Krueger et al. 2017).
+    weight_dropout : float
+        Probability of dropping an entry of ``weight_hh``, one mask per forward, in training; the others are scaled by
+        ``1/(1-p)`` (Merity et al. 2018).
     dtype : {"float32", "float64"}
     seed : int, optional
-        Of the initial weights, uniform in ``+-1/sqrt(H)`` as PyTorch's, and the dropout masks.
+        Of the initial weights, uniform in ``+-1/sqrt(H)`` as PyTorch's, and of the masks.
 
     Examples
     --------
@@ -344,8 +365,9 @@ class RNN(Recurrent, kind="RNN"):
         seed: Any = None,
     ) -> None:
         self.nonlinearity = choice("nonlinearity", nonlinearity, ("tanh", "relu"))
-        self._cell = f"rnn_{self.nonlinearity}"
-        super().__init__(_config(locals()), dtype, seed)
+        config = _config(locals())  # before there are other locals
+        self._cell = f"rnn_{self.nonlinearity}" + ("_kept" if zoneout else "")
+        super().__init__(config, dtype, seed)
 
 
 class GRU(Recurrent, kind="GRU"):
@@ -356,10 +378,11 @@ class GRU(Recurrent, kind="GRU"):
 
     Parameters
     ----------
-    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, zoneout, weight_dropout, dtype, seed
         As for :class:`RNN`.
     reset_after : bool
-        Whether r multiplies after the recurrent product, as above.
+        Whether r multiplies after the recurrent product, as above; False is the original,
+        ``n = tanh(W_in x + b_in + W_hn (r h) + b_hn)``.
 
     Examples
     --------
@@ -367,7 +390,6 @@ class GRU(Recurrent, kind="GRU"):
     GRU(8, 16, num_layers=2)
     """
 
-    _cell = "gru"
     _gates = 3
 
     def __init__(
@@ -386,8 +408,10 @@ class GRU(Recurrent, kind="GRU"):
         dtype: Any = "float32",
         seed: Any = None,
     ) -> None:
-        _refuse({} if flag("reset_after", reset_after) else {"reset_after": reset_after})
-        super().__init__(_config(locals()), dtype, seed)
+        config = _config(locals())  # before there are other locals
+        self.reset_after = flag("reset_after", reset_after)
+        self._cell = "gru" if self.reset_after else "gru_original"
+        super().__init__(config, dtype, seed)
 
 
 class LSTM(Recurrent, kind="LSTM"):
@@ -397,18 +421,36 @@ class LSTM(Recurrent, kind="LSTM"):
 
     Parameters
     ----------
-    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, weight_dropout, dtype, seed
         As for :class:`RNN`.
+    proj_size : int
+        P: ``h' = W_hr (o tanh(c'))`` has P features (Sak et al. 2014); 0 for none.
+    peephole : bool
+        i and f see ``weight_ci c``, ``weight_cf c``, o sees ``weight_co c'`` (Gers and Schmidhuber 2000).
+    layer_norm : bool
+        Gates from ``LN(W_ih x) + LN(W_hh h) + b_ih + b_hh``, each LN over all gates with a gain ``weight_ln_ih``,
+        ``weight_ln_hh``; ``h' = o tanh(LN(c'))`` with ``weight_ln_c``, ``bias_ln_c`` (Ba et al. 2016). Gains start as
+        1, where gradients grow by some 4 % a step (H = 256); with ``weight_ln_hh`` at 0.5 they fall by 17 %. Of these
+        three options one may be chosen.
+    zoneout : float or pair of float
+        As for :class:`RNN`; a pair is for h and c. h is computed from the c before its zoneout.
 
     Examples
     --------
     >>> tt.LSTM(8, 16, bidirectional=True)
     LSTM(8, 16, bidirectional=True)
+    >>> sorted(tt.LSTM(8, 16, proj_size=4).parameters)
+    ['bias_hh_l0', 'bias_ih_l0', 'weight_hh_l0', 'weight_hr_l0', 'weight_ih_l0']
     """
 
-    _cell = "lstm"
     _gates = 4
     _state_names = ("hidden", "cell")
+    _constants: ClassVar[dict[str, float]] = {
+        "weight_ln_ih": 1,
+        "weight_ln_hh": 1,
+        "weight_ln_c": 1,
+        "bias_ln_c": 0,
+    }
 
     def __init__(
         self,
@@ -429,12 +471,34 @@ class LSTM(Recurrent, kind="LSTM"):
         seed: Any = None,
     ) -> None:
         config = _config(locals())  # before there are other locals
-        size("proj_size", proj_size, least=0)
-        flag("peephole", peephole)
-        flag("layer_norm", layer_norm)
-        wanted = {"proj_size": proj_size, "peephole": peephole, "layer_norm": layer_norm}
-        _refuse({name: value for name, value in wanted.items() if value})
+        self.proj_size = size("proj_size", proj_size, least=0)
+        self.peephole = flag("peephole", peephole)
+        self.layer_norm = flag("layer_norm", layer_norm)
+        chosen = {"proj_size": self.proj_size, "peephole": self.peephole, "layer_norm": self.layer_norm}
+        chosen = {name: value for name, value in chosen.items() if value}
+        if len(chosen) > 1:
+            given = ", ".join(f"{name}={value!r}" for name, value in chosen.items())
+            raise ValueError(f"an LSTM has at most one of proj_size, peephole and layer_norm, got {given}")
+        variant = {"proj_size": "_projected", "peephole": "_peephole", "layer_norm": "_layer_norm"}
+        self._cell = "lstm" + "".join(variant[name] for name in chosen)
         super().__init__(config, dtype, seed)
+        if self.proj_size >= self.hidden_size:
+            raise ValueError(f"proj_size must be smaller than hidden_size={self.hidden_size}, got {self.proj_size}")
+
+    @property
+    def _width(self) -> int:
+        return self.proj_size or self.hidden_size
+
+    def _cell_shapes(self, below: int) -> dict[str, tuple[int, ...]]:
+        units, shapes = self.hidden_size, super()._cell_shapes(below)
+        if self.proj_size:
+            shapes["weight_hr"] = (self.proj_size, units)
+        if self.peephole:
+            shapes |= dict.fromkeys(("weight_ci", "weight_cf", "weight_co"), (units,))
+        if self.layer_norm:
+            shapes |= dict.fromkeys(("weight_ln_ih", "weight_ln_hh"), (4 * units,))
+            shapes |= dict.fromkeys(("weight_ln_c", "bias_ln_c"), (units,))
+        return shapes
 
 
 def _config(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from .recurrent import Recurrent, State
 
 _TIMESTEPS = ("hidden", "cell", "gates", "parameter_norms")
-_PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class Gradients:
@@ -64,7 +63,7 @@ class Tape:
         In the layout of x; ``(B, D*H)`` with ``output="last"``.
     final_state : (L*D, B, H) array, or a pair of them for the LSTM
     masks : dict of str to bool array
-        The dropout masks used.
+        The masks used, of dropout, zoneout and weight dropout.
     """
 
     output: Array
@@ -93,8 +92,10 @@ class Tape:
         self._parameters = (
             layer.parameters if memory is None else {name: array.copy() for name, array in layer.parameters.items()}
         )
+        for name in self._parameters.keys() & masks.keys():
+            self._parameters[name] = _dropped(self._parameters[name], masks[name], layer.weight_dropout)
         self._sizes = x.shape[0], x.shape[1]
-        self.masks = {name: self._unbatch(mask, 1) for name, mask in masks.items()}
+        self.masks = {name: self._unbatch(mask, 1) if mask.ndim == 3 else mask for name, mask in masks.items()}
         self._forward(x, state)
 
     # Forward
@@ -113,7 +114,7 @@ class Tape:
         final = [self._final_state(states) for states in self._states]
         if self._last:
             top = final[0][count - layer.num_directions :]
-            x = np.ascontiguousarray(top.swapaxes(0, 1)).reshape(batch, layer.num_directions * layer.hidden_size)
+            x = np.ascontiguousarray(top.swapaxes(0, 1)).reshape(batch, layer.num_directions * layer._width)
             self.output = self._unbatch(x, 0)
         else:
             self.output = self._user_layout(x)
@@ -124,7 +125,7 @@ class Tape:
         layer, (steps, batch) = self._layer, self._sizes
         count = layer.num_layers * layer.num_directions
         rows = (steps - 1) // every + 2 if every else steps + 2
-        states = [_core.empty((count, rows, batch, layer.hidden_size), layer.dtype) for _ in initial]
+        states = [_core.empty((count, rows, batch, width), layer.dtype) for width in layer._state_widths()]
         for array, start in zip(states, initial, strict=True):
             for index in range(count):
                 array[index, self._initial_row(index, every)] = start[index]
@@ -161,7 +162,7 @@ class Tape:
     def _forward_layer(self, number_: int, x: Array, arrays: list[Array], every: int) -> Array:
         """One layer, both directions; what it hands to the layer above."""
         layer, (steps, batch) = self._layer, self._sizes
-        directions, units = layer.num_directions, layer.hidden_size
+        directions, units = layer.num_directions, layer._width
         is_top = number_ == layer.num_layers - 1
         # Below the top, one direction's states are the next layer's input as they stand: nothing reads the padding.
         output = None
@@ -185,8 +186,12 @@ class Tape:
     def _problem(self, index: int, x: Array, arrays: list[Array], every: int) -> dict[str, Any]:
         """What the kernels are told of one layer and direction."""
         suffix = self._layer._suffixes()[index]
-        problem = {name: self._parameters.get(name + suffix) for name in _PARAMETERS}
+        problem = {name: self._parameters[name + suffix] for name in self._layer._cell_shapes(0)}
         states = zip(self._layer._state_names, arrays, strict=True)
+        zoneout = {
+            name: self._masks.get(f"zoneout_{name[0]}{suffix}", probability)
+            for name, probability in zip(self._layer._state_names, self._layer._zoneouts(), strict=True)
+        }
         return {
             **problem,
             **{name: array[index] for name, array in states},
@@ -196,6 +201,7 @@ class Tape:
             "lengths": self._lengths,
             "resets": self._resets,
             "saved": self._saved[index],
+            "zoneout": zoneout,
         }
 
     def _is_reverse(self, index: int) -> bool:
@@ -214,11 +220,7 @@ class Tape:
         mask = self._masks.get(f"dropout_l{number_}")
         if mask is None:
             return array
-        number_type = array.dtype.type
-        kept = number_type(1 - self._layer.dropout)
-        scale = number_type(1) / kept if kept else number_type(0)
-        dropped: Array = np.where(mask, number_type(0), array) * scale
-        return dropped
+        return _dropped(array, mask, self._layer.dropout)
 
     # Layouts
 
@@ -347,7 +349,7 @@ class Tape:
             return features_together(self._layer._time_major(given, self._batched))
         directions = self._layer.num_directions
         d_final[0] = d_final[0].copy()
-        d_final[0][-directions:] += given.reshape(self._sizes[1], directions, self._layer.hidden_size).swapaxes(0, 1)
+        d_final[0][-directions:] += given.reshape(self._sizes[1], directions, self._layer._width).swapaxes(0, 1)
         return None
 
     def _check_d_cell(self, d_cell: Any) -> Array | None:
@@ -381,8 +383,8 @@ class _Backward:
         self.initial = [np.empty_like(array) for array in d_final]
         per_step = (count, steps, batch)
         self.states = [
-            _core.empty((*per_step, layer.hidden_size), layer.dtype) if name in asked or check_finite else None
-            for name in layer._state_names
+            _core.empty((*per_step, width), layer.dtype) if name in asked or check_finite else None
+            for name, width in zip(layer._state_names, layer._state_widths(), strict=True)
         ]
         rows = layer._gates * layer.hidden_size
         self.gates = _core.empty((*per_step, rows), layer.dtype) if "gates" in asked else None
@@ -397,6 +399,7 @@ class _Backward:
             if number_ > 0:
                 d_output = tape._drop(number_ - 1, d_output)
         assert d_output is not None
+        self._drop_weights()
         named = dict(zip(layer._state_names, self.states, strict=True))
         arrays = {name: named.get(name) if name in self.asked else None for name in ("hidden", "cell")}
         arrays |= {"gates": self.gates, "clipped": self.clipped}
@@ -408,11 +411,19 @@ class _Backward:
             **{name: None if array is None else tape._unbatch(array, 2) for name, array in arrays.items()},
         )
 
+    def _drop_weights(self) -> None:
+        """What reached a dropped-out weight_hh reaches the parameter through its mask."""
+        probability = self.tape._layer.weight_dropout
+        for name in self.parameters.keys() & self.tape._masks.keys():
+            self.parameters[name] = _dropped(self.parameters[name], self.tape._masks[name], probability)
+            if self.norms is not None and probability < 1:
+                self.norms[name] /= 1 - probability
+
     def _layer(self, number_: int, x: Array, d_output: Array | None) -> Array:
         """Both directions of one layer; returns the gradient of its input."""
         tape, layer = self.tape, self.tape._layer
         d_input = tape._new_layout(x.shape[2]) if number_ == 0 else _core.empty(x.shape, x.dtype)
-        units = layer.hidden_size
+        units = layer._width
         for direction in range(layer.num_directions):
             index = number_ * layer.num_directions + direction
             gradients = self._gradients(index)
@@ -436,12 +447,13 @@ class _Backward:
         def named(arrays: list[Any]) -> dict[str, Any]:
             return dict(zip(layer._state_names, map(of, arrays), strict=True))
 
-        norms = None
-        if self.norms is not None:  # the kernel fills all four; without biases two of them are nobody's
+        names, norms = layer._cell_shapes(0), None
+        if self.norms is not None:  # the kernel fills those of biases also where there are none
             steps = self.tape._sizes[0]
-            norms = {name: self.norms.get(name + suffix, np.empty(steps)) for name in _PARAMETERS}
+            norms = {name: self.norms.get(name + suffix, np.empty(steps)) for name in (*names, "bias_ih", "bias_hh")}
         return {
-            **{name: self.parameters.get(name + suffix) for name in _PARAMETERS},
+            **{name: self.parameters[name + suffix] for name in names},
+            "dropped": self.tape._masks.get("weight_hh" + suffix),
             **named(self.states),
             **self.options,
             "d_cell": of(self.d_cell),
@@ -466,8 +478,8 @@ class _Backward:
             for name, found in bad.items():
                 if found[t]:
                     raise FloatingPointError(f"the gradient of {name} is not finite at timestep {t} of {where}")
-        for name in (parameter + layer._suffixes()[index] for parameter in _PARAMETERS):
-            if name in self.parameters and not np.isfinite(self.parameters[name]).all():
+        for name in (parameter + layer._suffixes()[index] for parameter in layer._cell_shapes(0)):
+            if not np.isfinite(self.parameters[name]).all():
                 raise FloatingPointError(f"the gradient of parameter {name} is not finite in {where}")
         for name, initial in zip(layer._state_names, self.initial, strict=True):
             if not np.isfinite(initial[index]).all():
@@ -492,6 +504,14 @@ def _steps_between(memory: str | int | None, steps: int) -> int:
     if isinstance(memory, int):
         return min(memory, steps)
     return math.isqrt(steps - 1) + 1 if memory == "checkpoint" else 0
+
+
+def _dropped(array: Array, mask: Array, probability: float) -> Array:
+    """Dropout, and its own gradient: zero where the mask is true, the others scaled by 1 / (1 - p)."""
+    number_type = array.dtype.type
+    kept = number_type(1 - probability)
+    dropped: Array = np.where(mask, number_type(0), array) * (number_type(1) / kept if kept else number_type(0))
+    return dropped
 
 
 def _owner(array: Array) -> Array:

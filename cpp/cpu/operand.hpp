@@ -1,0 +1,55 @@
+// A left operand that a loop makes itself, vector by vector: on vector registers it lies in rows; on tiles it is split as it is
+// made, and lies in rows as well where somebody reads these.
+#pragma once
+
+#include "plan.hpp"
+
+namespace throughtime::TT_ISA {
+
+template <class S, class Engine>
+class Operand {
+  using V = Vec<S>;
+  using Rows = typename Engine::Rows;
+
+ public:
+  Operand() = default;
+  Operand(const Engine& engine, const Host& host, int64_t rows, int64_t size, bool readable) : size_(size) {
+    if (!Engine::splits || readable) data_ = scratch<S>(host, rows * size);
+    if constexpr (Engine::splits) {
+      split_ = engine.rows(scratch<typename Engine::Weight>(host, engine.room_size(rows, size)), rows, size);
+      if (Engine::columns_padded(size) > size)  // the rest of a tile's depth must be zeros
+        for (int64_t row = 0; row < rows; ++row) split_.put(row, size, V{});
+    }
+  }
+
+  TT_INLINE void put(int64_t row, int64_t k, V value) const {
+    if (!Engine::splits || data_) store(data_ + row * size_ + k, value);
+    if constexpr (Engine::splits) split_.put(row, k, value);
+  }
+  TT_INLINE V get(int64_t row, int64_t k) const {
+    if constexpr (Engine::splits) return split_.get(row, k);
+    else return load<V>(data_ + row * size_ + k);
+  }
+
+  // Those in `range`, counted from row `first`; `room` is for a pointer each.
+  template <class Room>
+  Rows rows(int64_t first, Range range, Room* room) const {
+    if constexpr (Engine::splits) {
+      return split_.from(first);
+    } else {
+      for (int64_t r = range.begin; r < range.end; ++r) room[r] = row(first + r);
+      return {room};
+    }
+  }
+
+  const S* row(int64_t r) const { return data_ + r * size_; }
+  const Rows& split() const { return split_; }
+  int64_t size() const { return size_; }
+
+ private:
+  S* data_ = nullptr;
+  int64_t size_ = 0;  // a multiple of a register's numbers
+  Rows split_;
+};
+
+}  // namespace throughtime::TT_ISA

@@ -1,0 +1,132 @@
+// One product of a step, with x, with h or the second one, and the gradient of its weight: delta, the gradient of what the
+// product gave, lies in rows; where a product sums over these, it is packed panel by panel. Sums have two levels: each chunk from
+// zero, chunks in float64.
+#pragma once
+
+#include "operand.hpp"
+
+namespace throughtime::TT_ISA {
+
+template <class S, class Tiles>
+class Side {
+  using V = Vec<S>;
+  using Engine = typename Tiles::Engine;
+  using Product = typename Tiles::Product;
+  using Weight = typename Engine::Weight;
+  static constexpr int L = lanes<S>;
+
+ public:
+  Interleaved order;
+  int64_t features;
+  Operand<S, Engine> delta;  // (places, row_size)
+
+  // Rows of delta take turns in so many places. `shared` has the same delta already.
+  void prepare(const Engine& engine, const Host& host, Interleaved gates, int64_t of_features, int64_t number,
+               int64_t padded_rows, bool readable, const Side* shared = nullptr) {
+    order = gates, features = of_features, places = number, shares = shared;
+    if (shared) {
+      delta = shared->delta, bias = shared->bias;
+    } else {
+      delta = {engine, host, places, row_size(), readable};
+      bias = scratch<double>(host, row_size());
+    }
+    const int64_t size = Engine::splits ? engine.room_size(features, padded_rows) : features * padded_rows;
+    columns = engine.columns(scratch<Weight>(host, size), features, padded_rows);
+    sums = scratch<double>(host, features * row_size());
+  }
+
+  int64_t row_size() const { return order.vectors() * L; }
+  bool has_own_delta() const { return !shares; }
+
+  void clear(int parts, int index) const {
+    const auto clear = [](double* data, Range range) {
+      __builtin_memset(data + range.begin, 0, size_t(range.end - range.begin) * sizeof(double));
+    };
+    clear(sums, share(features * row_size(), parts, index));
+    if (!shares) clear(bias, share(row_size(), parts, index));
+  }
+
+  // The chunk's x, h or m; null rows are zeros.
+  void transpose(const S* const* rows, Range range) const {
+    for (int64_t r = range.begin; r < range.end; r += L)
+      transpose_rows(rows + r, range.end - r, features, [this, r](int64_t k, V value) { columns.put(k, r, value); });
+  }
+
+  // A panel of the delta of `height` rows, which begin at place `first` and go on at 0 after the last. The bias's gradient is
+  // their sum.
+  void pack(const Engine& engine, int64_t first, int64_t height, int64_t panel, Weight* packed) const {
+    const int64_t wrap = places - first, q = panel * Product::vectors;
+    const int count = int(order.vectors() - q < Product::vectors ? order.vectors() - q : Product::vectors);
+    const auto row = [=](int64_t r) { return r < wrap ? first + r : r - wrap; };
+    double total[Product::vectors * L] = {};
+    const auto add = [&](int v, V value) {
+      for (int lane = 0; lane < L; ++lane) total[v * L + lane] += double(value[lane]);
+    };
+    if constexpr (Engine::splits) {
+      engine.pack_split(delta.split(), height, q, count, packed, row);
+      for (int64_t r = 0; r < height; ++r)
+        for (int v = 0; v < count; ++v) add(v, delta.get(row(r), (q + v) * L));
+    } else {
+      for (int64_t r = 0; r < height; ++r) {
+        const S* from = delta.row(row(r)) + q * L;
+        for (int v = 0; v < count; ++v) {
+          const V value = load<V>(from + v * L);
+          store(packed + (r * Product::vectors + v) * L, value);
+          add(v, value);
+        }
+      }
+    }
+    for (int i = 0; i < count * L; ++i) bias[q * L + i] += total[i];
+  }
+
+  // Adds columns^T times that panel; there is room for so many rows.
+  void add_gradient(const Engine& engine, int64_t height, int64_t panel, const Weight* packed, const S** room, int64_t room_rows,
+                    typename Engine::Unit& unit) const {
+    const int64_t q = panel * Product::vectors;
+    for (int64_t begin = 0; begin < features; begin += room_rows) {
+      const int64_t count = features - begin < room_rows ? features - begin : room_rows;
+      const auto rows = engine.rows_of(columns, room, begin, count);
+      const auto put = [&](int64_t first, int number, int64_t, const V* of_chunk) {
+        for (int64_t i = begin + first; i < begin + first + number; ++i, of_chunk += Product::vectors)
+          for (int v = 0; v < Product::vectors && q + v < order.vectors(); ++v) {
+            double* into = sums + i * row_size() + (q + v) * L;
+            for (int lane = 0; lane < L; ++lane) into[lane] += double(of_chunk[v][lane]);
+          }
+      };
+      const S* none = nullptr;
+      engine.template product<Product>(height, rows, {0, count}, packed, {0, 1}, none, sink<S>(put), unit);
+    }
+  }
+
+  // A thread's part of the gradients, as the caller has them; `d_bias` may be null.
+  void unpack(int parts, int index, S* d_weight, S* d_bias) const {
+    const Range own = share(order.vectors(), parts, index);
+    for (int64_t q = own.begin; q < own.end; ++q) {
+      unpack_rows(q, d_weight);
+      for (int lane = 0; d_bias && lane < L; ++lane)
+        if (const int64_t row = order.row(q, lane); row >= 0) d_bias[row] = S(bias[q * L + lane]);
+    }
+  }
+
+ private:
+  // Rows of the gradient from columns of the sums, a square at a time.
+  void unpack_rows(int64_t q, S* d_weight) const {
+    for (int64_t i = 0; i < features; i += L) {
+      const int64_t count = features - i < L ? features - i : L;
+      V block[L] = {};
+      for (int k = 0; k < count; ++k)
+        for (int lane = 0; lane < L; ++lane) block[k][lane] = S(sums[(i + k) * row_size() + q * L + lane]);
+      TT_ISA::transpose(block);
+      for (int lane = 0; lane < L; ++lane)
+        if (const int64_t row = order.row(q, lane); row >= 0) store_some(d_weight + row * features + i, block[lane], count);
+    }
+  }
+
+  typename Engine::Columns columns;  // (features, padded rows)
+  double* sums;                      // (features, row_size): weight gradient so far, transposed, gates interleaved
+  double* bias;                      // (row_size): its gradient so far
+  int64_t places;
+  const Side* shares;
+};
+
+}  // namespace throughtime::TT_ISA

@@ -1,0 +1,127 @@
+// Parameters that each unit has for itself, in vectors of units: (units, values, lanes), biases first where the cell wants them
+// there; and the part of a parameter that a second product uses.
+#pragma once
+
+#include "plan.hpp"
+
+namespace throughtime::TT_ISA {
+
+// Calls take(value, row (H)) for every number that a unit of this cell has for itself; a bias may be there twice, or not at all.
+template <class C, class Weights, class Take>
+void for_unit_values(const Weights& weights, int64_t H, const Take& take) {
+  int value = 0;
+  for (; C::bias_inside && value < C::gates; ++value)
+    for (int bias = bias_ih; bias <= bias_hh; ++bias)
+      if (weights[bias]) take(value, weights[bias] + value * H);
+  for (int i = 0; i < max_unit_weights; ++i)
+    for (int k = 0; k < C::unit_weights[i].count; ++k) take(value++, weights[unit_weights + i] + k * H);
+}
+
+template <class C, class S>
+S* pack_unit_weights(const Recurrence<S>& p, const Host& host) {
+  constexpr int L = lanes<S>, values = unit_values<C>();
+  const int64_t size = ceil_div(p.H, L) * values * L;
+  S* packed = scratch<S>(host, size);
+  __builtin_memset(packed, 0, size_t(size) * sizeof(S));
+  for_unit_values<C>(p.weights, p.H, [&](int value, const S* from) {
+    for (int64_t u = 0; u < p.H; ++u) packed[(u / L * values + value) * L + u % L] += from[u];
+  });
+  return packed;
+}
+
+template <class V, int n>
+struct UnitValues {
+  V value[n];
+};
+
+template <int n, class S>
+TT_INLINE UnitValues<Vec<S>, n> load_units(const S* packed, int64_t j) {
+  UnitValues<Vec<S>, n> values;
+  for (int k = 0; k < n; ++k) values.value[k] = load<Vec<S>>(packed + (j * n + k) * lanes<S>);
+  return values;
+}
+
+// The gradients of the unit weights: of each sequence in the chunk, and of all so far in float64. Where norms are asked for, each
+// step of the chunk has a place.
+template <class C, class S>
+class UnitGradients {
+  using V = Vec<S>;
+  static constexpr int L = lanes<S>, values = unit_values<C>();
+
+ public:
+  void prepare(const Host& host, int64_t of_B, int64_t of_H, int64_t steps) {
+    B = of_B, H = of_H, places = steps;
+    units = ceil_div(H, L) * L;
+    recent = scratch<S>(host, places * B * size());
+    sums = scratch<double>(host, size());
+  }
+
+  void clear(int parts, int index) const {
+    const Range own = share(size(), parts, index), all = share(places * B * size(), parts, index);
+    for (int64_t i = own.begin; i < own.end; ++i) sums[i] = 0;
+    for (int64_t i = all.begin; i < all.end; ++i) recent[i] = 0;
+  }
+
+  TT_INLINE void add(int64_t step, int64_t b, int64_t j, int value, V gradient) const {
+    S* into = recent + ((step % places * B + b) * values + value) * units + j * L;
+    gradient = keep_some<S>(gradient, H - j * L);
+    asm("" : "+m"(gradient));  // no part of a fused product: the sum's bits would depend on the places
+    store(into, load<V>(into) + gradient);
+  }
+
+  // Those of steps `begin` to `end` - 1 to those of all; in one order, places or none.
+  void close_chunk(int64_t begin, int64_t end, int parts, int index) const {
+    const Range own = share(size(), parts, index, L);
+    if (places == 1) begin = end - 1;
+    for (int64_t b = 0; b < B; ++b)
+      for (int64_t i = own.begin; i < own.end; ++i) {
+        S total = 0;
+        for (int64_t step = end - 1; step >= begin; --step) {
+          S& gradient = recent[(step % places * B + b) * size() + i];
+          total += gradient;
+          gradient = 0;
+        }
+        sums[i] += double(total);
+      }
+  }
+
+  // Calls put(parameter, norm of what the step added to its gradient); `rows` has room for B pointers.
+  template <class Norm, class Put>
+  void norms(Norm& norm, int64_t step, const S** rows, const Put& put) const {
+    const auto of_values = [&](int64_t first, int64_t count) {
+      for (int64_t b = 0; b < B; ++b) rows[b] = recent + ((step % places * B + b) * values + first) * units;
+      return norm.of_bias(rows, count * units, B);
+    };
+    int first = 0;
+    if (C::bias_inside) {
+      first = C::gates;
+      for (int bias = bias_ih; bias <= bias_hh; ++bias) put(bias, of_values(0, C::gates));
+    }
+    for (int i = 0; i < max_unit_weights && C::unit_weights[i].name; first += C::unit_weights[i++].count)
+      put(unit_weights + i, of_values(first, C::unit_weights[i].count));
+  }
+
+  template <class Gradients>
+  void unpack(const Gradients& gradients) const {
+    for_unit_values<C>(gradients, H, [&](int value, S* into) {
+      for (int64_t u = 0; u < H; ++u) into[u] = S(sums[value * units + u]);
+    });
+  }
+
+ private:
+  int64_t size() const { return values * units; }
+
+  S* recent;     // (places, B, values, units)
+  double* sums;  // (values, units)
+  int64_t B, H, places, units;
+};
+
+// What the second product multiplies with: weight_hr, or the last rows of weight_hh; and its bias.
+template <class C, class S, class Weights>
+auto second_part(const Weights& weights, const Recurrence<S>& p, Parameter parameter) {
+  const auto whole = weights[C::projects && parameter == weight_hh ? weight_hr : parameter];
+  if (C::projects) return parameter == weight_hh ? whole : nullptr;
+  return whole ? whole + C::recurrent * p.H * (parameter == weight_hh ? p.P : 1) : nullptr;
+}
+
+}  // namespace throughtime::TT_ISA

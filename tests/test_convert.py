@@ -1,0 +1,394 @@
+"""Weights of Keras and nodes of ONNX: our cells give what their documented equations give, and what they give."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import reference
+import throughtime as tt
+from conftest import KINDS, Problem, assert_close, assert_same_bits, rounding_bound
+from reference import sigmoid
+from throughtime import convert
+
+T, B, I, H = 6, 4, 5, 3  # noqa: E741
+# By our cell: Keras's and ONNX's word for it, and what tells it from others of this word
+KERAS = {
+    "rnn_tanh": ("SimpleRNN", {}),
+    "gru": ("GRU", {"reset_after": True}),
+    "gru_original": ("GRU", {"reset_after": False}),
+    "lstm": ("LSTM", {}),
+}
+ONNX = {
+    "rnn_tanh": ("RNN", {}),
+    "rnn_relu": ("RNN", {"activations": ["Relu"]}),
+    "gru": ("GRU", {"linear_before_reset": 1}),
+    "gru_original": ("GRU", {}),
+    "lstm": ("LSTM", {}),
+    "lstm_peephole": ("LSTM", {}),
+}
+KERAS_GATES = {"SimpleRNN": 1, "GRU": 3, "LSTM": 4}
+EXACT = 1e-13  # float64 on both sides, sums of a few terms in another order
+
+
+def random(*shape, dtype="float64", seed=0):
+    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(dtype)
+
+
+def compare(kind, parameters, x, expected, bound, layer=None):
+    """`expected` (T, B, D*H) is the output of the reference, and of the library where it has the cell."""
+    assert_close(reference.forward(kind, parameters, x.astype("float64")).output, expected, bound, kind)
+    if kind in KINDS:
+        layer = layer or our_layer(kind, parameters, x.dtype)
+        x, order = (x.swapaxes(0, 1), (1, 0, 2)) if layer.batch_first else (x, (0, 1, 2))
+        assert_close(layer(x)[0].transpose(order), expected, bound, repr(layer))
+
+
+def twice_the_bound(kind):
+    return 2 * rounding_bound("float32", Problem(kind, T=T, B=B, I=I, H=H).terms)
+
+
+def our_layer(kind, parameters, dtype):
+    problem = Problem(
+        kind, I=I, H=H, D=2 if "weight_ih_l0_reverse" in parameters else 1, bias="bias_ih_l0" in parameters, dtype=dtype
+    )
+    layer = problem.layer()
+    layer.load_parameters(parameters)
+    return layer
+
+
+# Keras
+
+
+def keras_weights(kind, use_bias, directions, dtype="float64"):
+    word, options = KERAS[kind]
+    rows = KERAS_GATES[word] * H
+    weights = []
+    for d in range(directions):
+        weights += [random(I, rows, dtype=dtype, seed=d), 0.5 * random(H, rows, dtype=dtype, seed=d)]
+        if use_bias:
+            weights.append(random(*((2, rows) if options.get("reset_after") else (rows,)), dtype=dtype, seed=d))
+    return weights
+
+
+def keras_output(kind, x, weights):
+    """(T, B, H) of one direction, from the documentation of the Keras layers, in their order of gates."""
+    kernel, recurrent, *bias = weights
+    bias = bias[0] if bias else np.zeros((2, kernel.shape[1]) if kind == "gru" else kernel.shape[1])
+    h, c, rows = np.zeros((B, H)), np.zeros((B, H)), []
+    for x_t in x:
+        if kind == "rnn_tanh":
+            h = np.tanh(x_t @ kernel + bias + h @ recurrent)
+        elif kind == "gru":
+            x_z, x_r, x_h = np.split(x_t @ kernel + bias[0], 3, axis=1)
+            h_z, h_r, h_h = np.split(h @ recurrent + bias[1], 3, axis=1)
+            z = sigmoid(x_z + h_z)
+            h = z * h + (1 - z) * np.tanh(x_h + sigmoid(x_r + h_r) * h_h)
+        elif kind == "gru_original":
+            x_z, x_r, x_h = np.split(x_t @ kernel + bias, 3, axis=1)
+            u_z, u_r, u_h = np.split(recurrent, 3, axis=1)
+            z, r = sigmoid(x_z + h @ u_z), sigmoid(x_r + h @ u_r)
+            h = z * h + (1 - z) * np.tanh(x_h + (r * h) @ u_h)
+        else:
+            i, f, g, o = np.split(x_t @ kernel + bias + h @ recurrent, 4, axis=1)
+            c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+            h = sigmoid(o) * np.tanh(c)
+        rows.append(h)
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("kind", KERAS)
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("directions", [1, 2])
+def test_the_equations_of_keras(kind, use_bias, directions):
+    weights, x = keras_weights(kind, use_bias, directions), random(T, B, I)
+    each = len(weights) // directions
+    expected = keras_output(kind, x, weights[:each])
+    if directions == 2:
+        backward = keras_output(kind, x[::-1], weights[each:])[::-1]
+        expected = np.concatenate([expected, backward], axis=2)
+    compare(kind, tt.convert.from_keras(KERAS[kind][0], weights), x, expected, EXACT)
+
+
+@pytest.mark.parametrize("kind", KERAS)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("directions", [1, 2])
+def test_our_parameters_in_the_order_of_keras_come_back(kind, bias, directions):
+    """Where Keras has one bias, it is the sum of our two, and comes back as the first."""
+    problem = Problem(kind, I=I, H=H, D=directions, bias=bias)
+    ours, weights = dict(problem.parameters), []
+    for suffix in problem.suffixes:
+        weights += [keras_order(kind, ours[name + suffix]).T for name in ("weight_ih", "weight_hh")]
+        if bias and kind == "gru":
+            weights.append(np.stack([keras_order(kind, ours[name + suffix]) for name in ("bias_ih", "bias_hh")]))
+        elif bias:
+            ours["bias_ih" + suffix] = ours["bias_ih" + suffix] + ours["bias_hh" + suffix]
+            ours["bias_hh" + suffix] = np.zeros_like(ours["bias_hh" + suffix])
+            weights.append(keras_order(kind, ours["bias_ih" + suffix]))
+    assert_same_bits(tt.convert.from_keras(KERAS[kind][0], weights), ours)
+
+
+def keras_order(kind, rows):
+    """Our order of gates into that of Keras, which is another for the GRU only: r z n, z r h."""
+    if not kind.startswith("gru"):
+        return rows
+    r, z, n = np.split(rows, 3)
+    return np.concatenate([z, r, n])
+
+
+def test_rnn_is_another_word_for_simple_rnn():
+    weights = keras_weights("rnn_tanh", True, 1)
+    assert_same_bits(tt.convert.from_keras("RNN", weights), tt.convert.from_keras("SimpleRNN", weights))
+
+
+@pytest.fixture(scope="module")
+def keras(tmp_path_factory):
+    pytest.importorskip("torch")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KERAS_BACKEND", "torch")
+        patch.setenv("KERAS_HOME", str(tmp_path_factory.mktemp("keras")))  # where it writes its configuration
+        yield pytest.importorskip("keras")
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+@pytest.mark.parametrize("kind", KERAS)
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("directions", [1, 2])
+def test_keras_itself(keras, kind, use_bias, directions):
+    """float32, as it has parts that are so whatever it is told; twice the bound, as both sides round."""
+    word, options = KERAS[kind]
+    layer = getattr(keras.layers, word)(H, use_bias=use_bias, return_sequences=True, **options)
+    layer = keras.layers.Bidirectional(layer) if directions == 2 else layer
+    layer.build((B, T, I))
+    layer.set_weights(keras_weights(kind, use_bias, directions, dtype="float32"))
+    x = random(T, B, I, dtype="float32")
+    expected = layer(x.swapaxes(0, 1)).detach().numpy().swapaxes(0, 1)
+    compare(kind, tt.convert.from_keras(word, layer.get_weights()), x, expected, twice_the_bound(kind))
+
+
+def bad(k, array):
+    """Weights of an LSTM, but for the k-th array."""
+    weights = keras_weights("lstm", True, 1)
+    weights[k] = array
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("kind", "weights", "error", "words"),
+    [
+        ("Conv", keras_weights("lstm", True, 1), ValueError, ["kind", "'Conv'", "'LSTM'"]),
+        ("LSTM", None, TypeError, ["weights", "get_weights", "NoneType"]),
+        ("LSTM", [None, None], TypeError, ["weights[0]", "NoneType"]),
+        ("LSTM", keras_weights("lstm", True, 1)[:1], ValueError, ["weights", "2, 3, 4 or 6", "got 1"]),
+        ("LSTM", bad(0, np.zeros((I, 7))), ValueError, ["weights[0] (kernel)", f"({I}, 7)", f"(I, {4 * H})"]),
+        ("LSTM", bad(1, np.zeros(3)), ValueError, ["weights[1] (recurrent_kernel)", "(3,)"]),
+        ("LSTM", bad(2, np.zeros((2, 4 * H))), ValueError, ["weights[2] (bias)", f"({4 * H},)"]),
+        ("GRU", keras_weights("lstm", True, 1), ValueError, ["weights[1] (recurrent_kernel)", f"(H, {3 * H})"]),
+        ("SimpleRNN", keras_weights("gru", True, 2), ValueError, ["weights[1] (recurrent_kernel)", f"(H, {H})"]),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(kind, weights, error, words):
+    with pytest.raises(error) as caught:
+        tt.convert.from_keras(kind, weights)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+# ONNX
+
+
+def onnx_node(kind, directions=1, bias=True, dtype="float64", **attributes):
+    """A node as onnx.NodeProto would be, and its initializers, of random numbers."""
+    op_type, own = ONNX[kind]
+    rows = {"RNN": 1, "GRU": 3, "LSTM": 4}[op_type] * H
+    arrays = {"w": random(directions, rows, I, dtype=dtype), "r": random(directions, rows, H, dtype=dtype)}
+    inputs = ["x", "w", "r", *(["b"] if bias else [])]
+    if bias:
+        arrays["b"] = random(directions, 2 * rows, dtype=dtype)
+    if kind == "lstm_peephole":
+        inputs = ["x", "w", "r", "b" if bias else "", "", "", "", "p"]
+        arrays["p"] = random(directions, 3 * H, dtype=dtype)
+    own = own | ({"direction": "bidirectional"} if directions == 2 else {}) | attributes
+    if "activations" in own:
+        own["activations"] = own["activations"] * directions
+    return make_node(op_type, inputs, hidden_size=H, **own), arrays
+
+
+def make_node(op_type, inputs, **attributes):
+    return SimpleNamespace(op_type=op_type, input=inputs, attribute=[attribute(*item) for item in attributes.items()])
+
+
+def attribute(name, value):
+    """As onnx.AttributeProto: every field is there, and strings are bytes."""
+    fields = {"i": 0, "f": 0.0, "s": b"", "ints": [], "floats": [], "strings": []}
+    if isinstance(value, str):
+        fields["s"] = value.encode()
+    elif isinstance(value, list):
+        fields["strings"] = [word.encode() for word in value]
+    else:
+        fields["f" if isinstance(value, float) else "i"] = value
+    return SimpleNamespace(name=name, **fields)
+
+
+def onnx_output(kind, x, w, r, b, p):
+    """(T, B, H) of one direction, from the operators' specification, in its order of gates."""
+    h, c, rows = np.zeros((B, H)), np.zeros((B, H)), []
+    w_b, r_b = np.split(b, 2)
+    for x_t in x:
+        if kind.startswith("rnn"):
+            a = x_t @ w.T + h @ r.T + w_b + r_b
+            h = np.tanh(a) if kind == "rnn_tanh" else np.maximum(a, 0)
+        elif kind.startswith("gru"):
+            (w_z, w_r, w_h), (r_z, r_r, r_h) = np.split(w, 3), np.split(r, 3)
+            (w_bz, w_br, w_bh), (r_bz, r_br, r_bh) = np.split(w_b, 3), np.split(r_b, 3)
+            z = sigmoid(x_t @ w_z.T + h @ r_z.T + w_bz + r_bz)
+            reset = sigmoid(x_t @ w_r.T + h @ r_r.T + w_br + r_br)
+            if kind == "gru":
+                new = np.tanh(x_t @ w_h.T + reset * (h @ r_h.T + r_bh) + w_bh)
+            else:
+                new = np.tanh(x_t @ w_h.T + (reset * h) @ r_h.T + r_bh + w_bh)
+            h = (1 - z) * new + z * h
+        else:
+            i, o, f, g = np.split(x_t @ w.T + h @ r.T + w_b + r_b, 4, axis=1)
+            p_i, p_o, p_f = np.split(p, 3)
+            i, f = sigmoid(i + p_i * c), sigmoid(f + p_f * c)
+            c = f * c + i * np.tanh(g)
+            h = sigmoid(o + p_o * c) * np.tanh(c)
+        rows.append(h)
+    return np.stack(rows)
+
+
+def onnx_expected(kind, x, arrays):
+    sides = []
+    for d in range(len(arrays["w"])):
+        w, r = arrays["w"][d], arrays["r"][d]
+        b = arrays["b"][d] if "b" in arrays else np.zeros(2 * len(w))
+        p = arrays["p"][d] if "p" in arrays else np.zeros(3 * H)
+        step = -1 if d else 1
+        sides.append(onnx_output(kind, x[::step], w, r, b, p)[::step])
+    return np.concatenate(sides, axis=2)
+
+
+def compare_node(kind, node, arrays, x, expected, bound):
+    """Constructor's arguments and parameters; the layer itself where the library has the cell."""
+    layer_class, options, parameters = convert._read_node(node, arrays)
+    ours = {"gru_original": {"reset_after": False}, "lstm_peephole": {"peephole": True}}.get(kind, {})
+    assert ours.items() <= options.items()
+    assert (layer_class.__name__, options["bias"]) == (ONNX[kind][0], "b" in arrays)
+    layer = tt.convert.from_onnx(node, arrays) if kind in KINDS else None
+    compare(kind, parameters, x, expected, bound, layer)
+
+
+@pytest.mark.parametrize("kind", ONNX)
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("layout", [0, 1])
+def test_the_equations_of_onnx(kind, directions, bias, layout):
+    node, arrays = onnx_node(kind, directions, bias, layout=layout)
+    x = random(T, B, I)
+    assert convert._read_node(node, arrays)[1]["batch_first"] == bool(layout)
+    compare_node(kind, node, arrays, x, onnx_expected(kind, x, arrays), EXACT)
+
+
+@pytest.mark.parametrize("kind", ONNX)
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("bias", [True, False])
+def test_onnxruntime_itself(kind, directions, bias):
+    """float32, the only type that all of its operators have; twice the bound, as both sides round."""
+    onnx = pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    node, arrays = onnx_node(kind, directions, bias, dtype="float32")
+    real = onnx.helper.make_node(
+        node.op_type,
+        node.input,
+        ["y"],
+        hidden_size=H,
+        **ONNX[kind][1] | ({"activations": ["Relu"] * directions} if kind == "rnn_relu" else {}),
+        **({"direction": "bidirectional"} if directions == 2 else {}),
+    )
+    graph = onnx.helper.make_graph(
+        [real],
+        "one",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [T, B, I])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [T, directions, B, H])],
+        [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 14)], ir_version=8)
+    onnx.checker.check_model(model, full_check=True)
+    session = runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    x = random(T, B, I, dtype="float32")
+    (y,) = session.run(["y"], {"x": x})
+    expected = y.transpose(0, 2, 1, 3).reshape(T, B, directions * H)
+    initializers = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    compare_node(kind, model.graph.node[0], initializers, x, expected, twice_the_bound(kind))
+
+
+def test_the_dtype_is_that_of_w():
+    for dtype, expected in {"float16": "float32", "float32": "float32", "float64": "float64"}.items():
+        assert tt.convert.from_onnx(*onnx_node("lstm", dtype=dtype)).dtype == expected
+
+
+def test_activations_may_be_named_though_they_are_the_default():
+    for kind, words in {"rnn_tanh": ["Tanh"], "gru": ["Sigmoid", "Tanh"], "lstm": ["Sigmoid", "Tanh", "Tanh"]}.items():
+        for directions in (1, 2):
+            plain = tt.convert.from_onnx(*onnx_node(kind, directions))
+            named = tt.convert.from_onnx(*onnx_node(kind, directions, activations=words))
+            assert repr(named) == repr(plain)
+
+
+@pytest.mark.parametrize(
+    ("kind", "attributes", "words"),
+    [
+        ("lstm", {"direction": "reverse"}, ["direction", "'reverse'", "x[::-1]"]),
+        ("lstm", {"direction": "up"}, ["direction", "'up'"]),
+        ("lstm", {"clip": 0.5}, ["clip", "0.5"]),
+        ("lstm", {"input_forget": 1}, ["input_forget", "1"]),
+        ("lstm", {"layout": 2}, ["layout", "2"]),
+        ("gru", {"linear_before_reset": 3}, ["linear_before_reset", "3"]),
+        ("lstm", {"hidden_size": 7}, ["hidden_size", "7", "'r'] (R)", f"(1, {4 * H}, {H})"]),
+        ("lstm", {"activations": ["Sigmoid", "Tanh", "Relu"]}, ["activations", "Relu", "tanh"]),
+        ("gru", {"activations": ["HardSigmoid", "Tanh"]}, ["activations", "HardSigmoid"]),
+        ("rnn_tanh", {"activations": ["Affine"]}, ["activations", "Affine", "relu"]),
+        ("lstm", {"direction": "bidirectional"}, ["'w'] (W)", f"(1, {4 * H}, {I})", f"(2, {4 * H}, I)"]),
+        ("lstm", {"colour": 3}, ["attribute", "'colour'", "'clip'"]),
+    ],
+)
+def test_attributes_that_no_layer_has_are_refused(kind, attributes, words):
+    node, arrays = onnx_node(kind)
+    node.attribute = [a for a in node.attribute if a.name not in attributes]
+    node.attribute += [attribute(*item) for item in attributes.items()]
+    with pytest.raises(ValueError) as caught:
+        tt.convert.from_onnx(node, arrays)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_both_directions_of_an_rnn_have_one_nonlinearity():
+    node, arrays = onnx_node("rnn_tanh", 2)
+    node.attribute.append(attribute("activations", ["Tanh", "Relu"]))
+    with pytest.raises(ValueError, match=r"activations is \['Tanh', 'Relu'\]"):
+        tt.convert.from_onnx(node, arrays)
+
+
+def test_nodes_and_initializers_that_do_not_fit_are_refused():
+    node, arrays = onnx_node("lstm")
+    cases = [
+        (make_node("Conv", node.input), arrays, ValueError, "node.op_type .*'Conv'"),
+        (node, None, TypeError, "initializers .*NoneType"),
+        (node, {"w": arrays["w"], "r": arrays["r"]}, ValueError, r"node.input\[3\] \(B\) is 'b'.*'w', 'r'"),
+        (make_node("LSTM", ["x", "", "r"]), arrays, ValueError, r"node.input\[1\] \(W\) is left out"),
+        (make_node("LSTM", ["x", "w"]), arrays, ValueError, r"node.input\[2\] \(R\) is left out"),
+        (node, arrays | {"b": np.zeros((1, 5))}, ValueError, r"'b'\] \(B\) has shape \(1, 5\), expected \(1, 24\)"),
+        (node, arrays | {"r": np.float64(3)}, ValueError, r"'r'\] \(R\) has shape \(\)"),
+        (node, arrays | {"w": [1.0]}, TypeError, r"'w'\] \(W\) must be a NumPy array"),
+        (node, arrays | {"w": np.zeros((1, 4 * H, I), int)}, TypeError, "weight_ih_l0.*int64"),
+    ]
+    for bad_node, initializers, error, message in cases:
+        with pytest.raises(error, match=message):
+            tt.convert.from_onnx(bad_node, initializers)
+
+
+def test_hidden_size_may_be_left_out():
+    node, arrays = onnx_node("lstm")
+    node.attribute = []
+    assert repr(tt.convert.from_onnx(node, arrays)) == f"LSTM({I}, {H}, dtype='float64')"
