@@ -31,8 +31,8 @@ struct LayerNormLSTM : LSTM {
     const auto of_c = moments<1>(row, c_of(row));
     for (int64_t j = 0; j < row.vectors(); ++j) {
       const V c = row.note(j, CELL);
-      row.set_next(C, j, c);
-      row.set_next(H, j, row.note(j, O) * tanh(row.w(j, LN_C) * of_c(c) + row.w(j, BIAS_C)));
+      row.template set_next<C>(j, c);
+      row.template set_next<H>(j, row.note(j, O) * tanh(row.w(j, LN_C) * of_c(c) + row.w(j, BIAS_C)));
     }
   }
 

@@ -280,8 +280,8 @@ class ForwardLoop {
     V old[C::states], next[C::states], m;
     evaluate(mine, at, b, j, mine.rules[b] & fresh, r, old, next, m);
     if constexpr (two_products) middle.put(b, j * L, m);
-    if constexpr (C::phases == Phases::one || C::projects)
-      for (int i = first_state; i < C::states; ++i) put_state(mine, at, i, b, j, old[i], next[i]);
+    if constexpr (first_state == 0 && C::phases == Phases::one) put_state<0>(mine, at, b, j, old[0], next[0]);
+    if constexpr (C::states == 2 && (C::phases == Phases::one || C::projects)) put_state<1>(mine, at, b, j, old[1], next[1]);
   }
 
   // Its second phase; r is the second product.
@@ -293,7 +293,7 @@ class ForwardLoop {
     } else {
       evaluate_second(mine, at, b, q, mine.rules[b] & fresh, r, old, next);
     }
-    put_state(mine, at, 0, b, q, old[0], next[0]);
+    put_state<0>(mine, at, b, q, old[0], next[0]);
   }
 
   TT_INLINE void evaluate(const Mine& mine, const Moment& at, int64_t b, int64_t j, bool starts, const V* r, V (&old)[C::states],
@@ -337,8 +337,9 @@ class ForwardLoop {
   }
 
   // State i of units j after the step.
-  TT_INLINE void put_state(const Mine& mine, const Moment& at, int i, int64_t b, int64_t j, V old, V next) const {
-    const int64_t width = history.width(i), n = width - j * L;
+  template <int i>
+  TT_INLINE void put_state(const Mine& mine, const Moment& at, int64_t b, int64_t j, V old, V next) const {
+    const int64_t width = i == 0 && C::projects ? p.P : p.H, n = width - j * L;
     const bool still = mine.rules[b] & inactive;
     if (zoned[i]) next = zoneout.mix(zoneout.part(i, at.t, b, j), old, next);
     if (i == 0 && p.output.data)
@@ -356,10 +357,11 @@ class ForwardLoop {
     const Moment& at;
     int64_t b;
 
-    TT_INLINE void set_next(int i, int64_t j, V next) const {
+    template <int i>
+    TT_INLINE void set_next(int64_t j, V next) const {
       const S* before = at.before[i] + b * loop.p.H + j * L;
       const V old = mine.rules[b] & fresh ? V{} : load_some<V>(before, loop.p.H - j * L);
-      loop.put_state(mine, at, i, b, j, old, next);
+      loop.template put_state<i>(mine, at, b, j, old, next);
     }
   };
 
