@@ -57,6 +57,11 @@ def twin(layer):
             y = x + branch if layer.residual else branch
             return self.norm(y) if layer.norm_place == "post" else y
 
+    class Attention(torch.nn.MultiheadAttention):
+        def forward(self, x):
+            hidden = torch.ones(len(x), len(x), dtype=torch.bool).triu(1)
+            return super().forward(x, x, x, attn_mask=hidden, need_weights=False)[0]
+
     class Recurrent(getattr(torch.nn, type(layer).__name__, object)):
         def forward(self, x):
             return super().forward(x)[0]
@@ -65,6 +70,7 @@ def twin(layer):
         tt.Linear: lambda: torch.nn.Linear(layer.input_size, layer.output_size),
         tt.LayerNorm: lambda: torch.nn.LayerNorm(layer.input_size, layer.eps),
         tt.MLP: MLP,
+        tt.SelfAttention: lambda: Attention(layer.size, layer.num_heads),
         tt.ResidualBlock: Block,
         tt.Sequential: lambda: torch.nn.Sequential(*map(twin, layer.layers)),
     }
@@ -105,6 +111,7 @@ def sublayers(dtype="float64"):
         "lstm": tt.LSTM(F, F, 2, dtype=dtype, seed=0),
         "gru": tt.GRU(F, F, dtype=dtype, seed=0),
         "rnn": tt.RNN(F, F, dtype=dtype, seed=0),
+        "attention": tt.SelfAttention(F, 2, dtype=dtype, seed=0),
         "block": tt.ResidualBlock(tt.MLP(F, 5, "tanh", dtype=dtype, seed=0), F, norm="post"),
         "stack": tt.Sequential(
             tt.ResidualBlock(tt.Linear(F, F, dtype=dtype, seed=0), F), tt.GRU(F, F, dtype=dtype, seed=1)
@@ -325,16 +332,22 @@ def test_a_layer_of_the_users_own_is_called_as_it_is():
 # What is handed to whom
 
 
-@pytest.mark.parametrize("batch_first", [False, True])
-def test_lengths_whatever_the_padding_holds(batch_first):
+@pytest.mark.parametrize("name", ["lstm", "batch_first", "attention"])
+def test_lengths_whatever_the_padding_holds(name):
     """As each sequence alone; zeros beyond, and nothing comes back from there."""
+    mixes = {
+        "lstm": lambda: tt.LSTM(F, F, dtype="float64", seed=0),
+        "batch_first": lambda: tt.LSTM(F, F, batch_first=True, dtype="float64", seed=0),
+        "attention": lambda: tt.SelfAttention(F, 2, causal=False, dtype="float64", seed=0),
+    }[name]()
     layers = shake(
         tt.Sequential(
             tt.LayerNorm(F, dtype="float64"),
-            tt.ResidualBlock(tt.LSTM(F, F, batch_first=batch_first, bidirectional=False, dtype="float64", seed=0), F),
+            tt.ResidualBlock(mixes, F),
             tt.ResidualBlock(tt.MLP(F, 8, dtype="float64", seed=1), F, norm="post"),
         )
     )
+    batch_first = name == "batch_first"
     lengths = [7, 0, 3]
     x, d_output = numbers(7, 3, F), numbers(7, 3, F, seed=1)
     beyond = np.arange(7)[:, None] >= lengths

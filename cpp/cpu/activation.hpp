@@ -37,10 +37,9 @@ void activation_backward(const ActivationBackward<S>& p, const Host& host) {
     });
   };
   blocks.run([&](int thread) {
-    const bool done = blocks.for_each(thread, [&](int64_t block, Range rows) { columns.sum_block(thread, block, rows, add); });
-    if (!done || !blocks.wait(thread)) return;
-    columns.total(thread, [&](int64_t j, double sum) { p.d_bias[j] = S(sum); });
+    blocks.for_each(thread, [&](int64_t block, Range rows) { columns.sum_block(thread, block, rows, add); });
   });
+  columns.total([&](int64_t j, double sum) { p.d_bias[j] = S(sum); });
 }
 
 }  // namespace throughtime::TT_ISA

@@ -124,13 +124,12 @@ class LayerNormBackwardRows {
   template <bool streamed>
   void run() {
     blocks.run([this](int thread) {
-      const bool done = blocks.for_each(thread, [&](int64_t block, Range rows) {
+      blocks.for_each(thread, [&](int64_t block, Range rows) {
         columns.sum_block(thread, block, rows, [&](int64_t r, S* sums) { row<streamed>(r, sums, sums + p.F); });
       });
       if (streamed) stream_fence();
-      if (!done || !blocks.wait(thread)) return;
-      columns.total(thread, [&](int64_t j, double sum) { (j < p.F ? p.d_weight[j] : p.d_bias[j - p.F]) = S(sum); });
     });
+    columns.total([this](int64_t j, double sum) { (j < p.F ? p.d_weight[j] : p.d_bias[j - p.F]) = S(sum); });
   }
 
   // Twice over a row; the second time the next one comes from memory (Zen 5: from L3 10 % faster for it, from memory 3 to 10 %).

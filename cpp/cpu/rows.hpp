@@ -57,19 +57,16 @@ class RowBlocks {
     else host_.run(host_.context, body, argument);
   }
 
-  // body(block, rows) until every block is taken; false when the call is to stop.
+  // body(block, rows) until every block is taken, or the call is to stop.
   template <class Body>
-  bool for_each(int thread, const Body& body) {
+  void for_each(int thread, const Body& body) {
     for (;;) {
       const int64_t block = __atomic_fetch_add(&next_, 1, __ATOMIC_RELAXED);
-      if (block >= count()) return true;
-      if (team_.interrupted(thread)) return false;
+      if (block >= count() || team_.interrupted(thread)) return;
       const int64_t begin = block * size_, end = begin + size_;
       body(block, Range{begin, end < N_ ? end : N_});
     }
   }
-
-  bool wait(int thread) { return alone_ || team_.wait(thread); }  // for all threads; false when the call is to stop
 
  private:
   const int64_t N_, size_;
@@ -102,11 +99,17 @@ class ColumnSums {
     }
   }
 
-  // This thread's share of put(j, sum) for every column, when all blocks are done.
+  // put(j, sum) for every column, when all blocks are done.
   template <class Put>
-  void total(int thread, const Put& put) const {
-    constexpr int64_t width = 64;
-    const Range own = share(columns_, blocks_.threads(), thread, width);
+  void total(const Put& put) const {
+    blocks_.run([&](int thread) { total(share(columns_, blocks_.threads(), thread, width), put); });
+  }
+
+ private:
+  static constexpr int64_t width = 64;
+
+  template <class Put>
+  void total(Range own, const Put& put) const {
     for (int64_t j = own.begin; j < own.end; j += width) {
       double totals[width] = {};
       const int64_t count = own.end - j < width ? own.end - j : width;
@@ -116,9 +119,8 @@ class ColumnSums {
     }
   }
 
- private:
   const int64_t columns_;
-  const RowBlocks& blocks_;
+  RowBlocks& blocks_;
   S* const few_;
   double* const sums_;
 };
