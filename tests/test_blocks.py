@@ -588,6 +588,13 @@ LINEAR = tt.Linear(3, 3)
             "batch_first is not the same",
         ),
         (
+            lambda: tt.Sequential(tt.LSTM(4, 4, batch_first=True), tt.ResidualBlock(tt.SelfAttention(4, 2), 4)),
+            ValueError,
+            r"batch_first is not the same in LSTM\(.*\) and SelfAttention\(4, 2\)",
+        ),
+        (lambda: tt.ResidualBlock(tt.Embedding(5, 3), 3), ValueError, r"sublayer takes integers.*Embedding\(5, 3\)"),
+        (lambda: tt.Sequential(tt.GRU(3, 3)).forward(X, masks={3: 1}), TypeError, r"masks must be a dict.*\{3: 1\}"),
+        (
             lambda: tt.Sequential(tt.Linear(7, 3), tt.Embedding(3, 3))(X),
             TypeError,
             r"layers\[1\] \(Embedding\(3, 3\)\): x ",

@@ -392,3 +392,14 @@ def test_hidden_size_may_be_left_out():
     node, arrays = onnx_node("lstm")
     node.attribute = []
     assert repr(tt.convert.from_onnx(node, arrays)) == f"LSTM({I}, {H}, dtype='float64')"
+
+
+def test_what_is_no_node_is_an_error_that_says_so():
+    with pytest.raises(TypeError, match=r"node must be an ONNX node.*got dict"):
+        tt.convert.from_onnx({}, {})
+
+
+@pytest.mark.parametrize("shape", [(3,), (0, 0)])
+def test_the_first_array_that_is_no_kernel_is_named(shape):
+    with pytest.raises(ValueError, match=r"weights\[0\] \(kernel\) has shape .*, expected a matrix of 4 H columns"):
+        tt.convert.from_keras("LSTM", [np.zeros(shape)] * 3)

@@ -67,6 +67,7 @@ class SelfAttention(Layer, kind="SelfAttention"):
     ) -> None:
         self.size = positive_int("size", size)
         self.input_size = self.output_size = self.size
+        self.batch_first = False  # what a Sequential compares
         self.num_heads = positive_int("num_heads", num_heads)
         if self.size % self.num_heads:
             raise ValueError(f"num_heads must divide size = {self.size}, got {num_heads}")

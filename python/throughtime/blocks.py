@@ -16,7 +16,7 @@ from . import _core, layer_norm
 from ._arguments import Array, as_array, choice, flag, float_array, float_dtype, number, sequence_lengths
 from ._arguments import size as positive_int
 from .layer import Composite, Layer
-from .modules import LayerGradients, check_features
+from .modules import Embedding, LayerGradients, check_features
 
 __all__ = ["LayerNorm", "ResidualBlock", "Sequential"]
 
@@ -280,8 +280,8 @@ class _Container(Composite):
         ValueError
             If a size does not fit, with the place of the layer that found it, or no layer takes an option.
         """
-        if not isinstance(masks, Mapping | None):
-            raise TypeError(f"masks must be a dict of bool arrays, got {type(masks).__name__}")
+        if not isinstance(masks, Mapping | None) or not all(isinstance(name, str) for name in masks or ()):
+            raise TypeError(f"masks must be a dict of name to bool array, got {masks!r}")
         given = {"resets": resets, "memory": memory}
         options = {name: value for name, value in given.items() if value is not None}
         for name in options:
@@ -401,7 +401,8 @@ class _ContainerTape:
         known = self._options()
         for name in options:
             if name not in known:
-                raise TypeError(f"backward got {name}, which no layer here takes; these are {', '.join(sorted(known))}")
+                some = ", ".join(sorted(known)) or "none"
+                raise TypeError(f"backward got {name}, which no layer here takes; these are {some}")
         return self._retreat(_Flow(_select(self._valid, d_output)), options)[0]
 
     def _options(self) -> set[str]:
@@ -470,6 +471,8 @@ class ResidualBlock(_Container, kind="ResidualBlock"):
         self.sublayer = sublayer
         self.input_size = self.output_size = positive_int("size", size)
         takes, gives = sublayer.input_size, sublayer.output_size
+        if isinstance(next(_leaves([sublayer])), Embedding):
+            raise ValueError(f"sublayer takes integers, to which nothing can be added: {sublayer!r}")
         if {takes, gives} - {None, self.input_size}:
             raise ValueError(f"sublayer takes {takes} and gives {gives} features, expected size={size}: {sublayer!r}")
         self.norm_place = None if norm is None else choice("norm", norm, ("pre", "post"))

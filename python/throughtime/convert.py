@@ -96,9 +96,13 @@ def _keras_direction(
 ) -> dict[str, Array]:
     """The parameters of one direction, whose arrays are `weights[start:]`."""
     kernel, recurrent, *bias = arrays
-    gates, units = len(order), recurrent.shape[0] if recurrent.ndim else 0
-    check_shape(f"weights[{start + 1}] (recurrent_kernel)", recurrent, ("H", gates * units))
-    check_shape(f"weights[{start}] (kernel)", kernel, ("I", gates * units))
+    gates, units = len(order), len(recurrent) if recurrent.ndim else 0
+    names = (f"weights[{start}] (kernel)", f"weights[{start + 1}] (recurrent_kernel)")
+    for name, array in zip(names, (kernel, recurrent), strict=True):
+        if array.ndim != 2 or 0 in array.shape:
+            raise ValueError(f"{name} has shape {array.shape}, expected a matrix of {gates} H columns")
+    check_shape(names[1], recurrent, ("H", gates * units))
+    check_shape(names[0], kernel, ("I", gates * units))
     found = {"weight_ih": _gates(kernel.T, order), "weight_hh": _gates(recurrent.T, order)}
     if bias:
         two = kind == "GRU" and bias[0].ndim == 2  # reset_after=True
@@ -163,6 +167,8 @@ def _read_node(node: Any, initializers: Mapping[str, Any]) -> tuple[type[Recurre
     """The class of the layer, the arguments of its constructor and its parameters."""
     if not isinstance(initializers, Mapping):
         raise TypeError(f"initializers must be a dict of name to array, got {type(initializers).__name__}")
+    if not all(hasattr(node, name) for name in ("op_type", "input", "attribute")):
+        raise TypeError(f"node must be an ONNX node, with op_type, input and attribute, got {type(node).__name__}")
     kind = choice("node.op_type", node.op_type, tuple(_ONNX))
     attributes = _attributes(node)
     directions = 2 if attributes.get("direction") == "bidirectional" else 1
