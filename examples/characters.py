@@ -7,9 +7,10 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import numpy as np
+import typer
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -17,6 +18,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import throughtime as tt
 from throughtime.cli.output import check_plot_path
 from throughtime.cli.train import encode
+
+# Options of the examples that train character models.
+Steps = Annotated[int, typer.Option(min=1, help="Parameter updates of each model.")]
+Context = Annotated[int, typer.Option(min=1, help="Characters that a model sees at once.")]
+Batch = Annotated[int, typer.Option(min=1, help="Stretches of text per update.")]
+Rate = Annotated[float, typer.Option(min=0, help="Learning rate of Adam at the start; falls to a tenth.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of weights and batches.")]
+Plot = Annotated[Path | None, typer.Option(help="Where a plot goes.", show_default=False)]
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

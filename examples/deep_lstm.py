@@ -20,7 +20,24 @@ from rich.console import Console
 from rich.table import Table
 
 import throughtime as tt
-from characters import BITS, MARKERS, SIZES, STYLES, Run, counted, draw_losses, prepare, python_help, train
+from characters import (
+    BITS,
+    MARKERS,
+    SIZES,
+    STYLES,
+    Batch,
+    Context,
+    Plot,
+    Rate,
+    Run,
+    Seed,
+    Steps,
+    counted,
+    draw_losses,
+    prepare,
+    python_help,
+    train,
+)
 
 Array = NDArray[Any]
 
@@ -67,12 +84,12 @@ KINDS = {
 def main(
     layers: Annotated[int, typer.Option(min=1, help="LSTM layers.")] = 8,
     hidden: Annotated[int, typer.Option(min=1, help="Units of each.")] = 64,
-    steps: Annotated[int, typer.Option(min=1, help="Parameter updates of each model.")] = 1000,
-    context: Annotated[int, typer.Option(min=1, help="Characters per stretch of text.")] = 64,
-    batch: Annotated[int, typer.Option(min=1, help="Stretches of text per update.")] = 32,
-    lr: Annotated[float, typer.Option(min=0, help="Learning rate of Adam at the start; falls to a tenth.")] = 4e-3,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights and batches.")] = 0,
-    plot: Annotated[Path | None, typer.Option(help="Where a plot goes.", show_default=False)] = None,
+    steps: Steps = 1000,
+    context: Context = 64,
+    batch: Batch = 32,
+    lr: Rate = 4e-3,
+    seed: Seed = 0,
+    plot: Plot = None,
 ) -> None:
     """Train a deep LSTM plain, with residual additions, and with LayerNorm too; show the gradient at the start."""
     text = python_help()

@@ -19,7 +19,21 @@ from rich.console import Console
 from rich.table import Table
 
 import throughtime as tt
-from characters import BITS, Run, counted, draw_losses, prepare, python_help, train
+from characters import (
+    BITS,
+    Batch,
+    Context,
+    Plot,
+    Rate,
+    Run,
+    Seed,
+    Steps,
+    counted,
+    draw_losses,
+    prepare,
+    python_help,
+    train,
+)
 
 Array = NDArray[Any]
 
@@ -66,12 +80,12 @@ def _named(tokens: Any, positions: Any, body: Any) -> dict[str, Array]:
 
 def main(
     blocks: Annotated[list[int], typer.Option(min=1, help="Attention and feed-forward, so many times.")] = [1, 4],  # noqa: B006
-    steps: Annotated[int, typer.Option(min=1, help="Parameter updates of each model.")] = 1500,
-    context: Annotated[int, typer.Option(min=1, help="Characters that the model sees.")] = 64,
-    batch: Annotated[int, typer.Option(min=1, help="Stretches of text per update.")] = 32,
-    lr: Annotated[float, typer.Option(min=0, help="Learning rate of Adam at the start; falls to a tenth.")] = 2e-3,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights and batches.")] = 0,
-    plot: Annotated[Path | None, typer.Option(help="Where a plot goes.", show_default=False)] = None,
+    steps: Steps = 1500,
+    context: Context = 64,
+    batch: Batch = 32,
+    lr: Rate = 2e-3,
+    seed: Seed = 0,
+    plot: Plot = None,
 ) -> None:
     """Train character transformers with and without their residual additions, beside counting models."""
     text = python_help()

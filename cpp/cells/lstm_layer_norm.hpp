@@ -26,9 +26,9 @@ struct LayerNormLSTM : LSTM {
   template <class Row>
   static void forward_row(Row& row) {
     using V = typename Row::V;
-    const auto of_x = moments<gates>(row, x_of(row)), of_r = moments<gates>(row, r_of(row));
+    const auto of_x = norm_of<gates>(row, x_of(row)), of_r = norm_of<gates>(row, r_of(row));
     for (int64_t j = 0; j < row.vectors(); ++j) note_gates(row, j, of_x, of_r);
-    const auto of_c = moments<1>(row, c_of(row));
+    const auto of_c = norm_of<1>(row, c_of(row));
     for (int64_t j = 0; j < row.vectors(); ++j) {
       const V c = row.note(j, CELL);
       row.template set_next<C>(j, c);
@@ -39,13 +39,13 @@ struct LayerNormLSTM : LSTM {
   template <class Row>
   static void backward_row(Row& row) {
     using V = typename Row::V;
-    const auto of_x = moments<gates>(row, x_of(row)), of_r = moments<gates>(row, r_of(row));
+    const auto of_x = norm_of<gates>(row, x_of(row)), of_r = norm_of<gates>(row, r_of(row));
     for (int64_t j = 0; j < row.vectors(); ++j) note_gates(row, j, of_x, of_r);
-    const auto of_c = moments<1>(row, c_of(row));
+    const auto of_c = norm_of<1>(row, c_of(row));
 
     Terms<V> c_terms, x_terms, r_terms;
     for (int64_t j = 0; j < row.vectors(); ++j) {
-      const V c = of_c(row.note(j, CELL)), o = row.note(j, O), dh = row.dn(H, j);
+      const V c = of_c(row.note(j, CELL)), o = row.note(j, O), dh = row.dh(j);
       const V y = tanh(row.w(j, LN_C) * c + row.w(j, BIAS_C)), dy = dh * o * (1 - y * y), t = row.w(j, LN_C) * dy;
       row.add_weight(j, LN_C, dy * c);
       row.add_weight(j, BIAS_C, dy);
@@ -58,11 +58,13 @@ struct LayerNormLSTM : LSTM {
       V a[gates], dz[gates], ds[states];
       for (int g = 0; g < gates; ++g) a[g] = row.note(j, g);
       const V s[states] = {V{}, row.old_cell(j)};
-      const V dn[states] = {row.dn(H, j), row.dn(C, j) + of_c.backward(c_means, row.note(j, T_C), of_c(row.note(j, CELL)))};
+      V dn[states], kept[states] = {};
+      row.arriving(j, dn, kept);
+      dn[C] += of_c.backward(c_means, row.note(j, T_C), of_c(row.note(j, CELL)));
       dz[O] = a[O];  // noted above
       backward_of_after(a, s, dn, ds, dz);
       ds[H] = V{};
-      row.set_states(j, dn, ds);
+      row.set_states(j, dn, ds, kept);
       for (int g = 0; g < gates; ++g) {
         const V x = of_x(row.a(j, g)), r = of_r(row.a(j, gates + g));
         row.add_weight(j, BIAS + g, dz[g]);
@@ -93,7 +95,7 @@ struct LayerNormLSTM : LSTM {
 
   // Makes v^ of v, and dv of t and v^.
   template <class S>
-  struct Moments {
+  struct Norm {
     S mean, inverse;
     template <class V>
     TT_INLINE V operator()(V v) const {
@@ -106,7 +108,7 @@ struct LayerNormLSTM : LSTM {
   };
 
   template <int n, class Row, class Values>
-  static auto moments(const Row& row, const Values& values) {
+  static auto norm_of(const Row& row, const Values& values) {
     using V = typename Row::V;
     using S = Scalar<V>;
     V sum = {}, squares = {};
@@ -118,7 +120,7 @@ struct LayerNormLSTM : LSTM {
         const V v = row.keep(j, values(j, k) - mean);
         squares += v * v;
       }
-    return Moments<S>{mean, S(1) / S(__builtin_sqrt(row.total(squares) / S(row.units() * n) + S(1e-5)))};
+    return Norm<S>{mean, S(1) / S(__builtin_sqrt(row.total(squares) / S(row.units() * n) + S(1e-5)))};
   }
 
   template <class V>
@@ -149,8 +151,8 @@ struct LayerNormLSTM : LSTM {
     return [&row](int64_t j, int) __attribute__((always_inline)) { return row.note(j, CELL); };
   }
 
-  template <class Row, class Moments>
-  TT_INLINE static void note_gates(Row& row, int64_t j, const Moments& of_x, const Moments& of_r) {
+  template <class Row, class Norm>
+  TT_INLINE static void note_gates(Row& row, int64_t j, const Norm& of_x, const Norm& of_r) {
     using V = typename Row::V;
     V z[gates], a[gates];
     for (int g = 0; g < gates; ++g)

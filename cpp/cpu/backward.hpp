@@ -410,7 +410,7 @@ class BackwardLoop {
     const Moment& at;
     int64_t b;
 
-    // All that the states after receive, but for their paths through each other.
+    // All that the states after receive, but for their paths through each other, and what zoneout keeps of it for the old ones.
     TT_INLINE void arriving(int64_t j, V* dn, V* kept) const {
       for (int i = 0; i < C::states; ++i) {
         dn[i] = i == 0 ? load<V>(loop.units(0, b, j)) : loop.carried(mine, i, b, j);
@@ -418,14 +418,12 @@ class BackwardLoop {
       }
       loop.zone(at, b, j, dn, kept);
     }
-    TT_INLINE V dn(int i, int64_t j) const {
-      V all[C::states], kept[C::states] = {};
-      arriving(j, all, kept);
-      return all[i];
+    TT_INLINE V dh(int64_t j) const {
+      V dn[C::states], kept[C::states] = {};
+      arriving(j, dn, kept);
+      return dn[0];
     }
-    TT_INLINE void set_states(int64_t j, const V* dn, const V* ds) const {
-      V all[C::states], kept[C::states] = {};
-      arriving(j, all, kept);
+    TT_INLINE void set_states(int64_t j, const V* dn, const V* ds, const V* kept) const {
       loop.leave(mine, at, b, j, dn, ds, kept);
     }
     TT_INLINE void add_weight(int64_t j, int k, V value) const { loop.unit_gradients.add(at.s, b, j, k, value); }

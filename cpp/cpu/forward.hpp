@@ -20,7 +20,7 @@ class ForwardLoop {
   using Weight = typename Engine::Weight;
   using Second = typename Tiles::template With<1>;
   static constexpr int L = lanes<S>, G = C::gates, R = C::recurrent, units = Tiles::units;
-  static constexpr bool two_products = C::phases == Phases::two_products, whole_rows = C::phases == Phases::rows;
+  static constexpr bool two_products = C::phases == Phases::two_products;
   static constexpr int first_state = C::projects ? 1 : 0;  // of those that the cell's equations give
 
  public:
@@ -280,7 +280,7 @@ class ForwardLoop {
     V old[C::states], next[C::states], m;
     evaluate(mine, at, b, j, mine.rules[b] & fresh, r, old, next, m);
     if constexpr (two_products) middle.put(b, j * L, m);
-    if constexpr (first_state == 0 && C::phases == Phases::one) put_state<0>(mine, at, b, j, old[0], next[0]);
+    if constexpr (C::phases == Phases::one) put_state<0>(mine, at, b, j, old[0], next[0]);
     if constexpr (C::states == 2 && (C::phases == Phases::one || C::projects)) put_state<1>(mine, at, b, j, old[1], next[1]);
   }
 
