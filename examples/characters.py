@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import throughtime as tt
 from throughtime.cli.output import check_plot_path
-from throughtime.cli.train import encode
+from throughtime.cli.text import encode
 
 # Options of the examples that train character models.
 Steps = Annotated[int, typer.Option(min=1, help="Parameter updates of each model.")]

@@ -17,9 +17,12 @@ pytest.importorskip("matplotlib")
 from typer.testing import CliRunner
 
 import throughtime as tt
+from conftest import rounding_bound
 from throughtime.cli import app
 from throughtime.cli import train as train_module
-from throughtime.cli.flow import gamma, norms_per_step, set_good_weights
+from throughtime.cli.character_model import CharacterModel
+from throughtime.cli.flow_models import set_good_weights
+from throughtime.cli.text import encode, stretches
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 60
 TINY = ["--hidden", "8", "--steps", "3", "--batch", "4", "--window", "8", "--sample-length", "20"]
@@ -152,7 +155,7 @@ def test_text_with_windows_line_ends_and_byte_order_mark(folder):
 
 
 def test_encode_handles_characters_beyond_16_bits():
-    vocabulary, ids = train_module.encode("aé😀a")
+    vocabulary, ids = encode("aé😀a")
     assert vocabulary == "aé😀"
     assert ids.tolist() == [0, 1, 2, 0]
 
@@ -177,30 +180,175 @@ def test_streams_follow_on_across_windows():
     assert np.array_equal(fourth[0], a)
 
 
-def test_flow_shows_six_rows_and_writes_a_plot(folder):
-    result = call("flow", "--steps", 30, "--hidden", 8, "--batch", 2, "--plot", "flow.png")
+def test_stretches_are_from_all_over_the_text():
+    assert stretches(np.arange(10), 4, 3).T.tolist() == [[0, 1, 2, 3], [3, 4, 5, 6], [6, 7, 8, 9]]
+    assert stretches(np.arange(4), 4, 2).T.tolist() == [[0, 1, 2, 3], [0, 1, 2, 3]]
+
+
+SMALL = ["--steps", 30, "--hidden", 8, "--layers", 2, "--batch", 2]
+MODELS = ["RNN", "GRU", "LSTM", "LayerNorm LSTM", "plain stack", "residual stack"]
+
+
+def table_rows(output, *names):
+    """The cells after the names of the rows that begin with them."""
+    begins = [line.split() for line in output.splitlines()]
+    words = " ".join(names).split()
+    return [line[len(words) :] for line in begins if line[: len(words)] == words]
+
+
+def test_flow_shows_every_model_and_writes_a_plot(folder):
+    """Ones for 2 sequences and 8 units have the norm 4, which is what dL/dh is at the last step of a single cell."""
+    result = call("flow", *SMALL, "--plot", "flow.png")
     assert result.exit_code == 0, result.output
     assert is_png(folder / "flow.png")
-    for row in [(cell, weights) for cell in ("RNN", "GRU", "LSTM") for weights in ("default", "good")]:
-        assert sum(all(f" {word} " in line for word in row) for line in result.output.splitlines()) == 1
+    for model in MODELS:
+        for weights in ("default", "good"):
+            ((start, *others),) = table_rows(result.output, model, weights)
+            assert len(others) == 5
+            assert "stack" in model or start == f"{np.log10(4):.2f}"
+    for stack in ("plain stack", "residual stack"):
+        assert [len(cells) for cells in table_rows(result.output, stack)] == [7, 7, 2]
 
 
-def test_flow_refuses_a_bad_plot_path(folder):
-    result = call("flow", "--plot", "nowhere/flow.png")
+def test_residual_additions_carry_the_gradient_through_the_stack(folder):
+    """An LSTM with default weights passes about a quarter of the norm down: of 6 comes 0.25^6 = 2e-4. With the addition
+    a layer multiplies by 1 and adds its quarter in any direction: 0.75^6 to 1.25^6.
+    """
+    result = call("flow", *SMALL, "--layers", 6)
+    shown = [table_rows(result.output, f"{kind} stack")[-1][0] for kind in ("plain", "residual")]
+    plain, residual = (10 ** float(text[3:]) if text.startswith("10^") else float(text) for text in shown)
+    assert plain < 0.01
+    assert 0.75**6 < residual < 1.25**6
+
+
+def test_flow_is_what_a_backward_finds(folder):
+    """The RNN's row, from the gradients in float64 of the same layer in float32, whose rounding shows in no digit but
+    the last.
+    """
+    result = call("flow", *SMALL)
+    ((start, middle, end, gamma, *_),) = table_rows(result.output, "RNN", "default")
+    x = np.random.default_rng(0).standard_normal((30, 2, 32), dtype=np.float32).astype(np.float64)
+    tape = tt.RNN(32, 8, seed=0).astype("float64").forward(x)
+    d_output = np.zeros_like(tape.output)
+    d_output[-1] = 1
+    norms = np.linalg.norm(tape.backward(d_output).hidden[0], axis=(1, 2))
+    shown = [np.log10(norms[t]) for t in (29, 14, 0)] + [(norms[0] / norms[29]) ** (1 / 29)]
+    rounding = [0.0051, 0.0051, 0.0051, 0.000051]
+    for text, value, error in zip((start, middle, end, gamma), shown, rounding, strict=True):
+        assert abs(float(text) - value) <= error
+
+
+def test_flow_on_a_text(folder):
+    """Other numbers than on random input, and the same ones again."""
+    first, again, other = (call("flow", *SMALL, *on).stdout for on in (["--text", "text.txt"],) * 2 + ([],))
+    assert first == again
+    assert [table_rows(output, "RNN", "default")[0][0] for output in (first, other)] == ["0.60", "0.60"]
+    assert table_rows(first, "RNN", "default") != table_rows(other, "RNN", "default")
+
+
+@pytest.fixture
+def model(folder):
+    """A character model of the text's characters, saved in `model`."""
+    model = CharacterModel.new("".join(sorted(set(TEXT))), "gru", 2, 8, 0)
+    model.save(folder / "model")
+    return model
+
+
+def test_flow_of_a_saved_model(folder, model):
+    result = call("flow", "--model", "model", "--text", "text.txt", "--steps", 50, "--plot", "out.png")
+    assert result.exit_code == 0, result.output
+    assert is_png(folder / "out.png")
+    first = "model: GRU(64, 8, num_layers=2) on text.txt, loss on the character after 50"
+    assert result.output.splitlines()[0] == first
+    assert [len(cells) for cells in table_rows(result.output, "layer")] == [6, 7, 7]
+    assert "left out" not in result.output
+
+
+def test_flow_of_a_saved_model_leaves_out_what_it_does_not_know(folder, model):
+    (folder / "other.txt").write_text("the\tquick\tgreen FOX \u00e9" * 9, encoding="utf-8")
+    result = call("flow", "--model", "model", "--text", "other.txt", "--steps", 50)
+    assert result.exit_code == 0, result.output
+    first = "54 of 189 characters left out, unknown to the model: '\\t', 'F', 'O', 'X', '\u00e9'"
+    assert result.output.splitlines()[0] == first
+
+
+def test_flow_of_a_saved_model_without_a_text_reads_pythons_help(folder, model):
+    result = call("flow", "--model", "model", "--steps", 20, "--batch", 1)
+    assert result.exit_code == 0, result.output
+    assert "unknown to the model: " in result.output
+    assert "on Python help() topics" in result.output
+
+
+def test_a_models_flow_is_what_a_backward_in_float64_finds(model):
+    """20 steps forward and back through 8 units and 2 layers, each of some H roundings; log10 divides by ln 10."""
+    ids = np.random.default_rng(0).integers(0, len(model.vocabulary), (21, 3))
+    flow = model.flow(ids)
+    embedding, recurrent, linear = (layer.astype("float64") for layer in model.parts.values())
+    tape = recurrent.forward(embedding(ids[:-1]))
+    last = linear.forward(tape.output[-1])
+    d_output = np.zeros_like(tape.output)
+    d_output[-1] = last.backward(tt.cross_entropy(last.output, ids[-1])[1]).input
+    norms = np.linalg.norm(tape.backward(d_output).hidden, axis=3)
+    bound = rounding_bound("float32", 2 * 20 * 2 * 8) / np.log(10)
+    assert np.abs(flow.log10_norm_per_sequence - np.log10(norms)).max() <= bound
+
+
+def test_a_saved_model_is_the_same_when_loaded(folder, model):
+    loaded = CharacterModel.load(folder / "model")
+    assert loaded.vocabulary == model.vocabulary
+    assert loaded.parameters.keys() == model.parameters.keys()
+    assert all(np.array_equal(loaded.parameters[name], array) for name, array in model.parameters.items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--plot", "nowhere/flow.png"], "nowhere does not exist"),
+        (["--text", "missing.txt"], "missing.txt: No such file"),
+        (["--text", "short.txt"], "short.txt has 3 characters, --steps 1000 needs at least 1000"),
+        (["--text", "empty.txt"], "empty.txt has 0 characters"),
+        (["--model", "nowhere"], "--model nowhere: embedding.npz: No such file"),
+        (["--model", "text.txt"], "--model text.txt: embedding.npz: Not a directory"),
+        (["--model", "model", "--text", "short.txt"], "3 characters that the model knows, --steps 1000 needs 1001"),
+        (["--model", "model", "--hidden", "8"], "--hidden: a saved model has its own units"),
+        (["--model", "model", "--layers", "8"], "--layers: a saved model has its own layers"),
+        (["--model", "model", "--seed", "0"], "--seed: a saved model has nothing random"),
+    ],
+)
+def test_flow_refuses_before_it_computes(folder, model, monkeypatch, arguments, words):
+    (folder / "short.txt").write_text("the", encoding="utf-8")
+    (folder / "empty.txt").write_text("", encoding="utf-8")
+    monkeypatch.setattr(tt, "gradient_flow", lambda *_: pytest.fail("the flow was computed"))
+    result = call("flow", *arguments)
     assert result.exit_code == 2
-    assert "nowhere does not exist" in result.stderr
+    assert result.stdout == ""
+    assert result.stderr.startswith("throughtime: error: ")
+    assert result.stderr.count("\n") == 1
+    assert words in result.stderr
 
 
-def test_norms_survive_where_squares_underflow():
-    hidden = np.full((1, 2, 2, 2), 1e-200)
-    hidden[0, 1] = 0
-    assert norms_per_step(hidden) == pytest.approx(np.array([[2e-200, 0.0]]), rel=1e-15, abs=0)
-
-
-def test_gamma():
-    assert gamma(np.array([0.125, 0.25, 0.5, 1.0])) == 0.5
-    assert gamma(np.array([0.0, 0.0, 0.5, 1.0])) == 0.5
-    assert math.isnan(gamma(np.array([0.0, 1.0])))
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda path: (path / "linear.npz").unlink(), "linear.npz: No such file"),
+        (lambda path: (path / "linear.npz").write_bytes(b"?"), "linear.npz: path is not a layer saved by throughtime"),
+        (lambda path: tt.Linear(8, 28).save(path / "recurrent.npz"), "recurrent.npz holds Linear(8, 28), which is no"),
+        (lambda path: tt.Linear(9, 28).save(path / "linear.npz"), "do not fit together"),
+        (lambda path: tt.GRU(64, 8, batch_first=True).save(path / "recurrent.npz"), "do not fit together"),
+        (lambda path: tt.GRU(64, 8, dtype="float64").save(path / "recurrent.npz"), "do not fit together"),
+        (lambda path: (path / "vocabulary.json").unlink(), "vocabulary.json: No such file"),
+        (lambda path: (path / "vocabulary.json").write_text("{"), "vocabulary.json is not JSON"),
+        (lambda path: (path / "vocabulary.json").write_text("[1]"), "vocabulary.json holds no string"),
+        (lambda path: (path / "vocabulary.json").write_text('"abc"'), "and 3 characters do not fit together"),
+    ],
+)
+def test_a_spoilt_model_is_refused(folder, model, spoil, words):
+    spoil(folder / "model")
+    result = call("flow", "--model", "model", "--text", "text.txt")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("throughtime: error: --model model: ")
+    assert result.stderr.count("\n") == 1
+    assert words in result.stderr
 
 
 @pytest.mark.parametrize(("cell", "gates"), [(tt.RNN, 1), (tt.GRU, 3), (tt.LSTM, 4)])
@@ -212,6 +360,26 @@ def test_good_weights(cell, gates):
     assert not layer.parameters["bias_hh_l1"].any()
     remembering = layer.parameters["bias_ih_l1"].reshape(gates, 6)
     assert gates == 1 or (remembering[1] > 0).all()
+
+
+def test_good_weights_of_a_layer_norm_lstm():
+    """Gains of the recurrent part are a half; those of the input and of c stay 1."""
+    layer = tt.LSTM(3, 6, layer_norm=True, seed=0)
+    set_good_weights(layer, np.random.default_rng(0), 50)
+    gains = {name: set(array.tolist()) for name, array in layer.parameters.items() if "_ln_" in name}
+    assert gains == {"weight_ln_ih_l0": {1}, "weight_ln_hh_l0": {0.5}, "weight_ln_c_l0": {1}, "bias_ln_c_l0": {0}}
+    assert (layer.parameters["bias_ih_l0"][6:12] > 0).all()
+
+
+def test_good_weights_reach_into_stacks():
+    """What is not recurrent keeps its own."""
+    linear, inner, outer = tt.Linear(3, 6, seed=0), tt.LSTM(6, 6, seed=1), tt.GRU(6, 6, seed=2)
+    before = linear.parameters["bias"].copy()
+    stack = tt.Sequential(linear, tt.ResidualBlock(tt.Sequential(inner), 6), outer)
+    set_good_weights(stack, np.random.default_rng(0), 50)
+    assert np.array_equal(linear.parameters["bias"], before)
+    assert not inner.parameters["bias_hh_l0"].any()
+    assert not outer.parameters["bias_hh_l0"].any()
 
 
 def test_info():

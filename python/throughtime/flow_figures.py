@@ -103,8 +103,8 @@ def label_curves(axes: Axes, quantity: str, steps: int) -> None:
     for name, value in _FLOATS.items():
         if axes.dataLim.y0 < value < axes.dataLim.y1:
             axes.axhline(value, color="0.35", linestyle=(0, (1, 4)), linewidth=1)
-            text: dict[str, Any] = {"fontsize": "small", "color": "0.25", "ha": "right", "va": "bottom"}
-            axes.text(0.995, value, name, transform=axes.get_yaxis_transform(), **text)
+            text: dict[str, Any] = {"fontsize": "small", "color": "0.25", "va": "bottom"}
+            axes.text(0.005, value, name, transform=axes.get_yaxis_transform(), **text)
 
 
 def label_powers(axis: Axis) -> None:

@@ -150,7 +150,7 @@ class GradientFlow:
         way = self._way(row)
         places = (way[0], way[len(way) // 2], way[-1]) if way.size else (-np.inf,) * 3
         horizons = (_horizon(way, exponent) for exponent in (-3.0, -6.0))
-        return (*map(_log10_text, places), _factor_text(self._log10_gamma[row]), *map(_steps_text, horizons))
+        return (*map(_log10_text, places), factor_text(self._log10_gamma[row]), *map(_steps_text, horizons))
 
     def plot(self, path_or_axes: str | os.PathLike[str] | Axes | None = None) -> Figure:
         """Draw the norms over time, and heat maps over the units; needs matplotlib.
@@ -278,7 +278,7 @@ def _log10_text(value: float) -> str:
     return "zero" if value == -np.inf else f"{value:z.2f}"
 
 
-def _factor_text(log10_factor: float) -> str:
+def factor_text(log10_factor: float) -> str:
     near = not abs(log10_factor) > 3
     return f"{10**log10_factor:.4f}" if near else f"10^{log10_factor:.1f}"
 

@@ -1,109 +1,151 @@
-"""`throughtime flow`: how gradients fare on their way back, with default and with good initial weights."""
+"""`throughtime flow`: how gradients fare on their way back: in cells and stacks side by side, or in a trained model."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 from numpy.typing import NDArray
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 import throughtime as tt
+from throughtime.gradient_flow import COLUMNS, GradientFlow, StackFlow, factor_text
 
-from .output import check_plot_path, say
+from .character_model import CharacterModel
+from .flow_models import INPUT_SIZE, MODELS, WEIGHTS, build, lowest
+from .output import check_plot_path, fail, say
+from .text import encode, read_text, stretches, text_name
 
 Array = NDArray[Any]
 
-_CELLS = {"RNN": tt.RNN, "GRU": tt.GRU, "LSTM": tt.LSTM}
-_INPUT_SIZE = 32
+_NOTE = (
+    "start: last step; end: first step; gamma: mean factor per step back; "
+    "horizon(f): steps back until the norm is below f times that of the start."
+)
+_MODELS_OWN = {"hidden": "its own units", "layers": "its own layers", "seed": "nothing random"}
 
 
 def flow(
+    context: typer.Context,
     steps: Annotated[int, typer.Option(min=2, help="Timesteps of the sequence.")] = 1000,
     hidden: Annotated[int, typer.Option(min=1, help="Units of each layer.")] = 64,
+    layers: Annotated[int, typer.Option(min=1, help="LSTM layers of the stacks.")] = 8,
     batch: Annotated[int, typer.Option(min=1, help="Sequences; norms are over all of them.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Of weights and sequence.")] = 0,
+    text: Annotated[
+        Path | None, typer.Option(help="A UTF-8 text to run on, not on random numbers.", show_default=False)
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="What `throughtime train --save` wrote, to look at.", show_default=False)
+    ] = None,
     plot: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("throughtime-flow.png"),
 ) -> None:
-    """Show the gradient at every timestep of RNN, GRU and LSTM, with a loss on the last step only.
+    """Show the gradient at every timestep, with a loss on the last step only.
 
-    Each cell runs on the same random sequence, with default weights (torch's) and with good ones: recurrent weights
-    orthogonal, gate biases for memories as long as the sequence (chrono), other biases zero.
+    RNN, GRU, LSTM, LSTM with LayerNorm, and stacks of LSTMs without and with residual additions run on the same random
+    sequence, with default weights (torch's) and with good ones: recurrent weights orthogonal, gate biases for memories
+    as long as the sequence (chrono), other biases zero. Or, with --model, a trained character model on a text (without
+    --text that of Python's help()).
     """
     check_plot_path(plot)
-    norms = {
-        name: {weights: _norms(name, weights, steps, hidden, batch, seed) for weights in ("default", "good")}
-        for name in _CELLS
-    }
     console = Console()
-    console.print(_table(norms, f"Norm of dL/dh_t, loss on the last of {steps} steps, {hidden} units"))
+    if model is None:
+        _compare(console, _inputs(text, steps, batch, seed), hidden, layers, seed, plot)
+    else:
+        for option, what in _MODELS_OWN.items():
+            source = context.get_parameter_source(option)
+            if source is not None and source.name == "COMMANDLINE":
+                fail(f"--{option}: a saved model has {what}; --model goes with --steps, --batch, --text and --plot")
+        _look(console, model, text, steps, batch, plot)
+
+
+def _compare(console: Console, x: Array, hidden: int, layers: int, seed: int, plot: Path) -> None:
+    flows = {
+        name: {weights: tt.gradient_flow(build(name, weights, hidden, layers, len(x), seed), x) for weights in WEIGHTS}
+        for name in MODELS
+    }
+    about = f"loss on the last of {len(x)} steps, {hidden} units"
+    console.print(_table(flows, f"log10 of the norm of dL/dh_t: {about}"))
+    say(console, f"{_NOTE} Of a stack, all in its first LSTM.")
+    console.print(_depth_table(flows, layers))
     from .plots import save_flow_figure
 
-    save_flow_figure(plot, norms, f"Gradient flow: {steps} steps, {hidden} units, loss on the last step only")
+    save_flow_figure(plot, flows, f"Gradient flow: {about}")
     say(console, f"plot: {plot}")
 
 
-def set_good_weights(layer: Any, rng: np.random.Generator, max_steps: float) -> None:
-    """Orthogonal recurrent weights; gate biases that remember up to `max_steps` steps; other biases zero."""
-    for name, array in layer.parameters.items():
-        gates = array.shape[0] // layer.hidden_size
-        if name.startswith("weight_hh"):
-            array[...] = tt.init.orthogonal(array.shape, rng, gates=gates, dtype=array.dtype)
-        elif name.startswith("bias_ih") and gates > 1:
-            array[...] = tt.init.chrono(
-                array.shape, rng, max_steps, cell={3: "gru", 4: "lstm"}[gates], dtype=array.dtype
-            )
-        elif name.startswith("bias"):
-            array[...] = 0
+def _look(console: Console, path: Path, text: Path | None, steps: int, batch: int, plot: Path) -> None:
+    model = CharacterModel.load(path)
+    ids = _known(console, model.vocabulary, text)
+    if len(ids) <= steps:
+        fail(f"{text_name(text)} has {len(ids)} characters that the model knows, --steps {steps} needs {steps + 1}")
+    found = model.flow(stretches(ids, steps + 1, batch))
+    title = f"{path}: {model.recurrent!r} on {text_name(text)}, loss on the character after {steps}"
+    table = _new_table("log10 of the norm of dL/dh_t", "layer")
+    for row, name in enumerate(found.names):
+        table.add_row(name, *found.cells(row))
+    say(console, title)
+    console.print(table)
+    say(console, _NOTE)
+    from .plots import save_model_figure
+
+    save_model_figure(plot, found, title)
+    say(console, f"plot: {plot}")
 
 
-def norms_per_step(hidden: Array) -> Array:
-    """The norms (L, T) of gradients (L, T, B, H), scaled first so that squares do not underflow."""
-    wide = hidden.astype(np.float64)
-    largest = np.abs(wide).max(axis=(2, 3), keepdims=True)
-    scaled = wide / np.where(largest > 0, largest, 1)
-    norms: Array = largest[:, :, 0, 0] * np.sqrt(np.square(scaled).sum(axis=(2, 3)))
-    return norms
+def _inputs(text: Path | None, steps: int, batch: int, seed: int) -> Array:
+    """The sequences (steps, batch, features): random numbers, or a text's characters in a random embedding."""
+    if text is None:
+        return np.random.default_rng(seed).standard_normal((steps, batch, INPUT_SIZE), dtype=np.float32)
+    vocabulary, ids = encode(read_text(text))
+    if len(ids) < steps:
+        fail(f"{text} has {len(ids)} characters, --steps {steps} needs at least {steps}")
+    return tt.Embedding(len(vocabulary), INPUT_SIZE, seed=seed)(stretches(ids, steps, batch))
 
 
-def gamma(norms: Array) -> float:
-    """The geometric mean of the factor per step back, over the steps before the norm reaches zero."""
-    back = norms[::-1]
-    alive = len(back) if (back > 0).all() else int(np.argmin(back > 0))
-    return math.nan if alive < 2 else float((back[alive - 1] / back[0]) ** (1 / (alive - 1)))
+def _known(console: Console, vocabulary: str, text: Path | None) -> Array:
+    """The text's characters as the model numbers them, without those that it does not know."""
+    found, ids = encode(read_text(text))
+    number = {character: index for index, character in enumerate(vocabulary)}
+    numbers = np.array([number.get(character, -1) for character in found], np.int64)[ids]
+    strange = [character for character in found if character not in number]
+    if strange:
+        shown = ", ".join(map(repr, strange[:10])) + (", ..." if len(strange) > 10 else "")
+        say(console, f"{(numbers < 0).sum():,} of {len(ids):,} characters left out, unknown to the model: {shown}")
+    return numbers[numbers >= 0]
 
 
-def _norms(name: str, weights: str, steps: int, hidden: int, batch: int, seed: int) -> Array:
-    """In float64, where a norm may fall to 1e-308 before it is lost."""
-    rng = np.random.default_rng(seed)
-    x = rng.standard_normal((steps, batch, _INPUT_SIZE))
-    d_output = np.zeros((steps, batch, hidden))
-    d_output[-1] = rng.standard_normal((batch, hidden))
-    layer = _CELLS[name](_INPUT_SIZE, hidden, dtype="float64", seed=seed)
-    if weights == "good":
-        set_good_weights(layer, rng, max(2, steps))
-    grads = layer.forward(x).backward(d_output, timesteps=("hidden",))
-    norms: Array = norms_per_step(grads.hidden)[0]
-    return norms
-
-
-def _table(norms: dict[str, dict[str, Array]], title: str) -> Table:
-    table = Table(title=title, caption="gamma: geometric mean of the factor per step back; 1 keeps the gradient")
-    table.add_column("cell")
-    table.add_column("weights")
-    for column in ("last step", "middle", "first step", "log10", "gamma"):
-        table.add_column(column, justify="right")
-    for cell, curves in norms.items():
-        for weights, row in curves.items():
-            table.add_row(
-                cell, weights, *(f"{row[t]:.1e}" for t in (-1, len(row) // 2, 0)), _log10(row[0]), f"{gamma(row):.4f}"
-            )
+def _table(flows: Mapping[str, Mapping[str, GradientFlow]], title: str) -> Table:
+    table = _new_table(title, "model", "weights")
+    for name, of_weights in flows.items():
+        for weights, found in of_weights.items():
+            table.add_row(name, weights, *lowest(found).cells(0))
     return table
 
 
-def _log10(norm: float) -> str:
-    return f"{math.log10(norm):.1f}" if norm > 0 else "below -308"
+def _new_table(title: str, *names: str) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in names:
+        table.add_column(name, no_wrap=True)
+    for column in COLUMNS:
+        table.add_column(column.replace("(", "\n("), justify="right", no_wrap=True)
+    return table
+
+
+def _depth_table(flows: Mapping[str, Mapping[str, GradientFlow]], layers: int) -> Table:
+    """How much of the gradient that leaves the last LSTM arrives at what enters the first."""
+    title = f"Gradient of what enters the first of {layers} layers, over that of the output"
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("model")
+    for weights in WEIGHTS:
+        table.add_column(weights, justify="right")
+    for name, of_weights in flows.items():
+        depths = [found.depth_log10_norm for found in of_weights.values() if isinstance(found, StackFlow)]
+        if depths:
+            table.add_row(name, *(factor_text(depth[1] - depth[-1]) for depth in depths))
+    return table

@@ -1,42 +1,73 @@
-"""The two figures: loss and gradient of a training, and gradients side by side. Legible in black and white."""
+"""The commands' figures: loss and gradient of a training, gradients side by side. Legible in black and white."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from throughtime.flow_figures import draw_curve, draw_depth, label_curves, label_depth
+from throughtime.gradient_flow import GradientFlow, StackFlow
 
-_STYLES = ("-", "--", "-.", ":")
+from .flow_models import WEIGHTS, lowest
 
 
-def save_training_figure(path: Path, losses: Sequence[float], unigram: float, norms: Array, title: str) -> None:
-    """Left the loss per step (bits per character), right the norms (L, T) of dL/dh_t."""
+def save_training_figure(path: Path, losses: Sequence[float], unigram: float, flow: GradientFlow, title: str) -> None:
+    """Left the loss per step (bits per character), right the gradient per timestep."""
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     figure.suptitle(title)
     left, right = figure.subplots(1, 2)
     _draw_losses(left, losses, unigram)
-    for layer, row in enumerate(norms):
-        _draw_norms(right, row, f"layer {layer}", linestyle=_STYLES[layer % len(_STYLES)], color=f"C{layer}")
-    _label_norms(right, "Gradient flow after training, loss on the last step only")
+    flow.plot(right)
+    right.set_title("Gradient flow after training, loss on the last step only")
     figure.savefig(path, dpi=150)
 
 
-def save_flow_figure(path: Path, norms: Mapping[str, Mapping[str, Array]], title: str) -> None:
-    """One curve of norms (T,) per cell (line style) and choice of initial weights (line width)."""
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
-    axes = figure.subplots()
-    for index, (cell, curves) in enumerate(norms.items()):
-        for (weights, row), width in zip(curves.items(), (1.0, 2.5), strict=True):
-            _draw_norms(axes, row, f"{cell}, {weights}", linestyle=_STYLES[index], color=f"C{index}", linewidth=width)
-    _label_norms(axes, title)
+def save_model_figure(path: Path, flow: GradientFlow, title: str) -> None:
+    """Curves and heat maps of one model."""
+    figure = flow.plot()
+    figure.suptitle(title, wrap=True)
     figure.savefig(path, dpi=150)
+
+
+def save_flow_figure(path: Path, flows: Mapping[str, Mapping[str, GradientFlow]], title: str) -> None:
+    """Norms over time, a panel for each choice of initial weights and a curve per model; of stacks also over depth."""
+    figure = Figure(figsize=(15, 6), layout="constrained")
+    figure.suptitle(title)
+    *panels, depth = figure.subplots(1, len(WEIGHTS) + 1, width_ratios=(*(1.2 for _ in WEIGHTS), 1))
+    for weights, axes in zip(WEIGHTS, panels, strict=True):
+        axes.sharey(panels[0])
+        for place, (name, of_weights) in enumerate(flows.items()):
+            flow = of_weights[weights]
+            draw_curve(axes, lowest(flow).log10_norm[0], name, place)
+        axes.set_title(f"{weights.capitalize()} weights")
+    for axes in panels:
+        label_curves(axes, "dL/dh_t", next(iter(flows.values()))[WEIGHTS[0]].log10_norm.shape[1])
+        axes.legend(handlelength=4, fontsize="small", framealpha=0.95)
+    _draw_depths(depth, flows)
+    figure.savefig(path, dpi=150)
+
+
+def _draw_depths(axes: Axes, flows: Mapping[str, Mapping[str, GradientFlow]]) -> None:
+    """Of every stack and choice of weights, what enters each recurrent layer, and the output."""
+    rows = 0
+    for place, (name, of_weights) in enumerate(flows.items()):
+        for (weights, flow), width in zip(of_weights.items(), (1.0, 2.5), strict=True):
+            if isinstance(flow, StackFlow):
+                norms = flow.depth_log10_norm[1:]  # without what enters the Linear
+                draw_depth(axes, norms, f"{name}, {weights}", place, linewidth=width)
+                rows = len(norms)
+    step = 1 + rows // 20
+    axes.set_yticks(
+        [*range(0, rows - 1, step), rows - 1], [*(f"into LSTM {1 + row}" for row in range(0, rows - 1, step)), "output"]
+    )
+    axes.invert_yaxis()
+    axes.set_title("Stacks: over depth")
+    label_depth(axes)
+    axes.legend(handlelength=4, fontsize="small", framealpha=0.95)
 
 
 def _draw_losses(axes: Axes, losses: Sequence[float], unigram: float) -> None:
@@ -47,16 +78,5 @@ def _draw_losses(axes: Axes, losses: Sequence[float], unigram: float) -> None:
     axes.plot(steps[span - 1 :], smooth, color="black", linewidth=1.8, label=f"mean of {span} steps")
     axes.axhline(unigram, color="black", linestyle=":", label=f"unigram baseline ({unigram:.2f})")
     axes.set(title="Training loss", xlabel="step (parameter updates)", ylabel="loss (bits per character)")
-    axes.grid(alpha=0.3)
-    axes.legend(handlelength=3.5)
-
-
-def _draw_norms(axes: Axes, norms: Array, label: str, **style: Any) -> None:
-    shown = np.where(norms > 0, norms, np.nan)  # zero has no place on a log axis
-    axes.semilogy(np.arange(len(shown)), shown, label=label, **style)
-
-
-def _label_norms(axes: Axes, title: str) -> None:
-    axes.set(title=title, xlabel="timestep t", ylabel=r"norm of dL/dh$_t$ (log scale)")
     axes.grid(alpha=0.3)
     axes.legend(handlelength=3.5)

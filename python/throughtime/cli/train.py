@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -19,13 +18,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import throughtime as tt
 
-from .flow import norms_per_step
+from .character_model import CharacterModel
 from .output import check_directory_path, check_plot_path, fail, say
+from .text import encode, read_text, text_name
 
 Array = NDArray[Any]
 
 _BITS = 1 / math.log(2)  # nats to bits
-_EMBEDDING_SIZE = 64
 _FLOW_STEPS = 1000
 _MAX_NORM = 1.0
 _INTERRUPTED = 130  # exit code of a command ended by Ctrl-C
@@ -66,17 +65,17 @@ def train(
     for option, value in (("--lr", lr), ("--temperature", temperature)):
         if not math.isfinite(value):
             fail(f"{option} must be a finite number, got {value}")
-    text = _read_text(file)
+    text = read_text(file)
     check_plot_path(plot)
     if save is not None:
         check_directory_path("--save", save)
     vocabulary, ids = encode(text)
     streams = _streams(ids, batch, window, len(vocabulary))
-    model = CharacterModel(len(vocabulary), cell, layers, hidden, seed)
+    model = CharacterModel.new(vocabulary, cell, layers, hidden, seed)
     console = Console()
     say(
         console,
-        f"{'Python help() topics' if file is None else file}: {len(ids):,} characters, {len(vocabulary)} "
+        f"{text_name(file)}: {len(ids):,} characters, {len(vocabulary)} "
         f"distinct; {model.recurrent!r}, {sum(map(np.size, model.parameters.values())):,} parameters; "
         f"{streams.inputs.shape[1]} streams",
     )
@@ -84,51 +83,13 @@ def train(
     run = _train(model, streams, steps, window, lr, console)
     _report(run, unigram_bits(ids), console)
     if run.losses:
-        _finish(run, model, vocabulary, ids, plot, console, title=f"{cell.value.upper()}, {layers} x {hidden} units")
-        say(console, sample(model, vocabulary, int(ids[0]), sample_length, temperature, np.random.default_rng(seed)))
+        _finish(run, model, ids, plot, console, title=f"{cell.value.upper()}, {layers} x {hidden} units")
+        say(console, sample(model, int(ids[0]), sample_length, temperature, np.random.default_rng(seed)))
     if save is not None:
-        save_model(model, vocabulary, save)
+        model.save(save)
         say(console, f"model: {save}")
     if run.interrupted:
         raise typer.Exit(_INTERRUPTED)
-
-
-class CharacterModel:
-    """Embedding, recurrent layers, Linear."""
-
-    def __init__(self, characters: int, cell: str, layers: int, hidden: int, seed: int) -> None:
-        kind = {"rnn": tt.RNN, "gru": tt.GRU, "lstm": tt.LSTM}[cell]
-        self.embedding = tt.Embedding(characters, _EMBEDDING_SIZE, seed=[seed, 0])
-        self.recurrent = kind(_EMBEDDING_SIZE, hidden, layers, seed=[seed, 1])
-        self.linear = tt.Linear(hidden, characters, seed=[seed, 2])
-        self.parts = {"embedding": self.embedding, "recurrent": self.recurrent, "linear": self.linear}
-
-    @property
-    def parameters(self) -> dict[str, Array]:
-        """The arrays of all parts, ``part.name``."""
-        return _merged({part: layer.parameters for part, layer in self.parts.items()})
-
-    def gradients(self, inputs: Array, targets: Array, state: Any) -> tuple[float, dict[str, Array], Any]:
-        """The loss (nats) of characters (T, B), the gradient of every parameter, and the state to go on from."""
-        embedded = self.embedding.forward(inputs)
-        tape = self.recurrent.forward(embedded.output, state)
-        logits = self.linear.forward(tape.output)
-        loss, d_logits = tt.cross_entropy(logits.output, targets)
-        linear = logits.backward(d_logits)
-        recurrent = tape.backward(linear.input, timesteps=())
-        embedding = embedded.backward(recurrent.input)
-        grads = {"embedding": embedding.parameters, "recurrent": recurrent.parameters, "linear": linear.parameters}
-        return loss, _merged(grads), tape.final_state
-
-    def gradient_norms(self, ids: Array) -> Array:
-        """The norms (L, T) of dL/dh_t for T + 1 characters, the loss on the last alone; in float64."""
-        embedding, recurrent, linear = (layer.astype("float64") for layer in self.parts.values())
-        tape = recurrent.forward(embedding(ids[:-1, None]))
-        last = linear.forward(tape.output[-1])
-        _, d_logits = tt.cross_entropy(last.output, ids[-1:])
-        d_output = np.zeros_like(tape.output)
-        d_output[-1] = last.backward(d_logits).input
-        return norms_per_step(tape.backward(d_output, timesteps=("hidden",)).hidden)
 
 
 @dataclass(frozen=True)
@@ -165,12 +126,6 @@ class Run:
         return sum(last) / len(last) if last else math.nan
 
 
-def encode(text: str) -> tuple[str, Array]:
-    """The distinct characters in order, and the text as indices into them."""
-    codes, ids = np.unique(np.frombuffer(text.encode("utf-32-le"), np.dtype("<u4")), return_inverse=True)
-    return "".join(map(chr, codes.tolist())), ids.reshape(-1)
-
-
 def unigram_bits(ids: Array) -> float:
     """Bits per character of a model that knows how frequent characters are, and nothing else."""
     shares = np.bincount(ids) / len(ids)
@@ -178,29 +133,15 @@ def unigram_bits(ids: Array) -> float:
     return float(-(shares * np.log2(shares)).sum())
 
 
-def sample(
-    model: CharacterModel, vocabulary: str, first: int, length: int, temperature: float, rng: np.random.Generator
-) -> str:
+def sample(model: CharacterModel, first: int, length: int, temperature: float, rng: np.random.Generator) -> str:
     """Let the model write on after the character `first`."""
     current, state, written = first, None, []
     for _ in range(length):
         output, state = model.recurrent(model.embedding(np.array([[current]])), state)
         logits = model.linear(output)[0, 0].astype(np.float64)
         current = _draw(logits, temperature, rng)
-        written.append(vocabulary[current])
+        written.append(model.vocabulary[current])
     return "".join(written)
-
-
-def save_model(model: CharacterModel, vocabulary: str, path: Path) -> None:
-    """Write the parts as files that `tt.load` reads, and the vocabulary."""
-    path.mkdir(exist_ok=True)
-    for name, layer in model.parts.items():
-        layer.save(path / f"{name}.npz")
-    (path / "vocabulary.json").write_text(json.dumps(vocabulary), encoding="utf-8")
-
-
-def _merged(parts: dict[str, dict[str, Array]]) -> dict[str, Array]:
-    return {f"{part}.{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
 
 
 def _draw(logits: Array, temperature: float, rng: np.random.Generator) -> int:
@@ -208,19 +149,6 @@ def _draw(logits: Array, temperature: float, rng: np.random.Generator) -> int:
         return int(logits.argmax())
     cumulative = np.exp((logits - logits.max()) / temperature).cumsum()
     return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right").clip(max=len(logits) - 1))
-
-
-def _read_text(file: Path | None) -> str:
-    if file is None:
-        from pydoc_data.topics import topics
-
-        return "\n".join(topics.values())
-    try:
-        return file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
-    except OSError as error:
-        fail(f"{file}: {error.strerror}")
-    except UnicodeDecodeError as error:
-        fail(f"{file}: not UTF-8 (byte {error.start})")
 
 
 def _streams(ids: Array, batch: int, window: int, characters: int) -> Streams:
@@ -287,11 +215,9 @@ def _report(run: Run, unigram: float, console: Console) -> None:
     )
 
 
-def _finish(
-    run: Run, model: CharacterModel, vocabulary: str, ids: Array, plot: Path, console: Console, *, title: str
-) -> None:
+def _finish(run: Run, model: CharacterModel, ids: Array, plot: Path, console: Console, *, title: str) -> None:
     from .plots import save_training_figure
 
-    norms = model.gradient_norms(ids[: _FLOW_STEPS + 1])
-    save_training_figure(plot, run.losses, unigram_bits(ids), norms, f"Character model: {title}")
+    flow = model.flow(ids[: _FLOW_STEPS + 1, None])
+    save_training_figure(plot, run.losses, unigram_bits(ids), flow, f"Character model: {title}")
     say(console, f"plot: {plot}")
