@@ -122,12 +122,13 @@ def size(name: str, value: Any, *, least: int = 1, most: int | None = None) -> i
     return int(value)
 
 
-def number(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> float:
-    """`value` as a float in [low, high], or in (low, high] where `open_low` holds."""
+def number(name: str, value: Any, low: float, high: float, *, open_low: bool = False, open_high: bool = False) -> float:
+    """`value` as a float in [low, high], without low where `open_low` holds, without high where `open_high` does."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not (low < value <= high if open_low else low <= value <= high):
-        raise ValueError(f"{name} must be in {'(' if open_low else '['}{low}, {high}], got {value}")
+    if not low <= value <= high or (open_low and value == low) or (open_high and value == high):
+        interval = f"{'(' if open_low else '['}{low}, {high}{')' if open_high else ']'}"
+        raise ValueError(f"{name} must be in {interval}, got {value}")
     return float(value)
 
 

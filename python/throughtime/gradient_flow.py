@@ -1,0 +1,287 @@
+"""What `throughtime.gradient_flow` finds: logarithms of the gradient's norm at every timestep, its decay, a table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ._arguments import Array, check_shape, number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["GradientFlow", "StackFlow"]
+
+COLUMNS = ("start", "middle", "end", "gamma", "horizon(1e-3)", "horizon(1e-6)")
+
+
+class GradientFlow:
+    """How large the gradient is at every timestep of a recurrent layer: what :func:`throughtime.gradient_flow` returns.
+
+    All norms are logarithms to base 10, which reach as far past the range of floats as gradients do: ``-1500`` is a
+    norm of 1e-1500. ``-inf`` is a gradient of exactly zero, such as in padding or after the last loss; ``inf`` and
+    ``nan`` come from weights or losses that are not finite. A row is a layer and direction, in the order of ``h_n``.
+    Its backward goes from the last timestep to the first; in the reverse direction, from the first to the last.
+
+    Parameters
+    ----------
+    log10_norm_per_sequence : (L*D, T, B) array, float64
+        log10 of ||dL/dh_t|| over the units; (L*D, T) where there is no batch.
+    log10_unit : (L*D, T, H) array, float64, optional
+        log10 of the norm over the batch.
+    reverse : (L*D,) sequence of bool
+        Which rows belong to the reverse direction.
+    names : (L*D,) sequence of str
+        What the rows are called in the table and in plots.
+    title : str
+        What the flow is of.
+
+    Attributes
+    ----------
+    log10_norm_per_sequence, reverse, names, title
+        As given.
+    log10_norm : (L*D, T) array
+        log10 of ||dL/dh_t|| over batch and units.
+    """
+
+    quantity = "dL/dh_t"
+
+    def __init__(
+        self,
+        log10_norm_per_sequence: Array,
+        log10_unit: Array | None = None,
+        *,
+        reverse: Sequence[bool],
+        names: Sequence[str],
+        title: str,
+    ) -> None:
+        rows = len(names)
+        axes = ("T", "B")[: log10_norm_per_sequence.ndim - 1]
+        check_shape("log10_norm_per_sequence", log10_norm_per_sequence, (rows, *axes))
+        self.log10_norm_per_sequence = log10_norm_per_sequence
+        if log10_unit is not None:
+            check_shape("log10_unit", log10_unit, (*log10_norm_per_sequence.shape[:2], "H"))
+        self._log10_unit = log10_unit
+        self.reverse = np.array(reverse, np.bool_)
+        check_shape("reverse", self.reverse, (rows,))
+        self.names = tuple(names)
+        self.title = title
+
+    def __repr__(self) -> str:
+        rows, steps = self.log10_norm.shape
+        return f"{type(self).__name__}({self.title!r}, {rows} rows, {steps} timesteps)"
+
+    @cached_property
+    def log10_norm(self) -> Array:
+        """log10 of the norm over batch and units, (L*D, T)."""
+        each = self.log10_norm_per_sequence
+        return each if each.ndim == 2 else _log10_norm(each, axis=2)
+
+    @property
+    def log10_unit(self) -> Array:
+        """log10 of the norm of each unit's gradient over the batch, (L*D, T, H)."""
+        if self._log10_unit is None:
+            raise AttributeError("this flow holds no log10_unit: it was made without")
+        return self._log10_unit
+
+    @property
+    def gamma(self) -> Array:
+        """Geometric mean of the factor by which the norm changes per step back, (L*D,).
+
+        With n steps from the first one that carries a gradient (a norm above zero), in the order of the backward, to
+        the last one that does: ``(norm at the last / norm at the first) ** (1 / n)``, whatever lies between. NaN where
+        fewer than two steps carry a gradient. It describes a loss on one step; where there are losses on the way too,
+        it includes what they add.
+        """
+        with np.errstate(over="ignore", under="ignore"):
+            gamma: Array = np.power(10.0, self._log10_gamma)
+        return gamma
+
+    def horizon(self, fraction: float) -> Array:
+        """Steps back until the norm is below a fraction of what it starts with.
+
+        Parameters
+        ----------
+        fraction : float
+            Above 0 and below 1.
+
+        Returns
+        -------
+        (L*D,) array
+            Counted from the first step that carries a gradient, in the order of the backward, to the first whose norm
+            is below `fraction` times the norm there; a gradient of exactly zero is below. ``inf`` where none is;
+            ``nan`` where no step carries a gradient or a norm is not finite before that.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `fraction` is no number between 0 and 1.
+        """
+        fraction = number("fraction", fraction, 0, 1, open_low=True, open_high=True)
+        return np.array([_horizon(self._way(row), np.log10(fraction)) for row in range(len(self.names))])
+
+    def summary(self) -> str:
+        """Return a table of every row: log10 of the norm where its way begins, halfway and at its end, gamma, horizons.
+
+        Returns
+        -------
+        str
+            The start is the first step that carries a gradient, in the order of the backward; the end is the last
+            timestep in that order: the first of the sequence, in the reverse direction the last.
+        """
+        lines = [("", *COLUMNS), *((name, *self.cells(row)) for row, name in enumerate(self.names))]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        table = [
+            "  ".join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]).rstrip() for name, *cells in lines
+        ]
+        note = (
+            f"start, middle, end: log10 of the norm of {self.quantity} along the way back; gamma: its mean factor per "
+            "step back; horizon(f): steps back until it is below f times that of the start."
+        )
+        return "\n".join([self.title, *table, note])
+
+    def cells(self, row: int) -> tuple[str, ...]:
+        """What a table shows of a row, in the order of ``COLUMNS``."""
+        way = self._way(row)
+        places = (way[0], way[len(way) // 2], way[-1]) if way.size else (-np.inf,) * 3
+        horizons = (_horizon(way, exponent) for exponent in (-3.0, -6.0))
+        return (*map(_log10_text, places), _factor_text(self._log10_gamma[row]), *map(_steps_text, horizons))
+
+    def plot(self, path_or_axes: str | os.PathLike[str] | Axes | None = None) -> Figure:
+        """Draw the norms over time, and heat maps over the units; needs matplotlib.
+
+        Parameters
+        ----------
+        path_or_axes : path or matplotlib Axes, optional
+            Where the figure is saved, in the format that its name ends in; or axes for the curves alone.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            A new one, or that of the axes.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        TypeError
+            If `path_or_axes` is something else.
+        """
+        try:
+            from . import flow_figures
+        except ModuleNotFoundError as error:
+            raise ImportError(
+                f'a plot needs matplotlib ({error}): pip install matplotlib, or pip install "throughtime[cli]"'
+            ) from error
+        return flow_figures.plot(self, path_or_axes)
+
+    @cached_property
+    def _log10_gamma(self) -> Array:
+        return np.array([_log10_gamma(self._way(row)) for row in range(len(self.names))])
+
+    def _way(self, row: int) -> Array:
+        """The row's norms in the order of the backward, from the first step that carries a gradient to the end."""
+        norms = self.log10_norm[row] if self.reverse[row] else self.log10_norm[row, ::-1]
+        carrying = np.flatnonzero(norms != -np.inf)
+        return norms[carrying[0] :] if carrying.size else norms[:0]
+
+
+class StackFlow(GradientFlow):
+    """How large the gradient is at every timestep and layer of a `Sequential`.
+
+    A row is the gradient of what enters a layer, dL/dx_t; the last row is that of the output. The flow inside a
+    recurrent layer, from step to step, is in ``layers``.
+
+    Parameters
+    ----------
+    log10_norm_per_sequence : (layers + 1, T, B) array, float64
+        log10 of ||dL/dx_t|| over the features; (layers + 1, T) where there is no batch.
+    names : (layers + 1,) sequence of str
+        What the rows are called in the table and in plots.
+    layers : (layers,) sequence of GradientFlow or None
+        The flow inside each layer that holds a recurrent one, None for others.
+    title : str
+        What the flow is of.
+
+    Attributes
+    ----------
+    layers : tuple of GradientFlow or None
+    depth_log10_norm : (layers + 1,) array
+        log10 of the norm over all timesteps.
+    log10_norm, log10_norm_per_sequence, reverse, names, title
+        As of :class:`GradientFlow`; a row for every boundary of layers, ``reverse`` nowhere.
+    """
+
+    quantity = "dL/dx_t"
+
+    def __init__(
+        self,
+        log10_norm_per_sequence: Array,
+        *,
+        names: Sequence[str],
+        layers: Sequence[GradientFlow | None],
+        title: str,
+    ) -> None:
+        super().__init__(log10_norm_per_sequence, reverse=[False] * len(names), names=names, title=title)
+        self.layers = tuple(layers)
+        if len(self.layers) != len(self.names) - 1:
+            raise ValueError(f"layers has {len(self.layers)} entries, expected {len(self.names) - 1}: names less one")
+
+    @property
+    def log10_unit(self) -> Array:
+        """Layers differ in width: there is none of a whole stack."""
+        inside = [i for i, layer in enumerate(self.layers) if layer is not None]
+        where = f"flow.layers[i].log10_unit, i among {inside}" if inside else "no layer here is recurrent"
+        raise AttributeError(f"a stack has no log10_unit of its own: {where}")
+
+    @cached_property
+    def depth_log10_norm(self) -> Array:
+        """log10 of the norm over timesteps, batch and features, (layers + 1,)."""
+        return _log10_norm(self.log10_norm, axis=1)
+
+
+def _log10_norm(logarithms: Array, axis: int) -> Array:
+    """log10 of the root of the sum of squares, given log10 of what is squared; the largest is taken out first."""
+    largest = np.max(logarithms, axis=axis, keepdims=True, initial=-np.inf)
+    unit = np.where(np.isfinite(largest), largest, 0.0)
+    with np.errstate(all="ignore"):  # log10(0) is -inf, and 10^inf is inf, as they should be
+        squares = np.power(10.0, 2 * (logarithms - unit))
+        norm: Array = unit.squeeze(axis) + np.log10(squares.sum(axis=axis)) / 2
+    return norm
+
+
+def _log10_gamma(way: Array) -> float:
+    carrying = np.flatnonzero(way != -np.inf)
+    if len(carrying) < 2:
+        return np.nan
+    with np.errstate(invalid="ignore"):  # inf - inf
+        return float((way[carrying[-1]] - way[0]) / carrying[-1])
+
+
+def _horizon(way: Array, log10_fraction: float) -> float:
+    if not way.size:
+        return np.nan
+    with np.errstate(invalid="ignore"):  # inf - inf
+        change = way - way[0]
+    ends = np.flatnonzero((change < log10_fraction) | np.isnan(change))
+    if not ends.size:
+        return np.inf
+    return np.nan if np.isnan(change[ends[0]]) else float(ends[0])
+
+
+def _log10_text(value: float) -> str:
+    return "zero" if value == -np.inf else f"{value:z.2f}"
+
+
+def _factor_text(log10_factor: float) -> str:
+    near = not abs(log10_factor) > 3
+    return f"{10**log10_factor:.4f}" if near else f"10^{log10_factor:.1f}"
+
+
+def _steps_text(steps: float) -> str:
+    return "never" if steps == np.inf else f"{steps:.0f}"
