@@ -57,18 +57,25 @@ struct Backward : Recurrence<S> {
   double clip;                   // largest norm of what flows from one step into another; 0: no clipping
   View<const S> d_output;        // (T, B, P); data may be null
   const S* d_cell;               // (T, B, H), or null
-  const S* d_final[max_states];  // (B, P), (B, H)
-  View<S> d_input;               // (T, B, I)
+  const S* d_final[max_states];  // (B, P), (B, H), or null
+  View<S> d_input;               // (T, B, I); data may be null
   bool add_to_input;             // d_input already holds the other direction's part
-  S* d_weights[max_parameters];  // as the parameters
-  S* d_initial[max_states];      // (B, P), (B, H)
+  S* d_weights[max_parameters];  // as the parameters; without that of weight_ih there are none
+  S* d_initial[max_states];      // (B, P), (B, H), or null
   // What each timestep's gradient is asked for; each may be null.
   S* d_states[max_states];        // (T, B, P), (T, B, H): the total dL/dh_t, dL/dc_t
   S* d_gates;                     // (T, B, G H): of the pre-activation's input part
   uint8_t* clipped;               // (T, B)
   double* norms[max_parameters];  // (T) each: Frobenius norm of what the step adds to the parameter's gradient
   const uint8_t* dropped;         // (G H, P), or null: where weight_hh's gradient takes no part in that norm
+  // The gradient's flow, where `exponent` is given; see cpu/flow.hpp. d_output and d_input are then over 2^exponent.
+  const int32_t* d_output_exponent;  // (T, B); no_exponent where there is no loss, and d_output is not read
+  int32_t* exponent;                 // (T, B): of the gradient at each timestep
+  double* log10_sequence;            // (T, B): log10 of the norm of dL/dh_t over units
+  double* log10_unit;                // (T, P): over sequences
 };
+
+constexpr int32_t no_exponent = INT32_MIN;  // of zero
 
 enum class Family : uint8_t { free, one_row, many_rows, amx };
 enum class Split : uint8_t { free, sequences, units };

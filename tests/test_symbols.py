@@ -19,7 +19,7 @@ SOURCES = ("kernels", "attention", "layer_norm", "activation")  # what is compil
 LEVELS = X86 if platform.machine() in ("x86_64", "AMD64") else {"neon": []}
 
 # What compilers call on their own, from libc or none; nothing of the standard library.
-HARMLESS = {"memcpy", "memmove", "memset", "memcmp", "sqrt", "_GLOBAL_OFFSET_TABLE_", "__stack_chk_fail"}
+HARMLESS = {"memcpy", "memmove", "memset", "memcmp", "sqrt", "log2", "_GLOBAL_OFFSET_TABLE_", "__stack_chk_fail"}
 
 
 def read_symbols(made, *options):

@@ -80,7 +80,7 @@ class Arrays {
   bool truth(const char* name) const { return has(name) && entries_[name].cast<bool>(); }
   double number(const char* name) const { return has(name) ? entries_[name].cast<double>() : 0.0; }
   int64_t integer(const char* name) const { return has(name) ? entries_[name].cast<int64_t>() : 0; }
-  Arrays group(const char* name) const { return Arrays(entries_[name].cast<py::dict>()); }
+  Arrays group(const char* name) const { return Arrays(has(name) ? entries_[name].cast<py::dict>() : py::dict()); }
 
  private:
   [[noreturn]] static void fail(const std::string& name, const std::string& expected) {

@@ -83,6 +83,27 @@ void forward(const CellKernels& cell, const Arrays& from) {
 }
 
 template <class S>
+void describe_parameters(const CellKernels& cell, const Arrays& gradients, const Arrays& norms, Backward<S>& p) {
+  const std::vector<Named> named = parameters(cell, p.I, p.H, p.P);
+  const bool asks_norms = norms.has(named[0].name);
+  for (int i = 0; i < max_parameters; ++i) {
+    if (!named[size_t(i)].name) continue;
+    const auto& [name, shape] = named[size_t(i)];
+    p.d_weights[i] = may_be_missing(i) ? gradients.optional<S>(name, shape) : gradients.required<S>(name, shape);
+    if (asks_norms) p.norms[i] = norms.required<double>(name, {p.T});
+  }
+}
+
+template <class S>
+void describe_flow(const Arrays& from, Backward<S>& p) {
+  p.exponent = from.required<int32_t>("exponent", {p.T, p.B});
+  p.d_output_exponent = from.required<const int32_t>("output_exponent", {p.T, p.B});
+  p.log10_sequence = from.required<double>("log10_sequence", {p.T, p.B});
+  p.log10_unit = from.required<double>("log10_unit", {p.T, p.P});
+  if (!p.d_output.data) throw py::value_error("output: expected an array");
+}
+
+template <class S>
 void backward(const CellKernels& cell, const Arrays& from, const Arrays& gradients) {
   Backward<S> p{};
   describe(cell, from, p);
@@ -92,25 +113,18 @@ void backward(const CellKernels& cell, const Arrays& from, const Arrays& gradien
   p.d_output = gradients.view<const S>("output", {p.T, p.B, p.P});
   p.d_cell = gradients.optional<const S>("d_cell", {p.T, p.B, p.H});
   p.d_input = gradients.view<S>("input", {p.T, p.B, p.I});
-  if (!p.d_input.data && p.B) throw py::value_error("input: expected an array");
   p.add_to_input = gradients.truth("add_to_input");
-  const Arrays final_state = gradients.group("final_state"), initial_state = gradients.group("initial_state");
   for (int i = 0; i < cell.states; ++i) {
     const int64_t width = i == 0 ? p.P : p.H;
-    p.d_final[i] = final_state.required<const S>(state_names[i], {p.B, width});
-    p.d_initial[i] = initial_state.required<S>(state_names[i], {p.B, width});
+    p.d_final[i] = gradients.group("final_state").optional<const S>(state_names[i], {p.B, width});
+    p.d_initial[i] = gradients.group("initial_state").optional<S>(state_names[i], {p.B, width});
     p.d_states[i] = gradients.optional<S>(state_names[i], {p.T, p.B, width});
   }
   p.d_gates = gradients.optional<S>("gates", {p.T, p.B, rows});
   p.clipped = p.clip > 0 ? gradients.required<uint8_t>("clipped", {p.T, p.B}) : nullptr;
   p.dropped = gradients.optional<const uint8_t>("dropped", {rows, p.P});
-  const std::vector<Named> named = parameters(cell, p.I, p.H, p.P);
-  for (int i = 0; i < max_parameters; ++i) {
-    if (!named[size_t(i)].name) continue;
-    const auto& [name, shape] = named[size_t(i)];
-    p.d_weights[i] = may_be_missing(i) ? gradients.optional<S>(name, shape) : gradients.required<S>(name, shape);
-    if (gradients.has("norms")) p.norms[i] = gradients.group("norms").required<double>(name, {p.T});
-  }
+  if (gradients.has("parameters")) describe_parameters(cell, gradients.group("parameters"), gradients.group("norms"), p);
+  if (gradients.has("exponent")) describe_flow(gradients, p);
   run(entries<S>(cell).backward, p);
 }
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "clip.hpp"
+#include "flow.hpp"
 #include "forward.hpp"
 #include "norms.hpp"
 #include "side.hpp"
@@ -49,7 +50,7 @@ class BackwardLoop {
     // A step's delta must outlive its chunk by one step, so steps take turns in chunk + 1 places. Where a cell is not split, x
     // and h share theirs.
     const auto prepare = [&](Side& side, Interleaved order, int64_t features, const Side* shared = nullptr) {
-      side.prepare(engine, host, order, features, delta_rows, column_size, asks_norms(), shared);
+      side.prepare(engine, host, order, asks_weights() ? features : 0, delta_rows, column_size, asks_norms(), shared);
     };
     prepare(inputs, {G, p.H, L}, p.I);
     prepare(recurrent, {R, p.H, L}, p.P, C::split ? nullptr : &inputs);
@@ -64,6 +65,8 @@ class BackwardLoop {
     rules = scratch<uint8_t>(host, 2 * host.threads * p.B);
     scales = scratch<S>(host, host.threads * p.B);
     if (p.clip > 0) carried_norms.prepare(host, p.B, plan.hidden_vectors, plan.unit_vectors);
+    for (int i = 0; i < C::states; ++i) d_states[i] = p.d_states[i];
+    if (asks_flow()) flow.prepare(p, host), d_states[0] = scratch<S>(host, chunk_rows * p.P);
     if (asks_norms()) norms = scratch<double>(host, host.threads * norms_room().total());
     __builtin_memset(zeros, 0, size_t(p.P) * sizeof(S));
     __builtin_memset(rules, 0, size_t(2 * host.threads * p.B));
@@ -113,10 +116,12 @@ class BackwardLoop {
     const S* saved;
     int64_t delta_row;  // among all places
     int64_t row;        // among the chunk's
+    int64_t state_row;  // among those of d_states
   };
 
   Moment moment(int64_t s, int64_t begin) const {
-    Moment at{s, steps.time(s), {}, {}, history.saved(steps, s), delta_row(s), (s - begin) * p.B};
+    const int64_t t = steps.time(s), row = (s - begin) * p.B;
+    Moment at{s, t, {}, {}, history.saved(steps, s), delta_row(s), row, asks_flow() ? row : t * p.B};
     for (int i = 0; i < C::states; ++i) at.before[i] = history.state(i, s), at.after[i] = history.state(i, s + 1);
     return at;
   }
@@ -124,6 +129,8 @@ class BackwardLoop {
   int64_t delta_row(int64_t s) const { return s % (plan.chunk + 1) * p.B; }
 
   bool asks_norms() const { return p.norms[0] != nullptr; }
+  bool asks_weights() const { return p.d_weights[weight_ih] != nullptr; }
+  bool asks_flow() const { return p.exponent != nullptr; }
   typename StepNorms<S>::Room norms_room() const { return {p.B, inputs.row_size(), p.I, p.H > p.P ? p.H : p.P}; }
 
   void work(int thread) {
@@ -152,8 +159,8 @@ class BackwardLoop {
       for (; end > first; end = end > first + plan.chunk ? end - plan.chunk : first)
         if (!chunk(mine, end > first + plan.chunk ? end - plan.chunk : first, end)) return;
     }
-    initial_gradient(mine);
-    unpack_weights(mine);
+    if (p.d_initial[0]) initial_gradient(mine);
+    if (asks_weights()) unpack_weights(mine);
   }
 
   // False when the call is to stop.
@@ -162,29 +169,34 @@ class BackwardLoop {
     if (again && !p.every && !again->save_again(again->mine(mine.thread, mine.unit), begin, end)) return false;
     if constexpr (C::phases != Phases::one)
       if (again && !team.wait(mine.thread)) return false;
-    transpose_operands(mine, begin, end);
+    if (asks_weights()) transpose_operands(mine, begin, end);
     for (int64_t s = end - 1; s >= begin; --s) {
       if (!step(mine, moment(s, begin))) return false;
       if (plan.unit_parts > 1 && !team.wait(mine.thread)) return false;
     }
     if (!team.wait(mine.thread)) return false;
+    if (asks_flow()) flow_norms(mine, begin, end);
+    if (p.d_input.data) input_gradient(mine, begin, end);
+    return (!asks_weights() || parameter_gradients(mine, begin, end)) && team.wait(mine.thread);
+  }
+
+  bool parameter_gradients(const Mine& mine, int64_t begin, int64_t end) {
     if constexpr (two_products) {
       transpose_middle(mine, begin, end);
       if (!team.wait(mine.thread)) return false;
     }
-    input_gradient(mine, begin, end);
     if (asks_norms()) {
       step_norms(mine, begin, end);
       if (values > 0 && !team.wait(mine.thread)) return false;
     }
     weight_gradients(mine, begin, end);
-    return team.wait(mine.thread);
+    return true;
   }
 
   void prepare(const Mine& mine) {
     const int t = mine.thread, n = host.threads;
     if (again) again->pack(t);
-    const Range input_panels = share(Product::panels(ceil_div(p.I, L)), n, t);
+    const Range input_panels = share(p.d_input.data ? Product::panels(ceil_div(p.I, L)) : 0, n, t);
     engine.template pack_columns<Product::vectors>(p.weights[weight_ih], p.I, inputs.order, input_panels, weight_packed);
     const Range recurrent_panels = share(back_panels(plan.hidden_vectors), n, t);
     engine.template pack_columns<back>(p.weights[weight_hh], p.P, recurrent.order, recurrent_panels, recurrent_packed);
@@ -201,7 +213,7 @@ class BackwardLoop {
         const Range own = i == 0 ? mine.q : mine.j;
         const int64_t width = history.width(i);
         for (int64_t j = own.begin; j < own.end; ++j)
-          store(units(i, b, j), load_some<V>(p.d_final[i] + b * width + j * L, width - j * L));
+          store(units(i, b, j), p.d_final[i] ? load_some<V>(p.d_final[i] + b * width + j * L, width - j * L) : V{});
       }
   }
 
@@ -265,22 +277,31 @@ class BackwardLoop {
   // put(b, q, dh): the gradient that h receives from the step after. False when the call is to stop.
   template <class Put>
   bool receive(const Mine& mine, const Moment& at, const Put& put) {
-    if (!(p.clip > 0)) {
+    if (!rescales) {
       for_carried(mine, at.s + 1, [&](int64_t b, int64_t q, V h) { put(b, q, load<V>(units(0, b, q)) + h); });
       return true;
     }
+    if (asks_flow()) flow.clear(mine.thread, mine.b);
     for_carried(mine, at.s + 1, [&](int64_t b, int64_t q, V h) {
       store(units(0, b, q), load<V>(units(0, b, q)) + h);
-      carried_norms.gather(0, b, q, units(0, b, q));
+      gather(mine, 0, b, q);
     });
     for (int i = 1; i < C::states; ++i)
       for (int64_t b = mine.b.begin; b < mine.b.end; ++b)
-        for (int64_t j = mine.j.begin; j < mine.j.end; ++j) carried_norms.gather(i, b, j, units(i, b, j));
+        for (int64_t j = mine.j.begin; j < mine.j.end; ++j) gather(mine, i, b, j);
     if (plan.unit_parts > 1 && !team.wait(mine.thread)) return false;
-    for (int64_t b = mine.b.begin; b < mine.b.end; ++b) find_scale(mine, at, b);
+    for (int64_t b = mine.b.begin; b < mine.b.end; ++b) asks_flow() ? find_exponent(mine, at, b) : find_scale(mine, at, b);
     for (int64_t b = mine.b.begin; b < mine.b.end; ++b)
-      for (int64_t q = mine.q.begin; q < mine.q.end; ++q) put(b, q, load<V>(units(0, b, q)) * mine.scales[b]);
+      for (int64_t q = mine.q.begin; q < mine.q.end; ++q) {
+        const V scaled = load<V>(units(0, b, q)) * mine.scales[b];
+        put(b, q, asks_flow() ? scaled + flow.loss(mine.thread, at.t, b, q) : scaled);
+      }
     return true;
+  }
+
+  TT_INLINE void gather(const Mine& mine, int i, int64_t b, int64_t j) const {
+    if (asks_flow()) flow.gather(mine.thread, b, load<V>(units(i, b, j)));
+    else carried_norms.gather(i, b, j, units(i, b, j));
   }
 
   void find_rules(const Mine& mine, int64_t s) {
@@ -315,9 +336,15 @@ class BackwardLoop {
     if (mine.j.begin == 0 && mine.j.end > 0) p.clipped[at.t * p.B + b] = clips;
   }
 
+  void find_exponent(const Mine& mine, const Moment& at, int64_t b) const {
+    const int first = mine.thread / plan.unit_parts * plan.unit_parts;
+    mine.scales[b] = flow.rescale(mine.thread, first, plan.unit_parts, at.t, b, mine.rules[b] & inactive);
+    if (mine.j.begin == 0 && mine.j.end > 0) p.exponent[at.t * p.B + b] = flow.exponent(mine.thread, b);
+  }
+
   TT_INLINE V carried(const Mine& mine, int i, int64_t b, int64_t j) const {
     const V value = load<V>(units(i, b, j));
-    return p.clip > 0 ? value * mine.scales[b] : value;
+    return rescales ? value * mine.scales[b] : value;
   }
 
   // The cell of one vector of units of one sequence; dh is what h receives from the step after.
@@ -490,11 +517,11 @@ class BackwardLoop {
 
   TT_INLINE void put_state(const Moment& at, int i, int64_t b, int64_t j, V total) const {
     const int64_t width = history.width(i);
-    if (p.d_states[i]) store_some(p.d_states[i] + (at.t * p.B + b) * width + j * L, total, width - j * L);
+    if (d_states[i]) store_some(d_states[i] + (at.state_row + b) * width + j * L, total, width - j * L);
   }
 
   TT_INLINE void add_loss(const Moment& at, int i, int64_t b, int64_t j, V& dn) const {
-    if (i == 0 && p.d_output.data)
+    if (i == 0 && p.d_output.data && !asks_flow())
       dn += load_some<V>(p.d_output.data + at.t * p.d_output.time + b * p.d_output.batch + j * L, p.P - j * L);
     if (i == C::states - 1 && p.d_cell) dn += load_some<V>(p.d_cell + (at.t * p.B + b) * p.H + j * L, p.H - j * L);
   }
@@ -552,6 +579,12 @@ class BackwardLoop {
       }
     });
     if constexpr (values > 0) unit_gradients.close_chunk(begin, end, host.threads, mine.thread);
+  }
+
+  void flow_norms(const Mine& mine, int64_t begin, int64_t end) const {
+    const Range own = share(end - begin, host.threads, mine.thread);
+    for (int64_t i = own.begin; i < own.end; ++i)
+      flow.find_norms(mine.thread, steps.time(begin + i), d_states[0] + i * p.B * p.P);
   }
 
   void step_norms(const Mine& mine, int64_t begin, int64_t end) {
@@ -636,6 +669,7 @@ class BackwardLoop {
   History<S> history;
   Zoneout<S> zoneout;
   const bool zoned[max_states] = {zoneout.any(0), zoneout.any(1)};
+  const bool rescales = p.clip > 0 || asks_flow();
   Forward<S> forward;      // the same problem, for `again`
   Again* again = nullptr;  // where states or saved values were not kept
   int64_t chunk_rows, delta_rows, column_size, room_rows;
@@ -646,10 +680,12 @@ class BackwardLoop {
   const S* unit_packed;  // (units, values, lanes)
   TT_ISA::UnitGradients<C, S> unit_gradients;
   CarriedNorms<S, C::states> carried_norms;
-  Weight* panels;  // of delta, one a thread
-  S* zeros;        // the state before an episode
-  S* middle;       // (chunk rows, H): what the second product multiplied with
-  S* notes;        // one row a thread
+  Flow<S> flow;
+  S* d_states[max_states];  // (rows, B, P), (rows, B, H): of all timesteps, or for the flow's norms of the chunk; or null
+  Weight* panels;           // of delta, one a thread
+  S* zeros;                 // the state before an episode
+  S* middle;                // (chunk rows, H): what the second product multiplied with
+  S* notes;                 // one row a thread
   const S** rows;
   uint8_t* rules;
   S* scales;

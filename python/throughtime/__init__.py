@@ -13,6 +13,7 @@ from .config import (
     set_num_threads,
     show_config,
 )
+from .flow import gradient_flow
 from .gradcheck import gradcheck
 from .layer import load
 from .layer_norm import add_layer_norm, add_layer_norm_backward
@@ -45,6 +46,7 @@ __all__ = [
     "get_matmul_precision",
     "get_num_threads",
     "gradcheck",
+    "gradient_flow",
     "init",
     "load",
     "mse",

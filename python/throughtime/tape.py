@@ -452,7 +452,7 @@ class _Backward:
             steps = self.tape._sizes[0]
             norms = {name: self.norms.get(name + suffix, np.empty(steps)) for name in (*names, "bias_ih", "bias_hh")}
         return {
-            **{name: self.parameters[name + suffix] for name in names},
+            "parameters": {name: self.parameters[name + suffix] for name in names},
             "dropped": self.tape._masks.get("weight_hh" + suffix),
             **named(self.states),
             **self.options,
