@@ -18,7 +18,6 @@ from typer.testing import CliRunner
 
 import throughtime as tt
 from conftest import rounding_bound
-from flow_stand_in import gradient_flow
 from throughtime.cli import app
 from throughtime.cli import train as train_module
 from throughtime.cli.character_model import CharacterModel
@@ -34,11 +33,6 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
     return tmp_path
-
-
-@pytest.fixture(autouse=True)
-def flow_function(monkeypatch):
-    monkeypatch.setattr(tt, "gradient_flow", gradient_flow, raising=False)
 
 
 def call(*arguments):
