@@ -32,6 +32,20 @@ def test_the_example_of_the_blocks_runs(capsys):
     assert smaller == "True"
 
 
+def test_the_example_of_gradient_flow_runs(capsys, tmp_path, monkeypatch):
+    """It prints a row that falls below the range of floats, the one that the page shows, and draws it."""
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parent.parent / "docs" / "gradient_flow.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(code, "gradient_flow.md", "exec"), {})
+    title, _, row, _ = capsys.readouterr().out.splitlines()
+    shown = page[page.index(f"    {title}") :].splitlines()[2]
+    for ours, theirs in zip(row.split()[2:], shown.split()[2:], strict=True):
+        assert float(ours) == pytest.approx(float(theirs), abs=0.011)  # the last digit, where kernels round differently
+    assert float(row.split()[4]) < -308
+    assert (tmp_path / "flow.png").exists()
+
+
 def test_the_lines_of_the_readme_run(capsys):
     """They print three norms, which fall towards the beginning, and a timestep."""
     readme = (Path(__file__).parent.parent / "README.md").read_text()

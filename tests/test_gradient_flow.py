@@ -258,6 +258,15 @@ def test_zeros_and_what_is_not_finite_are_marked():
     assert np.ma.getmaskarray(heat.images[0].get_array())[0].tolist() == [True, True, False, False, False, True]
 
 
+def test_a_step_that_stands_alone_is_marked():
+    """A line through one point shows nothing; of 40 steps every fourth has a marker anyway."""
+    pytest.importorskip("matplotlib")
+    norms = np.full(40, ZERO)
+    norms[[10, 30, 31, 39]] = 0
+    (line, _) = flow_of(norms).plot().axes[0].lines
+    assert sorted({*range(0, 40, 4), 10, 39}) == line.get_markevery()
+
+
 def test_a_long_flow_is_drawn_by_the_largest_of_neighbours():
     """20001 steps in bins of 11: 1819 points, each at its bin's middle; the last bin has 3 steps."""
     pytest.importorskip("matplotlib")
@@ -285,21 +294,25 @@ def test_many_rows_are_drawn_in_part():
 
 def test_figure_of_a_stack():
     pytest.importorskip("matplotlib")
-    stack = stack_of([-700, -600], [-10, -9], [ZERO, 0])
+    stack = stack_of([ZERO, ZERO], [-700, -600], [ZERO, 0])
     figure = stack.plot()
     figure.draw_without_rendering()
     curves, heat, depth, colours = sorted(figure.axes, key=lambda axes: axes.get_label() == "<colorbar>")
     assert curves.get_ylabel() == "norm of dL/dx$_t$ (log scale)"
-    assert labels(curves) == ["into layers[0]", "into layers[1]", "output", "output: exactly zero"]
+    zero = ["into layers[0]: exactly zero", "output: exactly zero"]
+    assert labels(curves) == ["into layers[0]", zero[0], "into layers[1]", "output", zero[1]]
     assert [tick.get_text() for tick in heat.get_yticklabels()] == ["into layers[0]", "into layers[1]", "output"]
     assert heat.get_ylim() == depth.get_ylim() == (2.5, -0.5)
     assert labels(heat) == ["exactly zero"]
-    assert depth.lines[0].get_xdata() == pytest.approx(stack.depth_log10_norm, rel=EPS)
+    norms, missing = depth.lines
+    assert norms.get_xdata()[1:].tolist() == stack.depth_log10_norm[1:].tolist() == [-600, 0]
+    assert missing.get_ydata().tolist() == [0]
     assert depth.get_xlabel() == "norm over all timesteps (log scale)"
+    assert labels(depth) == ["norm", "norm: exactly zero"]
     assert colours.get_ylabel() == "log10 of norm of dL/dx$_t$"
 
 
-@pytest.mark.parametrize("norms", [[0], [ZERO], [np.nan], [ZERO, ZERO], [1, 1]])
+@pytest.mark.parametrize("norms", [[0], [ZERO], [np.nan], [ZERO, ZERO], [1, 1], [ZERO] * 50])
 def test_what_little_there_is_can_be_drawn(norms):
     pytest.importorskip("matplotlib")
     flow_of(norms, log10_unit=np.array(norms, float)[None, :, None]).plot().draw_without_rendering()

@@ -73,14 +73,15 @@ def draw_curve(
 ) -> None:
     """Norms (T,) in the line and marker of a place; steps without a gradient, or not finite, as signs at the bottom."""
     times, (highest,) = _thinned_curve(norms)
+    finite = np.isfinite(highest)
     look: dict[str, Any] = {
         "linestyle": _LINES[place % len(_LINES)],
         "marker": _MARKERS[place % len(_MARKERS)],
         "color": f"C{place % 10}",
         "markersize": 5,
-        "markevery": (0.013 * (place % 7), 0.1) if len(times) > 20 else 1,
+        "markevery": _marked(finite, place),
     }
-    (line,) = axes.plot(times, np.where(np.isfinite(highest), highest, np.nan), label=label, **{**look, **style})
+    (line,) = axes.plot(times, np.where(finite, highest, np.nan), label=label, **{**look, **style})
     if sequences is not None:
         lowest = np.where(sequences == -np.inf, np.inf, sequences).min(axis=1)
         _, (low, high) = _thinned_curve(-lowest, sequences.max(axis=1))
@@ -181,7 +182,9 @@ def _stack_figure(flow: StackFlow) -> Figure:
     axes.set_ylim(rows - 0.5, -0.5)
     figure.colorbar(image, ax=axes, label=f"log10 of norm of {_typeset(flow.quantity)}")
     depth = figure.add_subplot(grid[1, 1], sharey=axes)
-    draw_depth(depth, flow.depth_log10_norm, "", 0)
+    draw_depth(depth, flow.depth_log10_norm, "norm", 0)
+    if len(depth.lines) > 1:
+        depth.legend(fontsize="small")
     depth.set_title("Depth, over all timesteps")
     depth.tick_params(labelleft=False)
     label_depth(depth)
@@ -249,6 +252,14 @@ def _thinned_curve(*curves: Array) -> tuple[Array, list[Array]]:
     size = _bin(steps)
     starts = np.arange(0, steps, size)
     return (starts + np.minimum(starts + size, steps) - 1) / 2, [_largest(curve, size, 0) for curve in curves]
+
+
+def _marked(finite: Array, place: int) -> list[int]:
+    """Where a curve has its markers: ten, not above those of other curves, and where one step stands alone."""
+    apart = max(1, len(finite) // 10)
+    beside = np.pad(finite, 1)
+    alone = finite & ~beside[:-2] & ~beside[2:]
+    return sorted({*range(place % 7 * apart // 7, len(finite), apart), *np.flatnonzero(alone).tolist()})
 
 
 def _label(what: str, size: int) -> str:

@@ -11,7 +11,7 @@ import throughtime as tt
 from throughtime.gradient_flow import GradientFlow, StackFlow
 
 INPUT_SIZE = 32
-_LN_GAIN = 0.5  # with chrono biases; gamma is then 0.999 to 1.001 at 64 and 256 units, over 1000 and over 5000 steps
+_LN_GAIN = 0.5  # with chrono biases gamma is 0.9988 to 1.0005: random input, 64 and 256 units, 1000 steps, two seeds
 
 
 def _residual(hidden: int, layers: int, seed: int) -> tt.Sequential:
