@@ -205,7 +205,9 @@ class _StackPass:
             case EmbeddingTape():
                 return None, Scaled(d.values, np.full_like(d.exponent, ZERO))
             case LinearTape() | LayerNormTape() | MLPTape():  # row by row
-                return None, scaled(tape.backward(d.dense).input, d.exponent)
+                d_input = tape.backward(d.dense).input
+                assert d_input is not None
+                return None, scaled(d_input, d.exponent)
             case _:
                 return None, self._superposed(tape, d)
 
