@@ -46,6 +46,13 @@ def test_the_example_of_gradient_flow_runs(capsys, tmp_path, monkeypatch):
     assert (tmp_path / "flow.png").exists()
 
 
+def test_the_example_of_the_exponents_prints_what_stands_below_it(capsys):
+    page = (Path(__file__).parent.parent / "docs" / "lyapunov.md").read_text()
+    ((code, printed),) = re.findall(r"```python\n(.*?)```\n\n((?:    [^\n]+\n)+)", page, re.DOTALL)
+    exec(compile(code, "lyapunov.md", "exec"), {})
+    assert capsys.readouterr().out.splitlines() == [line.strip() for line in printed.splitlines()]
+
+
 def test_the_lines_of_the_readme_run(capsys):
     """They print three norms, which fall towards the beginning, and a timestep."""
     readme = (Path(__file__).parent.parent / "README.md").read_text()

@@ -18,6 +18,7 @@ from .gradcheck import gradcheck
 from .layer import load
 from .layer_norm import add_layer_norm, add_layer_norm_backward
 from .losses import cross_entropy, mse
+from .lyapunov import jacobian_singular_values, lyapunov_spectrum
 from .mlp import MLP
 from .modules import Embedding, Linear
 from .recurrent import GRU, LSTM, RNN
@@ -48,7 +49,9 @@ __all__ = [
     "gradcheck",
     "gradient_flow",
     "init",
+    "jacobian_singular_values",
     "load",
+    "lyapunov_spectrum",
     "mse",
     "optim",
     "set_matmul_precision",

@@ -1,0 +1,565 @@
+"""Lyapunov exponents and singular values of Jacobians: known answers, the reference's Jacobians, exact arithmetic."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import mpmath
+import numpy as np
+import pytest
+
+import reference
+import throughtime as tt
+from conftest import KINDS, STATES, Problem, assert_close, assert_same_bits, reference_forward, wide
+from throughtime import lyapunov
+from throughtime._products import log_singular_values, lyapunov_exponents
+
+EPS = np.finfo(np.float64).eps
+
+
+def jacobians(problem, states):
+    """d state_t / d state_{t-1} by complex step through the reference, from `states`: before each step, h and c."""
+    sizes = [array[0].size for array in states]
+    rows = sum(sizes)
+    unit = np.split(1e-30j * np.eye(rows), np.cumsum(sizes)[:-1], axis=1)
+    found = []
+    for t in range(problem.T):
+        start = tuple(
+            array[t][:, None] + part.reshape(rows, *array[t].shape).swapaxes(0, 1)
+            for array, part in zip(states, unit, strict=True)
+        )
+        x = np.repeat(wide(problem.x[t : t + 1]), rows, axis=1)
+        record = reference.forward(
+            problem.kind, wide(problem.parameters), x, reference.as_state(start), zoneout=problem.zoneout
+        )
+        final = [array.swapaxes(0, 1).reshape(rows, -1).imag for array in reference.as_tuple(record.final_state)]
+        found.append(np.concatenate(final, axis=1).T / 1e-30)
+    return found
+
+
+def reference_states(problem):
+    """The states before each step, (T, L, H) for h and for c."""
+    directions = reference_forward(problem, {"state": problem.state}).directions
+    return [
+        np.array([[direction.steps[t].previous[s][0] for direction in directions] for t in range(problem.T)])
+        for s in range(STATES[problem.kind])
+    ]
+
+
+def bound(problem, matrices):
+    """In nats: errors of the Jacobians, and 5 N eps of a column in QR (see `_products._times`), relative to the
+    smallest singular value of a step.
+    """
+    return (problem.bound + 5 * len(matrices[0]) * EPS) * max(map(np.linalg.cond, matrices))
+
+
+def log_svd(matrices):
+    """Of the product, formed as it is."""
+    product = np.eye(len(matrices[0]))
+    for matrix in matrices:
+        product = matrix @ product
+    return np.log(np.linalg.svd(product, compute_uv=False))
+
+
+def exact_log_svd(matrices, digits):
+    """Of the product in so many digits; those that are zero left out."""
+    with mpmath.workdps(digits):
+        product = mpmath.eye(len(matrices[0]))
+        for matrix in matrices:
+            product = mpmath.matrix(matrix.tolist()) * product
+        values = mpmath.svd_r(product, compute_uv=False)
+        largest = max(values)
+        return np.array(
+            [float(mpmath.log(value)) for value in values if value > largest * mpmath.mpf(10) ** -digits * 1e9]
+        )
+
+
+def noisy(kind, **sizes):
+    return Problem(kind, B=1, zoneout=0.2, **sizes)
+
+
+# Jacobians of all cells
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_jacobians_are_those_of_the_reference(kind, layers):
+    """Entries of a Jacobian are gradients: the bound is theirs."""
+    problem = noisy(kind, L=layers)
+    layer = problem.layer()
+    x, initial, _ = lyapunov._check(layer, problem.x, problem.state)
+    ours = list(lyapunov._jacobians(layer, x, lyapunov._trajectory(layer, x, initial)))
+    for matrix, expected in zip(ours, jacobians(problem, reference_states(problem)), strict=True):
+        assert_close(matrix, expected, problem.bound)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("warmup", [0, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_mean_exponent_is_that_of_the_determinants(kind, warmup, layers):
+    problem = noisy(kind, L=layers)
+    matrices = jacobians(problem, reference_states(problem))
+    exponents = tt.lyapunov_spectrum(problem.layer(), problem.x, state=problem.state, warmup=warmup)
+    expected = np.mean([np.linalg.slogdet(matrix)[1] for matrix in matrices[warmup:]]) / len(matrices[0])
+    assert exponents.shape == (len(matrices[0]),)
+    assert exponents.dtype == np.float64
+    assert np.all(np.diff(exponents) <= 0)
+    assert abs(exponents.mean() - expected) <= bound(problem, matrices)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_singular_values_are_those_of_the_product(kind):
+    """The plain product has errors of its own, some eps of its largest singular value."""
+    problem = noisy(kind, L=2, T=5)
+    matrices = jacobians(problem, reference_states(problem))
+    for start, stop in ((0, 1), (2, 3), (0, 3), (1, 5)):
+        found = tt.jacobian_singular_values(problem.layer(), problem.x, start, stop, state=problem.state)
+        expected = log_svd(matrices[start:stop])
+        assert found.shape == expected.shape
+        allowed = (stop - start) * bound(problem, matrices) + 5 * len(found) * EPS * np.exp(expected[0] - expected)
+        assert np.all(np.abs(found - expected) <= allowed)
+
+
+@pytest.mark.parametrize("kind", ["rnn_tanh", "lstm"])
+def test_a_float32_layer_is_linearised_at_its_own_states(kind):
+    """In float64, and in the states that it had: those of a float64 layer would give another answer."""
+    problem = noisy(kind, dtype="float32", L=2)
+    layer = problem.layer()
+    tape = layer.forward(problem.x, problem.state, training=False, memory="states")
+    after = [tape.hidden[:, :, 0], *([tape.cell[:, :, 0]] if STATES[kind] == 2 else [])]
+    states = [
+        np.concatenate([start, array[:, :-1]], axis=1).swapaxes(0, 1).astype(np.float64)
+        for start, array in zip(reference.as_tuple(problem.state), after, strict=True)
+    ]
+    matrices = jacobians(problem, states)
+    width = len(matrices[0])
+    close = bound(noisy(kind, L=2), matrices)
+    ours = tt.lyapunov_spectrum(layer, problem.x, state=problem.state)
+    assert np.all(np.abs(ours - lyapunov_exponents(matrices, width)) <= close)
+    other = tt.lyapunov_spectrum(layer.astype("float64"), wide(problem.x), state=wide(problem.state))
+    assert np.max(np.abs(ours - other)) > close
+
+
+def test_blocks_of_any_size_give_the_same(monkeypatch):
+    """Rows are other in number, and may be summed in another order: rounding."""
+    problem = noisy("lstm", T=20)
+    whole = tt.lyapunov_spectrum(problem.layer(), problem.x)
+    monkeypatch.setattr(lyapunov, "_BLOCK_BYTES", 1)
+    matrices = jacobians(problem, reference_states(problem))
+    assert_close(tt.lyapunov_spectrum(problem.layer(), problem.x), whole, bound(problem, matrices))
+
+
+# Known spectra
+
+
+@pytest.mark.parametrize("a", [0.5, 0.9, 1.1])
+def test_an_orthogonal_matrix_times_a_gives_ln_a(a):
+    """relu units around a fixed point of 100 in all units, from which they never get that far: linear. Each logarithm
+    is known to 5 N eps.
+    """
+    rng, size = np.random.default_rng(0), 8
+    w = a * np.linalg.qr(rng.standard_normal((size, size)))[0]
+    rnn = tt.RNN(1, size, nonlinearity="relu", dtype="float64")
+    rnn.parameters["weight_hh_l0"][:] = w
+    rnn.parameters["bias_ih_l0"][:] = 100 - w.sum(axis=1) * 100
+    rnn.parameters["bias_hh_l0"][:] = 0
+    x, state = np.zeros((40, 1, 1)), 100 + rng.uniform(-0.5, 0.5, (1, 1, size))
+    spectrum = tt.lyapunov_spectrum(rnn, x, state=state)
+    values = tt.jacobian_singular_values(rnn, x, 0, 40, state=state)
+    assert_close(spectrum, np.full(size, np.log(a)), 5 * size * EPS, floor=1)
+    assert_close(values / 40, np.full(size, np.log(a)), 5 * size * EPS, floor=1)
+
+
+def test_a_constant_jacobian_gives_the_logarithms_of_its_eigenvalues():
+    """And k exponents are the largest k. What the directions are still off by falls by 7/9 a step or faster."""
+    rng, rates = np.random.default_rng(0), np.array([0.9, 0.7, 0.5, 0.3])
+    basis = np.eye(4) + 0.3 * rng.standard_normal((4, 4))
+    w = basis @ np.diag(rates) @ np.linalg.inv(basis)
+    rnn = tt.RNN(1, 4, nonlinearity="relu", dtype="float64")
+    rnn.parameters["weight_hh_l0"][:] = w
+    rnn.parameters["bias_ih_l0"][:] = 1 - w.sum(axis=1)
+    rnn.parameters["bias_hh_l0"][:] = 0
+    for k in (1, 2, 3, 4, None):
+        found = tt.lyapunov_spectrum(rnn, np.zeros((250, 1, 1)), k, state=np.ones((1, 1, 4)), warmup=150)
+        assert_close(found, np.log(rates)[:k], 20 * EPS * np.linalg.cond(w) + (7 / 9) ** 150, floor=1)
+
+
+def test_gaussian_matrices_give_newmans_formula():
+    """Exponent i of independent matrices of N(0, sigma^2) is (ln(2 sigma^2) + psi((N - i + 1) / 2)) / 2 (Newman 1986):
+    R_ii^2 is sigma^2 chi^2 of N - i + 1 degrees of freedom, independent of all else, and the logarithm of that has the
+    variance psi'((N - i + 1) / 2). Five standard errors, which one of 8 exceeds with a probability of 5e-6.
+    """
+    size, count, sigma = 8, 4000, 0.3
+    rng = np.random.default_rng(0)
+    found = lyapunov_exponents((sigma * rng.standard_normal((size, size)) for _ in range(count)), size)
+    halves = [mpmath.mpf(size - i) / 2 for i in range(size)]
+    expected = np.array([float(mpmath.log(2 * sigma**2) + mpmath.digamma(half)) / 2 for half in halves])
+    error = np.array([float(mpmath.sqrt(mpmath.psi(1, half) / count)) / 2 for half in halves])
+    assert np.all(np.abs(found - expected) <= 5 * error)
+
+
+def mean_field(g):
+    """Of h' = tanh(W h), W of N(0, g^2/N), N to infinity: the largest exponent (Molgedey, Schuchhardt and Schuster
+    1992), and kappa, N times the variance of |J v|^2 over the square of its mean.
+
+    Pre-activations are Gaussian, of the variance q = g^2 <tanh^2>. A small v of norm 1 becomes tanh'(a_i) b_i with b_i
+    Gaussian of variance g^2/N and independent of a_i, so that |J v|^2 is the mean of N numbers (g tanh' b)^2, b now of
+    variance 1. Its mean is g^2 <tanh'^2>, kappa 3 <tanh'^4> / <tanh'^2>^2 - 1.
+    """
+    points, weights = np.polynomial.hermite_e.hermegauss(200)
+    weights /= weights.sum()
+    q = 1.0
+    for _ in range(1000):
+        q = g * g * (weights @ np.tanh(np.sqrt(q) * points) ** 2)
+    slope = 1 - np.tanh(np.sqrt(q) * points) ** 2
+    second, fourth = weights @ slope**2, weights @ slope**4
+    return np.log(g * g * second) / 2, 3 * fourth / second**2 - 1
+
+
+@pytest.mark.parametrize("g", [1.5, 2.0, 3.0])
+@pytest.mark.parametrize(("size", "networks"), [(32, 8), (128, 3)])
+def test_random_networks_have_the_exponent_of_mean_field_theory(g, size, networks):
+    """<ln s> is ln <s> - kappa / 2N for s = |J v|^2, a mean of N, so that the exponent is kappa / 4N below its limit.
+    That W is the same at every step adds other terms in 1/N: four times this one is allowed for them. The mean over
+    steps and networks has a standard error of sqrt(kappa / 4N / steps / networks); four of these.
+    """
+    limit, kappa = mean_field(g)
+    steps, found = 200, []
+    for seed in range(networks):
+        rng = np.random.default_rng(seed)
+        rnn = tt.RNN(1, size, bias=False, dtype="float64")
+        rnn.parameters["weight_hh_l0"][:] = g / np.sqrt(size) * rng.standard_normal((size, size))
+        x, state = np.zeros((100 + steps, 1, 1)), rng.standard_normal((1, 1, size))
+        found.append(tt.lyapunov_spectrum(rnn, x, 1, state=state, warmup=100)[0])
+    allowed = kappa / size + 4 * np.sqrt(kappa / (4 * size * steps * networks))
+    assert abs(np.mean(found) - (limit - kappa / (4 * size))) <= allowed
+
+
+def test_columns_do_not_start_in_an_invariant_direction():
+    """The largest exponent of a diagonal matrix, whose unit vectors have exponents of their own; after a warm-up the
+    column is off by (5/9)^100.
+    """
+    matrices = [np.diag([0.5, 0.9, 0.1])] * 150
+    assert_close(lyapunov_exponents(matrices, 1, warmup=100), np.log([0.9]), 15 * EPS + (5 / 9) ** 100, floor=1)
+
+
+# Arguments that make no difference, or one that is known
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm_projected"])
+def test_k_exponents_are_among_all(kind):
+    """The QR factors of the first columns do not depend on the others."""
+    problem = noisy(kind, T=30)
+    layer, allowed = problem.layer(), bound(problem, jacobians(problem, reference_states(problem)))
+    every = tt.lyapunov_spectrum(layer, problem.x, state=problem.state, warmup=10)
+    for k in (1, 4, len(every)):
+        found = tt.lyapunov_spectrum(layer, problem.x, k, state=problem.state, warmup=10)
+        assert found.shape == (k,)
+        assert np.all(np.abs(found[:, None] - every).min(axis=1) <= allowed)
+
+
+def test_layouts_give_the_same():
+    problem = noisy("lstm", L=2)
+    h, c = problem.state
+    layouts = [
+        (problem.layer(), problem.x, (h, c)),
+        (problem.layer(), problem.x[:, 0], (h[:, 0], c[:, 0])),
+        (problem.layer(batch_first=True), problem.x.swapaxes(0, 1), (h, c)),
+    ]
+    exponents = [tt.lyapunov_spectrum(layer, x, state=state) for layer, x, state in layouts]
+    values = [tt.jacobian_singular_values(layer, x, 1, 4, state=state) for layer, x, state in layouts]
+    for found in (exponents, values):
+        assert_same_bits(found[1], found[0])
+        assert_same_bits(found[2], found[0])
+
+
+def test_a_state_of_zeros_is_the_default():
+    problem = noisy("gru")
+    zeros = np.zeros_like(problem.state)
+    layer, x = problem.layer(), problem.x
+    assert_same_bits(tt.lyapunov_spectrum(layer, x), tt.lyapunov_spectrum(layer, x, state=zeros))
+    assert not np.array_equal(tt.lyapunov_spectrum(layer, x), tt.lyapunov_spectrum(layer, x, state=zeros + 1))
+
+
+@pytest.mark.parametrize("t", [0, 3, 7])
+def test_no_steps_are_the_identity(t):
+    problem = Problem("lstm", B=1)
+    assert_same_bits(tt.jacobian_singular_values(problem.layer(), problem.x, t, t), np.zeros(12))
+
+
+def test_dropout_and_zoneout_are_those_of_inference():
+    """Zoneout of probability 1 keeps every state: the identity, whatever dropout would do."""
+    gru = tt.GRU(2, 3, 2, dropout=0.5, weight_dropout=0.5, zoneout=1.0, dtype="float64", seed=0)
+    assert_close(tt.lyapunov_spectrum(gru, np.ones((9, 1, 2))), np.zeros(6), 30 * EPS, floor=1)
+
+
+# Any range
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("decades", [0, 1, 12])
+def test_singular_values_of_long_products_agree_with_exact_arithmetic(size, decades):
+    """Rows of different size times an orthogonal matrix, 60 of them: singular values up to 1e540. Errors are relative
+    to each row, as if all had the same size, and then the condition is 1. Each step rounds a logarithm of its size.
+    """
+    rng = np.random.default_rng(0)
+    count = 60
+    matrices = [
+        10.0 ** rng.uniform(0, decades, (size, 1)) * np.linalg.qr(rng.standard_normal((size, size)))[0]
+        for _ in range(count)
+    ]
+    expected = exact_log_svd(matrices, 60 + 2 * decades * count)
+    allowed = count * EPS * (5 * size + np.abs(expected).max())
+    assert np.max(np.abs(log_singular_values(matrices, size) - expected)) <= allowed
+
+
+def test_close_singular_values_agree_with_exact_arithmetic():
+    """Sixteen over 40 nats, no more than 6 from one to the next, so that windows overlap."""
+    rng = np.random.default_rng(0)
+    matrices = [np.eye(16) + 0.15 * rng.standard_normal((16, 16)) for _ in range(100)]
+    expected = exact_log_svd(matrices, 60)
+    assert expected[0] - expected[-1] > 40
+    assert np.diff(expected).min() > -6
+    allowed = 100 * 5 * 16 * EPS * max(map(np.linalg.cond, matrices))
+    assert np.max(np.abs(log_singular_values(matrices, 16) - expected)) <= allowed
+
+
+def test_a_column_that_has_become_small_stays_apart_from_the_larger_ones():
+    """The first direction shrinks by 1e-40 before the others meet it; conditions are 10 at most."""
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.standard_normal((3, 3)))[0]
+    matrices = [np.diag([0.1, 1, 1])] * 40 + [basis @ np.diag([1, 0.5, 0.2])] * 10
+    expected = exact_log_svd(matrices, 200)
+    allowed = 50 * EPS * (5 * 3 * 10 + np.abs(expected).max())
+    assert np.max(np.abs(log_singular_values(matrices, 3) - expected)) <= allowed
+
+
+def test_what_grows_beyond_the_largest_number_and_below_the_smallest():
+    """2000 steps of a relu layer that doubles one unit's differences, and halves the other's; one more leaves them."""
+    rnn = tt.RNN(1, 3, nonlinearity="relu", dtype="float64")
+    rnn.parameters["weight_hh_l0"][:] = np.diag([2.0, 0.5, 1.0])
+    rnn.parameters["bias_ih_l0"][:] = [-1, 0.5, 0]
+    rnn.parameters["bias_hh_l0"][:] = 0
+    state = np.ones((1, 1, 3))  # a fixed point
+    found = tt.jacobian_singular_values(rnn, np.zeros((2000, 1, 1)), 0, 2000, state=state)
+    assert_close(found, 2000 * np.log([2, 1, 0.5]), 2000 * 15 * EPS, floor=1)
+
+
+# Directions that die
+
+
+def rank_of(product):
+    """By elimination, in fractions."""
+    rows, rank = np.vectorize(Fraction, otypes=[object])(product), 0
+    for column in range(len(rows)):
+        pivots = np.flatnonzero(rows[rank:, column])
+        if pivots.size:
+            rows[[rank, rank + pivots[0]]] = rows[[rank + pivots[0], rank]]
+            rows[rank + 1 :] -= np.outer(rows[rank + 1 :, column] / rows[rank, column], rows[rank])
+            rank += 1
+    return rank
+
+
+def sparse(rng, size):
+    return rng.integers(-3, 4, (size, size)) * (rng.random((size, size)) < 0.4)
+
+
+def units_off(rng, size):
+    return rng.integers(-3, 4, (size, size)) * (rng.random((size, 1)) < 0.7)
+
+
+def rank_one(rng, size):
+    return np.outer(rng.integers(-9, 10, size), rng.integers(-9, 10, size))
+
+
+def diagonal(rng, size):
+    return np.diag(rng.integers(-2, 3, size))
+
+
+def graded(rng, size):
+    return rng.integers(-3, 4, (size, size)) * 10 ** rng.integers(0, 9, (size, 1))
+
+
+@pytest.mark.parametrize("make", [sparse, units_off, rank_one, diagonal, graded])
+def test_as_many_directions_die_as_the_rank_says(make):
+    """Small integers: the rank is exact. What lives agrees with 100 digits, of up to 7 matrices of N up to 7 that have,
+    rows brought to one size, a condition of at most 1e4 or infinity: within 7 * 5 N eps * 1e4.
+    """
+    rng = np.random.default_rng(0)
+    died = 0
+    for _ in range(60):
+        size, count = rng.integers(1, 8, 2)
+        matrices = [make(rng, size) for _ in range(count)]
+        product = np.eye(size, dtype=object)
+        for matrix in matrices:
+            product = matrix.astype(object) @ product
+        rank, floats = rank_of(product), [matrix.astype(np.float64) for matrix in matrices]
+        exponents, values = lyapunov_exponents(floats, size), log_singular_values(floats, size)
+        for found in (exponents, values):
+            assert np.all(np.isfinite(found[:rank]))
+            assert np.all(found[rank:] == -np.inf)
+        if rank:
+            expected = exact_log_svd([product], 100)
+            assert np.max(np.abs(values[:rank] - expected)) <= 7 * 5 * size * EPS * 1e4
+        died += size - rank
+    assert died > 0
+
+
+def test_what_one_step_shrinks_by_much_lives():
+    """A factor of 1e-11 in a direction between the units, known to EPS 1e11; one of 1e-18 is lost."""
+    rng = np.random.default_rng(0)
+    left, right = np.linalg.qr(rng.standard_normal((2, 5, 5)))[0]
+    for find in (lambda matrix: lyapunov_exponents([matrix], 5), lambda matrix: log_singular_values([matrix], 5)):
+        found = find(left @ np.diag([1, 1, 1, 1, 1e-11]) @ right)
+        assert abs(found.sum() - np.log(1e-11)) <= 25 * EPS * 1e11
+        found = find(left @ np.diag([1, 1, 1, 1, 1e-18]) @ right)
+        assert np.all(np.isfinite(found[:4]))
+        assert found[4] == -np.inf
+
+
+def test_units_that_are_off_die_and_the_others_live_on():
+    """Two of four relu units are off: a spectrum of the other two, here the eigenvalues of their triangular matrix."""
+    rnn = tt.RNN(1, 4, nonlinearity="relu", dtype="float64")
+    rnn.parameters["weight_hh_l0"][:] = [[0.5, 0.5, 1, 1], [0, 0.25, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]
+    rnn.parameters["bias_ih_l0"][:] = [1, 1, -100, -100]
+    rnn.parameters["bias_hh_l0"][:] = 0
+    for k in (4, 3, 2, 1):
+        found = tt.lyapunov_spectrum(rnn, np.zeros((300, 1, 1)), k, warmup=200)
+        assert_close(found[:2], np.log([0.5, 0.25])[:k], 20 * EPS, floor=1)
+        assert np.all(found[2:] == -np.inf)
+
+
+def test_a_direction_that_was_not_followed_takes_the_place_of_a_dead_one():
+    """The faster unit goes off after 100 steps: one column had turned to it, but for 2^-100, and died with it."""
+    rnn = tt.RNN(2, 2, nonlinearity="relu", bias=False, dtype="float64")
+    rnn.parameters["weight_hh_l0"][:] = np.diag([0.8, 0.4])
+    rnn.parameters["weight_ih_l0"][:] = np.eye(2)
+    x = np.ones((200, 1, 2))
+    x[100:, :, 0] = -10
+    for k in (1, 2):
+        found = tt.lyapunov_spectrum(rnn, x, k, warmup=60)
+        assert_close(found[:1], np.log([0.4]), 10 * EPS, floor=1)
+        assert np.all(found[1:] == -np.inf)
+
+
+def test_an_lstm_without_recurrent_weights_keeps_its_cells():
+    """h does not come back: its directions die. c shrinks by the forget gate, whose input is the bias alone."""
+    lstm = tt.LSTM(1, 3, dtype="float64", seed=0)
+    forget = np.array([-1.0, 0.0, 2.0])
+    for name, array in lstm.parameters.items():
+        array[...] = 0
+        if name == "bias_ih_l0":
+            array[3:6] = forget
+    x = np.zeros((100, 1, 1))
+    expected = np.sort(np.log(reference.sigmoid(forget)))[::-1]
+    found = tt.lyapunov_spectrum(lstm, x, warmup=50)
+    assert_close(found[:3], expected, np.exp(50 * np.diff(expected).max()) + 30 * EPS, floor=1)
+    assert np.all(found[3:] == -np.inf)
+    values = tt.jacobian_singular_values(lstm, x, 10, 100)
+    assert np.all(np.isfinite(values[:3]))
+    assert np.all(values[3:] == -np.inf)
+
+
+@pytest.mark.parametrize("layer", [tt.RNN, tt.GRU, tt.LSTM])
+def test_with_all_weights_zero(layer):
+    """An RNN forgets all; z = 1/2 of a GRU and f = 1/2 of an LSTM keep half, from the first step on."""
+    zero = layer(1, 3, 2, dtype="float64")
+    for array in zero.parameters.values():
+        array[...] = 0
+    found = tt.lyapunov_spectrum(zero, np.zeros((20, 1, 1)), warmup=1)
+    alive = 0 if layer is tt.RNN else 6
+    assert_close(found[:alive], np.full(alive, np.log(0.5)), 60 * EPS, floor=1)
+    assert np.all(found[alive:] == -np.inf)
+
+
+def test_saturated_units_shrink_differences_as_they_should():
+    """Slopes of 1e-9 and less beside slopes of 1, each known as a row of its own: the determinants are right. A slope
+    of zero, where tanh is 1, is a death.
+    """
+    rng, size = np.random.default_rng(0), 6
+    w = rng.standard_normal((size, size))
+    rnn = tt.RNN(1, size, dtype="float64")
+    for array in rnn.parameters.values():
+        array[...] = 0
+    rnn.parameters["weight_hh_l0"][:] = w
+    rnn.parameters["bias_ih_l0"][:] = [0, 0, 0, 0, 12, 14]
+    x = np.zeros((30, 1, 1))
+    h = rnn.forward(x).hidden[0, :, 0]
+    slopes = 1 - h * h
+    assert slopes.min() < 1e-9
+    expected = np.mean(np.log(slopes).sum(axis=1)) + np.linalg.slogdet(w)[1]
+    # 1 - h^2 is known to u of 1: the sum of the logarithms as well as the smallest slope allows
+    allowed = 5 * size * EPS * np.linalg.cond(w) + size * EPS / slopes.min()
+    assert abs(tt.lyapunov_spectrum(rnn, x).sum() - expected) <= allowed
+    rnn.parameters["bias_ih_l0"][-1] = 50
+    found = tt.lyapunov_spectrum(rnn, x)
+    assert np.all(np.isfinite(found[:-1]))
+    assert found[-1] == -np.inf
+
+
+# Errors
+
+
+def layer(**options):
+    return tt.LSTM(2, 3, dtype="float64", seed=0, **options)
+
+
+X = np.zeros((5, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: tt.lyapunov_spectrum(tt.Linear(2, 3), X), TypeError, "layer .*Linear"),
+        (lambda: tt.lyapunov_spectrum(layer(bidirectional=True), X), ValueError, "layer .*one direction"),
+        (lambda: tt.lyapunov_spectrum(layer(), np.zeros((5, 2, 2))), ValueError, "x .*B = 2"),
+        (lambda: tt.lyapunov_spectrum(layer(), np.zeros((5, 0, 2))), ValueError, "x .*B = 0"),
+        (lambda: tt.lyapunov_spectrum(layer(), np.zeros((0, 1, 2))), ValueError, "x "),
+        (lambda: tt.lyapunov_spectrum(layer(), X.astype(np.float32)), TypeError, "x .*float32"),
+        (lambda: tt.lyapunov_spectrum(layer(), X[:, :, :1]), ValueError, "x "),
+        (lambda: tt.lyapunov_spectrum(layer(), X, 0), ValueError, "k must be at least 1, got 0"),
+        (lambda: tt.lyapunov_spectrum(layer(), X, 7), ValueError, "k must be at most 6, got 7"),
+        (lambda: tt.lyapunov_spectrum(layer(), X, 2.0), TypeError, "k "),
+        (lambda: tt.lyapunov_spectrum(layer(), X, warmup=5), ValueError, "warmup must be at most 4, got 5"),
+        (lambda: tt.lyapunov_spectrum(layer(), X, warmup=-1), ValueError, "warmup "),
+        (lambda: tt.lyapunov_spectrum(layer(), X, state=np.zeros((1, 1, 3))), TypeError, "state .*pair"),
+        (lambda: tt.jacobian_singular_values(tt.MLP(2, 3), X, 0, 1), TypeError, "layer .*MLP"),
+        (lambda: tt.jacobian_singular_values(layer(bidirectional=True), X, 0, 1), ValueError, "layer "),
+        (lambda: tt.jacobian_singular_values(layer(), X, 0, 6), ValueError, "stop must be at most 5, got 6"),
+        (lambda: tt.jacobian_singular_values(layer(), X, 3, 2), ValueError, "start must be at most 2, got 3"),
+        (lambda: tt.jacobian_singular_values(layer(), X, -1, 2), ValueError, "start "),
+        (lambda: tt.jacobian_singular_values(layer(), X, 0, 1.5), TypeError, "stop "),
+        (lambda: tt.jacobian_singular_values(layer(), X, 0, 1, state=(X[:1], X[:1])), ValueError, "state"),
+    ],
+)
+def test_errors_name_the_argument(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
+
+
+def test_a_state_that_is_not_finite_is_named_by_its_step():
+    x = X.copy()
+    x[3] = np.nan
+    with pytest.raises(FloatingPointError, match="state is not finite after 4 steps"):
+        tt.lyapunov_spectrum(layer(), x)
+    tt.jacobian_singular_values(layer(), x, 0, 3)  # what comes later does not matter
+    state = (np.full((1, 1, 3), np.inf), np.zeros((1, 1, 3)))
+    with pytest.raises(FloatingPointError, match="state is not finite after 0 steps"):
+        tt.jacobian_singular_values(layer(), X, 0, 1, state=state)
+
+
+def test_a_jacobian_that_is_not_finite_is_named_by_its_step():
+    """States are all zero, but the upper layer's slope by the lower layer's state is 1e400."""
+    rnn = tt.RNN(1, 1, 2, bias=False, dtype="float64")
+    rnn.parameters["weight_hh_l0"][:] = rnn.parameters["weight_ih_l1"][:] = 1e200
+    with pytest.raises(FloatingPointError, match="after 1 steps by the one before is not finite"):
+        tt.lyapunov_spectrum(rnn, np.zeros((3, 1, 1)))
+
+
+def test_layer_and_input_are_left_alone():
+    problem = Problem("lstm", B=1, dtype="float32")  # its arrays refuse to be written
+    own = problem.layer()
+    tt.lyapunov_spectrum(own, problem.x, state=problem.state)
+    tt.jacobian_singular_values(own, problem.x, 0, 3, state=problem.state)
+    assert_same_bits(own.parameters, problem.parameters)
+    assert own.dtype == np.float32
