@@ -408,3 +408,11 @@ def free():
     family = "amx" if _core.level() == "amx" else ""  # which the emulated tests force everywhere
     yield
     _core.force(family=family)
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of threads, and back afterwards."""
+    before = _core.get_num_threads()
+    yield _core.set_num_threads
+    _core.set_num_threads(before)

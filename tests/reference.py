@@ -318,13 +318,15 @@ def zone(kept, old, new):
     return kept * old + (1 - kept) * new if isinstance(kept, float) else np.where(kept, old, new)
 
 
-def run(cell, p, x, initial, plan, kept):
+def run(cell, p, x, initial, plan, kept, stored):
     steps, state = [None] * len(x), initial
     for t in plan.order:
         x_t = select(plan.active[t], x[t], 0)
         previous = tuple(select(plan.fresh[t], 0, s) for s in state)
         after, saved = cell.forward(p, x_t, previous)
         after = tuple(zone(k[t], old, new) for k, old, new in zip(kept, previous, after, strict=True))
+        if stored is not None:
+            after = tuple(s[t] for s in stored)
         state = tuple(select(plan.active[t], new, old) for new, old in zip(after, state, strict=True))
         steps[t] = Step(x_t, previous, state, saved)
     return Direction(p, plan, kept, steps, state)
@@ -424,10 +426,13 @@ def forward(
     dropout=0.0,
     zoneout=0.0,
     weight_dropout=0.0,
+    stored=None,
 ):
     """Run all layers of `kind`, a name in CELLS; how many there are, and directions, `parameters` shows.
 
-    The probabilities count where `masks` has a mask for them, but for zoneout, whose expectation needs none.
+    The probabilities count where `masks` has a mask for them, but for zoneout, whose expectation needs none. `stored`,
+    an array (L*D, T, B, H) for each state, takes the place of what the steps lead to: each step, and each layer above,
+    then starts from there, so that the gradients are those along another computation's trajectory.
     """
     cell, masks = CELLS[kind], masks or {}
     T, B, _ = x.shape
@@ -459,7 +464,8 @@ def forward(
                 for s, z in zip("hc", zoneouts, strict=False)
             ]
             start = tuple(s[layer * D + d] for s in initial)
-            directions.append(run(cell, p, y, start, plans[d], kept))
+            of_side = None if stored is None else tuple(s[layer * D + d] for s in stored)
+            directions.append(run(cell, p, y, start, plans[d], kept, of_side))
         hidden = [np.stack([step.state[0] for step in direction.steps]) for direction in directions[-D:]]
         y = np.where(plans[0].active[:, :, None], np.concatenate(hidden, axis=2), 0)
 
@@ -477,7 +483,10 @@ def dropped(y, mask, p):
 
 
 def backward(record, d_output=None, d_final_state=None, d_cell=None, truncate=None, clip=None):
-    """All gradients, of the loss whose gradients come in; these have the shapes of output, state and cell."""
+    """All gradients, of the loss whose gradients come in; these have the shapes of output, state and cell.
+
+    These may be object arrays of mpmath numbers, and all gradients then are: no exponent is too large or too small.
+    """
     cell, D = record.cell, record.D
     LD, _, _, width = record.hidden.shape
     d_y = np.zeros(record.output.shape) if d_output is None else d_output

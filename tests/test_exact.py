@@ -92,14 +92,6 @@ def test_integers_through_layers_directions_lengths_and_resets(H, dtype):
     check_equal(problem, {"lengths": problem.lengths, "resets": problem.resets}, {"truncate": 2})
 
 
-@pytest.fixture
-def threads():
-    """Sets the number of threads, and back afterwards."""
-    before = tt.get_num_threads()
-    yield tt.set_num_threads
-    tt.set_num_threads(before)
-
-
 # Of a batch that is worth splitting, of one that is not, and of neither; odd everywhere.
 SHARED = [(30, 33, 17, 24), (12, 2, 40, 150), (7, 1, 3, 5), (5, 70, 9, 65)]
 

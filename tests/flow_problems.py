@@ -1,0 +1,94 @@
+"""Problems whose gradients leave the range of floats, by orders of magnitude a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from conftest import GATES, KINDS, STATES, Problem
+from flow_truth import exact
+
+CHAINS = tuple(kind for kind in KINDS if kind != "lstm_layer_norm")  # which gives ones back as zeros
+
+
+@dataclass(frozen=True)
+class Weak(Problem):
+    """Random states and inputs; gradients fall by about five orders a step.
+
+    The recurrent weights, a peephole's too, are 1e-5 of a problem's, the forget or update gate, which comes
+    second in both orders of gates, is shut to sigmoid(-12) = 6e-6. Layer normalisation undoes the size of weights, not
+    of a gain; a relu stays on.
+    """
+
+    @cached_property
+    def parameters(self):
+        values = {name: array.copy() for name, array in super().parameters.items()}
+        shrunk = "weight_ln_hh" if self.kind == "lstm_layer_norm" else "weight_hh"
+        for name, array in values.items():
+            if name.startswith((shrunk, "weight_c")):
+                array *= np.asarray(1e-5, self.dtype)
+            if name.startswith("bias_ih") and GATES[self.kind] > 1:
+                array[self.H : 2 * self.H] = -12
+            if name.startswith("bias_ih") and self.kind == "rnn_relu":
+                array[:] = 8
+        return values
+
+
+@dataclass(frozen=True)
+class Chain(Problem):
+    """Every unit by itself, at a state that no step changes: each step back multiplies its gradient by its factor.
+
+    The state is zero, where a tanh has slope 1 and a sigmoid is 1/2, x is zero, and the forget or update gate is shut
+    by a bias of -100: dh_t = w / 2 dh_{t+1} for the GRU, whose r is 1/2, and w / 4 for the LSTM, whose i and o are. A
+    relu needs h > 0: there h is 1 = w 1 + b. Of layers above, every unit reads every unit below. All numbers of the
+    backward are positive, so that nothing cancels, and relative errors only add up.
+    """
+
+    factors: tuple[float, ...] = (0.1,)  # of each unit of h, the last one of all that follow
+
+    @property
+    def gain(self):
+        return {"rnn": 1, "gru": 0.5, "lstm": 0.25}[self.kind.partition("_")[0]]
+
+    @cached_property
+    def weights(self):
+        """w of each unit, as this dtype has it."""
+        factors = np.array(self.factors + self.factors[-1:] * (self.width - len(self.factors)))
+        return (factors / self.gain).astype(self.dtype)
+
+    @cached_property
+    def parameters(self):
+        values = {name: np.zeros(shape, self.dtype) for name, shape in self.shapes.items()}
+        units = np.arange(self.width)
+        own = slice(2 * self.H, 3 * self.H) if GATES[self.kind] > 1 else slice(None)  # n or g, third in both orders
+        for name, array in values.items():
+            if name.startswith("weight_hh"):
+                array[own][units, units] = self.weights
+            elif name.startswith("weight_ih") and "_l0" not in name:
+                array[own][: self.width] = 0.5
+            elif name.startswith("weight_hr"):
+                array[units, units] = 1
+            elif name.startswith("bias_ih") and GATES[self.kind] > 1:
+                array[self.H : 2 * self.H] = -100
+            elif name.startswith("bias_ih") and self.kind == "rnn_relu":
+                array[:] = 1 - self.weights - (0 if "_l0" in name else 0.5 * self.D * self.width)
+        return values
+
+    @cached_property
+    def x(self):
+        return np.zeros((self.T, self.B, self.I), self.dtype)
+
+    @cached_property
+    def state(self):
+        size = 1 if self.kind == "rnn_relu" else 0
+        h, c = (np.full((self.L * self.D, self.B, width), size, self.dtype) for width in (self.width, self.H))
+        return (h, c) if STATES[self.kind] == 2 else h
+
+    def hidden(self, d_output):
+        """Of one layer and direction: dL/dh (1, T, B, H) in mpmath's numbers, by the rule above."""
+        rows, factors = exact(d_output), exact(self.weights) * self.gain
+        for t in reversed(range(self.T - 1)):
+            rows[t] = rows[t] + rows[t + 1] * factors
+        return rows[None]

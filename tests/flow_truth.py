@@ -1,0 +1,187 @@
+"""What `gradient_flow` must give: logarithms of norms of the reference's gradients, along the library's trajectory.
+
+The reference's backward is given mpmath numbers where gradients leave the range of a float: the same equations, with
+exponents that have no end.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import mpmath
+import numpy as np
+
+import reference
+import throughtime as tt
+from conftest import STATES, magnification, rounding_bound, wide
+
+DIGITS = 30  # of mpmath's numbers: 14 more than float64 has, so that their rounding is never seen
+EPS = np.finfo(np.float64).eps
+
+
+def exact(values):
+    """The same numbers in mpmath's type, as an object array."""
+    return np.frompyfunc(mpmath.mpf, 1, 1)(wide(values))
+
+
+def along(problem, layer, options=None, x=None):
+    """The reference's record in inference, of every step as it is at the states that the library's forward gave."""
+    x = problem.x if x is None else x
+    tape = layer.forward(x, **(options or {}), training=False)
+    stored = (tape.hidden, tape.cell) if STATES[problem.kind] == 2 else (tape.hidden,)
+    given = {**(options or {}), "stored": stored}
+    return reference.forward(
+        problem.kind, wide(dict(layer.parameters)), wide(x), **wide(given), zoneout=problem.zoneout
+    )
+
+
+def on_last(problem, lengths=None):
+    """The gradient that `d_output="last"` stands for: ones on each sequence's last valid output."""
+    lengths = np.full(problem.B, problem.T) if lengths is None else np.asarray(lengths)
+    last = np.arange(problem.T)[:, None] == lengths - 1
+    return np.repeat(last[:, :, None], problem.D * problem.width, axis=2).astype(problem.dtype)
+
+
+def gradients(record, d_output):
+    """The reference's backward of this d_output alone, of floats or of mpmath's numbers."""
+    with mpmath.workdps(DIGITS):
+        return reference.backward(record, d_output)
+
+
+def log10(values):
+    """Of numbers >= 0, floats or mpmath's; -inf of zero."""
+    values, exponents = np.asarray(values), 0
+    if values.dtype == object:
+        values, exponents = (np.asarray(part, np.float64) for part in np.frompyfunc(mpmath.frexp, 1, 2)(values))
+    with np.errstate(divide="ignore"):
+        return np.log10(values) + exponents * np.log10(2)
+
+
+def log10_norm(values, axis):
+    """log10 of the Euclidean norm over these axes."""
+    largest = np.max(np.abs(values), axis=axis, keepdims=True, initial=0)
+    ratio = (values / np.where(largest > 0, largest, 1)).astype(np.float64)
+    return log10(np.squeeze(largest, axis)) + log10(np.sqrt((ratio * ratio).sum(axis=axis)))
+
+
+def log10_of_squares(logs, axis):
+    """log10 of the Euclidean norm over these axes of numbers whose log10 are given."""
+    largest = np.max(logs, axis=axis, keepdims=True, initial=-np.inf)
+    ratio = 10 ** (logs - np.where(np.isneginf(largest), 0, largest))
+    return largest.squeeze(axis) + log10(np.sqrt((ratio * ratio).sum(axis=axis)))
+
+
+def norms(hidden):
+    """What a flow shows of dL/dh (L*D, T, B, H)."""
+    return SimpleNamespace(
+        log10_norm=log10_norm(hidden, (2, 3)),
+        log10_norm_per_sequence=log10_norm(hidden, 3),
+        log10_unit=log10_norm(hidden, 2),
+    )
+
+
+def reach(logs, D):
+    """Of norms (L*D, T, B): the largest among those that an entry's gradient came through.
+
+    These are at later steps of its own layer and direction, and at the same steps of the layer above. A step hands on
+    no more than it receives (spectral norm around 1), so that the error of an entry is relative to this.
+    """
+    largest = logs.copy()
+    for ld in reversed(range(len(logs))):
+        above = ld // D * D + D
+        if above < len(logs):
+            largest[ld] = np.maximum(largest[ld], largest[above : above + D].max(axis=0))
+        back = largest[ld] if ld % D else largest[ld][::-1]
+        np.maximum.accumulate(back, axis=0, out=back)
+    return largest
+
+
+def assert_logs_close(ours, expected, bound, scale=None, what=""):
+    """The numbers, of which these are log10, differ by `bound` times those of `scale` (`expected` itself where None).
+
+    Where nothing arrives, both are -inf. A logarithm e is the sum of that of a power of two and that of the rest, each
+    rounded by up to |e| eps / 2, as is the sum, and so is ours to compare with: times ln 10 below 5 |e| eps.
+    """
+    assert ours.dtype == np.float64, what
+    assert ours.shape == expected.shape, f"{what}: shape {ours.shape}, expected {expected.shape}"
+    nothing = np.isneginf(expected)
+    assert np.all(np.isneginf(ours[nothing])), f"{what}: not -inf where no gradient arrives"
+    scale = np.where(nothing, 0, expected if scale is None else scale)
+    with np.errstate(over="ignore"):
+        error = np.where(nothing, 0, np.abs(10 ** (ours - scale) - 10 ** (expected - scale)))
+    allowed = bound + 5 * EPS * (1 + np.abs(np.where(nothing, 0, expected)))
+    if not np.all(error <= allowed):
+        where = np.unravel_index(np.argmax(np.nan_to_num(error / allowed, nan=np.inf)), error.shape)
+        raise AssertionError(
+            f"{what}{[int(i) for i in where]} is {ours[where]}, expected {expected[where]}: off by {error[where]:.3g}, "
+            f"allowed {np.broadcast_to(allowed, error.shape)[where]:.3g} times 10^{scale[where]:.6g}"
+        )
+
+
+def assert_flow_close(flow, hidden, bound, D=1):
+    """All three norms, each off by no more than `bound` times what their sequences' gradients came through."""
+    expected = norms(hidden)
+    through = reach(expected.log10_norm_per_sequence, D)
+    whole = log10_of_squares(through, 2)
+    scales = {"log10_norm": whole, "log10_norm_per_sequence": through, "log10_unit": whole[:, :, None]}
+    for name, scale in scales.items():
+        own = getattr(expected, name)
+        assert_logs_close(getattr(flow, name), own, bound, np.broadcast_to(scale, own.shape), name)
+
+
+def check_flow(problem, d_output="last", memory="full", windows=1, **options):
+    """The library's flow is that of the reference, whose gradients stay within float64's range here.
+
+    A window of states computed again is rounded as often as before: `windows=2` for twice the bound.
+    """
+    layer = problem.layer()
+    flow = tt.gradient_flow(layer, problem.x, d_output, memory=memory, **options)
+    record = along(problem, layer, options)
+    incoming = on_last(problem, options.get("lengths")) if isinstance(d_output, str) else d_output
+    bound = windows * rounding_bound(problem.dtype, problem.terms) * magnification(record)
+    assert_flow_close(flow, gradients(record, wide(incoming)).hidden, bound, problem.D)
+    return flow
+
+
+# Of one layer, direction and sequence
+
+
+def jacobians(record):
+    """d state_t / d state_{t-1} of every step, (T, N, N), a row for each unit of state_t; a state is h, or h and c."""
+    (direction,) = record.directions
+    widths = [s.shape[1] for s in direction.final]
+    N = sum(widths)
+    parts = np.split(np.eye(N), np.cumsum(widths)[:-1], axis=1)
+
+    def of(step):
+        x, *previous = (np.repeat(rows, N, axis=0) for rows in (step.x, *step.previous))
+        _, saved = record.cell.forward(direction.parameters, x, tuple(previous))
+        rows, _ = record.cell.backward(direction.parameters, x, tuple(previous), saved, tuple(parts))
+        return np.hstack(rows)
+
+    return np.stack([of(step) for step in direction.steps])
+
+
+def errors_left(record):
+    """(T,) of a loss of ones on the last h: how large an error is at t, relative to dL/dh_t, where every step on the
+    way made one as large as its Jacobian times the gradient it received, each in a random direction.
+
+    The error of step s arrives at t through the Jacobians between, whose product P grows or vanishes as the gradient
+    does. Of a random vector of N components it leaves |P_h|_F / sqrt(N), and those of all s add up as squares.
+    """
+    steps, width = jacobians(record), record.hidden.shape[3]
+    T, N, _ = steps.shape
+    gradient, size = np.repeat([1.0, 0.0], [width, N - width]) / np.sqrt(width), 0.0  # times 10^size
+    products, logs, left = np.empty((0, N, N)), np.empty(0), np.zeros(T)
+    for t in reversed(range(T - 1)):
+        back = steps[t + 1].T
+        made = size + np.log10(np.linalg.norm(back, 2)) - np.log10(N) / 2
+        products = np.concatenate([back @ products, np.eye(N)[None]])
+        sizes = np.linalg.norm(products, axis=(1, 2))
+        products, logs = products / sizes[:, None, None], np.append(logs, made) + np.log10(sizes)
+        gradient = back @ gradient
+        size += np.log10(np.linalg.norm(gradient))
+        gradient = gradient / np.linalg.norm(gradient)
+        errors = logs + np.log10(np.linalg.norm(products[:, :width], axis=(1, 2)))
+        left[t] = 10 ** (log10_of_squares(errors, 0) - size) / np.linalg.norm(gradient[:width])
+    return left

@@ -1,0 +1,206 @@
+"""`gradient_flow` beyond the range of floats: to 10^-1000 and 10^1000, in neighbours of utterly different size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import throughtime as tt
+from conftest import assert_same_bits, magnification, rounding_bound
+from flow_problems import CHAINS, Chain, Weak
+from flow_truth import (
+    EPS,
+    along,
+    assert_logs_close,
+    errors_left,
+    exact,
+    gradients,
+    log10_of_squares,
+    norms,
+    on_last,
+)
+
+NAMES = ("log10_norm", "log10_norm_per_sequence", "log10_unit")
+PROMISED = 1e-4  # relative, of a norm, whatever its exponent
+DTYPES = ("float32", "float64")
+
+
+def chain_bound(problem):
+    """Ten roundings a step and layer: of a chain's one product, of what the cell makes of it, of the sums. Nothing
+    cancels, so that this is the error of every unit, relative to itself."""
+    bound = rounding_bound(problem.dtype, 10 * problem.L * problem.T)
+    assert bound < PROMISED
+    return bound
+
+
+def check_chain(problem, d_output, modes=("full",), **options):
+    """Every unit of every sequence against the rule of a chain of one layer and direction; the last mode's flow."""
+    expected = norms(problem.hidden(d_output))
+    for memory in modes:
+        flow = tt.gradient_flow(problem.layer(), problem.x, d_output, state=problem.state, memory=memory, **options)
+        for name in NAMES:
+            what = f"{name} with memory={memory!r}"
+            assert_logs_close(getattr(flow, name), getattr(expected, name), chain_bound(problem), what=what)
+    return flow
+
+
+# Against numbers without a range
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_random_weights_down_to_1e_minus_1000(kind, dtype):
+    """Each step's roundings are an error as large as its Jacobian, carried on by those that follow; one is of 12 units:
+    of a shut gate's pre-activation, whose error is its sigmoid's relative one. Six units, as three that are normalised
+    have one direction left, and gradients that cancel."""
+    problem = Weak(kind, T=220, B=1, I=2, H=6, dtype=dtype)
+    layer = problem.layer()
+    flow = tt.gradient_flow(layer, problem.x, state=problem.state)
+    record = along(problem, layer, {"state": problem.state})
+    expected = norms(gradients(record, exact(on_last(problem))).hidden)
+    bound = rounding_bound(dtype, problem.terms / problem.T + 12**2) * magnification(record)
+    bound = np.minimum(bound * errors_left(record) + bound, PROMISED)
+    assert -np.inf < expected.log10_norm[0, 0] < -1000
+    assert_logs_close(flow.log10_norm, expected.log10_norm, bound, what="log10_norm")
+    assert_logs_close(flow.log10_norm_per_sequence[:, :, 0], expected.log10_norm, bound, what="log10_norm_per_sequence")
+    whole = np.broadcast_to(expected.log10_norm[:, :, None], expected.log10_unit.shape)
+    assert_logs_close(flow.log10_unit, expected.log10_unit, bound[:, None], whole, "log10_unit")
+
+
+@pytest.mark.parametrize("kind", CHAINS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_two_directions_bring_gradients_of_utterly_different_size_to_the_layer_below(kind, dtype):
+    """Forward they fall by 10 a step from a loss of 1 at the end, in reverse by 2 from one of 1e-30 at the start, until
+    one is 10^-150 of the other. All is positive: each unit is as exact as the number of its roundings."""
+    problem = Chain(kind, T=260, B=2, I=1, H=2, L=2, D=2, dtype=dtype, factors=(0.1,))
+    for name, array in problem.parameters.items():
+        if name in ("weight_hh_l1_reverse", "weight_hh_l0_reverse"):
+            array[...] *= np.asarray(5, dtype)
+    if kind == "rnn_relu":  # whose bias keeps h at 1
+        for layer in (0, 1):
+            problem.parameters[f"bias_ih_l{layer}_reverse"] -= 4 * problem.weights[0]
+    d_output = np.zeros((problem.T, problem.B, 2 * problem.width), dtype)
+    d_output[-1, :, : problem.width] = 1
+    d_output[0, :, problem.width :] = 1e-30
+    options = {"state": problem.state}
+    flow = tt.gradient_flow(problem.layer(), problem.x, d_output, **options)
+    record = along(problem, problem.layer(), options)
+    expected = norms(gradients(record, exact(d_output)).hidden)
+    assert np.ptp(expected.log10_norm[2:, 1:-1], axis=0).max() > 150
+    for name in NAMES:
+        assert_logs_close(getattr(flow, name), getattr(expected, name), chain_bound(problem), what=name)
+
+
+# Against the rule of a chain
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("factor", [0.1, 10.0])
+@pytest.mark.parametrize("kind", CHAINS)
+def test_down_to_1e_minus_1000_and_up_to_1e_1000(kind, factor, dtype):
+    """In every memory mode, and in sequences of 1004 steps, 500, 3, 1 and none beside each other."""
+    problem = Chain(kind, T=1004, B=5, I=1, H=2, dtype=dtype, factors=(factor,))
+    lengths = np.array([500, 1004, 0, 3, 1])
+    d_output = on_last(problem, lengths)
+    flow = check_chain(problem, d_output, ("states", "checkpoint", 100, "full"), lengths=lengths)
+    assert np.abs(flow.log10_norm_per_sequence[0, 0, 1]) > 1000
+    for name in NAMES:
+        last = tt.gradient_flow(problem.layer(), problem.x, state=problem.state, lengths=lengths)
+        assert_same_bits(getattr(last, name), getattr(flow, name))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_powers_of_two_are_exact(dtype):
+    """Half and twice as much at every step, for 3400 steps: there is no rounding but that of the logarithm."""
+    for factor in (0.5, 2.0):
+        problem = Chain("rnn_tanh", T=3400, B=1, I=1, H=1, dtype=dtype, factors=(factor,))
+        flow = tt.gradient_flow(problem.layer(), problem.x, state=problem.state)
+        expected = np.arange(3399, -1, -1)[None] * np.log10(factor)
+        assert_logs_close(flow.log10_norm, expected, 0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", CHAINS)
+def test_units_of_very_different_size_in_one_sequence(kind, dtype):
+    """One grows by 10 a step, one keeps what it has, one falls by 10. Each is right as far below the largest as the
+    range of the type goes, with 2^8 to spare; what is smaller still may be lost. Its logarithm is the sum of that of
+    the sequence's power of two and that of the rest: as exact as either."""
+    problem = Chain(kind, T=301, B=2, I=1, H=8, dtype=dtype, factors=(10.0, 1.0, 0.1))
+    d_output = on_last(problem)
+    flow, expected = tt.gradient_flow(problem.layer(), problem.x, state=problem.state), norms(problem.hidden(d_output))
+    for name in ("log10_norm", "log10_norm_per_sequence"):
+        assert_logs_close(getattr(flow, name), getattr(expected, name), chain_bound(problem), what=name)
+    smallest = np.log10(np.finfo(dtype).tiny * 256.0)
+    floor = expected.log10_unit.max(axis=2, keepdims=True) + smallest
+    lost = expected.log10_unit < floor
+    assert 0.01 < lost.mean() < 0.9
+    assert np.all((flow.log10_unit < floor)[lost])
+    bound = chain_bound(problem) + 5 * EPS * np.max(np.abs(expected.log10_unit))
+    assert_logs_close(flow.log10_unit[~lost], expected.log10_unit[~lost], bound, what="log10_unit")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", CHAINS)
+def test_units_of_utterly_different_size_in_different_sequences(kind, dtype):
+    """The loss of each sequence is on one unit of its own, so that no sequence holds large and small ones."""
+    problem = Chain(kind, T=301, B=3, I=1, H=6, dtype=dtype, factors=(10.0, 1.0, 0.1))
+    d_output = np.zeros((problem.T, problem.B, problem.width), dtype)
+    d_output[-1, range(3), range(3)] = 1
+    flow = check_chain(problem, d_output)
+    assert np.ptp(flow.log10_unit[0, 0, :3]) > 500
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("factor", [0.1, 10.0])
+@pytest.mark.parametrize("kind", CHAINS)
+def test_a_loss_that_arrives_where_the_gradient_has_left_the_range(kind, factor, dtype):
+    """It dwarfs what has vanished, and is lost beside what has exploded; then both are handed on together. From the
+    largest float to the smallest normal one, and from there to nothing."""
+    problem = Chain(kind, T=500, B=4, I=1, H=2, dtype=dtype, factors=(factor,))
+    tiny, huge = float(np.finfo(dtype).tiny), float(np.finfo(dtype).max)
+    d_output = np.zeros((problem.T, problem.B, problem.width), dtype)
+    for step, sizes in {499: (1, tiny, huge, huge), 350: (1, huge, tiny, 0), 349: (1, 1, 1, 0)}.items():
+        d_output[step] = np.array(sizes, dtype)[:, None]
+    d_output[100] = d_output[350]
+    check_chain(problem, d_output)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("factor", [0.1, 10.0])
+@pytest.mark.parametrize("kind", CHAINS)
+def test_losses_at_every_step_from_1e_minus_30_to_1e30(kind, factor, dtype):
+    """In any order, where a gradient that vanishes or explodes meets one of any size; at most steps none."""
+    problem = Chain(kind, T=200, B=5, I=1, H=4, dtype=dtype, factors=(factor,))
+    rng = np.random.default_rng(0)
+    sizes = 10 ** rng.uniform(-30, 30, (problem.T, problem.B, 1)) * (rng.random((problem.T, problem.B, 1)) < 0.3)
+    check_chain(problem, (sizes * rng.uniform(0.5, 2, (problem.T, problem.B, problem.width))).astype(dtype))
+
+
+def test_backward_itself_is_zero_where_the_flow_is_not():
+    """What this is for: float32 ends at 1e-38."""
+    problem = Chain("lstm", T=1004, B=1, I=1, H=3, dtype="float32")
+    layer = problem.layer()
+    hidden = layer.forward(problem.x).backward(on_last(problem), timesteps=("hidden",)).hidden
+    assert not hidden[0, 0].any()
+    assert tt.gradient_flow(layer, problem.x).log10_norm[0, 0] < -1000
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_neither_warnings_nor_nan(kind, dtype):
+    """Of gradients that vanish and that never were, in one batch; a warning would be an error here."""
+    problem = Weak(kind, T=300, B=3, I=2, H=5, dtype=dtype)
+    flow = tt.gradient_flow(problem.layer(), problem.x, lengths=[300, 0, 1])
+    for name in NAMES:
+        array = getattr(flow, name)
+        assert not np.isnan(array).any()
+        assert not np.isposinf(array).any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_norms_over_the_batch_are_those_of_its_sequences_and_units(kind, dtype):
+    """All three are of the same gradients, whose squares they add up; that of the batch is at most sqrt(B) its largest
+    sequence."""
+    problem = Weak(kind, T=100, B=4, I=2, H=5, L=2, D=2, dtype=dtype)
+    flow = tt.gradient_flow(problem.layer(), problem.x, lengths=[100, 60, 7, 0])
+    bound = rounding_bound(dtype, problem.B * problem.H)
+    assert_logs_close(flow.log10_norm, log10_of_squares(flow.log10_norm_per_sequence, 2), bound)
+    assert_logs_close(flow.log10_norm, log10_of_squares(flow.log10_unit, 2), bound)

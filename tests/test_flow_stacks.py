@@ -1,0 +1,289 @@
+"""`gradient_flow` of a Sequential: the gradient of what enters each layer, and the flow inside the recurrent ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import throughtime as tt
+from conftest import assert_same_bits, rounding_bound
+from flow_truth import EPS, assert_flow_close, assert_logs_close, exact, log10_norm, log10_of_squares
+
+DTYPES = ("float32", "float64")
+F = 6
+
+
+def numbers(*shape, seed=0, dtype="float64"):
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def stack(dtype="float64", dropout=0.0):
+    """Every kind of layer that takes floats, recurrent ones inside of blocks and outside."""
+    return tt.Sequential(
+        tt.Linear(4, F, dtype=dtype, seed=0),
+        tt.ResidualBlock(tt.LSTM(F, F, 2, dropout=dropout, dtype=dtype, seed=1), F),
+        tt.ResidualBlock(tt.MLP(F, 11, "gelu", dtype=dtype, seed=2), F, branch_scale=0.5),
+        tt.LayerNorm(F, dtype=dtype),
+        tt.ResidualBlock(tt.SelfAttention(F, 2, dtype=dtype, seed=3), F),
+        tt.GRU(F, F, zoneout=0.2 if dropout else 0.0, dtype=dtype, seed=4),
+        tt.ResidualBlock(tt.RNN(F, F, dtype=dtype, seed=5), F, norm="post", residual=False),
+        tt.MLP(F, 5, "tanh", dtype=dtype, seed=6),
+        tt.Linear(F, 3, dtype=dtype, seed=7),
+    )
+
+
+RECURRENT = (1, 5, 6)  # of its layers
+TERMS = 9 * 9 * (60 + 4 * 2 * F)  # layers, timesteps, and the roundings of one step of one layer
+
+
+def last_of(output, lengths=None):
+    """Ones on each sequence's last valid output (T, B, F)."""
+    lengths = np.full(output.shape[1], len(output)) if lengths is None else np.asarray(lengths)
+    last = (np.arange(len(output))[:, None] == lengths - 1)[:, :, None]
+    return np.broadcast_to(last, output.shape).astype(output.dtype)
+
+
+def entering(grads, d_output):
+    """Of tape.backward: the gradients of what enters each layer, and of the output."""
+    return [*(layer.input for layer in grads.layers), d_output]
+
+
+def own(grads, i):
+    """The gradients of the recurrent layer that layer i is, or has inside."""
+    return getattr(grads.layers[i], "sublayer", grads.layers[i])
+
+
+def check_stack(layers, x, d_output="last", memory="full", lengths=None):
+    """In float64, against `backward`: rows, the sum over timesteps, and inside. The gradients that a step of one layer
+    receives, its error is relative to: of a row the largest, and the largest of the rows above."""
+    tape = layers.forward(x, lengths, training=False)
+    d = last_of(tape.output, lengths) if isinstance(d_output, str) else d_output
+    grads = tape.backward(d, timesteps=("hidden",))
+    flow = tt.gradient_flow(layers, x, d_output, lengths=lengths, memory=memory)
+    expected = np.stack([log10_norm(row, (1, 2)) for row in entering(grads, d)])
+    scale = np.maximum.accumulate(expected.max(axis=1)[::-1])[::-1]
+    bound = rounding_bound("float64", TERMS)
+    assert_logs_close(flow.log10_norm, expected, bound, np.broadcast_to(scale[:, None], expected.shape), "log10_norm")
+    depth = log10_of_squares(expected, 1)
+    assert_logs_close(flow.depth_log10_norm, depth, np.sqrt(len(x)) * bound, scale, "depth_log10_norm")
+    assert len(flow.layers) == len(layers.layers)
+    for i, inner in enumerate(flow.layers):
+        if i not in RECURRENT:
+            assert inner is None
+            continue
+        hidden = own(grads, i).hidden
+        assert_flow_close(inner, hidden, bound * 10 ** (scale[i] - log10_norm(hidden, None)))
+    return flow
+
+
+def test_every_row_is_the_gradient_that_backward_gives():
+    layers, x = stack(), numbers(9, 3, 4)
+    for d_output in ("last", numbers(9, 3, 3, seed=1)):
+        check_stack(layers, x, d_output)
+
+
+@pytest.mark.parametrize("memory", ["states", "checkpoint", 2])
+def test_every_memory_mode_gives_the_same_rows(memory):
+    check_stack(stack(), numbers(9, 3, 4), memory=memory)
+
+
+def test_lengths_and_nan_in_the_padding():
+    lengths, x, d_output = [9, 0, 4, 1], numbers(9, 4, 4), numbers(9, 4, 3, seed=1)
+    beyond = np.arange(9)[:, None] >= lengths
+    x[beyond], d_output[beyond] = 0, 0
+    flow = check_stack(stack(), x, "last", lengths=lengths)
+    assert np.isneginf(flow.layers[1].log10_norm_per_sequence[:, beyond]).all()
+    clean = check_stack(stack(), x, d_output, lengths=lengths)
+    x[beyond], d_output[beyond] = np.nan, np.nan
+    found = tt.gradient_flow(stack(), x, d_output, lengths=lengths)
+    assert_same_bits(found.log10_norm, clean.log10_norm)
+    assert_same_bits(found.layers[1].log10_unit, clean.layers[1].log10_unit)
+
+
+def test_dropout_is_off_and_zoneout_its_expectation():
+    check_stack(stack(dropout=0.9), numbers(9, 3, 4))
+
+
+def test_float32_within_the_bound_of_its_roundings():
+    """Against the same layers in float64, whose gradients are neither vanishing nor exploding."""
+    layers, x = stack("float32"), numbers(9, 3, 4, dtype="float32")
+    found = tt.gradient_flow(layers, x)
+    expected = check_stack(layers.astype("float64"), x.astype("float64"))
+    bound = rounding_bound("float32", TERMS)
+    scale = np.maximum.accumulate(expected.log10_norm.max(axis=1)[::-1])[::-1]
+    whole = np.broadcast_to(scale[:, None], expected.log10_norm.shape)
+    assert_logs_close(found.log10_norm, expected.log10_norm, bound, whole)
+    assert_logs_close(found.depth_log10_norm, expected.depth_log10_norm, 3 * bound, scale)
+
+
+def test_one_sequence_needs_no_batch_axis():
+    layers, x = stack(), numbers(9, 1, 4)
+    expected, found = tt.gradient_flow(layers, x), tt.gradient_flow(layers, x[:, 0])
+    bound = rounding_bound("float64", TERMS)
+    assert_logs_close(found.log10_norm, expected.log10_norm, bound, np.zeros((10, 9)))
+    inner, outer = found.layers[5].log10_norm_per_sequence, expected.layers[5].log10_norm_per_sequence
+    assert_logs_close(inner, outer[:, :, 0], bound, np.zeros((1, 9)))
+
+
+def test_batch_first_turns_input_and_loss():
+    def layers(batch_first):
+        return tt.Sequential(
+            tt.Linear(4, F, dtype="float64", seed=0),
+            tt.GRU(F, F, batch_first=batch_first, dtype="float64", seed=1),
+            tt.LayerNorm(F, dtype="float64"),
+        )
+
+    x, d_output, lengths = numbers(9, 3, 4), numbers(9, 3, F, seed=1), [5, 9, 0]
+    for loss, turned in (("last", "last"), (d_output, d_output.swapaxes(0, 1))):
+        expected = tt.gradient_flow(layers(False), x, loss, lengths=lengths)
+        found = tt.gradient_flow(layers(True), x.swapaxes(0, 1), turned, lengths=lengths)
+        assert found.log10_norm.shape == (4, 9)
+        bound = rounding_bound("float64", TERMS)
+        assert_logs_close(found.log10_norm, expected.log10_norm, bound, np.zeros((4, 9)))
+        assert_logs_close(found.layers[1].log10_unit, expected.layers[1].log10_unit, bound, np.zeros((1, 9, F)))
+
+
+def test_nothing_flows_into_integers():
+    """The row of what enters an embedding is -inf; above it all is as without."""
+    embedding = tt.Embedding(7, F, dtype="float64", seed=0)
+    above = tt.Sequential(
+        tt.ResidualBlock(tt.LSTM(F, F, dtype="float64", seed=1), F), tt.Linear(F, 7, dtype="float64", seed=2)
+    )
+    x = np.random.default_rng(0).integers(0, 7, (9, 3))
+    found = tt.gradient_flow(tt.Sequential(embedding, *above.layers), x)
+    expected = tt.gradient_flow(above, embedding(x))
+    assert_same_bits(found.log10_norm[0], np.full(9, -np.inf))
+    assert_same_bits(found.log10_norm[1:], expected.log10_norm)
+    assert_same_bits(found.depth_log10_norm, np.append(-np.inf, expected.depth_log10_norm))
+    assert found.layers[0] is found.layers[2] is None
+    assert_same_bits(found.layers[1].log10_unit, expected.layers[0].log10_unit)
+
+
+def test_a_loss_on_the_last_step_only_reaches_no_other_without_recurrence():
+    layers = tt.Sequential(tt.Linear(4, F, dtype="float64", seed=0), tt.MLP(F, 5, "tanh", dtype="float64", seed=1))
+    flow = tt.gradient_flow(layers, numbers(9, 3, 4))
+    assert np.isneginf(flow.log10_norm[:, :-1]).all()
+    assert np.isfinite(flow.log10_norm[:, -1]).all()
+    assert_logs_close(flow.depth_log10_norm, flow.log10_norm[:, -1], 5 * EPS)
+
+
+def test_an_empty_batch_has_no_gradient():
+    flow = tt.gradient_flow(stack(), numbers(9, 0, 4))
+    assert_same_bits(flow.log10_norm, np.full((10, 9), -np.inf))
+    assert_same_bits(flow.depth_log10_norm, np.full(10, -np.inf))
+
+
+# Beyond the range
+
+
+def positive(layers):
+    """The same layers with positive parameters. So are then inputs and slopes: no sum of the backward cancels."""
+    for array in layers.parameters.values():
+        np.abs(array, out=array)
+    return layers
+
+
+def deep_bound(dtype, depth):
+    """Each layer's sums of F or 2F terms, backward, and forward what its slopes come from; a factor 2 for a slope of
+    1 - h^2 or h (1 - h), h up to 1/2, and 60 roundings of the activation and its slope."""
+    return 2 * rounding_bound(dtype, depth * (60 + 8 * F))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("depth", "scale"), [(128, 0.02), (400, 0.002), (400, 20.0)])
+def test_a_deep_stack_of_linear_layers_is_the_product_of_its_weights(depth, scale, dtype):
+    """Down to 10^-1000 and up to 10^700, in mpmath's numbers."""
+    layers = positive(tt.Sequential(*(tt.Linear(F, F, dtype=dtype, seed=i) for i in range(depth))))
+    for name, array in layers.parameters.items():
+        array *= np.asarray(scale if name.endswith("weight") else 0, dtype)
+    flow = tt.gradient_flow(layers, np.zeros((4, 2, F), dtype), np.ones((4, 2, F), dtype))
+    rows = [exact(np.ones((8, F)))]
+    for layer in reversed(layers.layers):
+        rows.insert(0, rows[0] @ exact(layer.parameters["weight"]))
+    depth_norms = np.array([log10_norm(row, (0, 1)) for row in rows])
+    assert abs(depth_norms[0]) > 200
+    bound = rounding_bound(dtype, depth * F)
+    assert_logs_close(flow.depth_log10_norm, depth_norms, bound, what="depth_log10_norm")
+    per_step = np.repeat(depth_norms[:, None] - np.log10(2), 4, axis=1)  # 2 of 8 rows
+    assert_logs_close(flow.log10_norm, per_step, bound, what="log10_norm")
+
+
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid", "relu", "gelu"])
+@pytest.mark.parametrize("depth", [64, 128])
+def test_deep_stacks_whose_gradient_vanishes_are_right_in_float32(activation, depth):
+    """To below 1e-80, against float64, which ends at 1e-308."""
+    layers = positive(
+        tt.Sequential(*(tt.MLP(F, 2 * F, activation, seed=i) for i in range(depth)), tt.Linear(F, 3, seed=depth))
+    )
+    for name, array in layers.parameters.items():
+        array *= np.float32(0.1 if name.endswith("weight") else 0.5)
+    x, d_output = np.abs(numbers(5, 3, F, dtype="float32")), np.abs(numbers(5, 3, 3, seed=1, dtype="float32"))
+    found = tt.gradient_flow(layers, x, d_output)
+    tape = layers.astype("float64").forward(x.astype("float64"))
+    rows = entering(tape.backward(d_output.astype("float64")), d_output.astype("float64"))
+    expected = np.stack([log10_norm(row, (1, 2)) for row in rows])
+    assert -300 < expected[0].max() < -80
+    assert_logs_close(found.log10_norm, expected, deep_bound("float32", depth))
+    assert_logs_close(found.depth_log10_norm, log10_of_squares(expected, 1), deep_bound("float32", depth))
+
+
+def test_steps_of_very_different_size_keep_their_own():
+    """Losses of 1e-30 to 1e30 at different steps and in different sequences, through layers that mix neither."""
+    layers = positive(tt.Sequential(*(tt.MLP(F, 2 * F, "tanh", seed=i) for i in range(40))))
+    for name, array in layers.parameters.items():
+        array *= np.float32(0.1 if name.endswith("weight") else 0.5)
+    x = np.abs(numbers(13, 3, F, dtype="float32"))
+    d_output = (
+        np.ones((13, 3, F), np.float32) * np.float32(10) ** np.linspace(-30, 30, 13, dtype="float32")[:, None, None]
+    )
+    found = tt.gradient_flow(layers, x, d_output)
+    tape = layers.astype("float64").forward(x.astype("float64"))
+    rows = entering(tape.backward(d_output.astype("float64")), d_output.astype("float64"))
+    expected = np.stack([log10_norm(row, (1, 2)) for row in rows])
+    assert np.ptp(expected[0]) > 55
+    assert_logs_close(found.log10_norm, expected, deep_bound("float32", 40))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_recurrent_layer_below_a_deep_stack(dtype):
+    """What enters its steps is already below 10^-300, and there they are right."""
+    deep = [tt.Linear(F, F, dtype=dtype, seed=i) for i in range(150)]
+    layers = positive(tt.Sequential(tt.RNN(4, F, dtype=dtype, seed=200), *deep))
+    for name, array in layers.parameters.items():
+        array *= np.asarray(0.005 if name.endswith(".weight") else 0.1, dtype)
+    x = np.abs(numbers(20, 2, 4, dtype=dtype))
+    flow = tt.gradient_flow(layers, x)
+    weight = exact(np.eye(F))
+    for layer in layers.layers[1:]:
+        weight = exact(layer.parameters["weight"]) @ weight
+    above = exact(np.ones((2, F))) @ weight
+    alone = layers.layers[0].astype("float64")
+    size = np.abs(above).max()
+    d_output = np.zeros((20, 2, F))
+    d_output[-1] = (above / size).astype(np.float64)
+    hidden = alone.forward(x.astype(np.float64)).backward(d_output).hidden
+    expected = exact(hidden) * size
+    assert log10_norm(expected, None) < -300
+    bound = deep_bound(dtype, 150 + 20)
+    assert_logs_close(flow.layers[0].log10_norm, log10_norm(expected, (2, 3)), bound)
+    assert_logs_close(flow.layers[0].log10_unit, log10_norm(expected, 2), bound)
+    assert_logs_close(flow.log10_norm[1], log10_norm(exact(d_output) * size, (1, 2)), bound)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_any_number_of_threads_gives_the_same_bits(dtype, threads):
+    layers, x = stack(dtype), numbers(40, 33, 4, dtype=dtype)
+
+    def run(n):
+        threads(n)
+        flow = tt.gradient_flow(layers, x)
+        inner = {str(i): vars_of(flow.layers[i]) for i in RECURRENT}
+        return {"rows": flow.log10_norm, "depth": flow.depth_log10_norm, **inner}
+
+    expected = run(1)
+    for n in (2, 3):
+        assert_same_bits(run(n), expected, f"{n} threads")
+
+
+def vars_of(flow):
+    return {name: getattr(flow, name) for name in ("log10_norm", "log10_norm_per_sequence", "log10_unit")}
