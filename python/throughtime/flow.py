@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from . import _core, layer_norm
-from ._arguments import Array, features_together, float_array
+from ._arguments import Array, as_array, features_together, float_array
 from ._scaled import ZERO, Scaled, add, log10_norm, scaled, times
 from .blocks import BlockTape, LayerNormTape, Sequential, SequentialTape
 from .gradient_flow import GradientFlow, StackFlow
@@ -82,16 +82,21 @@ def gradient_flow(
             raise ValueError("state was given, but the layers of a stack start from zeros")
         stack = layer if isinstance(layer, Sequential) else Sequential(layer)
         return _of_stack(stack, x, d_output, lengths, memory)
-    tape = layer.forward(x, state, lengths, training=False, memory=memory)
-    d = _incoming(tape.output, d_output, _valid(tape), int(layer.batch_first and tape._batched))
+    tape = layer.forward(
+        x, state, lengths, training=False, output="last", memory=memory
+    )  # whose other outputs nobody reads
+    shape = (*as_array("x", x).shape[:-1], layer.num_directions * layer._width)
+    d = _incoming(shape, layer.dtype, d_output, _valid(tape), int(layer.batch_first and tape._batched))
     return _RecurrentPass(tape).run(d, asks_input=False)[0]
 
 
-def _incoming(output: Array, d_output: Any, valid: Array | None, time_axis: int) -> Scaled:
-    """The loss's gradient. Of ones on the last valid outputs, the row of ones is there once."""
+def _incoming(
+    shape: tuple[int, ...], dtype: np.dtype[Any], d_output: Any, valid: Array | None, time_axis: int
+) -> Scaled:
+    """The loss's gradient, of the output's shape. Of ones on the last valid outputs, the row of ones is there once."""
     if not isinstance(d_output, str):
-        return scaled(float_array("d_output", d_output, output.dtype, output.shape))
-    exponent = np.full(output.shape[:-1], ZERO, np.int32)
+        return scaled(float_array("d_output", d_output, dtype, shape))
+    exponent = np.full(shape[:-1], ZERO, np.int32)
     in_time = np.moveaxis(exponent, time_axis, 0)
     if valid is None:
         in_time[-1] = 0
@@ -99,7 +104,7 @@ def _incoming(output: Array, d_output: Any, valid: Array | None, time_axis: int)
         last = np.moveaxis(valid, time_axis, 0).copy()
         last[:-1] &= ~last[1:]
         in_time[last] = 0
-    return Scaled(np.broadcast_to(np.ones(output.shape[-1], output.dtype), output.shape), exponent)
+    return Scaled(np.broadcast_to(np.ones(shape[-1], dtype), shape), exponent)
 
 
 def _valid(tape: Tape) -> Array | None:
@@ -169,7 +174,7 @@ def _of_stack(stack: Sequential, x: Any, d_output: Any, lengths: Any, memory: st
     own_memory = memory if takes_memory or memory != "full" else None
     tape = stack.forward(x, lengths, training=False, memory=own_memory)
     time_axis = int(tape.output.ndim > 2 and stack._batch_first())
-    d = _incoming(tape.output, d_output, tape._valid, time_axis)
+    d = _incoming(tape.output.shape, stack.dtype, d_output, tape._valid, time_axis)
     if tape._valid is not None:
         d = Scaled(d.values, np.where(tape._valid, d.exponent, np.int32(ZERO)))
     return _StackPass(time_axis).through(tape, Scaled(d.dense, d.exponent))[0]
