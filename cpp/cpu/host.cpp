@@ -104,9 +104,11 @@ int default_threads() {
     if (!count || *end) throw std::runtime_error("THROUGHTIME_NUM_THREADS is '" + std::string(own) + "', expected 1 to 1024");
     return int(count);
   }
+  const char* ranks = std::getenv("LOCAL_WORLD_SIZE");  // processes that torchrun started on this machine
+  const long processes = ranks ? std::max(leading_number(ranks, end), 1L) : 1;
   if (const char* shared = std::getenv("OMP_NUM_THREADS"))  // may be a list, of which the first counts
-    if (const long count = leading_number(shared, end)) return int(count);
-  return usable_cores();
+    if (const long count = leading_number(shared, end); count && (count > 1 || processes == 1)) return int(count);
+  return std::max(usable_cores() / int(processes), 1);  // where torchrun's own default would be 1
 }
 
 std::atomic<int>& threads() {
