@@ -16,6 +16,7 @@ import throughtime as tt
 from conftest import STATES, magnification, rounding_bound, wide
 
 DIGITS = 30  # of mpmath's numbers: 14 more than float64 has, so that their rounding is never seen
+LEAST = -(2**40)  # below every exponent
 EPS = np.finfo(np.float64).eps
 
 
@@ -48,35 +49,41 @@ def gradients(record, d_output):
         return reference.backward(record, d_output)
 
 
-def log10(values):
-    """Of numbers >= 0, floats or mpmath's; -inf of zero."""
-    values, exponents = np.asarray(values), 0
-    if values.dtype == object:
-        values, exponents = (np.asarray(part, np.float64) for part in np.frompyfunc(mpmath.frexp, 1, 2)(values))
+def parts(values):
+    """Mantissas of size [1/2, 1), float64, and exponents, int64, of floats or of mpmath's numbers."""
+    values = np.asarray(values)
+    mantissas, exponents = (np.frompyfunc(mpmath.frexp, 1, 2) if values.dtype == object else np.frexp)(values)
+    return np.asarray(mantissas, np.float64), np.asarray(exponents, np.int64)
+
+
+def norm_of_parts(mantissas, exponents, axis):
+    """log10 of the Euclidean norm over these axes; -inf of zeros."""
+    top = np.max(np.where(mantissas == 0, LEAST, exponents), axis=axis, keepdims=True, initial=LEAST)
+    scaled = np.ldexp(mantissas, np.maximum(np.where(mantissas == 0, 0, exponents - top), -2000))
     with np.errstate(divide="ignore"):
-        return np.log10(values) + exponents * np.log10(2)
+        return np.log10((scaled * scaled).sum(axis=axis)) / 2 + np.squeeze(top, axis) * np.log10(2)
 
 
 def log10_norm(values, axis):
     """log10 of the Euclidean norm over these axes."""
-    largest = np.max(np.abs(values), axis=axis, keepdims=True, initial=0)
-    ratio = (values / np.where(largest > 0, largest, 1)).astype(np.float64)
-    return log10(np.squeeze(largest, axis)) + log10(np.sqrt((ratio * ratio).sum(axis=axis)))
+    return norm_of_parts(*parts(values), axis)
 
 
 def log10_of_squares(logs, axis):
     """log10 of the Euclidean norm over these axes of numbers whose log10 are given."""
     largest = np.max(logs, axis=axis, keepdims=True, initial=-np.inf)
     ratio = 10 ** (logs - np.where(np.isneginf(largest), 0, largest))
-    return largest.squeeze(axis) + log10(np.sqrt((ratio * ratio).sum(axis=axis)))
+    with np.errstate(divide="ignore"):
+        return largest.squeeze(axis) + np.log10((ratio * ratio).sum(axis=axis)) / 2
 
 
 def norms(hidden):
     """What a flow shows of dL/dh (L*D, T, B, H)."""
+    numbers = parts(hidden)
     return SimpleNamespace(
-        log10_norm=log10_norm(hidden, (2, 3)),
-        log10_norm_per_sequence=log10_norm(hidden, 3),
-        log10_unit=log10_norm(hidden, 2),
+        log10_norm=norm_of_parts(*numbers, (2, 3)),
+        log10_norm_per_sequence=norm_of_parts(*numbers, 3),
+        log10_unit=norm_of_parts(*numbers, 2),
     )
 
 
@@ -151,12 +158,12 @@ def jacobians(record):
     (direction,) = record.directions
     widths = [s.shape[1] for s in direction.final]
     N = sum(widths)
-    parts = np.split(np.eye(N), np.cumsum(widths)[:-1], axis=1)
+    ones = np.split(np.eye(N), np.cumsum(widths)[:-1], axis=1)
 
     def of(step):
         x, *previous = (np.repeat(rows, N, axis=0) for rows in (step.x, *step.previous))
         _, saved = record.cell.forward(direction.parameters, x, tuple(previous))
-        rows, _ = record.cell.backward(direction.parameters, x, tuple(previous), saved, tuple(parts))
+        rows, _ = record.cell.backward(direction.parameters, x, tuple(previous), saved, tuple(ones))
         return np.hstack(rows)
 
     return np.stack([of(step) for step in direction.steps])

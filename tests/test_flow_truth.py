@@ -95,10 +95,9 @@ def product_of(steps, width):
     return np.stack(rows[::-1])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_down_to_1e_minus_1000_it_is_the_product_of_torchs_jacobians(kind, dtype):
-    """At the library's states, of either type."""
-    problem = Weak(kind, T=220, B=1, I=2, H=3, dtype=dtype)
+def test_down_to_1e_minus_1000_it_is_the_product_of_torchs_jacobians(kind):
+    """At the states of the library's layer in float32."""
+    problem = Weak(kind, T=220, B=1, I=2, H=3, dtype="float32")
     record = along(problem, problem.layer(), {"state": problem.state})
     steps = torch_jacobians(problem, record)
     assert_close(jacobians(record), steps, BOUND)
