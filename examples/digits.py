@@ -22,7 +22,19 @@ from rich.table import Table
 
 import throughtime as tt
 from common import Plot, Seed, Steps
-from sequences import Batch, Cell, Classification, Hidden, Run, Size, legend_below, line_style, literature, train
+from sequences import (
+    CAPTION,
+    Batch,
+    Cell,
+    Classification,
+    Hidden,
+    Run,
+    Size,
+    legend_below,
+    line_style,
+    literature,
+    train,
+)
 from throughtime.cli.output import check_plot_path
 
 Array = NDArray[Any]
@@ -112,17 +124,15 @@ def main(hidden: Hidden = 64, steps: Steps = 5000, batch: Size = 32, seed: Seed 
 
 def table(runs: Mapping[str, Run], baseline: float) -> Table:
     """One row per cell, and the linear classifier's."""
-    table = Table(
-        title="Handwritten digits, pixel by pixel",
-        caption="gradient: log10 of the norm of dL/dh at the first pixel over that at the last, before training",
-    )
+    table = Table(title="Handwritten digits, pixel by pixel", caption=CAPTION)
     table.add_column("cell", no_wrap=True)
-    for column in ("gradient", "training loss, nats", "held out, % right", "seconds"):
+    for column in ("before", "after", "training loss, nats", "held out, % right", "seconds"):
         table.add_column(column, justify="right")
-    table.add_row("linear, whole image", "", "", f"{100 * baseline:.1f}", "")
+    table.add_row("linear, whole image", "", "", "", f"{100 * baseline:.1f}", "")
     for name, run in runs.items():
         loss = f"{np.mean(run.losses[-100:]):.3f}"
-        table.add_row(name, f"{run.gradient[0]:.1f}", loss, f"{100 * run.right:.1f}", f"{run.seconds:.1f}")
+        gradients = (f"{run.before[0]:.1f}", f"{run.after[0]:.1f}")
+        table.add_row(name, *gradients, loss, f"{100 * run.right:.1f}", f"{run.seconds:.1f}")
     return table
 
 
@@ -148,8 +158,8 @@ def save_figure(path: Path, runs: Mapping[str, Run], baseline: float) -> None:
     for index, (name, run) in enumerate(runs.items()):
         style = line_style(index)
         left.plot(list(run.tests), [100 * share for share in run.tests.values()], label=name, **style)
-        steps = np.arange(1, len(run.gradient) + 1)
-        right.plot(steps, run.gradient, label=name, markevery=(index, 9), **style)
+        steps = np.arange(1, len(run.before) + 1)
+        right.plot(steps, run.before, label=name, markevery=(index, 9), **style)
     left.axhline(100 * baseline, color="black", linewidth=0.8, label="linear, whole image")
     left.set(xlabel="parameter updates", ylabel="held-out digits told right (%)", title="Accuracy")
     right.set(

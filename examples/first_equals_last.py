@@ -22,7 +22,19 @@ from rich.console import Console
 from rich.table import Table
 
 from common import Plot, Seed, Steps
-from sequences import Batch, Cell, Classification, Hidden, Run, Size, legend_below, line_style, literature, train
+from sequences import (
+    CAPTION,
+    Batch,
+    Cell,
+    Classification,
+    Hidden,
+    Run,
+    Size,
+    legend_below,
+    line_style,
+    literature,
+    train,
+)
 from throughtime.cli.output import check_plot_path
 
 if TYPE_CHECKING:
@@ -102,19 +114,16 @@ def main(
 
 def table(runs: Mapping[int, Mapping[str, Run]]) -> Table:
     """One row per length and cell."""
-    table = Table(
-        title="Is the first symbol the last one?",
-        caption="gradient: log10 of the norm of dL/dh at the first step over that at the last, before training",
-    )
+    table = Table(title="Is the first symbol the last one?", caption=CAPTION)
     table.add_column("symbols", justify="right")
     table.add_column("cell", no_wrap=True)
-    for column in ("gradient", "updates", "right, %", "seconds"):
+    for column in ("before", "after", "updates", "right, %", "seconds"):
         table.add_column(column, justify="right")
     for count, by_name in runs.items():
         table.add_section()
         for name, run in by_name.items():
-            figures = (f"{run.gradient[0]:.1f}", str(run.updates), f"{run.right:.1%}"[:-1], f"{run.seconds:.1f}")
-            table.add_row(str(count), name, *figures)
+            figures = (str(run.updates), f"{100 * run.right:.1f}", f"{run.seconds:.1f}")
+            table.add_row(str(count), name, f"{run.before[0]:.1f}", f"{run.after[0]:.1f}", *figures)
     return table
 
 
@@ -160,7 +169,7 @@ def save_figure(path: Path, runs: Mapping[int, Mapping[str, Run]]) -> None:
     _draw_shares(left, runs)
     for index, name in enumerate(CELLS):
         style = line_style(index)
-        gradients = {count: by_name[name].gradient[0] for count, by_name in runs.items()}
+        gradients = {count: by_name[name].before[0] for count, by_name in runs.items()}
         learnt = {count: log10 for count, log10 in gradients.items() if runs[count][name].right > _LEARNT}
         right.plot(list(gradients), list(gradients.values()), label=name, **style)
         right.plot(list(learnt), list(learnt.values()), **{**style, "linestyle": "", "fillstyle": "full"})

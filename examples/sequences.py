@@ -32,6 +32,7 @@ STYLES = ((0, (1, 2)), "--", "-.", "-", (0, (6, 2, 1, 2, 1, 2)), (0, (4, 2)), "-
 MARKERS = "ovsDP^X"
 _PART = 256  # sequences that are evaluated at once
 _TESTS = 10  # in a training, where it is asked for
+CAPTION = "before and after training: log10 of the norm of dL/dh at the first step over that at the last"
 _LAYERS: dict[str, Any] = {"RNN": tt.RNN, "IRNN": partial(tt.RNN, nonlinearity="relu"), "GRU": tt.GRU, "LSTM": tt.LSTM}
 _RECURRENT: dict[str, Any] = {"orthogonal": tt.init.orthogonal, "identity": tt.init.identity}
 
@@ -162,7 +163,8 @@ class Run:
     """What a training did."""
 
     size: int  # sequences per update
-    gradient: Array  # `log10_gradient` before the first update
+    before: Array  # `log10_gradient` before the first update
+    after: Array  # and after the last one
     losses: list[float] = field(default_factory=list)  # of each update
     shares: list[float] = field(default_factory=list)  # of each update's sequences, right before it
     tests: dict[int, float] = field(default_factory=dict)  # share right of the test sequences after so many updates
@@ -205,7 +207,8 @@ def train(
     answered at the end, with `watch` also on the way.
     """
     model, rng, optimizer = Model(cell, task, hidden, steps, seed), np.random.default_rng([seed, 1]), tt.optim.Adam()
-    run, start, since = Run(size, log10_gradient(model.layer, test.part(0))), time.perf_counter(), 0
+    before = log10_gradient(model.layer, test.part(0))
+    run, start, since = Run(size, before, before), time.perf_counter(), 0
     with progress_bar("{task.fields[right]:.1%} right") as progress:
         bar = progress.add_task(name, total=updates, right=math.nan)
         recent: deque[float] = deque(maxlen=SPAN)
@@ -224,6 +227,7 @@ def train(
             progress.update(bar, advance=1, right=sum(recent) / len(recent))
             if enough is not None and since >= enough:
                 break
+    run.after = log10_gradient(model.layer, test.part(0))
     run.output = model(test)
     run.tests[run.updates] = float(task.right(run.output, test.target).mean())
     run.seconds = time.perf_counter() - start
