@@ -128,7 +128,7 @@ class Model:
         self.parameters = _named(self.layer, self.readout)
 
     def __call__(self, batch: Batch) -> Array:
-        """The answers (B, outputs)."""
+        """The answers (B, outputs), with no more kept on the way than has to be."""
         parts = (batch.part(start) for start in range(0, len(batch.target), _PART))
         return np.concatenate([self.readout(self._read(part, memory="checkpoint").output) for part in parts])
 
