@@ -12,20 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import throughtime as tt
+from common import MAX_NORM, SPAN, falling, progress_bar
 from throughtime.cli.output import check_plot_path
 from throughtime.cli.text import encode
 
 # Options of the examples that train character models.
-Steps = Annotated[int, typer.Option(min=1, help="Parameter updates of each model.")]
 Context = Annotated[int, typer.Option(min=1, help="Characters that a model sees at once.")]
 Batch = Annotated[int, typer.Option(min=1, help="Stretches of text per update.")]
 Rate = Annotated[float, typer.Option(min=0, help="Learning rate of Adam at the start; falls to a tenth.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of weights and batches.")]
-Plot = Annotated[Path | None, typer.Option(help="Where a plot goes.", show_default=False)]
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,9 +34,7 @@ STYLES = ("--", "-", "-.")
 MARKERS = "os^"
 SIZES = (5, 8, 4)
 _HELD_OUT = 0.1  # of the text, at its end
-_MAX_NORM = 1.0
 _VALIDATIONS = 10  # in a training
-_SPAN = 50  # steps whose mean is called the training loss
 
 
 class Model(Protocol):
@@ -108,7 +102,7 @@ class Run:
 
     def recent(self, step: int | None = None) -> float:
         """The mean training loss of the last steps up to one."""
-        last = self.losses[:step][-_SPAN:]
+        last = self.losses[:step][-SPAN:]
         return sum(last) / len(last) if last else math.nan
 
     @property
@@ -121,12 +115,12 @@ def train(model: Model, text: Text, name: str, *, steps: int, window: int, batch
     """Adam with a learning rate that falls to a tenth, on windows from random places; the same ones for one seed."""
     run, rng, optimizer, start = Run(), np.random.default_rng(seed), tt.optim.Adam(lr=lr), time.perf_counter()
     every = max(1, steps // _VALIDATIONS)
-    with _progress() as progress:
+    with progress_bar("{task.fields[loss]:.3f} nats") as progress:
         task = progress.add_task(name, total=steps, loss=math.nan)
         for step in range(1, steps + 1):
             loss, grads = model.gradients(*text.batch(rng, window, batch))
-            tt.clip_grad_norm(grads, _MAX_NORM)
-            optimizer.lr = lr * (1 - 0.9 * (step - 1) / steps)
+            tt.clip_grad_norm(grads, MAX_NORM)
+            optimizer.lr = falling(lr, step, steps)
             optimizer.step(model.parameters, grads)
             run.losses.append(loss)
             if step % every == 0 or step == steps:
@@ -169,23 +163,9 @@ def draw_losses(axes: Axes, runs: Mapping[str, Run], counts: Mapping[str, float]
         axes.axhline(loss * BITS, color="black", linestyle=style, label=f"{name} counts ({loss * BITS:.2f})")
     axes.set(title="Loss", xlabel="step (parameter updates)", ylabel="loss (bits per character)")
     axes.grid(alpha=0.3)
-    title = f"lines: training, mean of {_SPAN} steps; marks: held out"
+    title = f"lines: training, mean of {SPAN} steps; marks: held out"
     axes.legend(title=title, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, handlelength=4)
 
 
 def _parts(count: int, size: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, count, size))
-
-
-def _progress() -> Progress:
-    """The bar; nothing where the output is no terminal."""
-    console = Console()
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[loss]:.3f} nats"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )

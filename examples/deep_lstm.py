@@ -27,17 +27,15 @@ from characters import (
     STYLES,
     Batch,
     Context,
-    Plot,
     Rate,
     Run,
-    Seed,
-    Steps,
     counted,
     draw_losses,
     prepare,
     python_help,
     train,
 )
+from common import Plot, Seed, Steps
 
 Array = NDArray[Any]
 

@@ -16,13 +16,19 @@ pytest.importorskip("typer")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
+import adding_problem
 import characters
 import deep_lstm
 import depth
+import digits
+import first_equals_last
 import residual_ablation
+import sequences
+import throughtime as tt
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY = ["--steps", "1", "--context", "32", "--batch", "4"]
+SHORT = ["--steps", "2", "--batch", "4", "--hidden", "8"]
 RUNS = {  # options, and of every row of figures how it begins and how many there are
     "residual_ablation": (
         [*TINY, "--blocks", "1", "--blocks", "2"],
@@ -33,11 +39,23 @@ RUNS = {  # options, and of every row of figures how it begins and how many ther
         [*TINY, "--layers", "3", "--hidden", "8"],
         {"3": 3, "first/last": 3, "bigram counts": 1, "plain": 3, "residual": 3, "residual, LayerNorm": 3},
     ),
+    "first_equals_last": (
+        [*SHORT, "--length", "5", "--length", "7"],
+        {f"{length} │ {name}": 5 for length in (5, 7) for name in first_equals_last.CELLS},
+    ),
+    "adding_problem": (
+        [*SHORT, "--length", "20", "--length", "100"],
+        {"20 │ always 0.5": 3, "100 │ LSTM of 1997": 2}
+        | {f"{length} │ {name}": 6 for length in (20, 100) for name in adding_problem.CELLS},
+    ),
+    "digits": (SHORT, {"linear, whole image": 1} | dict.fromkeys(digits.CELLS, 5)),
 }
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_an_example_prints_its_figures_and_draws_them(name, tmp_path):
+    if name == "digits":
+        pytest.importorskip("sklearn")  # which the test extra brings
     options, rows = RUNS[name]
     plot = tmp_path / "plot.png"
     command = [sys.executable, str(EXAMPLES / f"{name}.py"), *options, "--plot", str(plot)]
@@ -128,3 +146,145 @@ def test_no_held_out_stretch_was_learnt_from():
     known = bytes(text.training.astype(np.uint8))
     held_out = bytes(text.held_out.astype(np.uint8))
     assert not any(held_out[start : start + 64] in known for start in range(0, len(held_out) - 64, 64))
+
+
+def test_labels_say_whether_first_and_last_symbol_are_equal():
+    """Half of them are: of 4000 between 1800 and 2200, which is 6.3 standard deviations of sqrt(4000)/2 each way."""
+    for symbols in (2, 5):
+        batch = first_equals_last.FirstEqualsLast(7, symbols).batch(np.random.default_rng(0), 4000)
+        assert batch.x.shape == (7, 4000, symbols)
+        np.testing.assert_array_equal(batch.x.sum(axis=2), 1)
+        sequences = batch.x.argmax(axis=2).T.tolist()
+        assert batch.target.tolist() == [int(sequence[0] == sequence[-1]) for sequence in sequences]
+        assert 1800 < batch.target.sum() < 2200
+        assert {sequence[-1] for sequence in sequences if sequence[0] == 0} == set(range(symbols))
+
+
+def test_targets_are_the_sums_of_what_is_marked():
+    """By the definition, one sequence after the other. float32 rounds each number and the target by at most 2^-25."""
+    batch = adding_problem.Adding(40).batch(np.random.default_rng(0), 2000)
+    one_mark = 0
+    for sequence, length, target in zip(batch.x.swapaxes(0, 1), batch.lengths, batch.target[:, 0], strict=True):
+        assert 40 <= length <= 44
+        pairs = sequence[:length].tolist()
+        assert all(-1 <= number <= 1 for number, _ in pairs)
+        assert [step for step, (_, marker) in enumerate(pairs) if marker == -1] == [0, length - 1]
+        marked = [step for step, (_, marker) in enumerate(pairs) if marker == 1]
+        assert max(marked) < 40 // 2 - 1
+        assert len(marked) == 1 or min(marked) < 10
+        one_mark += len(marked) == 1
+        assert abs(0.5 + sum(pairs[step][0] for step in marked) / 4 - target) <= 2**-24
+    assert set(batch.lengths) == set(range(40, 45))
+    # The first pair is the first mark with probability 1/10, else the second one with 1/18: 300 of 2000 expected.
+    assert 200 < one_mark < 400  # 6.3 standard deviations of 16 each way
+
+
+def test_answers_are_right_within_four_hundredths():
+    output = np.array([[0.5], [0.539], [0.541], [0.461], [0.459], [-0.5]])
+    right = adding_problem.Adding(100).right(output, np.full_like(output, 0.5))
+    assert right.tolist() == [True, True, False, True, False, False]
+
+
+def test_what_always_saying_a_half_gets():
+    """Right are 0.5 and 0.53; the squared errors are 0, 0.0009, 0.01 and 0.04."""
+    target = np.array([[0.5], [0.53], [0.4], [0.7]])
+    share, error = adding_problem.constant(sequences.Batch(np.zeros((5, 4, 2)), target))
+    assert share == 0.5
+    assert error == pytest.approx((0.0009 + 0.01 + 0.04) / 4)
+
+
+def test_the_gradient_by_step_is_the_product_of_the_slopes():
+    """Of one tanh unit: dh_t/dh_{t-1} = w (1 - h_t^2). Two sequences, the second one shorter.
+
+    30 factors with an error of at most 8 units of float32's 2^-24 each are 6e-6 in log10.
+    """
+    layer = tt.RNN(1, 1, seed=0)
+    layer.parameters["weight_hh_l0"][...] = -0.9
+    x = np.random.default_rng(0).standard_normal((31, 2, 1)).astype(np.float32)
+    w_x, w_h, b_x, b_h = (float(array.item()) for array in layer.parameters.values())
+    squares, lengths = np.zeros(31), [31, 20]
+    for sequence, length in enumerate(lengths):
+        h, slopes = 0.0, []
+        for step in range(length):
+            h = math.tanh(w_x * float(x[step, sequence, 0]) + w_h * h + b_x + b_h)
+            slopes.append(w_h * (1 - h * h))
+        squares[:length] += [math.prod(slopes[step + 1 :]) ** 2 for step in range(length)]
+    expected = np.log10(np.sqrt(squares / 2))
+    batch = sequences.Batch(x, np.zeros(2), np.array(lengths))
+    assert expected[0] < -3
+    np.testing.assert_allclose(sequences.log10_gradient(layer, batch), expected, rtol=0, atol=1e-5)
+
+
+def test_cells_start_as_they_say():
+    def start(**options):
+        cell = sequences.Cell(lr=1e-3, **options)
+        layer = cell.layer(3, 8, 50, np.random.default_rng(0))
+        gates = {name: np.split(array, len(array) // 8) for name, array in layer.parameters.items()}
+        assert not layer.parameters["bias_hh_l0"].any()
+        return gates["weight_hh_l0"], gates["bias_ih_l0"]
+
+    weights, (i, f, g, o) = start(kind="LSTM", keep=1.0)
+    assert f.tolist() == [1.0] * 8
+    assert not np.concatenate([i, g, o]).any()
+    for weight in weights:  # columns of length 1 and at right angles, up to sums of 8 products in float32
+        np.testing.assert_allclose(weight.T @ weight, np.eye(8), atol=8 * 2**-22)
+    _, (i, f, _, _) = start(kind="LSTM", keep="chrono")
+    assert (i == -f).all()
+    assert 0 <= f.min() < f.max() <= math.log(49)
+    _, (_, z, _) = start(kind="GRU", keep="chrono")
+    assert 0 <= z.min() < z.max() <= math.log(49)
+    (weight,), _ = start(kind="IRNN", weights="identity")
+    np.testing.assert_array_equal(weight, np.eye(8))
+
+
+class Settled(first_equals_last.FirstEqualsLast):
+    """Whatever the answer is, it counts as right."""
+
+    def right(self, output, target):
+        return np.ones(len(target), bool)
+
+
+def test_a_training_ends_when_enough_is_right_in_a_row():
+    """10 sequences right are there after three updates of 4."""
+    task = Settled(5, 2)
+    test = task.batch(np.random.default_rng(0), 3)
+    options = {"hidden": 4, "steps": 5, "updates": 50, "size": 4, "seed": 0, "enough": 10}
+    run = sequences.train(sequences.Cell("GRU", lr=1e-3), task, test, "settled", **options)
+    assert (run.updates, run.sequences, run.right) == (3, 12, 1.0)
+
+
+def test_training_learns_whether_three_symbols_begin_and_end_alike():
+    """Of 600 test sequences, answered in three parts, the last one smaller."""
+    task = first_equals_last.FirstEqualsLast(3, 2)
+    test = task.batch(np.random.default_rng(1), 600)
+    options = {"hidden": 16, "steps": 3, "updates": 300, "size": 32, "seed": 0}
+    run = sequences.train(first_equals_last.CELLS["LSTM, bias 1"], task, test, "three", watch=True, **options)
+    assert len(run.tests) == 10
+    assert run.right == 1.0
+    assert run.output.shape == (600, 2)
+    assert ((run.output[:, 1] > run.output[:, 0]) == (test.x[0] == test.x[2]).all(axis=1)).all()
+
+
+def test_held_out_digits_are_not_learnt_from():
+    """Images told apart by their first pixel, and digits that belong to them."""
+    images = np.zeros((50, 64), np.float32)
+    images[:, 0] = np.arange(50)
+    task, test = digits.split(images, np.arange(50) % 10, seed=0)
+    assert (len(task.labels), len(test.target)) == (40, 10)
+    assert test.x.shape == (64, 10, 1)
+    assert sorted([*task.images[:, 0], *test.x[0, :, 0]]) == list(range(50))
+    for first, labels in ((task.images[:, 0], task.labels), (test.x[0, :, 0], test.target)):
+        np.testing.assert_array_equal(first.astype(int) % 10, labels)
+
+
+def test_the_linear_classifier_learns_what_is_linear():
+    """The digit is where the one bright pixel is; held out are the same images."""
+    labels = np.arange(10)
+    images = np.eye(64, dtype=np.float32)[labels]
+    assert digits.linear(digits.Digits(images, labels), digits.pixels(images, labels), seed=0) == 1.0
+
+
+def test_without_scikit_learn_the_digits_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(SystemExit, match="pip install scikit-learn"):
+        digits.load()
