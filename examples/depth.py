@@ -9,7 +9,6 @@ random; what is measured is the norm of dL/dx at the entrance of every block.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,8 +30,6 @@ Array = NDArray[Any]
 
 _SIZE, _HIDDEN = 64, 128
 _STEPS, _BATCH = 8, 4  # products that OpenBLAS leaves to one thread: on a busy machine, two wait for each other
-# The single entries of a gradient are far below its norm, and below 1.2e-38 float32 has none left.
-_SAFE = 1e-30
 
 
 @dataclass(frozen=True)
@@ -43,13 +40,13 @@ class Variant:
     residual: bool
     scaled: bool = False
 
-    def stack(self, depth: int, dtype: str, seed: int) -> tt.Sequential:
+    def stack(self, depth: int, seed: int) -> tt.Sequential:
         """So many blocks; the MLPs' weights are the same in every variant."""
         scale = depth**-0.5 if self.scaled else 1.0
         return tt.Sequential(
             *(
                 tt.ResidualBlock(
-                    tt.MLP(_SIZE, _HIDDEN, dtype=dtype, seed=[seed, block]),
+                    tt.MLP(_SIZE, _HIDDEN, seed=[seed, block]),
                     _SIZE,
                     norm=self.norm,
                     residual=self.residual,
@@ -69,34 +66,11 @@ VARIANTS = {
 }
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Norms of dL/dx of the blocks' inputs, first block first, and the layers' dtype that could hold them."""
-
-    norms: list[float]
-    dtype: str
-
-    @property
-    def log10_ratio(self) -> float:
-        """Of the first block's norm to the last one's."""
-        first, last = self.norms[0], self.norms[-1]
-        return math.log10(first) - math.log10(last) if first > 0 and last > 0 else -math.inf
-
-
-def measure(variant: Variant, depth: int, seed: int) -> Measured:
-    """In float32, and again in float64 where that falls out of its range."""
-    norms = gradient_norms(variant.stack(depth, "float32", seed), seed)
-    if min(norms) > _SAFE:
-        return Measured(norms, "float32")
-    return Measured(gradient_norms(variant.stack(depth, "float64", seed), seed), "float64")
-
-
-def gradient_norms(stack: tt.Sequential, seed: int) -> list[float]:
-    """The norm of what each layer's backward returns, for a random input and a random d_output."""
+def measure(variant: Variant, depth: int, seed: int) -> Array:
+    """log10 of the norm of dL/dx at every block, the first first, for a random input and a random d_output."""
     rng = np.random.default_rng([seed, 1])
-    x, d_output = (rng.standard_normal((_STEPS, _BATCH, _SIZE)).astype(stack.dtype) for _ in range(2))
-    grads = stack.forward(x).backward(d_output)
-    return [tt.clip_grad_norm({"input": layer.input}, math.inf) for layer in grads.layers]
+    x, d_output = (rng.standard_normal((_STEPS, _BATCH, _SIZE)).astype(np.float32) for _ in range(2))
+    return tt.gradient_flow(variant.stack(depth, seed), x, d_output).depth_log10_norm[:-1]
 
 
 def main(
@@ -118,22 +92,23 @@ def main(
         save_figure(plot, measured)
 
 
-def table(measured: dict[str, dict[int, Measured]]) -> Table:
+def table(measured: dict[str, dict[int, Array]]) -> Table:
     """One row per depth, one column per variant."""
-    table = Table(
-        title="log10 of the gradient's norm at the first block over that at the last",
-        caption="*: beyond float32, found with float64 layers",
-    )
+    table = Table(title="log10 of the gradient's norm at the first block over that at the last")
     table.add_column("blocks", justify="right")
     for name in measured:
         table.add_column(name, justify="right")
     for depth in next(iter(measured.values())):
-        cells = (by_depth[depth] for by_depth in measured.values())
-        table.add_row(str(depth), *(f"{m.log10_ratio:.2f}{'*' if m.dtype == 'float64' else ''}" for m in cells))
+        table.add_row(str(depth), *(f"{_ratio(by_depth[depth]):z.2f}" for by_depth in measured.values()))
     return table
 
 
-def save_figure(path: Path, measured: dict[str, dict[int, Measured]]) -> None:
+def _ratio(log10_norms: Array) -> float:
+    """log10 of the first over the last."""
+    return float(log10_norms[0] - log10_norms[-1])
+
+
+def save_figure(path: Path, measured: dict[str, dict[int, Array]]) -> None:
     """Left the norms at each block of the deepest stack, right the ratios by depth; below without the plain stack."""
     from matplotlib.figure import Figure
 
@@ -158,13 +133,13 @@ def save_figure(path: Path, measured: dict[str, dict[int, Measured]]) -> None:
     figure.savefig(path, dpi=90)
 
 
-def _draw(left: Axes, right: Axes, name: str, by_depth: dict[int, Measured]) -> None:
+def _draw(left: Axes, right: Axes, name: str, by_depth: dict[int, Array]) -> None:
     index, depth = list(VARIANTS).index(name), max(by_depth)
     style = {"linestyle": ("--", "-.", (0, (1, 2)), "-", (0, (6, 2, 1, 2, 1, 2)))[index], "color": f"C{index}"}
     style |= {"marker": "ovsD^"[index], "markersize": 5, "label": name}
     every = max(1, depth // 8)
-    left.semilogy(range(1, depth + 1), by_depth[depth].norms, markevery=(index * every // 5, every), **style)
-    right.plot(list(by_depth), [measured.log10_ratio for measured in by_depth.values()], **style)
+    left.semilogy(range(1, depth + 1), 10 ** by_depth[depth], markevery=(index * every // 5, every), **style)
+    right.plot(list(by_depth), [_ratio(log10_norms) for log10_norms in by_depth.values()], **style)
 
 
 if __name__ == "__main__":
