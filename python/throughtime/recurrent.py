@@ -50,6 +50,9 @@ class Recurrent(Layer):
         self.output_size = self.num_directions * self._width
         checked = {name: getattr(self, name) for name in config if hasattr(self, name)}  # plain ints, for `save`
         self._set_up({**config, **checked}, self._shapes(), dtype, seed)
+        self._initialise()
+
+    def _initialise(self) -> None:
         bound = self.hidden_size**-0.5  # as PyTorch
         for suffix in self._suffixes():
             for name in self._cell_shapes(0):
@@ -176,14 +179,8 @@ class Recurrent(Layer):
         ((1000, 32, 16), (1, 32, 16))
         """
         choice("output", output, ("all", "last"))
-        if isinstance(memory, int | np.integer):
-            memory = size("memory", memory)
-        elif not isinstance(memory, str) or memory not in _MEMORY:
-            kind = ValueError if isinstance(memory, str) else TypeError
-            raise kind(f"memory must be {', '.join(map(repr, _MEMORY))} or a number of steps, got {memory!r}")
-        return self._run(
-            x, state, lengths, resets, masks, training=flag("training", training), output=output, memory=memory
-        )
+        memory, training = check_memory(memory), flag("training", training)
+        return self._run(x, state, lengths, resets, masks, training=training, output=output, memory=memory)
 
     def _run(
         self,
@@ -303,6 +300,16 @@ class Recurrent(Layer):
                 name = "weight_hh" + suffix
                 wanted[name] = (self._shapes_of_parameters[name], self.weight_dropout)
         return wanted
+
+
+def check_memory(memory: Any) -> str | int:
+    """`memory` as :meth:`Recurrent.forward` takes it."""
+    if isinstance(memory, int | np.integer):
+        return size("memory", memory)
+    if not isinstance(memory, str) or memory not in _MEMORY:
+        kind = ValueError if isinstance(memory, str) else TypeError
+        raise kind(f"memory must be {', '.join(map(repr, _MEMORY))} or a number of steps, got {memory!r}")
+    return memory
 
 
 def _check_resets(resets: Any, steps: int, batch: int, batched: bool) -> Array | None:
