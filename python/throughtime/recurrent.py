@@ -209,24 +209,23 @@ class Recurrent(Layer):
             memory=memory,
         )
 
-    def _check_x(self, x: Any) -> tuple[Array, bool]:
+    def _check_x(self, x: Any, name: str = "x") -> tuple[Array, bool]:
         """`x` as (T, B, I), whether it came with a batch axis."""
-        x = as_array("x", x)
-        check_dtype("x", x, self.dtype)
+        x = as_array(name, x)
+        check_dtype(name, x, self.dtype)
         if x.ndim not in (2, 3):
             layout = "B, T" if self.batch_first else "T, B"
-            raise ValueError(
-                f"x has shape {x.shape}, expected ({layout}, {self.input_size}), or (T, {self.input_size}) unbatched"
-            )
+            expected = f"({layout}, {self.input_size}), or (T, {self.input_size}) unbatched"
+            raise ValueError(f"{name} has shape {x.shape}, expected {expected}")
         if x.shape[-1] != self.input_size:
             raise ValueError(
-                f"x has {x.shape[-1]} features in its last axis, but this {type(self).__name__} was built "
-                f"with input_size={self.input_size} (x.shape == {x.shape})"
+                f"{name} has {x.shape[-1]} features in its last axis, but this {type(self).__name__} was built "
+                f"with input_size={self.input_size} ({name}.shape == {x.shape})"
             )
         batched = x.ndim == 3
         major = self._time_major(x, batched)
         if major.shape[0] == 0:
-            raise ValueError(f"x has no timesteps (x.shape == {x.shape}), expected T >= 1")
+            raise ValueError(f"{name} has no timesteps ({name}.shape == {x.shape}), expected T >= 1")
         return features_together(major), batched
 
     def _time_major(self, array: Array, batched: bool) -> Array:

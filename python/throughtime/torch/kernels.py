@@ -41,7 +41,7 @@ class Call(NamedTuple):
 def forward(call: Call, x: Tensor, state: Sequence[Tensor]) -> list[Tensor]:
     """Output, final states, and what the backward needs besides; `state` is empty for zeros."""
     layer = call.plan.layer
-    array, batched = layer._check_x(array_of(x))
+    array, batched = layer._check_x(array_of(x), "input")
     initial = layer._check_state("hx", _as_state(state), array.shape[1], batched)
     with precision.medium() if call.medium else nullcontext():
         tape = Tape(layer, array, batched=batched, state=initial, resets=None, last=False, **call.arrays())
@@ -69,7 +69,7 @@ def backward(
     `d_results` are those of output and final states, None for zeros.
     """
     layer, (needs_input, needs_state, *needs_weights) = call.plan.layer, wanted
-    array, batched = layer._check_x(array_of(x))
+    array, batched = layer._check_x(array_of(x), "input")
     tape = Tape._restored(layer, array, [array_of(tensor) for tensor in kept], batched=batched, **call.arrays())
     d_output, *d_states = (None if tensor is None else array_of(tensor) for tensor in d_results)
     d_final = layer._check_state("d_final_state", _as_state(d_states), array.shape[1], batched, partial=True)

@@ -15,7 +15,7 @@ from . import kernels, operators
 from .compiling import is_traced, let_dynamo_trace
 from .function import RecurrentFunction
 from .kernels import Call
-from .plan import plan_of, text_of
+from .plan import call_text, layer_text, plan_of
 from .precision import is_medium
 from .unsupported import applied, check_dtype, check_tensor, check_transforms
 
@@ -38,7 +38,8 @@ class Recurrent(RNNBase):
     def _set_up(self, **own: Any) -> None:
         """After torch's constructor: the options that it does not have, and the parameters that come with them."""
         self.__dict__.update(own)
-        layer = plan_of(self._text(torch.float32, self.batch_first, self.memory)).layer  # checks them, too
+        self._text = layer_text(self._kind, self._options())
+        layer = plan_of(call_text(self._text, torch.float32, self.batch_first, self.memory)).layer  # checks, too
         self._names = tuple(layer._shapes_of_parameters)
         bound = self.hidden_size**-0.5
         like = next(self.parameters())
@@ -78,9 +79,11 @@ class Recurrent(RNNBase):
         ]
         return ", ".join([super().extra_repr(), *chosen])
 
-    def _text(self, dtype: torch.dtype, batch_first: bool, memory: str | int | None) -> str:
-        """The plan of a call, from the attributes as they are now."""
-        return text_of(self._kind, memory, self._options() | {"batch_first": batch_first, "dtype": str(dtype)[6:]})
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As torch's modules, options may be changed later."""
+        super().__setattr__(name, value)
+        if "_text" in self.__dict__ and name in self._options():  # text, for to the compiler numbers may be variables
+            self.__dict__["_text"] = layer_text(self._kind, self._options())
 
     def _options(self) -> dict[str, Any]:
         """The arguments of the NumPy layer's constructor."""
@@ -139,7 +142,7 @@ class Recurrent(RNNBase):
         x, state, weights = self._checked(x, hx)
         masks = self._masks(x, batch_first) if self.training else []
         needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *state, *weights))
-        text = self._text(x.dtype, batch_first, self.memory if needs_grad else None)
+        text = call_text(self._text, x.dtype, batch_first, self.memory if needs_grad else None)
         if is_traced(x):
             results = operators.recurrent(x, state, weights, lengths, masks, text, is_medium())
         else:

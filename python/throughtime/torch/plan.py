@@ -6,6 +6,8 @@ import ast
 from functools import lru_cache
 from typing import Any
 
+import torch
+
 from .. import recurrent
 from ..recurrent import Recurrent, check_memory
 
@@ -25,9 +27,11 @@ class Plan:
         2 for the LSTM, else 1.
     """
 
-    def __init__(self, kind: str, memory: str | int | None, options: dict[str, Any]) -> None:
+    def __init__(
+        self, kind: str, options: dict[str, Any], dtype: str, batch_first: bool, memory: str | int | None
+    ) -> None:
         self.memory = None if memory is None else check_memory(memory)
-        self.layer: Recurrent = _HOLLOW[kind](**options)
+        self.layer: Recurrent = _HOLLOW[kind](**options, dtype=dtype, batch_first=batch_first)
         self.names = tuple(self.layer._shapes_of_parameters)
         self.states = len(self.layer._state_names)
 
@@ -38,13 +42,18 @@ class Plan:
 
 @lru_cache(maxsize=1024)
 def plan_of(text: str) -> Plan:
-    """The plan that a text made by `text_of` says."""
+    """The plan that a text made by `call_text` says."""
     return Plan(*ast.literal_eval(text))
 
 
-def text_of(kind: str, memory: str | int | None, options: dict[str, Any]) -> str:
-    """A literal that `plan_of` reads."""
-    return f"({kind!r}, {memory!r}, {options!r})"
+def layer_text(kind: str, options: dict[str, Any]) -> str:
+    """Of a layer, the part that stays from call to call."""
+    return f"{kind!r}, {options!r}"
+
+
+def call_text(layer: str, dtype: torch.dtype, batch_first: bool, memory: str | int | None) -> str:
+    """A literal that `plan_of` reads, of what `layer_text` gave."""
+    return f"({layer}, {str(dtype)[6:]!r}, {batch_first!r}, {memory!r})"
 
 
 def _hollow(layer: type[Recurrent]) -> type[Recurrent]:

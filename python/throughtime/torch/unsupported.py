@@ -10,10 +10,10 @@ from torch.autograd import Function
 
 
 def unsupported(what: str) -> NotImplementedError:
-    """The error for something that torch's own modules may do and these do not."""
+    """The error for what torch's own modules may do and these do not."""
     return NotImplementedError(
-        f"throughtime.torch does not support {what}; torch.nn's module of the same name does what can be done, "
-        "and takes the state_dict as it is"
+        f"throughtime.torch does not support {what}; torch.nn.LSTM (RNN, GRU, LayerNorm) takes the same state_dict "
+        "and may"
     )
 
 
@@ -32,7 +32,9 @@ def check_dtype(dtype: torch.dtype) -> None:
 
 
 def check_transforms() -> None:
-    """Raise inside torch.func.grad, vmap and the like."""
+    """Raise inside torch.func.grad, vmap and the like, and torch.jit.trace."""
+    if torch._C._get_tracing_state() is not None:
+        raise unsupported("torch.jit.trace, only torch.compile and torch.export")
     if torch._C._are_functorch_transforms_active():
         raise unsupported("torch.func transforms (grad, vmap, jvp, ...), only torch.autograd")
 
