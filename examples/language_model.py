@@ -1,9 +1,9 @@
 """A character language model written for torch.nn.LSTM, and with one import changed.
 
-Several LSTM layers read the text of Python's ``help()`` in parallel streams: truncated backpropagation through time (the
-state goes on from window to window, its gradient does not), the embedding's weight is the output's as well, and the
-gradient is clipped. ``--layers`` says where LSTM is imported from; with ``both``, the two start from the same weights and
-see the same text, so their losses should be the same up to rounding.
+LSTM layers read the text of Python's ``help()`` in parallel streams: truncated backpropagation through time (the state
+goes on from window to window, its gradient does not), the embedding's weight is the output's as well, and the gradient
+is clipped. ``--layers`` says where LSTM is imported from; with ``both``, the two start from the same weights and see
+the same text, so their losses should be the same up to rounding.
 
     python examples/language_model.py --plot language_model.png
 """
