@@ -163,6 +163,10 @@ class Recurrent(RNNBase):
         if torch.is_autocast_enabled("cpu"):
             x, state = x.to(dtype), [tensor.to(dtype) for tensor in state]
         check_tensor("input", x, dtype)
+        if x.dim() not in (2, 3):
+            layout, size = "(B, T" if self.batch_first else "(T, B", self.input_size
+            expected = f"{layout}, {size}), or (T, {size}) unbatched"
+            raise ValueError(f"input has shape {tuple(x.shape)}, expected {expected}")
         for tensor in state:
             check_tensor("hx", tensor, dtype)
         for name, tensor in zip(self._names, weights, strict=True):
@@ -180,6 +184,8 @@ class Recurrent(RNNBase):
 
     def _masks(self, x: Tensor, batch_first: bool) -> list[Tensor]:
         """New ones from torch's generator, true where a value is dropped or an old state kept, in the plan's order."""
+        if not (self.dropout or self.zoneout or self.weight_dropout):
+            return []
         steps, batch = (x.shape[0], 1) if x.dim() == 2 else (x.shape[1], x.shape[0]) if batch_first else x.shape[:2]
         directions, width = 1 + self.bidirectional, self.proj_size or self.hidden_size
         wanted: list[tuple[tuple[int, ...], float]] = []
