@@ -33,11 +33,17 @@ RUNS = {  # options, and of every row of figures how it begins and how many ther
         [*TINY, "--layers", "3", "--hidden", "8"],
         {"3": 3, "first/last": 3, "bigram counts": 1, "plain": 3, "residual": 3, "residual, LayerNorm": 3},
     ),
+    "language_model": (
+        [*TINY[:2], "--context", "16", "--batch", "4", "--hidden", "8"],
+        {"torch LSTM": 2, "throughtime LSTM": 2, "largest difference": 1},
+    ),
 }
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_an_example_prints_its_figures_and_draws_them(name, tmp_path):
+    if name == "language_model":
+        pytest.importorskip("torch")
     options, rows = RUNS[name]
     plot = tmp_path / "plot.png"
     command = [sys.executable, str(EXAMPLES / f"{name}.py"), *options, "--plot", str(plot)]

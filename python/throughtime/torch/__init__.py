@@ -19,7 +19,7 @@ except ModuleNotFoundError as error:
 
 from .blocks import AddLayerNorm, ResidualBlock
 from .modules import GRU, LSTM, RNN
-from .record import record
-from .replace import replace
+from .recording import record
+from .replacing import replace
 
 __all__ = ["GRU", "LSTM", "RNN", "AddLayerNorm", "ResidualBlock", "record", "replace"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._arguments import Array, features_together
 from ..tape import Tape, Wanted, _Backward, kept_shapes
-from . import precision, record
+from . import precision, recording
 from .arrays import array_of, contiguous_array_of, tensor_of
 from .plan import Plan
 
@@ -74,7 +74,7 @@ def backward(
     d_output, *d_states = (None if tensor is None else array_of(tensor) for tensor in d_results)
     d_final = layer._check_state("d_final_state", _as_state(d_states), array.shape[1], batched, partial=True)
     named = [name for name, needs in zip(call.plan.names, needs_weights, strict=True) if needs]
-    recorder = record.active(call.weights)
+    recorder = recording.active(call.weights)
     asked = recorder.asked if recorder else set()
     which = Wanted(input=needs_input, initial_state=needs_state, parameters=frozenset(named))
     run = _Backward(tape, asked, None, d_final, {"truncate": None, "clip": None}, False, which)
