@@ -18,13 +18,6 @@ from throughtime.torch.add_layer_norm import operator_backward as add_layer_norm
 from throughtime.torch.operators import recurrent, recurrent_backward  # noqa: E402
 from throughtime.torch.plan import call_text  # noqa: E402
 
-# torch's own: it imports and calls what it deprecates
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning:torch"),
-    pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning:torch"),
-]
-
 
 @pytest.fixture(autouse=True)
 def fresh():
@@ -134,6 +127,19 @@ def test_a_module_by_itself_with_dimensions_marked_dynamic():
         assert len(graphs) == 1
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo looks, at the breaks
+def test_packed_sequences_compile():
+    """With breaks of the graph, for Dynamo does not trace torch's functions that unpack."""
+    sequences = [torch.randn(length, 3) for length in (4, 7, 1)]
+    packed = torch.nn.utils.rnn.pack_sequence(sequences, enforce_sorted=False)
+    module = ours.GRU(3, 4, bidirectional=True)
+    compiled = torch.compile(module, backend="aot_eager")
+    (output, h_n), (expected, expected_h_n) = compiled(packed), module(packed)
+    assert torch.equal(output.data, expected.data)
+    assert torch.equal(h_n, expected_h_n)
+    output.data.sum().backward()
+
+
 def test_compiled_inference_keeps_nothing():
     module, x = ours.LSTM(3, 4), torch.randn(5, 2, 3)
     graphs = Graphs()
@@ -163,8 +169,9 @@ def test_autocast_compiles():
         assert torch.equal(compiled(ids)[0], model(ids)[0])
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch's own
 def test_inductor_trains():
-    """The default backend, which wants a compiler; it fuses what stands around: rounding of a few operations."""
+    """The default backend, which wants a compiler; it calls the same kernels."""
     torch.manual_seed(0)
     module, x = ours.LSTM(3, 4), torch.randn(5, 2, 3)
     compiled = torch.compile(lambda x: module(x)[0].sum(), fullgraph=True)

@@ -39,7 +39,9 @@ def let_dynamo_trace(kind: type[Module]) -> None:
 
 
 def _allow(builder: Any, kind: type[Module]) -> None:
-    original = builder.VariableBuilder.wrap_module
+    original = getattr(builder.VariableBuilder, "wrap_module", None)
+    if original is None or not hasattr(builder.config, "allow_rnn"):
+        return  # another version of torch, whose rule may be another: at worst the graph breaks
 
     def wrap_module(self: Any, value: Module) -> Any:
         with builder.config.patch(allow_rnn=builder.config.allow_rnn or isinstance(value, kind)):

@@ -191,7 +191,7 @@ class Recurrent(RNNBase):
         wanted: list[tuple[tuple[int, ...], float]] = []
         if self.dropout:
             wanted += [((steps, batch, directions * width), self.dropout)] * (self.num_layers - 1)
-        pair = self.zoneout if isinstance(self.zoneout, tuple) else (self.zoneout,) * self._states
+        pair = self.zoneout if isinstance(self.zoneout, tuple | list) else (self.zoneout,) * self._states
         for _ in range(self.num_layers * directions):
             sizes = zip((width, self.hidden_size), pair, strict=False)
             wanted += [((steps, batch, size), probability) for size, probability in sizes if probability]
