@@ -11,11 +11,14 @@ import pytest
 
 import throughtime as tt
 
-MODULES = [module.name for module in pkgutil.iter_modules(tt.__path__) if module.name not in ("_core", "cli")]
+MODULES = [module.name for module in pkgutil.iter_modules(tt.__path__) if module.name not in ("_core", "cli", "torch")]
+TORCH = ["torch", *(f"torch.{path.stem}" for path in Path(tt.__path__[0], "torch").glob("[a-z]*.py"))]
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", MODULES + TORCH)
 def test_examples_of_docstrings_run(name):
+    if name in TORCH:
+        pytest.importorskip("torch")
     module = importlib.import_module(f"throughtime.{name}")
     found = doctest.testmod(module, extraglobs={"np": np, "tt": tt}, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert found.failed == 0
@@ -51,6 +54,17 @@ def test_the_example_of_the_exponents_prints_what_stands_below_it(capsys):
     ((code, printed),) = re.findall(r"```python\n(.*?)```\n\n((?:    [^\n]+\n)+)", page, re.DOTALL)
     exec(compile(code, "lyapunov.md", "exec"), {})
     assert capsys.readouterr().out.splitlines() == [line.strip() for line in printed.splitlines()]
+
+
+def test_the_examples_of_the_torch_page_run(capsys):
+    """They print two norms, which fall towards the beginning, and a timestep."""
+    pytest.importorskip("torch")
+    page = (Path(__file__).parent.parent / "docs" / "torch.md").read_text(encoding="utf-8")
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(code, "torch.md", "exec"), {})
+    last, before, step = capsys.readouterr().out.splitlines()
+    assert 0 < float(before.split()[-1]) < float(last.split()[-1])
+    assert 0 <= int(step.split()[-1]) < 200
 
 
 def test_the_lines_of_the_readme_run(capsys):

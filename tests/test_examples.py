@@ -49,6 +49,10 @@ RUNS = {  # options, and of every row of figures how it begins and how many ther
         | {f"{length} │ {name}": 6 for length in (20, 100) for name in adding_problem.CELLS},
     ),
     "digits": (SHORT, {"linear, whole image": 1} | dict.fromkeys(digits.CELLS, 5)),
+    "language_model": (
+        [*TINY[:2], "--context", "16", "--batch", "4", "--hidden", "8"],
+        {"torch LSTM": 2, "throughtime LSTM": 2, "largest difference": 1},
+    ),
 }
 
 
@@ -56,6 +60,8 @@ RUNS = {  # options, and of every row of figures how it begins and how many ther
 def test_an_example_prints_its_figures_and_draws_them(name, tmp_path):
     if name == "digits":
         pytest.importorskip("sklearn")  # which the test extra brings
+    if name == "language_model":
+        pytest.importorskip("torch")
     options, rows = RUNS[name]
     plot = tmp_path / "plot.png"
     command = [sys.executable, str(EXAMPLES / f"{name}.py"), *options, "--plot", str(plot)]

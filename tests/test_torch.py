@@ -8,52 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import TORCH_KINDS, Problem, assert_close, assert_same_bits, problems
-
-torch = pytest.importorskip("torch")
-
-BOUND = 1e-10
-
-
-def module_of(problem, dtype=torch.float64, **options):
-    """torch's module with the problem's parameters."""
-    module = {"rnn": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}[problem.kind.partition("_")[0]](
-        problem.I,
-        problem.H,
-        problem.L,
-        bias=problem.bias,
-        bidirectional=problem.D == 2,
-        dtype=dtype,
-        **{"rnn_relu": {"nonlinearity": "relu"}, "lstm_projected": {"proj_size": problem.width}}.get(problem.kind, {}),
-        **options,
-    )
-    module.load_state_dict({name: torch.tensor(value) for name, value in problem.parameters.items()})
-    return module
-
-
-def leaves(values):
-    """Tensors that collect a gradient, of an array or a tuple."""
-    if isinstance(values, tuple):
-        return tuple(leaves(value) for value in values)
-    return torch.tensor(values, requires_grad=True)
-
-
-def arrays(values, of=lambda tensor: tensor.detach()):
-    if isinstance(values, tuple):
-        return tuple(arrays(value, of) for value in values)
-    return of(values).numpy()
-
-
-def gradient(tensor):
-    return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
-
-
-def together(values):
-    return values if isinstance(values, tuple) else (values,)
-
-
-def backward(problem, output, final, d_output):
-    d_final = together(problem.d_final_state)
-    torch.autograd.backward((output, *together(final)), (torch.tensor(d_output), *(torch.tensor(d) for d in d_final)))
+from torch_side import BOUND, arrays, backward, gradient, leaves, module_of, together, torch
 
 
 @pytest.mark.parametrize("kind", TORCH_KINDS)

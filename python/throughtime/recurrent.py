@@ -50,6 +50,9 @@ class Recurrent(Layer):
         self.output_size = self.num_directions * self._width
         checked = {name: getattr(self, name) for name in config if hasattr(self, name)}  # plain ints, for `save`
         self._set_up({**config, **checked}, self._shapes(), dtype, seed)
+        self._initialise()
+
+    def _initialise(self) -> None:
         bound = self.hidden_size**-0.5  # as PyTorch
         for suffix in self._suffixes():
             for name in self._cell_shapes(0):
@@ -176,14 +179,8 @@ class Recurrent(Layer):
         ((1000, 32, 16), (1, 32, 16))
         """
         choice("output", output, ("all", "last"))
-        if isinstance(memory, int | np.integer):
-            memory = size("memory", memory)
-        elif not isinstance(memory, str) or memory not in _MEMORY:
-            kind = ValueError if isinstance(memory, str) else TypeError
-            raise kind(f"memory must be {', '.join(map(repr, _MEMORY))} or a number of steps, got {memory!r}")
-        return self._run(
-            x, state, lengths, resets, masks, training=flag("training", training), output=output, memory=memory
-        )
+        memory, training = check_memory(memory), flag("training", training)
+        return self._run(x, state, lengths, resets, masks, training=training, output=output, memory=memory)
 
     def _run(
         self,
@@ -212,24 +209,23 @@ class Recurrent(Layer):
             memory=memory,
         )
 
-    def _check_x(self, x: Any) -> tuple[Array, bool]:
+    def _check_x(self, x: Any, name: str = "x") -> tuple[Array, bool]:
         """`x` as (T, B, I), whether it came with a batch axis."""
-        x = as_array("x", x)
-        check_dtype("x", x, self.dtype)
+        x = as_array(name, x)
+        check_dtype(name, x, self.dtype)
         if x.ndim not in (2, 3):
             layout = "B, T" if self.batch_first else "T, B"
-            raise ValueError(
-                f"x has shape {x.shape}, expected ({layout}, {self.input_size}), or (T, {self.input_size}) unbatched"
-            )
+            expected = f"({layout}, {self.input_size}), or (T, {self.input_size}) unbatched"
+            raise ValueError(f"{name} has shape {x.shape}, expected {expected}")
         if x.shape[-1] != self.input_size:
             raise ValueError(
-                f"x has {x.shape[-1]} features in its last axis, but this {type(self).__name__} was built "
-                f"with input_size={self.input_size} (x.shape == {x.shape})"
+                f"{name} has {x.shape[-1]} features in its last axis, but this {type(self).__name__} was built "
+                f"with input_size={self.input_size} ({name}.shape == {x.shape})"
             )
         batched = x.ndim == 3
         major = self._time_major(x, batched)
         if major.shape[0] == 0:
-            raise ValueError(f"x has no timesteps (x.shape == {x.shape}), expected T >= 1")
+            raise ValueError(f"{name} has no timesteps ({name}.shape == {x.shape}), expected T >= 1")
         return features_together(major), batched
 
     def _time_major(self, array: Array, batched: bool) -> Array:
@@ -303,6 +299,16 @@ class Recurrent(Layer):
                 name = "weight_hh" + suffix
                 wanted[name] = (self._shapes_of_parameters[name], self.weight_dropout)
         return wanted
+
+
+def check_memory(memory: Any) -> str | int:
+    """`memory` as :meth:`Recurrent.forward` takes it."""
+    if isinstance(memory, int | np.integer):
+        return size("memory", memory)
+    if not isinstance(memory, str) or memory not in _MEMORY:
+        kind = ValueError if isinstance(memory, str) else TypeError
+        raise kind(f"memory must be {', '.join(map(repr, _MEMORY))} or a number of steps, got {memory!r}")
+    return memory
 
 
 def _check_resets(resets: Any, steps: int, batch: int, batched: bool) -> Array | None:

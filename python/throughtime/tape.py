@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -82,21 +82,75 @@ class Tape:
         masks: dict[str, Array],
         last: bool,
         memory: str | int | None,
+        parameters: dict[str, Array] | None = None,
     ) -> None:
-        self._layer = layer
-        self._batched = batched
+        if parameters is None:
+            parameters = layer.parameters
+            if memory is not None:  # they may change before the backward
+                parameters = {name: array.copy() for name, array in parameters.items()}
+        self._describe(layer, (x.shape[0], x.shape[1]), batched, lengths, resets, masks, memory, parameters)
         self._last = last
-        self._memory = memory  # None: an inference
-        self._every = _steps_between(memory, x.shape[0])
-        self._lengths, self._resets, self._masks = lengths, resets, masks
-        self._parameters = (
-            layer.parameters if memory is None else {name: array.copy() for name, array in layer.parameters.items()}
-        )
-        for name in self._parameters.keys() & masks.keys():
-            self._parameters[name] = _dropped(self._parameters[name], masks[name], layer.weight_dropout)
-        self._sizes = x.shape[0], x.shape[1]
         self.masks = {name: self._unbatch(mask, 1) if mask.ndim == 3 else mask for name, mask in masks.items()}
         self._forward(x, state)
+
+    def _describe(
+        self,
+        layer: Recurrent,
+        sizes: tuple[int, int],
+        batched: bool,
+        lengths: Array | None,
+        resets: Array | None,
+        masks: dict[str, Array],
+        memory: str | int | None,
+        parameters: dict[str, Array],
+    ) -> None:
+        """What forward and backward go by, beside the arrays that the one makes for the other."""
+        self._layer, self._sizes, self._batched = layer, sizes, batched
+        self._memory = memory  # None: an inference
+        self._every = steps_between(memory, sizes[0])
+        self._lengths, self._resets, self._masks = lengths, resets, masks
+        dropped = parameters.keys() & masks.keys()
+        of_masks = {name: _dropped(parameters[name], masks[name], layer.weight_dropout) for name in dropped}
+        self._parameters = {**parameters, **of_masks}
+
+    # The arrays that go from forward to backward, for who keeps them elsewhere
+
+    def _kept(self) -> list[Array]:
+        """The arrays that the backward reads beside x, parameters and masks, as :func:`kept_shapes` lists them."""
+        own = [array for k, array in enumerate(self._inputs) if k and not self._is_view_of_states(k)]
+        for array in self._states if not self._every else ():
+            for index in range(len(array)):  # the row that nobody writes: what is kept follows from the call alone
+                array[index, self._sizes[0] + 1 - self._initial_row(index, 0)] = 0
+        return [*self._states, *(array for array in self._saved if array is not None), *own]
+
+    @classmethod
+    def _restored(
+        cls,
+        layer: Recurrent,
+        x: Array,
+        kept: list[Array],
+        *,
+        batched: bool,
+        lengths: Array | None,
+        masks: dict[str, Array],
+        memory: str | int,
+        parameters: dict[str, Array],
+    ) -> Tape:
+        """A tape for the backward alone, of x (T, B, I) and what another one's :meth:`_kept` gave."""
+        tape = cls.__new__(cls)
+        tape._describe(layer, (x.shape[0], x.shape[1]), batched, lengths, None, masks, memory, parameters)
+        rest = iter(kept)
+        tape._states = [next(rest) for _ in layer._state_names]
+        count = layer.num_layers * layer.num_directions
+        tape._saved = [next(rest) if memory == "full" else None for _ in range(count)]
+        tape._inputs = [x]
+        for k in range(1, 1 if tape._every else layer.num_layers):
+            tape._inputs.append(tape._states[0][k - 1, 1:-1] if tape._is_view_of_states(k) else next(rest))
+        return tape
+
+    def _is_view_of_states(self, number_: int) -> bool:
+        """Whether the input of this layer, not the first, is the states of the layer below as they stand."""
+        return self._layer.num_directions == 1 and not self._every and f"dropout_l{number_ - 1}" not in self._masks
 
     # Forward
 
@@ -124,8 +178,7 @@ class Tape:
         """Room for every kept state of all layers, with the initial one in its place; see cpp/cpu/history.hpp."""
         layer, (steps, batch) = self._layer, self._sizes
         count = layer.num_layers * layer.num_directions
-        rows = (steps - 1) // every + 2 if every else steps + 2
-        states = [_core.empty((count, rows, batch, width), layer.dtype) for width in layer._state_widths()]
+        states = [_core.empty(shape, layer.dtype) for shape in _state_shapes(layer, steps, batch, every)]
         for array, start in zip(states, initial, strict=True):
             for index in range(count):
                 array[index, self._initial_row(index, every)] = start[index]
@@ -135,9 +188,7 @@ class Tape:
         return self._sizes[0] + 1 if not every and self._is_reverse(index) else 0
 
     def _new_saved(self) -> Array:
-        layer = self._layer
-        shape = _core.saved_shape(layer._cell, layer.dtype == np.float64, layer.hidden_size)
-        return _core.empty((*self._sizes, *shape), layer.dtype)
+        return _core.empty(_saved_shape(self._layer, *self._sizes), self._layer.dtype)
 
     def _run_layers(self, x: Array, count: int, states: list[Array], every: int) -> list[Array]:
         """The lowest `count` layers: the input of each, and the output of the last."""
@@ -327,7 +378,7 @@ class Tape:
         """
         if not self._inputs:
             raise RuntimeError("this tape was made for inference and kept nothing")
-        asked = _check_timesteps(timesteps)
+        asked = check_timesteps(timesteps)
         d_final = self._layer._check_state("d_final_state", d_final_state, self._sizes[1], self._batched, partial=True)
         final_parts = d_final_state if isinstance(d_final_state, tuple | list) else [d_final_state]
         if all(part is None for part in (d_output, d_cell, *final_parts)):
@@ -337,7 +388,8 @@ class Tape:
             "truncate": None if truncate is None else min(size("truncate", truncate), self._sizes[0]),
             "clip": None if clip is None else number("clip", clip, 0, float("inf"), open_low=True),
         }
-        pass_ = _Backward(self, asked, self._check_d_cell(d_cell), d_final, options, flag("check_finite", check_finite))
+        finite = flag("check_finite", check_finite)
+        pass_ = _Backward(self, asked, self._check_d_cell(d_cell), d_final, options, finite, Wanted())
         return pass_.run(d_top)
 
     def _check_d_output(self, d_output: Any, d_final: list[Array]) -> Array | None:
@@ -362,6 +414,14 @@ class Tape:
         return contiguous(float_array("d_cell", d_cell, self._layer.dtype, shape)).reshape(count, steps, batch, units)
 
 
+class Wanted(NamedTuple):
+    """The gradients that someone asks for, beside those of timesteps; others may cost nothing."""
+
+    input: bool = True
+    initial_state: bool = True
+    parameters: frozenset[str] | None = None  # None: all
+
+
 class _Backward:
     """One backward pass: the arrays it fills, layer by layer from the top."""
 
@@ -373,12 +433,14 @@ class _Backward:
         d_final: list[Array],
         options: dict[str, Any],
         check_finite: bool,
+        wanted: Wanted,
     ) -> None:
         self.tape, self.asked, self.d_cell, self.d_final = tape, asked, d_cell, d_final
-        self.options, self.check_finite = options, check_finite
+        self.options, self.check_finite, self.wanted = options, check_finite, wanted
         layer, (steps, batch) = tape._layer, tape._sizes
         count = layer.num_layers * layer.num_directions
-        self.parameters = {name: np.zeros_like(array) for name, array in tape._parameters.items()}
+        self.parameters = {name: np.zeros_like(tape._parameters[name]) for name in self._wanted_parameters()}
+        self.lowest = self._lowest_layer()
         # Where B is 0 no kernel runs: the final state's (empty) gradient and zeros are the answer.
         self.initial = [np.empty_like(array) for array in d_final]
         per_step = (count, steps, batch)
@@ -394,22 +456,38 @@ class _Backward:
     def run(self, d_output: Array | None) -> Gradients:
         tape, layer = self.tape, self.tape._layer
         inputs = tape._upper_inputs()
-        for number_ in reversed(range(layer.num_layers)):
+        for number_ in reversed(range(self.lowest, layer.num_layers)):
             d_output = self._layer(number_, inputs.pop(), d_output)
-            if number_ > 0:
+            if number_ > self.lowest:
+                assert d_output is not None
                 d_output = tape._drop(number_ - 1, d_output)
-        assert d_output is not None
         self._drop_weights()
         named = dict(zip(layer._state_names, self.states, strict=True))
         arrays = {name: named.get(name) if name in self.asked else None for name in ("hidden", "cell")}
         arrays |= {"gates": self.gates, "clipped": self.clipped}
         return Gradients(
-            input=tape._user_layout(d_output),
+            input=None if d_output is None or not self.wanted.input else tape._user_layout(d_output),
             parameters=self.parameters,
             initial_state=tape._as_state(self.initial),
             parameter_norms=self.norms,
             **{name: None if array is None else tape._unbatch(array, 2) for name, array in arrays.items()},
         )
+
+    def _wanted_parameters(self) -> list[str]:
+        """The kernels fill all parameters of a layer and direction, or none."""
+        layer, wanted = self.tape._layer, self.wanted.parameters
+        if wanted is None or "parameter_norms" in self.asked:
+            return list(self.tape._parameters)
+        groups = [[name + suffix for name in layer._cell_shapes(0)] for suffix in layer._suffixes()]
+        return [name for group in groups if not wanted.isdisjoint(group) for name in group]
+
+    def _lowest_layer(self) -> int:
+        """The number of the layer below which nothing is wanted."""
+        if self.wanted.input or self.wanted.initial_state or self.asked or self.check_finite:
+            return 0
+        layer = self.tape._layer
+        wanted = [f"weight_hh{suffix}" in self.parameters for suffix in layer._suffixes()]
+        return wanted.index(True) // layer.num_directions if True in wanted else layer.num_layers
 
     def _drop_weights(self) -> None:
         """What reached a dropped-out weight_hh reaches the parameter through its mask."""
@@ -419,10 +497,14 @@ class _Backward:
             if self.norms is not None and probability < 1:
                 self.norms[name] /= 1 - probability
 
-    def _layer(self, number_: int, x: Array, d_output: Array | None) -> Array:
-        """Both directions of one layer; returns the gradient of its input."""
+    def _layer(self, number_: int, x: Array, d_output: Array | None) -> Array | None:
+        """Both directions of one layer; returns the gradient of its input, where something wants it."""
         tape, layer = self.tape, self.tape._layer
-        d_input = tape._new_layout(x.shape[2]) if number_ == 0 else _core.empty(x.shape, x.dtype)
+        d_input = None
+        if number_ > self.lowest:
+            d_input = _core.empty(x.shape, x.dtype)
+        elif self.wanted.input:
+            d_input = tape._new_layout(x.shape[2])
         units = layer._width
         for direction in range(layer.num_directions):
             index = number_ * layer.num_directions + direction
@@ -448,11 +530,12 @@ class _Backward:
             return dict(zip(layer._state_names, map(of, arrays), strict=True))
 
         names, norms = layer._cell_shapes(0), None
+        parameters = {name: self.parameters[name + suffix] for name in names if name + suffix in self.parameters}
         if self.norms is not None:  # the kernel fills those of biases also where there are none
             steps = self.tape._sizes[0]
             norms = {name: self.norms.get(name + suffix, np.empty(steps)) for name in (*names, "bias_ih", "bias_hh")}
         return {
-            "parameters": {name: self.parameters[name + suffix] for name in names},
+            "parameters": parameters or None,
             "dropped": self.tape._masks.get("weight_hh" + suffix),
             **named(self.states),
             **self.options,
@@ -486,7 +569,7 @@ class _Backward:
                 raise FloatingPointError(f"the gradient of the initial state, {name}, is not finite in {where}")
 
 
-def _check_timesteps(timesteps: Iterable[str]) -> set[str]:
+def check_timesteps(timesteps: Iterable[str]) -> set[str]:
     try:
         asked = {timesteps} if isinstance(timesteps, str) else set(timesteps)
     except TypeError:
@@ -497,7 +580,32 @@ def _check_timesteps(timesteps: Iterable[str]) -> set[str]:
     return asked
 
 
-def _steps_between(memory: str | int | None, steps: int) -> int:
+def kept_shapes(
+    layer: Recurrent, steps: int, batch: int, masks: Iterable[str], memory: str | int
+) -> list[tuple[int, ...]]:
+    """The shapes of what :meth:`Tape._kept` gives, in its order: states, saved values, inputs of the upper layers."""
+    every, count = steps_between(memory, steps), layer.num_layers * layer.num_directions
+    shapes = _state_shapes(layer, steps, batch, every)
+    if memory == "full":
+        shapes += [_saved_shape(layer, steps, batch)] * count
+    for number_ in range(0 if every else layer.num_layers - 1):
+        if layer.num_directions > 1 or f"dropout_l{number_}" in masks:
+            shapes.append((steps, batch, layer.num_directions * layer._width))
+    return shapes
+
+
+def _state_shapes(layer: Recurrent, steps: int, batch: int, every: int) -> list[tuple[int, ...]]:
+    """Of each kind of state: rows of all layers and directions, kept so many steps apart; 0 for every step."""
+    rows = (steps - 1) // every + 2 if every else steps + 2
+    return [(layer.num_layers * layer.num_directions, rows, batch, width) for width in layer._state_widths()]
+
+
+def _saved_shape(layer: Recurrent, steps: int, batch: int) -> tuple[int, ...]:
+    shape = _core.saved_shape(layer._cell, layer.dtype == np.float64, layer.hidden_size)
+    return (steps, batch, *shape)
+
+
+def steps_between(memory: str | int | None, steps: int) -> int:
     """Steps from one kept state to the next, 0 where all are kept; an inference keeps the first and the last."""
     if memory is None:
         return steps

@@ -1,0 +1,25 @@
+"""RNN, LSTM and GRU as torch modules: torch's own classes in all but the kernels that run them.
+
+>>> import torch
+>>> import throughtime.torch
+>>> lstm = throughtime.torch.LSTM(8, 16)  # in place of torch.nn.LSTM
+>>> output, (h_n, c_n) = lstm(torch.randn(100, 4, 8))
+>>> with throughtime.torch.record(lstm) as timesteps:
+...     output[-1].sum().backward()
+>>> timesteps.hidden.shape  # dL/dh_t
+torch.Size([1, 100, 4, 16])
+"""
+
+try:
+    import torch as _torch  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    raise ImportError('throughtime.torch needs PyTorch: pip install "throughtime[torch]"') from None
+
+from .blocks import AddLayerNorm, ResidualBlock
+from .modules import GRU, LSTM, RNN
+from .recording import record
+from .replacing import replace
+
+__all__ = ["GRU", "LSTM", "RNN", "AddLayerNorm", "ResidualBlock", "record", "replace"]

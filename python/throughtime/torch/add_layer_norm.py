@@ -1,0 +1,130 @@
+"""Residual add and LayerNorm on tensors: as an autograd function eagerly, as an operator in graphs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from .. import layer_norm
+from ..layer_norm import Saved
+from .arrays import array_of, tensor_of
+from .compiling import is_traced
+from .unsupported import applied, check_dtype, check_tensor, check_transforms, once, second_derivative, unsupported
+
+
+def add_layer_norm(
+    x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, *, scale: float = 1.0, eps: float = 1e-5
+) -> tuple[Tensor, Tensor]:
+    """``sum = x + scale branch`` and ``LN(sum)``, as :func:`throughtime.add_layer_norm`, for autograd."""
+    check_dtype(weight.dtype)
+    if torch.is_autocast_enabled("cpu"):
+        x, branch = x.to(weight.dtype), branch.to(weight.dtype)
+    for name, tensor in (("x", x), ("branch", branch), ("weight", weight), ("bias", bias)):
+        check_tensor(name, tensor, weight.dtype)
+    if is_traced(x):
+        total, normalised, _ = operator(x, branch, weight, bias, scale, eps)
+    else:
+        check_transforms()
+        total, normalised = applied(AddLayerNormFunction, x, branch, weight, bias, scale, eps)
+    return total, normalised
+
+
+def _forward(
+    x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, scale: float, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum, normalised, and three numbers a row for the backward."""
+    arrays = [array_of(tensor) for tensor in (x, branch, weight, bias)]
+    total, normalised, saved = layer_norm.add_layer_norm(*arrays, scale=scale, eps=eps)
+    return tensor_of(total), tensor_of(normalised), tensor_of(saved.statistics)
+
+
+def _backward(
+    d_total: Tensor | None, d_normalised: Tensor | None, total: Tensor, statistics: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight and bias; that of the branch is the first, scaled."""
+    saved = Saved(array_of(total), array_of(statistics), array_of(weight.contiguous()), 1.0, True)
+    d_sum, d_norm = (None if d is None else array_of(d) for d in (d_total, d_normalised))
+    d_x, _, d_weight, d_bias = layer_norm.backward(d_sum, d_norm, saved)
+    return tensor_of(d_x), tensor_of(d_weight), tensor_of(d_bias)
+
+
+class AddLayerNormFunction(Function):
+    """What runs eagerly."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, scale: float, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        total, normalised, statistics = _forward(x, branch, weight, bias, scale, eps)
+        ctx.save_for_backward(total, statistics, weight)
+        ctx.scale = scale
+        ctx.set_materialize_grads(False)
+        return total, normalised
+
+    @staticmethod
+    def backward(ctx: Any, d_total: Tensor | None, d_normalised: Tensor | None) -> Any:
+        if d_total is None and d_normalised is None:
+            return (None,) * 6
+        total, statistics, weight = ctx.saved_tensors
+        d_x, d_weight, d_bias = _backward(d_total, d_normalised, total, statistics, weight)
+        d_branch = d_x if ctx.scale == 1 else d_x * ctx.scale
+        return *once([d_x, d_branch, d_weight, d_bias], [d_total, d_normalised, total, weight]), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise unsupported("forward-mode derivatives, only backward")
+
+
+@torch.library.custom_op("throughtime::add_layer_norm", mutates_args=(), device_types="cpu")
+def operator(
+    x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, scale: float, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum, normalised, and what `operator_backward` is given as `statistics`."""
+    return _forward(x, branch, weight, bias, scale, eps)
+
+
+@operator.register_fake
+def _(
+    x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, scale: float, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape), x.new_empty((x.numel() // x.shape[-1], 3))
+
+
+@torch.library.custom_op("throughtime::add_layer_norm_backward", mutates_args=(), device_types="cpu")
+def operator_backward(
+    d_total: Tensor | None, d_normalised: Tensor | None, total: Tensor, statistics: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight and bias."""
+    return _backward(d_total, d_normalised, total, statistics, weight)
+
+
+@operator_backward.register_fake
+def _(
+    d_total: Tensor | None, d_normalised: Tensor | None, total: Tensor, statistics: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return total.new_empty(total.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, _, weight, _, ctx.scale, _ = inputs
+    total, _, statistics = output
+    ctx.save_for_backward(total, statistics, weight)
+    ctx.set_materialize_grads(False)
+
+
+def _operator_gradients(ctx: Any, d_total: Tensor | None, d_normalised: Tensor | None, _: Tensor | None) -> Any:
+    if d_total is None and d_normalised is None:
+        return (None,) * 6
+    d_x, d_weight, d_bias = operator_backward(d_total, d_normalised, *ctx.saved_tensors)
+    return d_x, d_x if ctx.scale == 1 else d_x * ctx.scale, d_weight, d_bias, None, None
+
+
+def _second_derivative(ctx: Any, *d_gradients: Tensor | None) -> Any:
+    raise second_derivative()
+
+
+operator.register_autograd(_operator_gradients, setup_context=_keep)
+operator_backward.register_autograd(_second_derivative)

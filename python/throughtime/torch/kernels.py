@@ -1,0 +1,105 @@
+"""Forward and backward of a recurrent layer on tensors: what operators and autograd share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from .._arguments import Array, features_together
+from ..tape import Tape, Wanted, _Backward, kept_shapes
+from . import precision, recording
+from .arrays import array_of, contiguous_array_of, tensor_of
+from .plan import Plan
+
+
+class Call(NamedTuple):
+    """One call of a layer, apart from its input and states.
+
+    `weights` are in the order of ``plan.names``, `masks` in that of ``plan.mask_names``; `lengths` (B,) int64 or None.
+    """
+
+    plan: Plan
+    medium: bool
+    weights: Sequence[Tensor]
+    lengths: Tensor | None
+    masks: Sequence[Tensor]
+
+    def arrays(self) -> dict[str, Any]:
+        """As `Tape` takes them."""
+        names = self.plan.mask_names(len(self.masks))
+        return {
+            "lengths": None if self.lengths is None else array_of(self.lengths),
+            "masks": {name: array_of(mask) for name, mask in zip(names, self.masks, strict=True)},
+            "parameters": {n: contiguous_array_of(w) for n, w in zip(self.plan.names, self.weights, strict=True)},
+            "memory": self.plan.memory,
+        }
+
+
+def forward(call: Call, x: Tensor, state: Sequence[Tensor]) -> list[Tensor]:
+    """Output, final states, and what the backward needs besides; `state` is empty for zeros."""
+    layer = call.plan.layer
+    array, batched = layer._check_x(array_of(x), "input")
+    initial = layer._check_state("hx", _as_state(state), array.shape[1], batched)
+    with precision.medium() if call.medium else nullcontext():
+        tape = Tape(layer, array, batched=batched, state=initial, resets=None, last=False, **call.arrays())
+    kept = [] if call.plan.memory is None else tape._kept()
+    return [tensor_of(array) for array in (tape.output, *_as_tuple(tape.final_state), *kept)]
+
+
+def empty_forward(call: Call, x: Tensor) -> list[Tensor]:
+    """What `forward` returns, in shape alone."""
+    layer, memory = call.plan.layer, call.plan.memory
+    *middle, steps = x.shape[:-1] if layer.batch_first else x.shape[-2::-1]  # the batch, where there is one
+    batch = middle[0] if middle else 1
+    count = layer.num_layers * layer.num_directions
+    shapes = [(*x.shape[:-1], layer.output_size), *((count, *middle, width) for width in layer._state_widths())]
+    if memory is not None:
+        shapes += kept_shapes(layer, steps, batch, call.plan.mask_names(len(call.masks)), memory)
+    return [x.new_empty(shape) for shape in shapes]
+
+
+def backward(
+    call: Call, x: Tensor, kept: Sequence[Tensor], d_results: Sequence[Tensor | None], wanted: Sequence[bool]
+) -> list[Tensor]:
+    """Gradients, those that are wanted: of the input, of the initial states (all or none), of each weight.
+
+    `d_results` are those of output and final states, None for zeros.
+    """
+    layer, (needs_input, needs_state, *needs_weights) = call.plan.layer, wanted
+    array, batched = layer._check_x(array_of(x), "input")
+    tape = Tape._restored(layer, array, [array_of(tensor) for tensor in kept], batched=batched, **call.arrays())
+    d_output, *d_states = (None if tensor is None else array_of(tensor) for tensor in d_results)
+    d_final = layer._check_state("d_final_state", _as_state(d_states), array.shape[1], batched, partial=True)
+    named = [name for name, needs in zip(call.plan.names, needs_weights, strict=True) if needs]
+    recorder = recording.active(call.weights)
+    asked = recorder.asked if recorder else set()
+    which = Wanted(input=needs_input, initial_state=needs_state, parameters=frozenset(named))
+    run = _Backward(tape, asked, None, d_final, {"truncate": None, "clip": None}, False, which)
+    with precision.medium() if call.medium else nullcontext():
+        grads = run.run(None if d_output is None else features_together(layer._time_major(d_output, batched)))
+    if recorder:
+        recorder.add(grads)
+    found = [grads.input] if needs_input else []
+    found += _as_tuple(grads.initial_state) if needs_state else ()
+    return [tensor_of(array) for array in (*found, *(grads.parameters[name] for name in named))]
+
+
+def empty_backward(call: Call, x: Tensor, wanted: Sequence[bool]) -> list[Tensor]:
+    """What `backward` returns, in shape alone."""
+    _, *states = empty_forward(call, x)[: 1 + call.plan.states]
+    needs_input, needs_state, *needs_weights = wanted
+    found = [*([x] if needs_input else []), *(states if needs_state else [])]
+    found += [weight for weight, needs in zip(call.weights, needs_weights, strict=True) if needs]
+    return [tensor.new_empty(tensor.shape) for tensor in found]
+
+
+def _as_state(arrays: Sequence[Any]) -> Any:
+    """One array, a pair, or None for none, as the NumPy interface takes states."""
+    return arrays[0] if len(arrays) == 1 else tuple(arrays) or None
+
+
+def _as_tuple(state: Any) -> tuple[Array, ...]:
+    return state if isinstance(state, tuple) else (state,)

@@ -1,0 +1,370 @@
+"""RNN, LSTM and GRU: torch's own classes, run by throughtime's kernels."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter, init
+from torch.nn.modules.rnn import RNNBase
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from .. import recurrent
+from . import kernels, operators
+from .compiling import is_traced, let_dynamo_trace
+from .function import RecurrentFunction
+from .kernels import Call
+from .plan import call_text, layer_text, plan_of
+from .precision import is_medium
+from .unsupported import applied, check_dtype, check_tensor, check_transforms
+
+State = Tensor | tuple[Tensor, ...]
+
+
+class Recurrent(RNNBase):
+    """What the recurrent modules share. Sizes: T timesteps, B sequences, I inputs, H units, L layers, D directions."""
+
+    _kind: ClassVar[str]
+    _states: ClassVar[int] = 1
+    _own: ClassVar[dict[str, Any]] = {"zoneout": 0.0, "weight_dropout": 0.0, "memory": "full"}  # beside torch's options
+
+    zoneout: float | tuple[float, float]
+    weight_dropout: float
+    memory: str | int
+
+    # Set up
+
+    def _set_up(self, **own: Any) -> None:
+        """After torch's constructor: the options that it does not have, and the parameters that come with them."""
+        self.__dict__.update(own)
+        self._text = layer_text(self._kind, self._options())
+        layer = plan_of(call_text(self._text, torch.float32, self.batch_first, self.memory)).layer  # checks, too
+        self._names = tuple(layer._shapes_of_parameters)
+        bound = self.hidden_size**-0.5
+        like = next(self.parameters())
+        for name in self._names:
+            if not hasattr(self, name):
+                shape = layer._shapes_of_parameters[name]
+                self.register_parameter(name, Parameter(torch.empty(shape, dtype=like.dtype, device=like.device)))
+                init.uniform_(getattr(self, name), -bound, bound)
+        self._set_constants()
+
+    def _set_constants(self) -> None:
+        """Initial values that are not random: those of layer normalisation."""
+        for name, parameter in self.named_parameters(recurse=False):
+            constant = recurrent.LSTM._constants.get(name.rpartition("_l")[0])
+            if constant is not None:
+                init.constant_(parameter, constant)
+
+    def reset_parameters(self) -> None:
+        """Draw new initial values, as torch does."""
+        super().reset_parameters()
+        self._set_constants()
+
+    @classmethod
+    def _of(cls, module: RNNBase) -> Self:
+        """A module that shares the parameters, hooks and whatever else is there of torch's own."""
+        ours = cls.__new__(cls)
+        ours.__dict__.update(vars(module))
+        for name in ("_parameters", "_buffers", "_modules", "_flat_weights"):
+            ours.__dict__[name] = vars(module)[name].copy()
+        ours._set_up(**cls._own)
+        return ours
+
+    def extra_repr(self) -> str:
+        """Torch's, and the options that are ours where they were chosen."""
+        chosen = [
+            f"{name}={getattr(self, name)!r}" for name, usual in self._own.items() if getattr(self, name) != usual
+        ]
+        return ", ".join([super().extra_repr(), *chosen])
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As torch's modules, options may be changed later."""
+        super().__setattr__(name, value)
+        if "_text" in self.__dict__ and name in self._options():  # text, for to the compiler numbers may be variables
+            self.__dict__["_text"] = layer_text(self._kind, self._options())
+
+    def _options(self) -> dict[str, Any]:
+        """The arguments of the NumPy layer's constructor."""
+        return {
+            "input_size": self.input_size,
+            "hidden_size": self.hidden_size,
+            "num_layers": self.num_layers,
+            "bias": self.bias,
+            "dropout": self.dropout,
+            "bidirectional": self.bidirectional,
+            "zoneout": self.zoneout,
+            "weight_dropout": self.weight_dropout,
+        }
+
+    # Calls
+
+    def forward(self, input: Tensor | PackedSequence, hx: Any = None) -> Any:
+        """Run over all timesteps.
+
+        Parameters
+        ----------
+        input : (T, B, I) tensor or PackedSequence
+            ``(B, T, I)`` with ``batch_first``; ``(T, I)`` unbatched.
+        hx : (L*D, B, H) tensor, or for the LSTM a pair of them, optional
+            Initial state; zeros when None.
+
+        Returns
+        -------
+        output : (T, B, D*H) tensor or PackedSequence
+            In the layout of the input.
+        state : tensor or pair of tensors
+            Final state, as `hx`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a dtype or size does not fit.
+        NotImplementedError
+            On devices, types and transforms that there are no kernels for.
+        """
+        if isinstance(input, PackedSequence):
+            return self._forward_packed(input, hx)
+        return self._run(input, hx, None, self.batch_first)
+
+    def _forward_packed(self, packed: PackedSequence, hx: Any) -> tuple[PackedSequence, State]:
+        """By way of (T, B, I) and lengths: the kernels take sequences in any order, so states need no sorting."""
+        padded, lengths = pad_packed_sequence(packed)
+        output, state = self._run(padded, hx, lengths, False)
+        if packed.sorted_indices is not None:
+            output = output.index_select(1, packed.sorted_indices)
+            lengths = lengths.index_select(0, packed.sorted_indices)
+        data = pack_padded_sequence(output, lengths).data
+        return PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices), state
+
+    def _run(self, x: Tensor, hx: Any, lengths: Tensor | None, batch_first: bool) -> tuple[Tensor, State]:
+        x, state, weights = self._checked(x, hx)
+        masks = self._masks(x, batch_first) if self.training else []
+        needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *state, *weights))
+        text = call_text(self._text, x.dtype, batch_first, self.memory if needs_grad else None)
+        if is_traced(x):
+            results = operators.recurrent(x, state, weights, lengths, masks, text, is_medium())
+        else:
+            check_transforms()
+            plan = plan_of(text)
+            if needs_grad:
+                results = applied(RecurrentFunction, plan, is_medium(), lengths, masks, len(state), x, *state, *weights)
+            else:
+                results = kernels.forward(Call(plan, is_medium(), weights, lengths, masks), x, state)
+        return results[0], results[1] if self._states == 1 else (results[1], results[2])
+
+    def _checked(self, x: Tensor, hx: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Input, initial states (none for zeros) and weights; under autocast in the type of the weights."""
+        weights = self._weights()
+        dtype = weights[0].dtype
+        check_dtype(dtype)
+        state = [] if hx is None else self._state(hx)
+        if torch.is_autocast_enabled("cpu"):
+            x, state = x.to(dtype), [tensor.to(dtype) for tensor in state]
+        check_tensor("input", x, dtype)
+        if x.dim() not in (2, 3):
+            layout, size = "(B, T" if self.batch_first else "(T, B", self.input_size
+            expected = f"{layout}, {size}), or (T, {size}) unbatched"
+            raise ValueError(f"input has shape {tuple(x.shape)}, expected {expected}")
+        for tensor in state:
+            check_tensor("hx", tensor, dtype)
+        for name, tensor in zip(self._names, weights, strict=True):
+            check_tensor(name, tensor, dtype)
+        return x, state, weights
+
+    def _weights(self) -> list[Tensor]:
+        """In the plan's order; by attribute, for parametrizations and `functional_call` put their own there."""
+        return [getattr(self, name) for name in self._names]
+
+    def _state(self, hx: Any) -> list[Tensor]:
+        if not isinstance(hx, Tensor):
+            raise TypeError(f"hx must be a tensor for {self._kind}, got {type(hx).__name__}")
+        return [hx]
+
+    def _masks(self, x: Tensor, batch_first: bool) -> list[Tensor]:
+        """New ones from torch's generator, true where a value is dropped or an old state kept, in the plan's order."""
+        if not (self.dropout or self.zoneout or self.weight_dropout):
+            return []
+        steps, batch = (x.shape[0], 1) if x.dim() == 2 else (x.shape[1], x.shape[0]) if batch_first else x.shape[:2]
+        directions, width = 1 + self.bidirectional, self.proj_size or self.hidden_size
+        wanted: list[tuple[tuple[int, ...], float]] = []
+        if self.dropout:
+            wanted += [((steps, batch, directions * width), self.dropout)] * (self.num_layers - 1)
+        pair = self.zoneout if isinstance(self.zoneout, tuple | list) else (self.zoneout,) * self._states
+        for _ in range(self.num_layers * directions):
+            sizes = zip((width, self.hidden_size), pair, strict=False)
+            wanted += [((steps, batch, size), probability) for size, probability in sizes if probability]
+            if self.weight_dropout:
+                wanted.append((tuple(getattr(self, self._names[1]).shape), self.weight_dropout))
+        return [torch.empty(shape, dtype=torch.bool, device=x.device).bernoulli_(p) for shape, p in wanted]
+
+
+class RNN(Recurrent, torch.nn.RNN):
+    """``torch.nn.RNN`` on throughtime's kernels; see :class:`throughtime.RNN` for the equations.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional, device, dtype
+        As for ``torch.nn.RNN``. There are kernels for float32 and float64 on the CPU. Dropout draws from torch's
+        generator, other masks than torch.nn.RNN would.
+    zoneout, weight_dropout : float
+        As for :class:`throughtime.RNN`.
+    memory : {"full", "states", "checkpoint"} or int
+        What is kept for the backward, as for :meth:`throughtime.RNN.forward`.
+
+    Examples
+    --------
+    >>> import torch, throughtime.torch
+    >>> rnn = throughtime.torch.RNN(8, 16, nonlinearity="relu", memory="states")
+    >>> rnn
+    RNN(8, 16, memory='states')
+    >>> rnn(torch.randn(10, 8))[0].shape
+    torch.Size([10, 16])
+    """
+
+    _kind = "RNN"
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        zoneout: float = 0.0,
+        weight_dropout: float = 0.0,
+        memory: str | int = "full",
+    ) -> None:
+        options = (num_layers, nonlinearity, bias, batch_first, dropout, bidirectional)
+        super().__init__(input_size, hidden_size, *options, device=device, dtype=dtype)
+        self._set_up(zoneout=zoneout, weight_dropout=weight_dropout, memory=memory)
+
+    def _options(self) -> dict[str, Any]:
+        return super()._options() | {"nonlinearity": self.nonlinearity}
+
+
+class GRU(Recurrent, torch.nn.GRU):
+    """``torch.nn.GRU`` on throughtime's kernels; see :class:`throughtime.GRU` for the equations.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype
+        As for ``torch.nn.GRU``, and :class:`RNN`.
+    reset_after : bool
+        As for :class:`throughtime.GRU`; False is the original, whose weights torch.nn.GRU would read differently.
+    zoneout, weight_dropout, memory
+        As for :class:`RNN`.
+
+    Examples
+    --------
+    >>> import torch, throughtime.torch
+    >>> gru = throughtime.torch.GRU(8, 16, 2, batch_first=True)
+    >>> gru.load_state_dict(torch.nn.GRU(8, 16, 2).state_dict())
+    <All keys matched successfully>
+    >>> output, h_n = gru(torch.randn(4, 10, 8))
+    >>> output.shape, h_n.shape
+    (torch.Size([4, 10, 16]), torch.Size([2, 4, 16]))
+    """
+
+    _kind = "GRU"
+    _own: ClassVar[dict[str, Any]] = {"reset_after": True, **Recurrent._own}
+
+    reset_after: bool
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        reset_after: bool = True,
+        zoneout: float = 0.0,
+        weight_dropout: float = 0.0,
+        memory: str | int = "full",
+    ) -> None:
+        options = (num_layers, bias, batch_first, dropout, bidirectional)
+        super().__init__(input_size, hidden_size, *options, device=device, dtype=dtype)
+        self._set_up(reset_after=reset_after, zoneout=zoneout, weight_dropout=weight_dropout, memory=memory)
+
+    def _options(self) -> dict[str, Any]:
+        return super()._options() | {"reset_after": self.reset_after}
+
+
+class LSTM(Recurrent, torch.nn.LSTM):
+    """``torch.nn.LSTM`` on throughtime's kernels; see :class:`throughtime.LSTM` for the equations.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype
+        As for ``torch.nn.LSTM``, and :class:`RNN`.
+    peephole, layer_norm : bool
+        As for :class:`throughtime.LSTM`, with parameters of the same names; torch.nn.LSTM does not have them.
+    zoneout : float or pair of float
+    weight_dropout, memory
+        As for :class:`RNN`.
+
+    Examples
+    --------
+    >>> import torch, throughtime.torch
+    >>> lstm = throughtime.torch.LSTM(8, 16, peephole=True)
+    >>> output, (h_n, c_n) = lstm(torch.randn(100, 4, 8))
+    >>> output.sum().backward()
+    >>> lstm.weight_ci_l0.grad.shape
+    torch.Size([16])
+    """
+
+    _kind = "LSTM"
+    _states = 2
+    _own: ClassVar[dict[str, Any]] = {"peephole": False, "layer_norm": False, **Recurrent._own}
+
+    peephole: bool
+    layer_norm: bool
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        peephole: bool = False,
+        layer_norm: bool = False,
+        zoneout: float | tuple[float, float] = 0.0,
+        weight_dropout: float = 0.0,
+        memory: str | int = "full",
+    ) -> None:
+        options = (num_layers, bias, batch_first, dropout, bidirectional, proj_size)
+        super().__init__(input_size, hidden_size, *options, device=device, dtype=dtype)
+        own = {"peephole": peephole, "layer_norm": layer_norm}
+        self._set_up(**own, zoneout=zoneout, weight_dropout=weight_dropout, memory=memory)
+
+    def _options(self) -> dict[str, Any]:
+        own = {"proj_size": self.proj_size, "peephole": self.peephole, "layer_norm": self.layer_norm}
+        return super()._options() | own
+
+    def _state(self, hx: Any) -> list[Tensor]:
+        if isinstance(hx, tuple | list) and len(hx) == 2 and all(isinstance(tensor, Tensor) for tensor in hx):
+            return list(hx)
+        raise TypeError(f"hx must be a pair (h_0, c_0) of tensors for LSTM, got {type(hx).__name__}")
+
+
+let_dynamo_trace(Recurrent)

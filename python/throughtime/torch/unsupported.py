@@ -1,0 +1,69 @@
+"""What there are no kernels for: errors that say so and name the way out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+
+def unsupported(what: str) -> NotImplementedError:
+    """The error for what torch's own modules may do and these do not."""
+    return NotImplementedError(
+        f"throughtime.torch does not support {what}; torch.nn.LSTM (RNN, GRU, LayerNorm) takes the same state_dict "
+        "and may"
+    )
+
+
+def check_tensor(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+    """Raise unless there are kernels for this tensor, beside one of `dtype`."""
+    if tensor.device.type != "cpu":
+        raise unsupported(f"{name} on device {str(tensor.device)!r}, only on the CPU")
+    if tensor.dtype is not dtype:
+        raise TypeError(f"{name} has dtype {tensor.dtype}, expected {dtype}, that of the weights; use .to({dtype})")
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    """Raise unless weights may have this type."""
+    if dtype not in (torch.float32, torch.float64):
+        raise unsupported(f"weights of {dtype}, only torch.float32 and torch.float64 (under torch.autocast as well)")
+
+
+def check_transforms() -> None:
+    """Raise inside torch.func.grad, vmap and the like, and torch.jit.trace."""
+    if torch._C._get_tracing_state() is not None:
+        raise unsupported("torch.jit.trace, only torch.compile and torch.export")
+    if torch._C._are_functorch_transforms_active():
+        raise unsupported("torch.func transforms (grad, vmap, jvp, ...), only torch.autograd")
+
+
+def applied(function: type[Function], *arguments: Any) -> Any:
+    """``function.apply``, which torch leaves without types."""
+    return function.apply(*arguments)  # type: ignore[no-untyped-call]
+
+
+class _Once(Function):
+    """Identity on gradients, whose own derivative is an error; the inputs after them are what they depend on."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+        return tuple(None if tensor is None else tensor.view_as(tensor) for tensor in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *d_gradients: Tensor | None) -> Any:
+        raise second_derivative()
+
+
+def second_derivative() -> NotImplementedError:
+    """The error of a backward through a backward."""
+    return unsupported("second derivatives (backward through a backward made with create_graph=True)")
+
+
+def once(gradients: list[Tensor | None], inputs: list[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """The gradients; where a graph of them is being made, the derivative with respect to `inputs` is an error."""
+    if not torch.is_grad_enabled():
+        return tuple(gradients)
+    found: tuple[Tensor | None, ...] = applied(_Once, len(gradients), *gradients, *inputs)
+    return found

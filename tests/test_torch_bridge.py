@@ -1,0 +1,492 @@
+"""throughtime.torch beside torch.nn: outputs, states and every gradient in float64, and what modules do besides."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import throughtime as tt
+from conftest import TORCH_KINDS, Problem, assert_close, assert_same_bits, problems
+from throughtime import _core
+from torch_side import BOUND, arrays, gradient, leaves, module_of, together, torch
+
+ours = pytest.importorskip("throughtime.torch")
+
+NAMES = ("RNN", "GRU", "LSTM")
+
+
+def both(problem, **options):
+    """torch's module, and throughtime's with the same parameters."""
+    return module_of(problem, **options), module_of(problem, library=ours, **options)
+
+
+def run(module, x, state=None):
+    """Output, final state and every gradient of one module, of a loss with random weights of all results."""
+    x, state = leaves(x), None if state is None else leaves(state)
+    output, final = module(x, state)
+    d = torch.Generator().manual_seed(0)
+    results = (output, *together(final))
+    torch.autograd.backward(results, [torch.randn(result.shape, generator=d, dtype=result.dtype) for result in results])
+    return {
+        "output": arrays(output),
+        "final_state": arrays(final),
+        "input": arrays(x, gradient),
+        "initial_state": () if state is None else arrays(state, gradient),
+        "parameters": {name: arrays(p, gradient) for name, p in module.named_parameters()},
+    }
+
+
+@pytest.mark.parametrize("kind", TORCH_KINDS)
+@given(data=st.data(), batch_first=st.booleans(), batched=st.booleans(), with_state=st.booleans())
+def test_random_configurations(kind, data, batch_first, batched, with_state):
+    """Layers 1 to 3, one direction or both, both layouts, no batch axis, bias or none, sizes of 1 and odd."""
+    problem = data.draw(problems(kind) if batched else problems(kind, B=1))
+
+    def laid_out(values, states=False):
+        if isinstance(values, tuple):
+            return tuple(laid_out(value, states) for value in values)
+        if not batched:
+            return values[:, 0]
+        return values.swapaxes(0, 1) if batch_first and not states else values
+
+    x, state = laid_out(problem.x), laid_out(problem.state, True) if with_state else None
+    theirs, mine = both(problem, batch_first=batch_first)
+    assert_close(run(mine, x, state), run(theirs, x, state), BOUND)
+
+
+@pytest.mark.parametrize("kind", TORCH_KINDS)
+@pytest.mark.parametrize("is_sorted", [False, True])
+@pytest.mark.parametrize("with_state", [False, True])
+def test_packed_sequences(kind, is_sorted, with_state):
+    """Of any order of lengths: the same packed output, indices included; batch_first says nothing of packed input."""
+    problem = Problem(kind, T=9, B=6, L=2, D=2)
+    lengths = torch.tensor([9, 7, 4, 4, 2, 1] if is_sorted else [4, 9, 1, 7, 4, 2])
+    found = []
+    for module in both(problem, batch_first=True):
+        x, state = leaves(problem.x), leaves(problem.state)
+        packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=is_sorted)
+        output, final = module(packed, state if with_state else None)
+        d = torch.randn(output.data.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        d_final = [torch.tensor(part) for part in together(problem.d_final_state)]
+        torch.autograd.backward((output.data, *together(final)), (d, *d_final))
+        indices = [part for part in output[1:] if part is not None]
+        found.append((arrays(output.data), arrays(final), arrays(x, gradient), arrays(state, gradient)))
+        found[-1] += (
+            tuple(arrays(part) for part in indices),
+            {n: arrays(p.grad) for n, p in module.named_parameters()},
+        )
+        assert (output.sorted_indices is None) == is_sorted
+    theirs, mine = found
+    assert_close(mine, theirs, BOUND)
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")  # torch says which implementation it takes
+@pytest.mark.parametrize("kind", TORCH_KINDS)
+def test_float32_is_as_near_to_torch_as_rounding_allows(kind):
+    """Twice the bound: torch rounds too."""
+    problem = Problem(kind, T=40, B=8, I=20, H=33, L=2, D=2, dtype="float32")
+    theirs, mine = (run(module, problem.x, problem.state) for module in both(problem, dtype=torch.float32))
+    assert_close(mine, theirs, 2 * problem.bound)
+
+
+@pytest.mark.parametrize("kind", TORCH_KINDS)
+def test_gradcheck(kind):
+    """Of the input, both kinds of initial state, and every weight, in float64 by torch's own check."""
+    problem = Problem(kind, T=4, B=2, I=3, H=4, L=2, D=2)
+    module = module_of(problem, library=ours)
+    names = [name for name, _ in module.named_parameters()]
+
+    def call(x, *rest):
+        state, weights = rest[: len(together(problem.state))], rest[len(together(problem.state)) :]
+        hx = state if len(state) > 1 else state[0]
+        output, final = torch.func.functional_call(module, dict(zip(names, weights, strict=True)), (x, hx))
+        return output, *together(final)
+
+    assert torch.autograd.gradcheck(
+        call, (leaves(problem.x), *together(leaves(problem.state)), *module.parameters()), fast_mode=True
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_seed_gives_torchs_initial_weights(name):
+    for options in ({}, {"num_layers": 2, "bidirectional": True, "bias": False}):
+        torch.manual_seed(3)
+        theirs = getattr(torch.nn, name)(4, 6, **options)
+        torch.manual_seed(3)
+        mine = getattr(ours, name)(4, 6, **options)
+        assert_same_bits(arrays(tuple(mine.parameters())), arrays(tuple(theirs.parameters())))
+        assert repr(mine) == repr(theirs)
+        assert isinstance(mine, type(theirs))
+
+
+def test_the_constructors_take_torchs_positions():
+    """Also RNN's, which has its nonlinearity in the midst of them."""
+    positional = {
+        "RNN": (4, 6, 2, "relu", False, True, 0.5, True),
+        "GRU": (4, 6, 2, False, True, 0.5, True),
+        "LSTM": (4, 6, 2, False, True, 0.5, True, 3, "cpu", torch.float64),
+    }
+    for name, arguments in positional.items():
+        theirs, mine = getattr(torch.nn, name)(*arguments), getattr(ours, name)(*arguments)
+        assert repr(mine) == repr(theirs)
+        shapes = [(n, p.shape, p.dtype) for n, p in theirs.named_parameters()]
+        assert [(n, p.shape, p.dtype) for n, p in mine.named_parameters()] == shapes
+
+
+@pytest.mark.parametrize("kind", TORCH_KINDS)
+def test_state_dicts_load_both_ways(kind):
+    problem = Problem(kind, L=2, D=2)
+    theirs, mine = both(problem)
+    fresh = module_of(Problem(kind, L=2, D=2, seed=1))
+    assert list(mine.state_dict()) == list(theirs.state_dict())
+    fresh.load_state_dict(mine.state_dict())
+    assert_same_bits(arrays(tuple(fresh.parameters())), arrays(tuple(theirs.parameters())))
+
+
+@pytest.mark.parametrize("train_input", [False, True])
+@pytest.mark.parametrize("trained", [(), ("bias_hh_l1",), ("weight_ih_l0", "weight_hh_l1_reverse")])
+def test_what_is_frozen_gets_no_gradient_and_costs_none(train_input, trained, monkeypatch):
+    """The others are as ever. Products for weights and input are asked for where one of them is needed, and layers
+    below the lowest trained one are left out."""
+    problem = Problem("lstm", L=2, D=2)
+    theirs, mine = both(problem)
+    asked = []
+    kernel = _core.backward
+    monkeypatch.setattr(_core, "backward", lambda cell, problem, d: (asked.append(d), kernel(cell, problem, d)))
+    found = []
+    for module in (theirs, mine):
+        x = leaves(problem.x).requires_grad_(train_input)
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(name in trained)
+        output, _ = module(x)
+        assert output.requires_grad == bool(train_input or trained)
+        if output.requires_grad:
+            (output * torch.tensor(problem.d_output)).sum().backward()
+        found.append({n: p.grad.numpy() for n, p in (("x", x), *module.named_parameters()) if p.grad is not None})
+    assert_close(found[1], found[0], BOUND)
+    layers = 0 if not (train_input or trained) else 2 if train_input or "weight_ih_l0" in trained else 1
+    assert len(asked) == 2 * layers  # directions
+    assert sum(d["parameters"] is not None for d in asked) == len({name.partition("_l")[2] for name in trained})
+    assert sum(d["input"] is not None for d in asked) == 2 * (layers - (not train_input)) * bool(layers)
+
+
+def test_only_the_initial_state_may_require_a_gradient():
+    problem = Problem("lstm", L=2)
+    found = []
+    for module in both(problem):
+        h, c = leaves(problem.state)
+        module.requires_grad_(False)
+        output, (_, c_n) = module(torch.tensor(problem.x), (h.detach(), c))
+        (output.sum() + c_n.sum()).backward()
+        found.append(arrays(c, gradient))
+        assert h.grad is None
+    assert_close(found[1], found[0], BOUND)
+
+
+@pytest.mark.parametrize("used", ["output", "h_n", "c_n"])
+def test_a_loss_on_one_result_alone(used):
+    problem = Problem("lstm", L=2, D=2)
+    found = []
+    for module in both(problem):
+        x = leaves(problem.x)
+        output, (h_n, c_n) = module(x)
+        {"output": output, "h_n": h_n, "c_n": c_n}[used].square().sum().backward()
+        found.append((arrays(x, gradient), {n: arrays(p, gradient) for n, p in module.named_parameters()}))
+    assert_close(found[1], found[0], BOUND)
+
+
+def test_no_gradient_where_none_is_wanted():
+    """Under no_grad, and where nothing requires one, it is inference: nothing is kept."""
+    module, x = ours.LSTM(3, 4), torch.randn(5, 2, 3)
+    with torch.no_grad():
+        assert module(x)[0].grad_fn is None
+    with torch.inference_mode():
+        assert module(x)[0].is_inference()
+    module.requires_grad_(False)
+    assert module(x)[0].grad_fn is None
+    assert module(x.requires_grad_())[0].grad_fn is not None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_empty_batch(name):
+    module, x = getattr(ours, name)(3, 4, 2, bidirectional=True), torch.zeros(5, 0, 3, requires_grad=True)
+    output, final = module(x)
+    assert output.shape == (5, 0, 8)
+    assert together(final)[0].shape == (4, 0, 4)
+    output.sum().backward()
+    assert x.grad.shape == x.shape
+    assert all(not parameter.grad.any() for parameter in module.parameters())
+
+
+EXTRAS = [
+    ("LSTM", {"peephole": True}),
+    ("LSTM", {"layer_norm": True, "bidirectional": True}),
+    ("LSTM", {"zoneout": (0.2, 0.1), "weight_dropout": 0.3}),
+    ("LSTM", {"proj_size": 3, "num_layers": 3, "dropout": 0.4, "bidirectional": True}),
+    ("GRU", {"reset_after": False, "num_layers": 2, "dropout": 0.4}),
+    ("RNN", {"zoneout": 0.2, "nonlinearity": "relu"}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), EXTRAS)
+@pytest.mark.parametrize("memory", ["full", "states", "checkpoint", 3])
+def test_our_options_give_what_the_numpy_layer_gives(name, options, memory):
+    """The same bits, with the masks that torch's generator gave."""
+    torch.manual_seed(0)
+    module = getattr(ours, name)(5, 6, **options, memory=memory)
+    layer = getattr(tt, name)(5, 6, **options)
+    layer.load_parameters(module.state_dict())
+    x = torch.randn(9, 4, 5, requires_grad=True)
+    torch.manual_seed(1)
+    output, final = module(x)
+    output.backward(d := torch.randn_like(output))
+    torch.manual_seed(1)
+    names = layer._mask_shapes((9, 4))
+    masks = dict(zip(names, arrays(tuple(module._masks(x, False))), strict=True))
+    tape = layer.forward(x.detach().numpy(), masks=masks, memory=memory)
+    grads = tape.backward(d.numpy(), timesteps=())
+    assert_same_bits(arrays(output), tape.output)
+    assert_same_bits(arrays(final), tape.final_state)
+    assert_same_bits(arrays(x.grad), grads.input)
+    assert_same_bits({n: arrays(p.grad) for n, p in module.named_parameters()}, grads.parameters)
+    module.eval()
+    assert_same_bits(arrays(module(x)[0]), layer(x.detach().numpy())[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dropout_follows_torchs_seed_and_the_mode(name):
+    module = getattr(ours, name)(5, 50, 2, dropout=0.5)
+    x = torch.randn(20, 10, 5)
+    (first, again, other) = (torch.manual_seed(seed) and module(x)[0] for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    masks = module._masks(x, False)
+    assert [mask.shape for mask in masks] == [(20, 10, 50)]
+    # 10000 independent draws: five standard deviations of their mean, which one seed in two million exceeds
+    assert abs(masks[0].double().mean() - 0.5) < 5 * 0.5 / 100
+    module.eval()
+    assert torch.equal(module(x)[0], module(x)[0])
+    module.train().dropout = 0.0
+    assert torch.equal(module(x)[0], module.eval()(x)[0])
+
+
+def test_options_may_be_changed_later():
+    """batch_first, as torch's modules read it at each call."""
+    module, x = ours.GRU(3, 4), torch.randn(5, 2, 3)
+    expected = module(x)[0]
+    module.batch_first = True
+    assert torch.equal(module(x.transpose(0, 1))[0].transpose(0, 1), expected)
+
+
+@pytest.mark.parametrize(("name", "options"), EXTRAS)
+def test_modules_are_copied_pickled_and_converted(name, options):
+    module = getattr(ours, name)(5, 6, **options).eval()
+    x = torch.randn(4, 2, 5)
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), loaded):
+        assert torch.equal(other(x)[0], module(x)[0])
+        assert repr(other) == repr(module)
+        other.load_state_dict(module.state_dict())
+        assert not {id(p) for p in other.parameters()} & {id(p) for p in module.parameters()}
+    wide = copy.deepcopy(module).double()
+    assert wide(x.double())[0].dtype is torch.float64
+    assert wide.to(torch.float32)(x)[0].dtype is torch.float32
+
+
+def test_extra_parameters_are_named_as_in_numpy():
+    for options in ({"peephole": True}, {"layer_norm": True}):
+        options |= {"num_layers": 2, "bidirectional": True}
+        module, layer = ours.LSTM(3, 4, **options), tt.LSTM(3, 4, **options)
+        shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+        assert shapes == {name: array.shape for name, array in layer.parameters.items()}
+        layer.load_parameters(module.state_dict())
+        for name in shapes:
+            if "_ln_" in name:
+                assert torch.all(module.state_dict()[name] == float(name.startswith("weight")))
+            else:
+                assert 0 < module.state_dict()[name].abs().max() <= 0.5  # 1 / sqrt(H)
+        module.reset_parameters()
+        assert "weight_ln_c_l0" not in shapes or torch.all(module.weight_ln_c_l0 == 1)
+
+
+def test_tensors_are_used_where_they_lie(monkeypatch):
+    """Input and weights by the kernels; output and gradients by torch."""
+    module, x = ours.LSTM(3, 4), torch.randn(5, 2, 3)
+    seen = []
+    kernel = _core.forward
+    monkeypatch.setattr(_core, "forward", lambda cell, problem: (seen.append(problem), kernel(cell, problem)))
+    output, _ = module(x)
+    (problem,) = seen
+    assert problem["x"].ctypes.data == x.data_ptr()
+    assert problem["weight_hh"].ctypes.data == module.weight_hh_l0.data_ptr()
+    assert problem["output"].ctypes.data == output.data_ptr()
+
+
+def test_what_is_not_contiguous_is_right_too():
+    """A weight in another order, an expanded state, a view of an input, the expanded gradient of a sum."""
+    problem = Problem("gru", B=4, I=6, H=6)
+    found = []
+    for module in both(problem):
+        with torch.no_grad():
+            module.weight_hh_l0.set_(module.weight_hh_l0.t().contiguous().t())
+        assert not module.weight_hh_l0.is_contiguous()
+        x = torch.tensor(problem.x).repeat(2, 1, 2)[::2, :, ::2].requires_grad_()
+        h = torch.tensor(problem.state[:, :1]).expand(-1, 4, -1)
+        x.retain_grad()
+        output, h_n = module(x, h)
+        (output.sum() + h_n.sum()).backward()
+        found.append(
+            (arrays(output), arrays(x, gradient), {n: arrays(p, gradient) for n, p in module.named_parameters()})
+        )
+    assert_close(found[1], found[0], BOUND)
+
+
+def test_a_write_between_forward_and_backward_is_torchs_error():
+    for change in ("weight", "input"):
+        module, x = ours.GRU(3, 4), torch.randn(5, 2, 3)
+        output, _ = module(x)
+        with torch.no_grad():
+            (module.weight_hh_l0 if change == "weight" else x).add_(1)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            output.sum().backward()
+
+
+def test_the_output_is_the_callers_to_write():
+    """It is no part of what the backward reads."""
+    problem = Problem("lstm")
+    found = []
+    for inplace in (False, True):
+        module = module_of(problem, library=ours)
+        output, _ = module(leaves(problem.x))
+        (output.mul_(2) if inplace else output * 2).sum().backward()
+        found.append({name: arrays(p.grad) for name, p in module.named_parameters()})
+    assert_same_bits(found[1], found[0])
+
+
+def test_what_a_backward_read_is_freed_after_it_and_not_before():
+    module, x = ours.LSTM(3, 4), torch.randn(5, 2, 3)
+    output, _ = module(x)
+    output.sum().backward(retain_graph=True)
+    once = {name: arrays(p.grad).copy() for name, p in module.named_parameters()}
+    module.zero_grad()
+    output.sum().backward()
+    assert_same_bits({name: arrays(p.grad) for name, p in module.named_parameters()}, once)
+    with pytest.raises(RuntimeError, match="second time"):
+        output.sum().backward()
+
+
+def test_checkpointing_computes_the_same_again():
+    """Dropout included: torch's checkpoint puts its generator back."""
+    module = ours.LSTM(3, 4, 2, dropout=0.5)
+    found = []
+    for reentrant in (None, False, True):
+        x = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        torch.manual_seed(1)
+        if reentrant is None:
+            output, _ = module(x)
+        else:
+            output, _ = torch.utils.checkpoint.checkpoint(module, x, use_reentrant=reentrant)
+        output.square().sum().backward()
+        found.append(arrays(x.grad))
+    assert_same_bits(found[1], found[0])
+    assert_same_bits(found[2], found[0])
+
+
+def test_parametrized_weights_are_trained():
+    problem = Problem("lstm")
+    found = []
+    for module in both(problem):
+        torch.nn.utils.parametrizations.weight_norm(module, "weight_hh_l0")
+        output, _ = module(leaves(problem.x))
+        output.square().sum().backward()
+        found.append({name: arrays(p, gradient) for name, p in module.named_parameters()})
+    assert len(found[0]) == 5
+    assert_close(found[1], found[0], BOUND)
+
+
+def test_a_weight_shared_by_layers_gets_both_gradients():
+    problem = Problem("gru", I=6, H=6, L=2)
+    found = []
+    for module in both(problem):
+        module.weight_hh_l1 = module.weight_hh_l0
+        output, _ = module(leaves(problem.x))
+        output.square().sum().backward()
+        found.append({name: arrays(p, gradient) for name, p in module.named_parameters()})
+    assert_close(found[1], found[0], BOUND)
+
+
+def test_modules_run_in_several_threads():
+    """One module of both, forward and backward; every thread finds what one alone does."""
+    module = ours.LSTM(8, 16, 2)
+    x = torch.randn(30, 4, 8)
+    weights = tuple(module.parameters())
+    expected = arrays(torch.autograd.grad(module(x)[0].square().sum(), weights))
+    found = []
+
+    def work():
+        for _ in range(5):
+            found.append(arrays(torch.autograd.grad(module(x)[0].square().sum(), weights)))
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 15
+    for one in found:
+        assert_same_bits(one, expected)
+
+
+@pytest.fixture
+def precisions(monkeypatch):
+    """The precision in which kernels were called."""
+    seen = []
+    for name in ("forward", "backward"):
+        kernel = getattr(_core, name)
+
+        def spy(*arguments, kernel=kernel):
+            seen.append(tt.get_matmul_precision())
+            return kernel(*arguments)
+
+        monkeypatch.setattr(_core, name, spy)
+    return seen
+
+
+def test_autocast_is_medium_precision_for_the_call_and_its_backward(precisions):
+    """Tensors are float32 where the weights are, whatever a Linear before made of them."""
+    module, linear, x = ours.LSTM(3, 4), torch.nn.Linear(3, 3), torch.randn(5, 2, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output, (h_n, _) = module(linear(x), (torch.zeros(1, 2, 4, dtype=torch.bfloat16), torch.zeros(1, 2, 4)))
+    assert output.dtype is h_n.dtype is torch.float32
+    output.sum().backward()
+    assert linear.weight.grad.dtype is torch.float32
+    assert precisions == ["medium", "medium"]
+    assert tt.get_matmul_precision() == "highest"
+    module(x)[0].sum().backward()
+    assert precisions[2:] == ["highest", "highest"]
+
+
+def test_nested_calls_of_medium_precision_restore_what_was_before():
+    """As calls of several threads are: one enters while another is inside, and leaves after it."""
+    from throughtime.torch.precision import medium
+
+    first, second = medium(), medium()
+    tt.set_matmul_precision("high")
+    try:
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert tt.get_matmul_precision() == "medium"
+        second.__exit__(None, None, None)
+        assert tt.get_matmul_precision() == "high"
+    finally:
+        tt.set_matmul_precision("highest")

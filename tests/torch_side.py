@@ -1,0 +1,51 @@
+"""Problems as torch's modules and tensors, and what came out as arrays again."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+BOUND = 1e-10  # in float64: of torch and throughtime, each with rounding errors of its own
+
+
+def module_of(problem, dtype=torch.float64, library=torch.nn, **options):
+    """A module of torch, or of another library, with the problem's parameters."""
+    module = getattr(library, problem.kind.partition("_")[0].upper())(
+        problem.I,
+        problem.H,
+        problem.L,
+        bias=problem.bias,
+        bidirectional=problem.D == 2,
+        dtype=dtype,
+        **{"rnn_relu": {"nonlinearity": "relu"}, "lstm_projected": {"proj_size": problem.width}}.get(problem.kind, {}),
+        **options,
+    )
+    module.load_state_dict({name: torch.tensor(value) for name, value in problem.parameters.items()})
+    return module
+
+
+def leaves(values):
+    """Tensors that collect a gradient, of an array or a tuple."""
+    if isinstance(values, tuple):
+        return tuple(leaves(value) for value in values)
+    return torch.tensor(values, requires_grad=True)
+
+
+def arrays(values, of=lambda tensor: tensor.detach()):
+    if isinstance(values, tuple):
+        return tuple(arrays(value, of) for value in values)
+    return of(values).numpy()
+
+
+def gradient(tensor):
+    return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+
+
+def together(values):
+    return values if isinstance(values, tuple) else (values,)
+
+
+def backward(problem, output, final, d_output):
+    d_final = together(problem.d_final_state)
+    torch.autograd.backward((output, *together(final)), (torch.tensor(d_output), *(torch.tensor(d) for d in d_final)))
