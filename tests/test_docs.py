@@ -14,8 +14,16 @@ import throughtime as tt
 MODULES = [module.name for module in pkgutil.iter_modules(tt.__path__) if module.name not in ("_core", "cli")]
 
 
+def import_jax():
+    pytest.importorskip(
+        "throughtime.jax", reason="jax is absent, or was when throughtime was built", exc_type=ImportError
+    )
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_of_docstrings_run(name):
+    if name == "jax":
+        import_jax()
     module = importlib.import_module(f"throughtime.{name}")
     found = doctest.testmod(module, extraglobs={"np": np, "tt": tt}, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert found.failed == 0
@@ -44,6 +52,21 @@ def test_the_example_of_gradient_flow_runs(capsys, tmp_path, monkeypatch):
         assert float(ours) == pytest.approx(float(theirs), abs=0.011)  # the last digit, where kernels round differently
     assert float(row.split()[4]) < -308
     assert (tmp_path / "flow.png").exists()
+
+
+def test_the_example_of_jax_runs(capsys):
+    """It prints three steps of a falling loss, and norms that fall towards the beginning."""
+    import_jax()
+    page = (Path(__file__).parent.parent / "docs" / "jax.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(code, "jax.md", "exec"), {})
+    steps = [
+        [float(number) for number in re.findall(r"\d\.\d+e[+-]\d+", line)]
+        for line in capsys.readouterr().out.splitlines()
+    ]
+    losses = [loss for loss, *_ in steps]
+    assert losses == sorted(losses, reverse=True)
+    assert all(last > before > long_before > 0 for _, last, before, long_before in steps)
 
 
 def test_the_lines_of_the_readme_run(capsys):

@@ -66,7 +66,7 @@ using Results = Buffers<ffi::RemainingRets>;
 struct Options {
   std::string_view cell;
   bool reverse, bias;
-  bool d_input = false, d_parameters = false, hidden = false, cell_state = false, gates = false;  // what a backward is asked for
+  bool d_input = false, d_parameters = false, d_hidden = false, d_cell = false, d_gates = false;  // what a backward is asked for
 };
 
 // The lengths as the kernels take them; none where the buffer is empty.
@@ -78,18 +78,20 @@ std::vector<int64_t> read_lengths(const ffi::AnyBuffer& buffer, int64_t T, int64
   std::vector<int64_t> lengths(given, given + B);
   for (size_t b = 0; b < lengths.size(); ++b)
     if (lengths[b] < 0 || lengths[b] > T)
-      throw std::invalid_argument("lengths[" + std::to_string(b) + "] is " + std::to_string(lengths[b]) + ", expected 0 to T = " +
-                                  std::to_string(T));
+      throw std::invalid_argument("lengths[" + std::to_string(b) + "] is " + std::to_string(lengths[b]) +
+                                  ", expected 0 to T = " + std::to_string(T));
   return lengths;
 }
 
 // x (T, B, I), lengths (B) or (0), and the parameters in the kernels' order.
 template <class S>
-void describe(const CellKernels& cell, const Options& options, Operands& operands, std::vector<int64_t>& lengths, Recurrence<S>& p) {
+void describe(const CellKernels& cell, const Options& options, Operands& operands, std::vector<int64_t>& lengths,
+              Recurrence<S>& p) {
   const Sizes x = operands.ahead(0), weight = operands.ahead(3);
   if (x.size() != 3 || weight.size() != 2) throw std::invalid_argument("x and weight_hh: another rank");
   p.T = x[0], p.B = x[1], p.I = x[2], p.H = weight[0] / cell.gates, p.P = weight[1];
-  if (p.T < 1 || p.B < 1 || p.H < 1 || (!cell.projects && p.H != p.P)) throw std::invalid_argument("weight_hh: another shape");
+  if (p.T < 1 || p.B < 1 || p.I < 1) throw std::invalid_argument("x: an axis is empty");
+  if (p.H < 1 || (!cell.projects && p.H != p.P)) throw std::invalid_argument("weight_hh: another shape");
   p.reverse = options.reverse;
   p.x = operands.view<const S>(x);
   lengths = read_lengths(operands.next(), p.T, p.B);
@@ -117,8 +119,8 @@ void run(void (*kernel)(const Problem&, const Host&), const Problem& problem) {
   kernel(problem, call.host());
 }
 
-// Operands: as `describe` takes them, then the initial states (B, P), (B, H). Results: the output (T, B, P); the states, either two
-// rows, initial and final, or all T + 2, as cpu/history.hpp has them; and where those are all, what the cell saves.
+// Operands: as `describe` takes them, then the initial states (B, P), (B, H). Results: the output (T, B, P); the states, either
+// two rows, initial and final, or all T + 2, as cpu/history.hpp has them; and where those are all, what the cell saves.
 template <class S>
 void forward(const CellKernels& cell, const Options& options, Operands operands, Results results) {
   Forward<S> p{};
@@ -146,7 +148,8 @@ void backward(const CellKernels& cell, const Options& options, Operands operands
   Backward<S> p{};
   std::vector<int64_t> lengths;
   describe(cell, options, operands, lengths, p);
-  for (int i = 0; i < cell.states; ++i) p.states[i] = operands.next<S>(state_shape(p, p.T + 2, i));  // only read where all are kept
+  for (int i = 0; i < cell.states; ++i)
+    p.states[i] = operands.next<S>(state_shape(p, p.T + 2, i));  // only read where all are kept
   p.saved = saved(cell, p, operands);
   p.d_output = operands.view<const S>({p.T, p.B, p.P});
   for (int i = 0; i < cell.states; ++i) {
@@ -158,16 +161,17 @@ void backward(const CellKernels& cell, const Options& options, Operands operands
   const std::vector<Named> named = parameters(cell, p.I, p.H, p.P);
   for (int i = 0; options.d_parameters && i < max_parameters; ++i)
     if (p.weights[i]) p.d_weights[i] = results.next<S>(named[size_t(i)].shape);
-  if (options.hidden) p.d_states[0] = results.next<S>(state_shape(p, p.T, 0));
-  if (options.cell_state) p.d_states[1] = results.next<S>(state_shape(p, p.T, 1));
-  if (options.gates) p.d_gates = results.next<S>({p.T, p.B, cell.gates * p.H});
+  if (options.d_hidden) p.d_states[0] = results.next<S>(state_shape(p, p.T, 0));
+  if (options.d_cell) p.d_states[1] = results.next<S>(state_shape(p, p.T, 1));
+  if (options.d_gates) p.d_gates = results.next<S>({p.T, p.B, cell.gates * p.H});
   if (!operands.done() || !results.done()) throw std::invalid_argument("fewer buffers expected than given");
   run(entries<S>(cell).backward, p);
 }
 
 using Kernel = void (*)(const CellKernels&, const Options&, Operands, Results);
 
-ffi::Error call(Kernel f32, Kernel f64, const Options& options, const ffi::RemainingArgs& operands, const ffi::RemainingRets& results) {
+ffi::Error call(Kernel f32, Kernel f64, const Options& options, const ffi::RemainingArgs& operands,
+                const ffi::RemainingRets& results) {
   try {
     const bool wide = Operands(operands).next().element_type() == ffi::F64;
     (wide ? f64 : f32)(find_cell(std::string(options.cell).c_str()), options, Operands(operands), Results(results));
@@ -184,9 +188,9 @@ constexpr auto forward_call = [](std::string_view cell, bool reverse, bool bias,
   return call(forward<float>, forward<double>, {.cell = cell, .reverse = reverse, .bias = bias}, operands, results);
 };
 
-constexpr auto backward_call = [](std::string_view cell, bool reverse, bool bias, bool d_input, bool d_parameters, bool hidden,
-                                  bool cell_state, bool gates, ffi::RemainingArgs operands, ffi::RemainingRets results) {
-  const Options options = {cell, reverse, bias, d_input, d_parameters, hidden, cell_state, gates};
+constexpr auto backward_call = [](std::string_view cell, bool reverse, bool bias, bool d_input, bool d_parameters, bool d_hidden,
+                                  bool d_cell, bool d_gates, ffi::RemainingArgs operands, ffi::RemainingRets results) {
+  const Options options = {cell, reverse, bias, d_input, d_parameters, d_hidden, d_cell, d_gates};
   return call(backward<float>, backward<double>, options, operands, results);
 };
 
@@ -197,9 +201,9 @@ XLA_FFI_DEFINE_HANDLER(backward_handler, backward_call,
                        common_binding()
                            .Attr<bool>("d_input")
                            .Attr<bool>("d_parameters")
-                           .Attr<bool>("hidden")
-                           .Attr<bool>("cell_state")
-                           .Attr<bool>("gates")
+                           .Attr<bool>("d_hidden")
+                           .Attr<bool>("d_cell")
+                           .Attr<bool>("d_gates")
                            .RemainingArgs()
                            .RemainingRets());
 

@@ -1,8 +1,8 @@
 """RNN, LSTM and GRU as differentiable jax functions, on the CPU.
 
-Each takes PyTorch's parameters by name in a dict, such as ``tt.LSTM(...).parameters``, and reads layers, directions, biases
-and sizes from them. They work under ``jax.jit``, ``jax.grad``, ``jax.vmap`` and ``jax.checkpoint``, in float32 and, with
-``jax_enable_x64``, in float64. There is no forward mode (``jax.jvp``) and no second derivative.
+Each takes PyTorch's parameters by name in a dict, such as ``tt.LSTM(...).parameters``, and reads layers, directions,
+biases and sizes from them. They work under ``jax.jit``, ``jax.grad``, ``jax.vmap`` and ``jax.checkpoint``, in float32
+and, with ``jax_enable_x64``, in float64. There is no forward mode (``jax.jvp``) and no second derivative.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 try:
     import jax  # noqa: F401
 except ModuleNotFoundError as error:
-    raise ImportError('throughtime.jax needs jax: THROUGHTIME_JAX=1 pip install "throughtime[jax]"') from error
+    raise ImportError('throughtime.jax needs jax: THROUGHTIME_JAX=1 pip install ".[jax]"') from error
 
 from .._arguments import choice, flag
 from .layers import run
@@ -28,10 +28,11 @@ def lstm(
     Parameters
     ----------
     params : dict of str to array
-        ``weight_ih_l0 (4H, I)``, ``weight_hh_l0 (4H, H)``, ``bias_ih_l0``, ``bias_hh_l0 (4H,)`` or no biases at all; ``_l1``
-        for the next layer, ``_reverse`` for the second direction. With ``weight_hr_l0 (P, H)`` the cell is projected, with
-        ``weight_ci_l0``, ``weight_cf_l0``, ``weight_co_l0 (H,)`` it has peepholes, with ``weight_ln_ih_l0``,
-        ``weight_ln_hh_l0 (4H,)``, ``weight_ln_c_l0``, ``bias_ln_c_l0 (H,)`` it is layer-normalised.
+        ``weight_ih_l0 (4H, I)``, ``weight_hh_l0 (4H, H)``, ``bias_ih_l0``, ``bias_hh_l0 (4H,)`` or no biases at all;
+        ``_l1`` for the next layer, ``_reverse`` for the second direction. With ``weight_hr_l0 (P, H)`` the cell is
+        projected, with ``weight_ci_l0``, ``weight_cf_l0``, ``weight_co_l0 (H,)`` it has peepholes, with
+        ``weight_ln_ih_l0``, ``weight_ln_hh_l0 (4H,)``, ``weight_ln_c_l0``, ``bias_ln_c_l0 (H,)`` it is
+        layer-normalised.
     x : (T, B, I) array
         Input, float32 or float64; ``(T, I)`` unbatched drops B everywhere.
     state : pair of (L*D, B, H) arrays, optional
@@ -39,9 +40,9 @@ def lstm(
     lengths : (B,) integers, optional
         Each sequence's own length, in any order, 0 allowed. Beyond it the output is zero and the state stands still.
     perturbations : dict of str to array, optional
-        Zeros to differentiate with respect to: the gradient of ``"hidden"`` and of ``"cell"``, ``(L*D, T, B, H)``, is the total
-        dL/dh_t and dL/dc_t at every timestep, that of ``"gates"``, ``(L*D, T, B, 4H)``, the one of ``W_ih x + b_ih``. They
-        stand for terms added there; their values are not read.
+        Zeros to differentiate with respect to: the gradient of ``"hidden"`` and of ``"cell"``, ``(L*D, T, B, H)``, is
+        the total dL/dh_t and dL/dc_t at every timestep, that of ``"gates"``, ``(L*D, T, B, 4H)``, the one of
+        ``W_ih x + b_ih``. They stand for terms added there; their values are not read.
 
     Returns
     -------
@@ -87,8 +88,8 @@ def gru(
     Parameters
     ----------
     params : dict of str to array
-        ``weight_ih_l0 (3H, I)``, ``weight_hh_l0 (3H, H)``, ``bias_ih_l0``, ``bias_hh_l0 (3H,)`` or no biases at all; ``_l1``
-        for the next layer, ``_reverse`` for the second direction.
+        ``weight_ih_l0 (3H, I)``, ``weight_hh_l0 (3H, H)``, ``bias_ih_l0``, ``bias_hh_l0 (3H,)`` or no biases at all;
+        ``_l1`` for the next layer, ``_reverse`` for the second direction.
     x, lengths
         As for :func:`lstm`.
     state : (L*D, B, H) array, optional
@@ -135,8 +136,8 @@ def rnn(
     Parameters
     ----------
     params : dict of str to array
-        ``weight_ih_l0 (H, I)``, ``weight_hh_l0 (H, H)``, ``bias_ih_l0``, ``bias_hh_l0 (H,)`` or no biases at all; ``_l1``
-        for the next layer, ``_reverse`` for the second direction.
+        ``weight_ih_l0 (H, I)``, ``weight_hh_l0 (H, H)``, ``bias_ih_l0``, ``bias_hh_l0 (H,)`` or no biases at all;
+        ``_l1`` for the next layer, ``_reverse`` for the second direction.
     x, state, lengths
         As for :func:`gru`.
     nonlinearity : {"tanh", "relu"}

@@ -79,7 +79,7 @@ def _read(params: Mapping[str, Any], cell: str, gates: int, states: int) -> Laye
     directions = ("", "_reverse") if "weight_ih_l0_reverse" in params else ("",)
     count = sum(name.startswith("weight_ih_l") and not name.endswith("_reverse") for name in params)
     bias = "bias_ih_l0" in params
-    names = [name for name in _core.parameter_shapes(cell + variant, 1, units, width)]
+    names = _core.parameter_shapes(cell + variant, 1, units, width)
     return Layers(
         cell=cell + variant,
         gates=gates,
@@ -100,7 +100,7 @@ def _check_shapes(params: Mapping[str, Any], layers: Layers, x: Any) -> None:
             f"x has {x.shape[-1]} features in its last axis, but params['weight_ih_l0'] has {features[0]} columns "
             f"(x.shape == {x.shape})"
         )
-    expected = {}
+    expected: dict[str, tuple[int, ...]] = {}
     for index, suffix in enumerate(layers.suffixes):
         below = x.shape[-1] if index < layers.directions else layers.directions * layers.width
         shapes = _core.parameter_shapes(layers.cell, below, layers.units, layers.width)

@@ -15,17 +15,20 @@ Axes = Sequence[int | None]
 def fold(fun: Function, axes: Axes, result_axes: Axes, size: int, mapped: Sequence[bool], operands: Any) -> list[Any]:
     """`fun` for each of `size` entries along axis 0 of the `mapped` operands; stacked along axis 0 of its results.
 
-    `axes` and `result_axes` say where `fun`'s own batch axis is. Where a mapped operand or a result has None, a weight or
-    a sum over the batch, the entries are taken one after another.
+    `axes` and `result_axes` say where `fun`'s own batch axis is. Where a mapped operand or a result has None, being a
+    weight or a sum over the batch, the entries are taken one after another.
     """
-    if None in result_axes or any(axis is None and is_mapped for axis, is_mapped in zip(axes, mapped, strict=True)):
+    into = [axis for axis in result_axes if axis is not None]
+    if len(into) < len(result_axes) or any(
+        axis is None and is_mapped for axis, is_mapped in zip(axes, mapped, strict=True)
+    ):
         return _in_turn(fun, mapped, operands)
     folded = [
         operand if axis is None else _merge(operand if is_mapped else _repeat(operand, size), axis)
         for operand, axis, is_mapped in zip(operands, axes, mapped, strict=True)
     ]
     results = fun(*folded)
-    return [_split(result, axis, size) for result, axis in zip(results, result_axes, strict=True)]
+    return [_split(result, axis, size) for result, axis in zip(results, into, strict=True)]
 
 
 def foldable(fun: Function, axes: Axes, result_axes: Axes) -> Function:
@@ -46,7 +49,9 @@ def _in_turn(fun: Function, mapped: Sequence[bool], operands: Any) -> list[Any]:
         rest = iter(given)
         return fun(*(next(rest) if is_mapped else operand for operand, is_mapped in zip(operands, mapped, strict=True)))
 
-    results: list[Any] = jax.lax.map(one, [operand for operand, is_mapped in zip(operands, mapped, strict=True) if is_mapped])
+    results: list[Any] = jax.lax.map(
+        one, [operand for operand, is_mapped in zip(operands, mapped, strict=True) if is_mapped]
+    )
     return results
 
 

@@ -14,8 +14,8 @@ from .. import _core
 
 if not hasattr(_core, "jax_handlers"):
     raise ImportError(
-        "throughtime was built without throughtime.jax, for jax was not there then. Build it again with "
-        "THROUGHTIME_JAX=1 pip install --force-reinstall --no-deps --no-cache-dir throughtime"
+        'throughtime was built without jax\'s headers; in its folder, THROUGHTIME_JAX=1 pip install ".[jax]" builds it '
+        "with them (docs/jax.md has other ways)"
     )
 
 for _target, _handler in _core.jax_handlers().items():
@@ -50,14 +50,13 @@ class Kind:
         return (1, 0, *(None,) * self.parameters)
 
     def widths(self, weight_hh: Any) -> tuple[int, ...]:
-        """Features of h, and of c."""
-        gates = 4 if self.states == 2 else 1
-        return (weight_hh.shape[1], weight_hh.shape[0] // gates)[: self.states]
+        """Features of h, and of c, which only the LSTM has, with four gates."""
+        return (weight_hh.shape[1], weight_hh.shape[0] // 4)[: self.states]
 
 
 def forward(kind: Kind, common: Operands, state: Operands, *, keep: bool) -> list[Any]:
-    """Output (T, B, P); then the states, (T + 2, B, P or H) with `keep`, else the initial and the final one alone; then,
-    with `keep`, what the cell saves for its backward.
+    """Output (T, B, P); then the states, (T + 2, B, P or H) with `keep`, else the initial and the final one alone;
+    then, with `keep`, what the cell saves for its backward.
     """
     x, weight_hh = common[0], common[3]
     steps, batch = x.shape[:2]
@@ -68,7 +67,9 @@ def forward(kind: Kind, common: Operands, state: Operands, *, keep: bool) -> lis
     return _call("throughtime_forward", kind, shapes, [*common, *state])
 
 
-def backward(kind: Kind, common: Operands, kept: Operands, loss: Operands, *, input: bool, parameters: bool) -> list[Any]:
+def backward(
+    kind: Kind, common: Operands, kept: Operands, loss: Operands, *, input: bool, parameters: bool
+) -> list[Any]:
     """The gradients of the initial states; then, if asked for, of x and of each parameter; then of `kind.timesteps`.
 
     `kept` is what `forward` returned after the output, `loss` the gradients of the output and of the final states.
@@ -80,7 +81,7 @@ def backward(kind: Kind, common: Operands, kept: Operands, loss: Operands, *, in
     shapes += [x.shape] if input else []
     shapes += [weight.shape for weight in common[2:]] if parameters else []
     shapes += [(*steps, per_step[name]) for name in kind.timesteps]
-    asked = {"hidden": "hidden" in kind.timesteps, "cell_state": "cell" in kind.timesteps, "gates": "gates" in kind.timesteps}
+    asked = {f"d_{name}": name in kind.timesteps for name in per_step}
     return _call(
         "throughtime_backward", kind, shapes, [*common, *kept, *loss], d_input=input, d_parameters=parameters, **asked
     )
@@ -99,4 +100,6 @@ def _call(target: str, kind: Kind, shapes: Sequence[tuple[int, ...]], operands: 
 
 
 def _refuse(primals: Operands, tangents: Operands) -> Any:
-    raise NotImplementedError("throughtime.jax has first derivatives in reverse mode only: no jvp or jacfwd, and no second ones")
+    raise NotImplementedError(
+        "throughtime.jax has first derivatives in reverse mode only: no jvp or jacfwd, and no second ones"
+    )

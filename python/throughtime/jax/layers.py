@@ -31,7 +31,8 @@ def run(
 def _stack(
     params: Mapping[str, Any], x: Any, initial: list[Any], lengths: Any, taps: dict[str, Any], layers: Layers
 ) -> tuple[Any, tuple[Any, ...]]:
-    outputs, final = [], []
+    outputs: list[Any] = []
+    final: list[Any] = []
     for index, suffix in enumerate(layers.suffixes):
         direction = index % layers.directions
         if direction == 0 and outputs:

@@ -1,8 +1,9 @@
 """One layer and direction as a function that jax can transform.
 
-Its gradient is a `jax.custom_vjp`. Around that stands a primitive, for two things that no public decorator does: it meets
-`jax.vmap` before the gradient is taken where `vmap` is inside `grad`, so that the weights' gradient is still one fused sum
-over all sequences; and it knows which operands are differentiated, so that the backward computes nothing for the others.
+Its gradient is a `jax.custom_vjp`. Around that stands a primitive, for two things that no decorator does: it meets
+`jax.vmap` before the gradient is taken where `vmap` is inside `grad`, so that the weights' gradient is still one fused
+sum over all sequences; and it knows which operands are differentiated, so that the backward computes nothing for the
+others.
 """
 
 from __future__ import annotations
