@@ -390,6 +390,7 @@ def without(params, name):
             r"params\['bias_ih_l0'\] has dtype float32, expected float64",
         ),
         ({"params": without(PROJECTED, "weight_hr_l0")}, ValueError, "'weight_hh_l0' has shape"),
+        ({"params": {**PARAMS, 0: np.zeros(2)}}, TypeError, "params has the name 0, expected strings"),
         ({"x": [[1.0]]}, TypeError, "x must be an array, got list"),
         ({"x": np.zeros((7, 3, 5), np.int64)}, TypeError, "x has dtype int64, expected float32 or float64"),
         ({"x": np.zeros(5)}, ValueError, r"x has shape \(5,\), expected \(T, B, I\), or \(T, I\) unbatched"),

@@ -61,8 +61,10 @@ def check_params(params: Any, cell: str, gates: int, states: int, x: Any) -> Lay
         raise TypeError(f"params must be a dict of name to array, got {type(params).__name__}")
     for name in ("weight_ih_l0", "weight_hh_l0"):
         if name not in params:
-            raise ValueError(f"params has no {name!r}, but {sorted(params)}")
+            raise ValueError(f"params has no {name!r}, but {sorted(params, key=str)}")
     for name, array in params.items():
+        if not isinstance(name, str):
+            raise TypeError(f"params has the name {name!r}, expected strings")
         check_array(f"params[{name!r}]", array)
         check_dtype(f"params[{name!r}]", array, x.dtype)
     check_shape("params['weight_hh_l0']", params["weight_hh_l0"], (f"{gates}*H", "H"))

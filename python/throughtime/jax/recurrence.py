@@ -52,12 +52,12 @@ def _differentiable(kind: Kind, input: bool, parameters: bool) -> Function:
         (*(0,) * kind.states, *(1,) * input, *sums, *(1,) * len(kind.timesteps)),
     )
 
-    def there(*operands: Any) -> tuple[list[Any], Any]:
+    def fwd(*operands: Any) -> tuple[list[Any], Any]:
         common, state, _ = kind.split(operands)
         output, *kept = keep(*common, *state)
         return [output, *(_final(kind, rows) for rows in kept[:-1])], (common, kept)
 
-    def back(residuals: Any, loss: Sequence[Any]) -> tuple[Any, ...]:
+    def bwd(residuals: Any, loss: Sequence[Any]) -> tuple[Any, ...]:
         common, kept = residuals
         found = iter(pull(*common, *kept, *loss))
         d_state = [next(found) for _ in range(kind.states)]
@@ -66,7 +66,7 @@ def _differentiable(kind: Kind, input: bool, parameters: bool) -> Function:
         return d_input, None, *d_parameters, *d_state, *found
 
     function = jax.custom_vjp(partial(_infer, kind=kind))
-    function.defvjp(there, back)
+    function.defvjp(fwd, bwd)
     called: Function = function
     return called
 
