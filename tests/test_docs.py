@@ -15,8 +15,16 @@ MODULES = [module.name for module in pkgutil.iter_modules(tt.__path__) if module
 TORCH = ["torch", *(f"torch.{path.stem}" for path in Path(tt.__path__[0], "torch").glob("[a-z]*.py"))]
 
 
+def import_jax():
+    pytest.importorskip(
+        "throughtime.jax", reason="jax is absent, or was when throughtime was built", exc_type=ImportError
+    )
+
+
 @pytest.mark.parametrize("name", MODULES + TORCH)
 def test_examples_of_docstrings_run(name):
+    if name == "jax":
+        import_jax()
     if name in TORCH:
         pytest.importorskip("torch")
     module = importlib.import_module(f"throughtime.{name}")
@@ -65,6 +73,21 @@ def test_the_examples_of_the_torch_page_run(capsys):
     last, before, step = capsys.readouterr().out.splitlines()
     assert 0 < float(before.split()[-1]) < float(last.split()[-1])
     assert 0 <= int(step.split()[-1]) < 200
+
+
+def test_the_example_of_jax_runs(capsys):
+    """It prints three steps of a falling loss, and norms that fall towards the beginning."""
+    import_jax()
+    page = (Path(__file__).parent.parent / "docs" / "jax.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(code, "jax.md", "exec"), {})
+    steps = [
+        [float(number) for number in re.findall(r"\d\.\d+e[+-]\d+", line)]
+        for line in capsys.readouterr().out.splitlines()
+    ]
+    losses = [loss for loss, *_ in steps]
+    assert losses == sorted(losses, reverse=True)
+    assert all(last > before > long_before > 0 for _, last, before, long_before in steps)
 
 
 def test_the_lines_of_the_readme_run(capsys):

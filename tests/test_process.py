@@ -68,7 +68,7 @@ def test_ctrl_c_stops_a_long_call(threads):
 def test_import_loads_no_extras():
     script = """
         import sys, throughtime
-        print([name for name in ("torch", "typer", "rich", "matplotlib", "hypothesis") if name in sys.modules])
+        print([name for name in ("torch", "jax", "typer", "rich", "matplotlib", "hypothesis") if name in sys.modules])
     """
     assert run_python(script) == "[]"
 

@@ -1,48 +1,14 @@
 // forward and backward of one layer and direction: a dict of arrays becomes a problem, its kernel runs without the GIL.
 #include "arrays.hpp"
+#include "parameters.hpp"
 #include "register.hpp"
 #include "run.hpp"
 
 #include <pybind11/stl.h>
 
-#include "../cpu/dispatch.hpp"
-
 namespace throughtime {
 
 namespace {
-
-constexpr const char* state_names[max_states] = {"hidden", "cell"};
-constexpr const char* common_names[unit_weights] = {"weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"};
-
-// What a parameter is called, and its shape; without a name where the cell has no such one.
-struct Named {
-  const char* name;
-  Sizes shape;
-};
-
-std::vector<Named> parameters(const CellKernels& cell, int64_t I, int64_t H, int64_t P) {
-  const int64_t rows = cell.gates * H;
-  std::vector<Named> all;
-  for (const Sizes& shape : {Sizes{rows, I}, Sizes{rows, P}, Sizes{rows}, Sizes{rows}, Sizes{P, H}})
-    all.push_back({common_names[all.size()], shape});
-  if (!cell.projects) all.back().name = nullptr;
-  for (const UnitWeight& weight : cell.unit_weights) all.push_back({weight.name, {weight.count * H}});
-  return all;
-}
-
-bool may_be_missing(int parameter) { return parameter == bias_ih || parameter == bias_hh; }
-
-template <class S>
-const Entries<S>& entries(const CellKernels& cell) {
-  if constexpr (std::is_same_v<S, float>) return cell.f32;
-  else return cell.f64;
-}
-
-template <class S>
-Sizes saved_shape(const CellKernels& cell, int64_t H) {
-  const int64_t lanes = level().kernels->vector_bytes / int64_t(sizeof(S));
-  return {(H + lanes - 1) / lanes, cell.saved, lanes};
-}
 
 template <class S>
 void describe(const CellKernels& cell, const Arrays& from, Recurrence<S>& p) {
@@ -145,6 +111,12 @@ void register_recurrent(py::module_& m) {
     void* block = pool_acquire(bytes);
     const py::capsule owner(block, pool_release);  // back to the pool with the last reference
     return py::array(dtype, shape, block, owner);
+  });
+  m.def("parameter_shapes", [](const std::string& cell, int64_t I, int64_t H, int64_t P) {
+    py::dict shapes;
+    for (const Named& parameter : parameters(find_cell(cell.c_str()), I, H, P))
+      if (parameter.name) shapes[parameter.name] = py::tuple(py::cast(parameter.shape));
+    return shapes;
   });
   m.def("saved_shape", [](const std::string& cell, bool float64, int64_t hidden_size) {
     return py::tuple(py::cast((float64 ? saved_shape<double> : saved_shape<float>)(find_cell(cell.c_str()), hidden_size)));

@@ -70,6 +70,7 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
         "threads": get_num_threads(),
         "cores usable": _core.usable_cores(),
         "CUDA": "not built",
+        "throughtime.jax": "built" if hasattr(_core, "jax_handlers") else "not built",
     }
     if mode == "dicts":
         return config

@@ -1,0 +1,176 @@
+"""Checks of what a caller passes, while jax traces: shapes and dtypes are known then, values are not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import _core
+from .._arguments import check_dtype, check_shape, sequence_lengths
+
+_VARIANTS = {"weight_hr_l0": "_projected", "weight_ci_l0": "_peephole", "weight_ln_ih_l0": "_layer_norm"}
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What the names and shapes of the parameters say."""
+
+    cell: str  # as the kernels call it
+    gates: int
+    states: int
+    bias: bool
+    suffixes: tuple[str, ...]  # in the order of h_n
+    directions: int
+    units: int
+    width: int  # of h: P with a projection, else H
+    names: tuple[str, ...]  # of one layer and direction's parameters, in the kernels' order
+
+    @property
+    def state_widths(self) -> tuple[int, ...]:
+        return (self.width, self.units)[: self.states]
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Features of what has a gradient at every timestep."""
+        states = dict(zip(("hidden", "cell"), self.state_widths, strict=False))
+        return {**states, "gates": self.gates * self.units}
+
+
+def check_x(x: Any) -> Any:
+    """`x` as (T, B, I) or (T, I)."""
+    check_array("x", x)
+    if x.dtype not in (np.float32, np.float64):
+        raise TypeError(f"x has dtype {x.dtype}, expected float32 or float64")
+    if x.dtype == np.float64 and not jax.config.jax_enable_x64:
+        raise TypeError("x has dtype float64, which jax has after jax.config.update('jax_enable_x64', True) only")
+    if x.ndim not in (2, 3):
+        raise ValueError(f"x has shape {x.shape}, expected (T, B, I), or (T, I) unbatched")
+    if x.shape[0] == 0:
+        raise ValueError(f"x has no timesteps (x.shape == {x.shape}), expected T >= 1")
+    return jnp.asarray(x)
+
+
+def check_params(params: Any, cell: str, gates: int, states: int, x: Any) -> Layers:
+    """What `params` describe; raises unless they are all there, fit together and fit `x`."""
+    if not isinstance(params, Mapping):
+        raise TypeError(f"params must be a dict of name to array, got {type(params).__name__}")
+    for name in ("weight_ih_l0", "weight_hh_l0"):
+        if name not in params:
+            raise ValueError(f"params has no {name!r}, but {sorted(params, key=str)}")
+    for name, array in params.items():
+        if not isinstance(name, str):
+            raise TypeError(f"params has the name {name!r}, expected strings")
+        check_array(f"params[{name!r}]", array)
+        check_dtype(f"params[{name!r}]", array, x.dtype)
+    check_shape("params['weight_hh_l0']", params["weight_hh_l0"], (f"{gates}*H", "H"))
+    layers = _read(params, cell, gates, states)
+    _check_shapes(params, layers, x)
+    return layers
+
+
+def _read(params: Mapping[str, Any], cell: str, gates: int, states: int) -> Layers:
+    rows, width = params["weight_hh_l0"].shape
+    units = max(1, rows // gates)
+    variant = next((of for name, of in _VARIANTS.items() if name in params), "") if cell == "lstm" else ""
+    width = width if variant == "_projected" else units
+    directions = ("", "_reverse") if "weight_ih_l0_reverse" in params else ("",)
+    count = sum(name.startswith("weight_ih_l") and not name.endswith("_reverse") for name in params)
+    bias = "bias_ih_l0" in params
+    names = _core.parameter_shapes(cell + variant, 1, units, width)
+    return Layers(
+        cell=cell + variant,
+        gates=gates,
+        states=states,
+        bias=bias,
+        suffixes=tuple(f"_l{layer}{direction}" for layer in range(count) for direction in directions),
+        directions=len(directions),
+        units=units,
+        width=width,
+        names=tuple(name for name in names if bias or name not in ("bias_ih", "bias_hh")),
+    )
+
+
+def _check_shapes(params: Mapping[str, Any], layers: Layers, x: Any) -> None:
+    features = params["weight_ih_l0"].shape[-1:]
+    if x.shape[-1:] != features and len(params["weight_ih_l0"].shape) == 2:
+        raise ValueError(
+            f"x has {x.shape[-1]} features in its last axis, but params['weight_ih_l0'] has {features[0]} columns "
+            f"(x.shape == {x.shape})"
+        )
+    expected: dict[str, tuple[int, ...]] = {}
+    for index, suffix in enumerate(layers.suffixes):
+        below = x.shape[-1] if index < layers.directions else layers.directions * layers.width
+        shapes = _core.parameter_shapes(layers.cell, below, layers.units, layers.width)
+        expected |= {name + suffix: shapes[name] for name in layers.names}
+    faults = [f"missing {name!r} {shape}" for name, shape in expected.items() if name not in params]
+    faults += [f"unexpected {name!r} {array.shape}" for name, array in params.items() if name not in expected]
+    faults += [
+        f"{name!r} has shape {params[name].shape}, expected {shape}"
+        for name, shape in expected.items()
+        if name in params and params[name].shape != shape
+    ]
+    if faults:
+        raise ValueError(f"params do not fit together: {'; '.join(faults)}")
+
+
+def check_state(state: Any, layers: Layers, x: Any) -> list[Any]:
+    """The initial states (L*D, B, P), (L*D, B, H), without B where x has none; zeros for None."""
+    shapes = [(len(layers.suffixes), *x.shape[1:-1], width) for width in layers.state_widths]
+    if state is None:
+        return [jnp.zeros(shape, x.dtype) for shape in shapes]
+    labels = ["state"]
+    if layers.states == 2:
+        if not isinstance(state, tuple | list) or len(state) != 2:
+            got = f"{len(state)} entries" if isinstance(state, tuple | list) else type(state).__name__
+            raise TypeError(f"state must be a pair (h_0, c_0) for lstm, got {got}")
+        labels = ["state[0]", "state[1]"]
+    given = list(state) if layers.states == 2 else [state]
+    return [_checked(label, one, x.dtype, shape) for label, one, shape in zip(labels, given, shapes, strict=True)]
+
+
+def check_lengths(lengths: Any, x: Any) -> Any:
+    """`lengths` (B,) as int32, (0,) for None. Where they are traced, the kernel looks at their values."""
+    if lengths is None:
+        return jnp.zeros((0,), np.int32)
+    batched = x.ndim == 3
+    if not isinstance(lengths, jax.core.Tracer):
+        return jnp.asarray(sequence_lengths(lengths, x.shape[0], x.shape[1] if batched else 1, batched), np.int32)
+    if not np.issubdtype(lengths.dtype, np.integer):
+        raise TypeError(f"lengths must be integers, got dtype {lengths.dtype}")
+    check_shape("lengths", lengths, x.shape[1:2] if batched else ())
+    return jnp.atleast_1d(lengths).astype(np.int32)
+
+
+def check_perturbations(perturbations: Any, layers: Layers, x: Any) -> dict[str, Any]:
+    """Arrays (L*D, T, B, ...) by name, in the order of the kernels' results."""
+    if perturbations is None:
+        return {}
+    if not isinstance(perturbations, Mapping):
+        raise TypeError(f"perturbations must be a dict of name to array, got {type(perturbations).__name__}")
+    unknown = sorted(set(perturbations) - set(layers.widths), key=str)
+    if unknown:
+        raise ValueError(f"perturbations has {unknown[0]!r}, expected some of {', '.join(map(repr, layers.widths))}")
+    return {
+        name: _checked(
+            f"perturbations[{name!r}]", perturbations[name], x.dtype, (len(layers.suffixes), *x.shape[:-1], width)
+        )
+        for name, width in layers.widths.items()
+        if name in perturbations
+    }
+
+
+def check_array(name: str, value: Any) -> None:
+    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+        raise TypeError(f"{name} must be an array, got {type(value).__name__}")
+
+
+def _checked(name: str, value: Any, dtype: Any, shape: Sequence[int]) -> Any:
+    check_array(name, value)
+    check_dtype(name, value, dtype)
+    check_shape(name, value, shape)
+    return jnp.asarray(value)

@@ -1,0 +1,105 @@
+"""The kernels of one layer and direction as XLA calls. `cpp/bindings/jax.cpp` is the other side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import _core
+
+if not hasattr(_core, "jax_handlers"):
+    raise ImportError(
+        'throughtime was built without jax\'s headers; in its folder, THROUGHTIME_JAX=1 pip install ".[jax]" builds it '
+        "with them (docs/jax.md has other ways)"
+    )
+
+for _target, _handler in _core.jax_handlers().items():
+    jax.ffi.register_ffi_target(_target, _handler, platform="cpu")
+
+Operands = Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One layer and direction: what is the same in every call.
+
+    Its operands are, one after another, x (T, B, I), lengths (B,) or (0,) where there are none, the parameters in the
+    kernels' order, the initial states (B, P), (B, H), and a perturbation (T, B, ...) for each name in `timesteps`.
+    """
+
+    cell: str
+    reverse: bool
+    bias: bool
+    parameters: int  # how many
+    states: int
+    timesteps: tuple[str, ...]
+
+    def split(self, operands: Operands) -> tuple[Operands, Operands, Operands]:
+        """What every call begins with, the initial states, and the perturbations."""
+        state = 2 + self.parameters
+        return operands[:state], operands[state : state + self.states], operands[state + self.states :]
+
+    @property
+    def common_axes(self) -> tuple[int | None, ...]:
+        """Where B is in what every call begins with."""
+        return (1, 0, *(None,) * self.parameters)
+
+    def widths(self, weight_hh: Any) -> tuple[int, ...]:
+        """Features of h, and of c, which only the LSTM has, with four gates."""
+        return (weight_hh.shape[1], weight_hh.shape[0] // 4)[: self.states]
+
+
+def forward(kind: Kind, common: Operands, state: Operands, *, keep: bool) -> list[Any]:
+    """Output (T, B, P); then the states, (T + 2, B, P or H) with `keep`, else the initial and the final one alone;
+    then, with `keep`, what the cell saves for its backward.
+    """
+    x, weight_hh = common[0], common[3]
+    steps, batch = x.shape[:2]
+    widths = kind.widths(weight_hh)
+    shapes = [(steps, batch, widths[0]), *((steps + 2 if keep else 2, batch, width) for width in widths)]
+    if keep:
+        shapes.append((steps, batch, *_core.saved_shape(kind.cell, x.dtype == np.float64, widths[-1])))
+    return _call("throughtime_forward", kind, shapes, [*common, *state])
+
+
+def backward(
+    kind: Kind, common: Operands, kept: Operands, loss: Operands, *, input: bool, parameters: bool
+) -> list[Any]:
+    """The gradients of the initial states; then, if asked for, of x and of each parameter; then of `kind.timesteps`.
+
+    `kept` is what `forward` returned after the output, `loss` the gradients of the output and of the final states.
+    """
+    x, weight_hh = common[0], common[3]
+    widths, steps = kind.widths(weight_hh), x.shape[:2]
+    per_step = {"hidden": widths[0], "cell": widths[-1], "gates": weight_hh.shape[0]}
+    shapes = [(x.shape[1], width) for width in widths]
+    shapes += [x.shape] if input else []
+    shapes += [weight.shape for weight in common[2:]] if parameters else []
+    shapes += [(*steps, per_step[name]) for name in kind.timesteps]
+    asked = {f"d_{name}": name in kind.timesteps for name in per_step}
+    return _call(
+        "throughtime_backward", kind, shapes, [*common, *kept, *loss], d_input=input, d_parameters=parameters, **asked
+    )
+
+
+def _call(target: str, kind: Kind, shapes: Sequence[tuple[int, ...]], operands: Operands, **asked: bool) -> list[Any]:
+    dtype = operands[0].dtype
+    if operands[0].shape[1] == 0:  # no kernel runs where there is no sequence: what is not empty is a sum of nothing
+        return [jnp.zeros(shape, dtype) for shape in shapes]
+    results = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
+    attributes = {"cell": kind.cell, "reverse": kind.reverse, "bias": kind.bias, **asked}
+    call = jax.custom_jvp(lambda *buffers: jax.ffi.ffi_call(target, results)(*buffers, **attributes))
+    call.defjvp(_refuse)
+    found: list[Any] = call(*operands)
+    return found
+
+
+def _refuse(primals: Operands, tangents: Operands) -> Any:
+    raise NotImplementedError(
+        "throughtime.jax has first derivatives in reverse mode only: no jvp or jacfwd, and no second ones"
+    )

@@ -1,0 +1,55 @@
+"""Layers and directions, put together from single recurrences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from .arguments import Layers, check_lengths, check_params, check_perturbations, check_state, check_x
+from .kernels import Kind
+from .recurrence import recurrence
+
+
+def run(
+    params: Any, x: Any, state: Any, lengths: Any, perturbations: Any, *, cell: str, gates: int, states: int
+) -> tuple[Any, tuple[Any, ...]]:
+    """Output of the last layer, and the final states, in the layout of `x` and `state`."""
+    x = check_x(x)
+    layers = check_params(params, cell, gates, states, x)
+    initial = check_state(state, layers, x)
+    lengths = check_lengths(lengths, x)
+    taps = check_perturbations(perturbations, layers, x)
+    if x.ndim == 3:
+        return _stack(params, x, initial, lengths, taps, layers)
+    initial, taps = [one[:, None] for one in initial], {name: one[:, :, None] for name, one in taps.items()}
+    output, final = _stack(params, x[:, None], initial, lengths, taps, layers)
+    return output[:, 0], tuple(one[:, 0] for one in final)
+
+
+def _stack(
+    params: Mapping[str, Any], x: Any, initial: list[Any], lengths: Any, taps: dict[str, Any], layers: Layers
+) -> tuple[Any, tuple[Any, ...]]:
+    outputs: list[Any] = []
+    final: list[Any] = []
+    for index, suffix in enumerate(layers.suffixes):
+        direction = index % layers.directions
+        if direction == 0 and outputs:
+            x, outputs = _side_by_side(outputs), []
+        operands = [
+            x,
+            lengths,
+            *(jnp.asarray(params[name + suffix]) for name in layers.names),
+            *(one[index] for one in initial),
+            *(one[index] for one in taps.values()),
+        ]
+        kind = Kind(layers.cell, direction == 1, layers.bias, len(layers.names), layers.states, tuple(taps))
+        output, *last = recurrence(kind, operands)
+        outputs.append(output)
+        final.append(last)
+    return _side_by_side(outputs), tuple(jnp.stack(one) for one in zip(*final, strict=True))
+
+
+def _side_by_side(outputs: list[Any]) -> Any:
+    return jnp.concatenate(outputs, axis=-1) if len(outputs) > 1 else outputs[0]

@@ -1,0 +1,474 @@
+"""throughtime.jax beside a loop of jax's own operations, beside the layers' tapes, and under jax's transformations."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+pytest.importorskip("jax")
+pytest.importorskip(
+    "throughtime.jax", reason="throughtime was built without jax: see docs/jax.md", exc_type=ImportError
+)
+
+import jax
+import jax.numpy as jnp
+from jax.test_util import check_grads
+
+import throughtime as tt
+import throughtime.jax
+from conftest import GATES, STATES, Problem, assert_close, assert_same_bits
+
+FUNCTIONS = {
+    "rnn_relu": (tt.jax.rnn, {"nonlinearity": "relu"}),
+    "rnn_tanh": (tt.jax.rnn, {}),
+    "gru": (tt.jax.gru, {}),
+    "gru_original": (tt.jax.gru, {"reset_after": False}),
+}
+
+
+@pytest.fixture(autouse=True)
+def settings():
+    """float64, which exists in jax only so; and less work for XLA's compiler, which takes most of these tests' time."""
+    jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def function_of(kind):
+    function, options = FUNCTIONS.get(kind, (tt.jax.lstm, {}))
+    return lambda params, x, state=None, **more: function(params, x, state, **options, **more)
+
+
+def zeros_of(problem):
+    """Perturbations for all that has a gradient per timestep."""
+    per_step = (problem.L * problem.D, problem.T, problem.B)
+    widths = {"hidden": problem.width, "cell": problem.H, "gates": GATES[problem.kind] * problem.H}
+    names = [name for name in widths if name != "cell" or STATES[problem.kind] == 2]
+    return {name: jnp.zeros((*per_step, widths[name]), problem.dtype) for name in names}
+
+
+# The cells again, in jax's own operations, from a = W_ih x + b_ih and r = W_hh h + b_hh; `tap` is added to a, h and c.
+
+
+def lstm_gates(a):
+    i, f, g, o = jnp.split(a, 4, axis=-1)
+    return jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
+
+
+def layer_norm(a, gain):
+    return gain * (a - a.mean(-1, keepdims=True)) / jnp.sqrt(a.var(-1, keepdims=True) + 1e-5)
+
+
+def advance(kind, p, x, state, tap):
+    """The state after one step, h first."""
+    h, bias, hidden_bias = state[0], p.get("bias_ih", 0), p.get("bias_hh", 0)
+    if kind == "lstm_layer_norm":
+        a = layer_norm(x @ p["weight_ih"].T, p["weight_ln_ih"]) + bias + tap["gates"]
+        r = layer_norm(h @ p["weight_hh"].T, p["weight_ln_hh"]) + hidden_bias
+    else:
+        a, r = x @ p["weight_ih"].T + bias + tap["gates"], h @ p["weight_hh"].T + hidden_bias
+    if kind.startswith("rnn"):
+        return ((jnp.tanh if kind == "rnn_tanh" else jax.nn.relu)(a + r) + tap["hidden"],)
+    if kind.startswith("gru"):
+        (a_r, a_z, a_n), (r_r, r_z, r_n) = jnp.split(a, 3, axis=-1), jnp.split(r, 3, axis=-1)
+        reset, z = jax.nn.sigmoid(a_r + r_r), jax.nn.sigmoid(a_z + r_z)
+        if kind == "gru":
+            n = jnp.tanh(a_n + reset * r_n)
+        else:
+            units = h.shape[-1]
+            n = jnp.tanh(a_n + (reset * h) @ p["weight_hh"][-units:].T + p.get("bias_hh", jnp.zeros(units))[-units:])
+        return ((1 - z) * n + z * h + tap["hidden"],)
+    a, c = a + r, state[1]
+    if kind == "lstm_peephole":
+        a_i, a_f, a_g, a_o = jnp.split(a, 4, axis=-1)
+        i, f = jax.nn.sigmoid(a_i + p["weight_ci"] * c), jax.nn.sigmoid(a_f + p["weight_cf"] * c)
+        c = f * c + i * jnp.tanh(a_g) + tap["cell"]
+        return jax.nn.sigmoid(a_o + p["weight_co"] * c) * jnp.tanh(c) + tap["hidden"], c
+    i, f, g, o = lstm_gates(a)
+    c = f * c + i * g + tap["cell"]
+    inner = layer_norm(c, p["weight_ln_c"]) + p["bias_ln_c"] if kind == "lstm_layer_norm" else c
+    h = o * jnp.tanh(inner)
+    return (h @ p["weight_hr"].T if kind == "lstm_projected" else h) + tap["hidden"], c
+
+
+def scan(problem, params, x, state, lengths, perturbations):
+    """Layers and directions of `advance` under jax.lax.scan."""
+    active = jnp.arange(problem.T)[:, None] < lengths if lengths is not None else jnp.ones((problem.T, problem.B), bool)
+    state = state if isinstance(state, tuple) else (state,)
+    outputs, final = [], []
+    for index, suffix in enumerate(problem.suffixes):
+        if outputs and index % problem.D == 0:
+            x, outputs = jnp.concatenate(outputs, -1), []
+        p = {name.removesuffix(suffix): value for name, value in params.items() if name.endswith(suffix)}
+
+        def step(old, now, p=p):
+            x, active, tap = now
+            new = advance(problem.kind, p, x, old, tap)
+            new = tuple(jnp.where(active[:, None], a, b) for a, b in zip(new, old, strict=True))
+            return new, jnp.where(active[:, None], new[0], 0)
+
+        taps = {name: one[index] for name, one in perturbations.items()}
+        start = tuple(one[index] for one in state)
+        last, output = jax.lax.scan(step, start, (x, active, taps), reverse=suffix.endswith("_reverse"))
+        outputs.append(output)
+        final.append(last)
+    final = tuple(jnp.stack(one) for one in zip(*final, strict=True))
+    return jnp.concatenate(outputs, -1), final if len(final) == 2 else final[0]
+
+
+def pulled(function, problem):
+    """Results, and the gradients of all that is differentiable."""
+    operands = (problem.parameters, problem.x, problem.state, zeros_of(problem))
+    results, pull = jax.vjp(function, *operands)
+    return results, pull((jnp.asarray(problem.d_output), jax.tree.map(jnp.asarray, problem.d_final_state)))
+
+
+@pytest.mark.parametrize("sizes", [{"L": 2, "D": 2}, {"bias": False, "seed": 1}, {"T": 1, "B": 1, "I": 1}], ids=str)
+def test_agrees_with_a_scan(kind, sizes):
+    """Output, state and every gradient, those of timesteps among them. Each side is within `bound` of the truth."""
+    problem = Problem(kind, **sizes)
+    lengths = problem.lengths if "L" in sizes else None
+    function = function_of(kind)
+    ours = pulled(jax.jit(lambda *of: function(*of[:3], lengths=lengths, perturbations=of[3])), problem)
+    theirs = pulled(jax.jit(lambda *of: scan(problem, *of[:3], lengths, of[3])), problem)
+    names = ("output and state", "gradients")
+    for name, a, b in zip(names, ours, theirs, strict=True):
+        assert_close(a, b, 2 * problem.bound, name)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("jitted", [False, True])
+def test_gives_the_tape_s_bits(kind, dtype, jitted):
+    """The same kernels on the same numbers; lengths too."""
+    problem = Problem(kind, L=2, D=2, dtype=dtype)
+    function = function_of(kind)
+
+    def run(params, x, state, perturbations):
+        return function(params, x, state, lengths=problem.lengths, perturbations=perturbations)
+
+    (output, state), gradients = pulled(jax.jit(run) if jitted else run, problem)
+    tape = problem.layer().forward(problem.x, problem.state, problem.lengths)
+    grads = tape.backward(problem.d_output, problem.d_final_state, timesteps=("hidden", "cell", "gates"))
+    timesteps = {name: getattr(grads, name) for name in zeros_of(problem)}
+    ours = jax.tree.map(np.asarray, (output, state, *gradients))
+    expected = (tape.output, tape.final_state, grads.parameters, grads.input, grads.initial_state, timesteps)
+    assert_same_bits(ours, expected)
+
+
+@pytest.mark.parametrize("kind", ["rnn_tanh", "gru", "lstm"])
+def test_finite_differences(kind):
+    """jax's own check, with its tolerances: differences along a random direction, in float64."""
+    problem = Problem(kind, T=4, D=2)
+    function = function_of(kind)
+
+    def loss(params, x, state):
+        output, final = function(params, x, state)
+        return output, final
+
+    check_grads(loss, (problem.parameters, problem.x, problem.state), order=1, modes=["rev"])
+
+
+def loss_of(problem, **options):
+    """A number that depends on every output and on the final state, unevenly."""
+    function = function_of(problem.kind)
+
+    def loss(params, x, state):
+        output, final = function(params, x, state, **options)
+        return jnp.sum(output**2) + sum(jnp.sum(jnp.sin(one)) for one in jax.tree.leaves(final))
+
+    return loss
+
+
+def several(problem, what, count=3):
+    """So many problems' `what`, stacked, and one by one."""
+    ones = [getattr(Problem(**{**vars_of(problem), "seed": seed}), what) for seed in range(count)]
+    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *ones), ones
+
+
+def vars_of(problem):
+    return {name: getattr(problem, name) for name in problem.__dataclass_fields__}
+
+
+def loops(function, *operands):
+    """Whether there is a loop in what jax makes of the function."""
+    return "scan[" in str(jax.make_jaxpr(function)(*operands))
+
+
+@pytest.mark.parametrize("kind", ["gru_original", "lstm_projected"])
+@pytest.mark.parametrize("mapped", ["x", "state", "parameters"])
+def test_vmap_of_the_gradient(kind, mapped):
+    """Gradients of each entry, those of weights too, are what one call after another gives."""
+    problem = Problem(kind, L=2, D=2)
+    names = ("parameters", "x", "state")
+    operands = [several(problem, mapped)[0] if name == mapped else getattr(problem, name) for name in names]
+    gradient = jax.jit(jax.grad(loss_of(problem, lengths=problem.lengths), argnums=(0, 1, 2)))
+    found = jax.jit(jax.vmap(gradient, in_axes=[0 if name == mapped else None for name in names]))(*operands)
+    for index, one in enumerate(several(problem, mapped)[1]):
+        expected = gradient(*(one if name == mapped else getattr(problem, name) for name in names))
+        assert_close(jax.tree.map(lambda a, i=index: a[i], found), expected, 2 * problem.bound)
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm_peephole"])
+def test_gradient_of_vmap_is_one_fused_call(kind):
+    """Where the mapped axis is summed over, it is a part of the batch all the way: no loop, and the same sum."""
+    problem = Problem(kind, L=2)
+    loss, (xs, ones) = loss_of(problem), several(problem, "x")
+
+    def total(params):
+        return jax.vmap(loss, in_axes=(None, 0, None))(params, xs, problem.state).sum()
+
+    expected = [jax.grad(loss)(problem.parameters, x, problem.state) for x in ones]
+    for function in (jax.grad(total), jax.grad(jax.jit(total)), jax.grad(jax.checkpoint(total))):
+        assert not loops(function, problem.parameters)
+        found = function(problem.parameters)
+        assert_close(found, jax.tree.map(lambda *of: sum(of), *expected), 2 * 3 * problem.bound)
+
+
+def test_vmap_of_the_gradient_loops_for_weights_alone():
+    """With respect to x it is one call; each entry's own gradient of the weights takes one call an entry."""
+    problem = Problem("lstm")
+    xs, _ = several(problem, "x")
+    for argnum, expected in [(0, True), (1, False), (2, False)]:
+        function = jax.vmap(jax.grad(loss_of(problem), argnums=argnum), in_axes=(None, 0, None))
+        assert loops(function, problem.parameters, xs, problem.state) == expected
+
+
+def test_vmap_over_any_axis_twice_and_over_lengths():
+    """Axes 2 and 0 of x, and lengths along: each entry is a call of its own."""
+    problem = Problem("gru", T=5, B=2)
+    x = problem.random("xs", (4, 5, 2, 3, problem.I))  # two axes to map, at 0 and at 3
+    lengths = np.array([[5, 0], [2, 3], [1, 4], [5, 5]])
+
+    def one(x, lengths):
+        return tt.jax.gru(problem.parameters, x, problem.state, lengths=lengths)
+
+    output, state = jax.vmap(jax.vmap(one, in_axes=(2, None), out_axes=2))(x, lengths)
+    for i in range(4):
+        for j in range(3):
+            expected = one(x[i, :, :, j], lengths[i])
+            assert_close((output[i, :, :, j], state[i, :, :, j]), expected, problem.bound)
+
+
+def test_jacobian_by_vmap_of_the_pullback():
+    """jacrev maps over cotangents alone."""
+    problem = Problem("lstm", T=3, B=1, H=2)
+
+    def last(x):
+        return tt.jax.lstm(problem.parameters, x, problem.state)[0][-1].ravel()
+
+    rows = [jax.grad(lambda x, k=k: last(x)[k])(problem.x) for k in range(2)]
+    assert_close(jax.jacrev(last)(problem.x), jnp.stack(rows), problem.bound)
+
+
+def test_shared_perturbations_collect_the_sum():
+    """Under vmap inside grad, perturbations that are not mapped have the gradient of all entries together."""
+    problem = Problem("lstm")
+    xs, ones = several(problem, "x")
+
+    def loss(x, perturbations):
+        return jnp.sum(tt.jax.lstm(problem.parameters, x, perturbations=perturbations)[0] ** 2)
+
+    zeros = zeros_of(problem)
+    found = jax.grad(lambda of: jax.vmap(loss, in_axes=(0, None))(xs, of).sum())(zeros)
+    expected = [jax.grad(loss, argnums=1)(x, zeros) for x in ones]
+    assert_close(found, jax.tree.map(lambda *of: sum(of), *expected), 3 * problem.bound)
+
+
+def test_nothing_is_computed_that_nobody_asked_for():
+    """The backward's call says what it gives."""
+    problem = Problem("lstm")
+    asked = {0: ("d_input=False", "d_parameters=True"), 1: ("d_input=True", "d_parameters=False")}
+    for argnum, expected in asked.items():
+        jaxpr = str(
+            jax.make_jaxpr(jax.grad(loss_of(problem), argnums=argnum))(problem.parameters, problem.x, problem.state)
+        )
+        text = jaxpr.replace("('", "").replace("', ", "=").replace("'", "")
+        assert all(one in text for one in expected)
+
+
+def test_two_calls_in_flight():
+    """Jitted steps from two Python threads, dispatched without waiting: the bits of a step alone."""
+    problem = Problem("lstm", T=200, B=8, I=16, H=32, dtype="float32")
+    step = jax.jit(jax.grad(loss_of(problem)))
+    expected = jax.tree.map(np.asarray, step(problem.parameters, problem.x, problem.state))
+    found = {}
+
+    def work(name):
+        found[name] = [step(problem.parameters, problem.x, problem.state) for _ in range(10)]
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for steps in found.values():
+        for one in steps:
+            assert_same_bits(jax.tree.map(np.asarray, one), expected)
+
+
+def test_donated_buffers():
+    """Parameters and state given up to the step that replaces them: the values of steps that keep theirs."""
+    problem = Problem("gru", L=2, dtype="float32")
+
+    def step(params, state):
+        def loss(params):
+            output, final = tt.jax.gru(params, problem.x, state)
+            return jnp.sum(output**2), final
+
+        gradients, final = jax.grad(loss, has_aux=True)(params)
+        return jax.tree.map(lambda p, d: p - 0.1 * d, params, gradients), final
+
+    expected = ours = jax.tree.map(jnp.array, (dict(problem.parameters), problem.state))
+    keep, give = jax.jit(step), jax.jit(step, donate_argnums=(0, 1))
+    for _ in range(3):
+        expected = keep(*expected)
+    ours = jax.tree.map(jnp.copy, ours)
+    for _ in range(3):
+        given, ours = ours, give(*ours)
+        assert all(array.is_deleted() for array in jax.tree.leaves(given))
+    assert_same_bits(jax.tree.map(np.asarray, ours), jax.tree.map(np.asarray, expected))
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_an_empty_batch(kind):
+    """Empty results, and zero gradients of the parameters."""
+    problem = Problem(kind, B=0, L=2, D=2)
+    (output, state), (d_params, d_x, d_state, d) = pulled(
+        jax.jit(lambda *of: function_of(kind)(*of[:3], perturbations=of[3])), problem
+    )
+    assert output.shape == (problem.T, 0, 2 * problem.H)
+    assert jax.tree.map(jnp.shape, (state, d_x, d_state, d)) == jax.tree.map(
+        jnp.shape, (problem.state, problem.x, problem.state, zeros_of(problem))
+    )
+    assert_same_bits(jax.tree.map(np.asarray, d_params), jax.tree.map(np.zeros_like, problem.parameters))
+
+
+@pytest.mark.parametrize("kind", ["rnn_tanh", "lstm"])
+def test_without_a_batch_axis(kind):
+    problem = Problem(kind, B=1, L=2)
+    function, first = function_of(kind), jax.tree.map(lambda a: a[:, 0], (problem.x, problem.state))
+    zeros = jax.tree.map(lambda a: a[:, :, 0], zeros_of(problem))
+    batched = function(problem.parameters, problem.x, problem.state, lengths=[4])
+    assert_same_bits(
+        jax.tree.map(np.asarray, function(problem.parameters, *first, lengths=4, perturbations=zeros)),
+        jax.tree.map(lambda a: np.asarray(a)[:, 0], batched),
+    )
+
+
+LSTM = Problem("lstm", L=2)
+PARAMS = LSTM.parameters
+PROJECTED = Problem("lstm_projected").parameters
+
+
+def without(params, name):
+    return {key: value for key, value in params.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"params": list(PARAMS.values())}, TypeError, "params must be a dict of name to array, got list"),
+        ({"params": without(PARAMS, "weight_hh_l0")}, ValueError, "params has no 'weight_hh_l0', but"),
+        ({"params": without(PARAMS, "bias_hh_l1")}, ValueError, r"missing 'bias_hh_l1' \(24,\)"),
+        ({"params": PARAMS | {"extra": np.zeros(2)}}, ValueError, r"unexpected 'extra' \(2,\)"),
+        (
+            {"params": PARAMS | {"weight_ih_l1": np.zeros((24, 5))}},
+            ValueError,
+            r"'weight_ih_l1' has shape \(24, 5\), expected \(24, 6\)",
+        ),
+        ({"params": PARAMS | {"weight_hh_l0": np.zeros(5)}}, ValueError, r"params\['weight_hh_l0'\] has shape \(5,\)"),
+        ({"params": PARAMS | {"bias_ih_l0": [1.0]}}, TypeError, r"params\['bias_ih_l0'\] must be an array, got list"),
+        (
+            {"params": PARAMS | {"bias_ih_l0": np.zeros(24, np.float32)}},
+            TypeError,
+            r"params\['bias_ih_l0'\] has dtype float32, expected float64",
+        ),
+        ({"params": without(PROJECTED, "weight_hr_l0")}, ValueError, "'weight_hh_l0' has shape"),
+        ({"params": {**PARAMS, 0: np.zeros(2)}}, TypeError, "params has the name 0, expected strings"),
+        ({"x": [[1.0]]}, TypeError, "x must be an array, got list"),
+        ({"x": np.zeros((7, 3, 5), np.int64)}, TypeError, "x has dtype int64, expected float32 or float64"),
+        ({"x": np.zeros(5)}, ValueError, r"x has shape \(5,\), expected \(T, B, I\), or \(T, I\) unbatched"),
+        ({"x": np.zeros((0, 3, 5))}, ValueError, "x has no timesteps"),
+        (
+            {"x": np.zeros((7, 3, 4))},
+            ValueError,
+            r"x has 4 features in its last axis, but params\['weight_ih_l0'\] has 5",
+        ),
+        ({"state": LSTM.state[0]}, TypeError, r"state must be a pair \(h_0, c_0\) for lstm, got ndarray"),
+        ({"state": LSTM.state[:1]}, TypeError, r"state must be a pair \(h_0, c_0\) for lstm, got 1 entries"),
+        (
+            {"state": (LSTM.state[0], LSTM.state[1][:, :2])},
+            ValueError,
+            r"state\[1\] has shape \(2, 2, 6\), expected \(2, 3, 6\)",
+        ),
+        ({"lengths": [1, 2]}, ValueError, r"lengths has shape \(2,\), expected \(3,\)"),
+        ({"lengths": [1, 2, 8]}, ValueError, r"lengths\[2\] is 8, expected 0 to T = 7"),
+        ({"lengths": [1.0, 2, 3]}, TypeError, "lengths must be integers, got dtype float64"),
+        ({"perturbations": 1}, TypeError, "perturbations must be a dict of name to array, got int"),
+        (
+            {"perturbations": {"output": 1}},
+            ValueError,
+            "perturbations has 'output', expected some of 'hidden', 'cell', 'gates'",
+        ),
+        (
+            {"perturbations": {"cell": np.zeros((1, 7, 3, 6))}},
+            ValueError,
+            r"perturbations\['cell'\] has shape \(1, 7, 3, 6\), expected \(2, 7, 3, 6\)",
+        ),
+    ],
+)
+@pytest.mark.parametrize("jitted", [False, True])
+def test_errors_name_the_argument(arguments, error, message, jitted):
+    """Also while jax traces: nothing but the values of lengths is looked at later."""
+
+    def call():
+        return tt.jax.lstm(**{"params": PARAMS, "x": LSTM.x, **arguments})
+
+    with pytest.raises(error, match=message):
+        jax.jit(call)() if jitted else call()
+
+
+def test_traced_lengths_are_checked_too():
+    """Their shape and dtype while jax traces, their values by the kernel."""
+    run = jax.jit(lambda lengths: tt.jax.lstm(PARAMS, LSTM.x, lengths=lengths))
+    with pytest.raises(ValueError, match=r"lengths has shape \(2,\), expected \(3,\)"):
+        run(jnp.array([1, 2]))
+    with pytest.raises(TypeError, match="lengths must be integers, got dtype float64"):
+        run(jnp.array([1.0, 2, 3]))
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"lengths\[1\] is 8, expected 0 to T = 7"):
+        jax.block_until_ready(run(jnp.array([1, 8, 3])))
+
+
+def test_float64_says_how():
+    jax.config.update("jax_enable_x64", False)
+    with pytest.raises(TypeError, match=r"x has dtype float64.*jax.config.update\('jax_enable_x64', True\)"):
+        tt.jax.lstm(PARAMS, LSTM.x)
+
+
+def test_other_derivatives_say_that_they_are_not_there():
+    def run(x):
+        return tt.jax.lstm(PARAMS, x)[0].sum()
+
+    with pytest.raises(TypeError, match="can't apply forward-mode"):
+        jax.jvp(run, (LSTM.x,), (LSTM.x,))
+    with pytest.raises(NotImplementedError, match="first derivatives in reverse mode only"):
+        jax.grad(lambda x: jnp.sum(jax.grad(run)(x) ** 2))(LSTM.x)
+
+
+def test_an_extension_built_without_it_says_how_to_build_it():
+    code = "from throughtime import _core; del _core.jax_handlers; import throughtime.jax"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "ImportError: throughtime was built without jax's headers" in done.stderr
+    assert 'THROUGHTIME_JAX=1 pip install ".[jax]"' in done.stderr
+
+
+def test_an_environment_without_jax_says_how_to_install_it():
+    code = "import sys; sys.modules['jax'] = None; import throughtime.jax"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "ImportError: throughtime.jax needs jax" in done.stderr
