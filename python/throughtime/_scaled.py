@@ -30,7 +30,12 @@ class Scaled(NamedTuple):
 
 
 def scaled(values: Array, exponent: Any = 0) -> Scaled:
-    """The same rows, the largest entry of each in [1, 2)."""
+    """The same rows, each brought near 1; `values` themselves where all are within 2^30 of it."""
+    squares = np.einsum("...f,...f->...", values, values)  # a tenth of the time of the largest entries
+    zero = squares == 0
+    near = zero | ((squares > 2.0**-60) & (squares < 2.0**60))
+    if near.all() and not values[zero].any():
+        return Scaled(values, np.where(zero, ZERO, exponent).astype(np.int32))
     largest = np.maximum(values.max(axis=-1), -values.min(axis=-1))
     own = np.frexp(np.where(np.isfinite(largest), largest, 1))[1] - 1
     own = np.maximum(own, np.finfo(values.dtype).minexp)  # what is subnormal stays below 1: 2^-own is a number

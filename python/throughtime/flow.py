@@ -19,7 +19,7 @@ from .tape import Tape
 
 __all__ = ["gradient_flow"]
 
-_BAND = 60  # bits that rows may differ by where a layer mixes them; float32 loses what is 126 below the largest
+_BAND = 40  # bits that exponents may differ by where a layer mixes rows: 100 with the rows' own, and float32 has 126
 
 
 def gradient_flow(
@@ -95,7 +95,8 @@ def _incoming(
 ) -> Scaled:
     """The loss's gradient, of the output's shape. Of ones on the last valid outputs, the row of ones is there once."""
     if not isinstance(d_output, str):
-        return scaled(float_array("d_output", d_output, dtype, shape))
+        given = float_array("d_output", d_output, dtype, shape)
+        return scaled(given if valid is None else np.where(valid[..., None], given, dtype.type(0)))
     exponent = np.full(shape[:-1], ZERO, np.int32)
     in_time = np.moveaxis(exponent, time_axis, 0)
     if valid is None:
@@ -175,8 +176,6 @@ def _of_stack(stack: Sequential, x: Any, d_output: Any, lengths: Any, memory: st
     tape = stack.forward(x, lengths, training=False, memory=own_memory)
     time_axis = int(tape.output.ndim > 2 and stack._batch_first())
     d = _incoming(tape.output.shape, stack.dtype, d_output, tape._valid, time_axis)
-    if tape._valid is not None:
-        d = Scaled(d.values, np.where(tape._valid, d.exponent, np.int32(ZERO)))
     return _StackPass(time_axis).through(tape, Scaled(d.dense, d.exponent))[0]
 
 
