@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ._arguments import Array, size
+from ._arguments import Array, contiguous, size
 from ._products import log_singular_values, lyapunov_exponents
 from .recurrent import Recurrent
+from .tape import Wanted, _Backward
 
 __all__ = ["jacobian_singular_values", "lyapunov_spectrum"]
 
@@ -188,14 +189,15 @@ def _block(layer: Recurrent, x: Array, states: list[Array]) -> Array:
     rows = sum(sizes)
     unit = np.split(np.eye(rows), np.cumsum(sizes)[:-1], axis=1)
     seeds = [
-        np.tile(part.reshape(rows, len(array), -1).swapaxes(0, 1), (1, len(x), 1))
+        contiguous(np.tile(part.reshape(rows, len(array), -1).swapaxes(0, 1), (1, len(x), 1)))
         for part, array in zip(unit, states, strict=True)
     ]
     repeated = [np.repeat(array, rows, axis=1) for array in states]
     x = np.repeat(x, rows, axis=0)[None]
     tape = layer.forward(layer._time_major(x, True), _as_state(repeated), training=False)
-    found = tape.backward(None, _as_state(seeds), timesteps=()).initial_state
-    parts = found if isinstance(found, tuple) else (found,)
+    nothing_else = Wanted(input=False, parameters=frozenset())
+    found = _Backward(tape, set(), None, seeds, {"truncate": None, "clip": None}, False, nothing_else).run(None)
+    parts = found.initial_state if isinstance(found.initial_state, tuple) else (found.initial_state,)
     flat = [part.swapaxes(0, 1).reshape(-1, rows, own) for part, own in zip(parts, sizes, strict=True)]
     return np.concatenate(flat, axis=2)
 
