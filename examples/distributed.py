@@ -68,8 +68,7 @@ def main(
     ] = None,
 ) -> None:
     """Train a character model in as many processes as torchrun starts."""
-    distributed.init_process_group("gloo")
-    rank, world = distributed.get_rank(), distributed.get_world_size()
+    rank, world = _join()
     if batch % world:
         raise SystemExit(f"--batch {batch}: expected a multiple of {world}, the number of processes")
     text = python_help()
@@ -98,6 +97,19 @@ def main(
     norm = math.sqrt(sum(float(parameter.detach().square().sum()) for parameter in model.parameters()))
     console.print(f"final loss {loss:.9f} nats, norm of the parameters {norm:.9f}", highlight=False)
     distributed.destroy_process_group()
+
+
+def _join() -> tuple[int, int]:
+    """Meet the other processes; this one's number, and how many they are."""
+    if not distributed.is_torchelastic_launched():
+        raise SystemExit("start it with torchrun: torchrun --standalone --nproc-per-node 2 examples/distributed.py")
+    store, rank, world = next(distributed.rendezvous("env://"))
+    # The store may outlive a restart, and with it the addresses of processes that are gone.
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    distributed.init_process_group(
+        "gloo", store=distributed.PrefixStore(f"restart {restart}", store), rank=rank, world_size=world
+    )
+    return rank, world
 
 
 def _update(parallel: DistributedDataParallel, optimizer: torch.optim.Optimizer, share: tuple[Tensor, Tensor]) -> float:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -41,33 +45,8 @@ def test_a_language_model_learns_the_same(one_thread):
     assert np.max(np.abs(curves[1] - curves[0])) < 1e-4
 
 
-class Sequences(torch.utils.data.Dataset):
-    """Random sequences, each run through a module where it is asked for."""
-
-    def __init__(self):
-        self.module = ours.GRU(3, 4)
-
-    def __len__(self):
-        return 8
-
-    def __getitem__(self, index):
-        torch.set_num_threads(1)
-        with torch.no_grad():
-            return self.module(torch.full((5, 3), float(index)))[0]
-
-
 @pytest.mark.parametrize("start", ["fork", "spawn"])
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # from Python 3.12 on
 def test_workers_of_a_data_loader_run_modules_beside_training(start):
     """Processes made while the kernels' threads are there; nothing waits for what only the parent has."""
-    data = Sequences()
-    module = ours.LSTM(4, 6)
-    module(torch.randn(50, 8, 4))[0].sum().backward()  # threads are there now
-    loader = torch.utils.data.DataLoader(data, batch_size=4, num_workers=2, multiprocessing_context=start, timeout=60)
-    seen = []
-    for batch in loader:
-        output, _ = module(batch.transpose(0, 1))
-        output.sum().backward()
-        seen.append(batch)
-    expected = torch.stack([data[index] for index in range(8)])
-    assert torch.equal(torch.cat(seen), expected)
+    script = Path(__file__).with_name("data_loader.py")
+    subprocess.run([sys.executable, str(script), start], check=True, timeout=120)
