@@ -13,7 +13,11 @@ __version__ = "0.1.0"
 
 
 def get_num_threads() -> int:
-    """Threads that a call may use: ``THROUGHTIME_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the usable cores."""
+    """Threads that a call may use: ``THROUGHTIME_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the usable cores.
+
+    In a process of torchrun, the cores divided by its processes on this machine (``LOCAL_WORLD_SIZE``); the 1 that
+    torchrun itself gives to ``OMP_NUM_THREADS`` does not count.
+    """
     return _core.get_num_threads()
 
 
