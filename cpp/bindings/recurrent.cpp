@@ -85,6 +85,7 @@ void backward(const CellKernels& cell, const Arrays& from, const Arrays& gradien
     p.d_final[i] = gradients.group("final_state").optional<const S>(state_names[i], {p.B, width});
     p.d_initial[i] = gradients.group("initial_state").optional<S>(state_names[i], {p.B, width});
     p.d_states[i] = gradients.optional<S>(state_names[i], {p.T, p.B, width});
+    if (!p.d_initial[i] != !p.d_initial[0]) throw py::value_error("initial_state: expected all or none");
   }
   p.d_gates = gradients.optional<S>("gates", {p.T, p.B, rows});
   p.clipped = p.clip > 0 ? gradients.required<uint8_t>("clipped", {p.T, p.B}) : nullptr;
