@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -96,7 +97,10 @@ def main(
             )
     norm = math.sqrt(sum(float(parameter.detach().square().sum()) for parameter in model.parameters()))
     console.print(f"final loss {loss:.9f} nats, norm of the parameters {norm:.9f}", highlight=False)
+    distributed.barrier()
     distributed.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # after a restart, torch 2.13 aborted one exit in four: a thread of its own was still there
 
 
 def _join() -> tuple[int, int]:
