@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import TORCH_KINDS, Problem, assert_close, assert_same_bits, problems
-from torch_side import BOUND, arrays, backward, gradient, leaves, module_of, together, torch
+from torch_side import BOUND, arrays, backward, gradient, laid_out, leaves, module_of, together, torch
 
 
 @pytest.mark.parametrize("kind", TORCH_KINDS)
@@ -17,15 +17,8 @@ def test_random_configurations(kind, data, batch_first, batched, with_state):
     """Layers 1 to 3, one direction or both, both layouts, no batch axis, bias or none, sizes of 1 and odd."""
     problem = data.draw(problems(kind) if batched else problems(kind, B=1))
 
-    def laid_out(values, states=False):
-        if isinstance(values, tuple):
-            return tuple(laid_out(value, states) for value in values)
-        if not batched:
-            return values[:, 0]
-        return values.swapaxes(0, 1) if batch_first and not states else values
-
-    x, d_output = laid_out(problem.x), laid_out(problem.d_output)
-    state, d_final = laid_out(problem.state, True), laid_out(problem.d_final_state, True)
+    x, d_output = (laid_out(values, batched, batch_first) for values in (problem.x, problem.d_output))
+    state, d_final = (laid_out(values, batched) for values in (problem.state, problem.d_final_state))
     module = module_of(problem, batch_first=batch_first)
     their_x, their_state = leaves(x), leaves(state)
     output, final = module(their_x, their_state) if with_state else module(their_x)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import throughtime as tt
 from conftest import TORCH_KINDS, Problem, assert_close, assert_same_bits, problems
 from throughtime import _core
-from torch_side import BOUND, arrays, gradient, leaves, module_of, together, torch
+from torch_side import BOUND, arrays, gradient, laid_out, leaves, module_of, together, torch
 
 ours = pytest.importorskip("throughtime.torch")
 
@@ -48,14 +48,7 @@ def test_random_configurations(kind, data, batch_first, batched, with_state):
     """Layers 1 to 3, one direction or both, both layouts, no batch axis, bias or none, sizes of 1 and odd."""
     problem = data.draw(problems(kind) if batched else problems(kind, B=1))
 
-    def laid_out(values, states=False):
-        if isinstance(values, tuple):
-            return tuple(laid_out(value, states) for value in values)
-        if not batched:
-            return values[:, 0]
-        return values.swapaxes(0, 1) if batch_first and not states else values
-
-    x, state = laid_out(problem.x), laid_out(problem.state, True) if with_state else None
+    x, state = laid_out(problem.x, batched, batch_first), laid_out(problem.state, batched) if with_state else None
     theirs, mine = both(problem, batch_first=batch_first)
     assert_close(run(mine, x, state), run(theirs, x, state), BOUND)
 

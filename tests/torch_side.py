@@ -25,6 +25,15 @@ def module_of(problem, dtype=torch.float64, library=torch.nn, **options):
     return module
 
 
+def laid_out(values, batched, batch_first=False):
+    """An array or a tuple of them as a caller has it; states have the batch second in either layout."""
+    if isinstance(values, tuple):
+        return tuple(laid_out(value, batched, batch_first) for value in values)
+    if not batched:
+        return values[:, 0]
+    return values.swapaxes(0, 1) if batch_first else values
+
+
 def leaves(values):
     """Tensors that collect a gradient, of an array or a tuple."""
     if isinstance(values, tuple):

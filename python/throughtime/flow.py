@@ -10,7 +10,7 @@ from . import _core, layer_norm
 from ._arguments import Array, as_array, features_together, float_array
 from ._scaled import ZERO, Scaled, add, log10_norm, scaled, times
 from .blocks import BlockTape, LayerNormTape, Sequential, SequentialTape
-from .gradient_flow import GradientFlow, StackFlow
+from .flow_result import GradientFlow, StackFlow
 from .layer import Layer
 from .mlp import MLPTape
 from .modules import EmbeddingTape, LinearTape
@@ -82,10 +82,9 @@ def gradient_flow(
             raise ValueError("state was given, but the layers of a stack start from zeros")
         stack = layer if isinstance(layer, Sequential) else Sequential(layer)
         return _of_stack(stack, x, d_output, lengths, memory)
-    tape = layer.forward(
-        x, state, lengths, training=False, output="last", memory=memory
-    )  # whose other outputs nobody reads
-    shape = (*as_array("x", x).shape[:-1], layer.num_directions * layer._width)
+    # Of the outputs nobody reads more than their shape.
+    tape = layer.forward(x, state, lengths, training=False, output="last", memory=memory)
+    shape = (*as_array("x", x).shape[:-1], layer.output_size)
     d = _incoming(shape, layer.dtype, d_output, _valid(tape), int(layer.batch_first and tape._batched))
     return _RecurrentPass(tape).run(d, asks_input=False)[0]
 

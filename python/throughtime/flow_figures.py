@@ -16,11 +16,12 @@ from matplotlib.axis import Axis
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ._arguments import Array
-from .gradient_flow import GradientFlow, StackFlow
+from .flow_result import GradientFlow, StackFlow
 
 _POINTS = 2000  # of a curve, columns or rows of a heat map: more than a figure has pixels
 _CURVES, _HEAT_MAPS, _NAMES = 12, 3, 40  # at most, of one figure
@@ -87,13 +88,10 @@ def draw_curve(
         _, (low, high) = _thinned_curve(-lowest, sequences.max(axis=1))
         inside = np.isfinite(low) & np.isfinite(high)
         axes.fill_between(times, -low, high, where=inside, color=line.get_color(), alpha=0.25, linewidth=0)
-    for absent, sign, what in ((highest == -np.inf, "x", "exactly zero"), (~(highest < np.inf), "+", "not finite")):
-        if absent.any():
-            where = times[absent][:: max(1, absent.sum() // 50)]
-            height = np.full(len(where), 0.015 + 0.02 * place)
-            bottom = axes.get_xaxis_transform()
-            marks: dict[str, Any] = {"marker": sign, "markersize": 4, "linestyle": "none", "color": line.get_color()}
-            axes.plot(where, height, transform=bottom, label=f"{label}: {what}", **marks)
+    for absent, marks in _without_place(highest, label, line):
+        where = times[absent][:: max(1, absent.sum() // 50)]
+        height = np.full(len(where), 0.015 + 0.02 * place)
+        axes.plot(where, height, transform=axes.get_xaxis_transform(), markersize=4, **marks)
 
 
 def label_curves(axes: Axes, quantity: str, steps: int) -> None:
@@ -121,12 +119,18 @@ def draw_depth(axes: Axes, norms: Array, label: str, place: int, **style: Any) -
     (line,) = axes.plot(
         np.where(finite, norms, np.nan), np.arange(len(norms)), label=label, color=f"C{place % 10}", **look, **style
     )
-    for absent, sign, what in ((norms == -np.inf, "x", "exactly zero"), (~(norms < np.inf), "+", "not finite")):
-        if absent.any():
-            left = axes.get_yaxis_transform()
-            marks: dict[str, Any] = {"marker": sign, "linestyle": "none", "color": line.get_color()}
-            where = np.flatnonzero(absent)
-            axes.plot(np.full(len(where), 0.03), where, transform=left, label=f"{label}: {what}", **marks)
+    for absent, marks in _without_place(norms, label, line):
+        where = np.flatnonzero(absent)
+        axes.plot(np.full(len(where), 0.03), where, transform=axes.get_yaxis_transform(), **marks)
+
+
+def _without_place(norms: Array, label: str, line: Line2D) -> list[tuple[Array, dict[str, Any]]]:
+    """Which norms a curve cannot show, and with what signs they are shown instead."""
+    signs = ((norms == -np.inf, "x", "exactly zero"), (~(norms < np.inf), "+", "not finite"))
+    look: dict[str, Any] = {"linestyle": "none", "color": line.get_color()}
+    return [
+        (which, {"marker": sign, "label": f"{label}: {what}", **look}) for which, sign, what in signs if which.any()
+    ]
 
 
 def label_depth(axes: Axes) -> None:

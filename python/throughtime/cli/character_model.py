@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import throughtime as tt
-from throughtime.gradient_flow import GradientFlow
+from throughtime.flow_result import GradientFlow
 
 from .output import fail
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 import throughtime as tt
-from throughtime.gradient_flow import COLUMNS, GradientFlow, StackFlow, factor_text
+from throughtime.flow_result import COLUMNS, GradientFlow, StackFlow, factor_text
 
 from .character_model import CharacterModel
 from .flow_models import INPUT_SIZE, MODELS, WEIGHTS, build, lowest

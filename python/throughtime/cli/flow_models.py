@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import throughtime as tt
-from throughtime.gradient_flow import GradientFlow, StackFlow
+from throughtime.flow_result import GradientFlow, StackFlow
 
 INPUT_SIZE = 32
 _LN_GAIN = 0.5  # with chrono biases gamma is 0.9988 to 1.0005: random input, 64 and 256 units, 1000 steps, two seeds

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from throughtime.flow_figures import draw_curve, draw_depth, label_curves, label_depth
-from throughtime.gradient_flow import GradientFlow, StackFlow
+from throughtime.flow_result import GradientFlow, StackFlow
 
 from .flow_models import WEIGHTS, lowest
 

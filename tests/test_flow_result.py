@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from throughtime.gradient_flow import GradientFlow, StackFlow
+from throughtime.flow_result import GradientFlow, StackFlow
 
 EPS = np.finfo(np.float64).eps
 ZERO = -np.inf
@@ -350,7 +350,7 @@ def test_without_matplotlib_a_plot_says_what_to_install():
         "import sys\n"
         "sys.modules['matplotlib'] = None\n"
         "import numpy as np\n"
-        "from throughtime.gradient_flow import GradientFlow\n"
+        "from throughtime.flow_result import GradientFlow\n"
         "flow = GradientFlow(np.zeros((1, 2, 1)), reverse=[False], names=['a'], title='')\n"
         "flow.summary()\n"
         "flow.plot()\n"
