@@ -44,21 +44,24 @@ TT_INLINE V power_of_two(V x) {
   return x * log2_e + Exponential<Scalar<V>>::round;
 }
 
+// The sum of c_k x^k over the coefficients `of` from k on. By recursion, for device code reads no array that is a constant.
+template <auto& of, int k = 0, class V>
+TT_INLINE V polynomial(V x) {
+  constexpr Scalar<V> c = of[k];
+  if constexpr (k + 1 < int(sizeof(of) / sizeof(of[0]))) return polynomial<of, k + 1>(x) * x + c;
+  else return splat<V>(c);
+}
+
 // power = 2^n and rest = exp(r) - 1, where `shifted` is n with `round` added.
 template <class V>
 TT_INLINE void scaled_exp(V shifted, V r, V& power, V& rest) {
-  using S = Scalar<V>;
-  using E = Exponential<S>;
-  using Bits = typename Register<S>::bits;
+  using E = Exponential<Scalar<V>>;
+  using Bits = typename Register<Scalar<V>>::bits;
   Bits exponent;
   __builtin_memcpy(&exponent, &shifted, sizeof exponent);
   exponent = (exponent + E::bias) << E::mantissa;  // the bits of `round` above the integer are shifted out
   __builtin_memcpy(&power, &exponent, sizeof power);
-  constexpr int terms = sizeof(E::q) / sizeof(S);
-  V q = splat<V>(E::q[terms - 1]);
-#pragma GCC unroll 16
-  for (int i = terms - 2; i >= 0; --i) q = q * r + E::q[i];
-  rest = r * r * q + r;
+  rest = r * r * polynomial<E::q>(r) + r;
 }
 
 // exp(x) = power + power * rest, with power = 2^n; |x| must not exceed `largest`. A NaN in x is a NaN in rest.
@@ -161,11 +164,7 @@ TT_INLINE void normal(V x, V& density, V& distribution) {
   const V e = power * (S(1) + rest);  // their product alone may be subnormal
   density = e * S(0.39894228040143267794);
   const V inverse = S(1) / (z + S(4)), y = (z - S(4)) * inverse;
-  constexpr int terms = sizeof(N::p) / sizeof(S);
-  V p = splat<V>(N::p[terms - 1]);
-#pragma GCC unroll 32
-  for (int i = terms - 2; i >= 0; --i) p = p * y + N::p[i];
-  const V tail = p * inverse * e;
+  const V tail = polynomial<N::p>(y) * inverse * e;
   distribution = x < S(0) ? tail : S(1) - tail;
 }
 

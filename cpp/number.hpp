@@ -1,4 +1,4 @@
-// What a number is here: a vector register of floats or doubles, as wide as this instruction set has them.
+// What a number is here: a vector register of floats or doubles, as wide as this instruction set has them; for CUDA a number.
 // The cells and math.hpp use only operators, comparisons and ?: on it. Included before math.hpp: vector types have no
 // argument-dependent look-up, so what the templates call must be declared first.
 #pragma once
@@ -6,10 +6,31 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#if defined(__CUDACC__)
+#define TT_INLINE __host__ __device__ __forceinline__
+#else
 #define TT_INLINE inline __attribute__((always_inline))
+#endif
 
 namespace throughtime::TT_ISA {
 
+#if defined(TT_CUDA)
+template <class S>
+struct Register;
+template <>
+struct Register<float> {
+  using type = float;
+  using bits = int32_t;
+};
+template <>
+struct Register<double> {
+  using type = double;
+  using bits = int64_t;
+};
+
+template <class S>
+constexpr int lanes = 1;
+#else
 #if defined(TT_VECTOR_BYTES)  // by force: compilers lower wide vectors, so any layout can be tested on any machine
 constexpr int vector_bytes = TT_VECTOR_BYTES, registers = vector_bytes == 64 ? 32 : 16;
 #elif defined(__AVX512F__)
@@ -36,9 +57,11 @@ struct Register<double> {
 };
 
 template <class S>
-using Vec = typename Register<S>::type;
-template <class S>
 constexpr int lanes = vector_bytes / int(sizeof(S));
+#endif
+
+template <class S>
+using Vec = typename Register<S>::type;
 
 // The scalar type of a number.
 template <class V>

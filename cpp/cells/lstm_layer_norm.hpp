@@ -24,7 +24,7 @@ struct LayerNormLSTM : LSTM {
   }
 
   template <class Row>
-  static void forward_row(Row& row) {
+  TT_INLINE static void forward_row(Row& row) {
     using V = typename Row::V;
     const auto of_x = norm_of<gates>(row, x_of(row)), of_r = norm_of<gates>(row, r_of(row));
     for (int64_t j = 0; j < row.vectors(); ++j) note_gates(row, j, of_x, of_r);
@@ -37,7 +37,7 @@ struct LayerNormLSTM : LSTM {
   }
 
   template <class Row>
-  static void backward_row(Row& row) {
+  TT_INLINE static void backward_row(Row& row) {
     using V = typename Row::V;
     const auto of_x = norm_of<gates>(row, x_of(row)), of_r = norm_of<gates>(row, r_of(row));
     for (int64_t j = 0; j < row.vectors(); ++j) note_gates(row, j, of_x, of_r);
@@ -108,7 +108,7 @@ struct LayerNormLSTM : LSTM {
   };
 
   template <int n, class Row, class Values>
-  static auto norm_of(const Row& row, const Values& values) {
+  TT_INLINE static auto norm_of(const Row& row, const Values& values) {
     using V = typename Row::V;
     using S = Scalar<V>;
     V sum = {}, squares = {};

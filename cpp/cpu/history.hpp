@@ -3,7 +3,7 @@
 // n * every steps and the last row the final one; those between lie in a window of scratch, used again and again.
 #pragma once
 
-#include "steps.hpp"
+#include "../steps.hpp"
 
 namespace throughtime::TT_ISA {
 

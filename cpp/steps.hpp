@@ -2,8 +2,8 @@
 // which timestep a step means. Steps count in processing order, timesteps in the input's.
 #pragma once
 
-#include "../kernels.hpp"
-#include "../number.hpp"
+#include "kernels.hpp"
+#include "number.hpp"
 
 namespace throughtime::TT_ISA {
 
@@ -18,11 +18,11 @@ struct Steps {
   const Recurrence<S>& p;
   int64_t truncate;
 
-  bool ruled() const { return p.lengths || p.resets || truncate; }
-  int64_t time(int64_t step) const { return p.reverse ? p.T - 1 - step : step; }
-  int64_t length(int64_t b) const { return p.lengths ? p.lengths[b] : p.T; }
+  TT_INLINE bool ruled() const { return p.lengths || p.resets || truncate; }
+  TT_INLINE int64_t time(int64_t step) const { return p.reverse ? p.T - 1 - step : step; }
+  TT_INLINE int64_t length(int64_t b) const { return p.lengths ? p.lengths[b] : p.T; }
 
-  int rule(int64_t step, int64_t b) const {
+  TT_INLINE int rule(int64_t step, int64_t b) const {
     const int64_t t = time(step), n = length(b);
     if (t >= n) return inactive;
     const int64_t start = p.reverse ? t + 1 : t;  // the timestep whose reset flag concerns the state before this step
@@ -32,7 +32,7 @@ struct Steps {
     return (starts ? fresh : 0) | (stops ? cut : 0);
   }
   // Whether this is the last step that sequence b takes.
-  bool last(int64_t step, int64_t b) const { return time(step) == (p.reverse ? 0 : length(b) - 1); }
+  TT_INLINE bool last(int64_t step, int64_t b) const { return time(step) == (p.reverse ? 0 : length(b) - 1); }
 };
 
 }  // namespace throughtime::TT_ISA

@@ -1,0 +1,54 @@
+// Devices, and memory on them. An array on the device is a NumPy array whose address is the device's: its shape, strides and
+// views are true, its contents are out of NumPy's reach. Python wraps it (throughtime.cuda) so that nobody reads it.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <vector>
+
+#include "../../cuda/runtime.hpp"
+#include "register.hpp"
+
+namespace throughtime {
+
+namespace py = pybind11;
+
+namespace {
+
+cuda::Queue queue_of(uintptr_t stream) { return {reinterpret_cast<void*>(stream)}; }
+
+struct Block {
+  void* data;
+  cuda::Queue queue;
+};
+
+// Memory in the order of a stream, given back to the pool in that order with the last reference.
+py::array empty(const std::vector<py::ssize_t>& shape, const py::dtype& dtype, uintptr_t stream) {
+  size_t bytes = size_t(dtype.itemsize());
+  for (const py::ssize_t size : shape) bytes *= size_t(size);
+  auto block = std::make_unique<Block>(Block{cuda::allocate(bytes ? bytes : 1, queue_of(stream)), queue_of(stream)});
+  void* const data = block->data;
+  const py::capsule owner(block.release(), [](void* self) {
+    const std::unique_ptr<Block> block(static_cast<Block*>(self));
+    cuda::release(block->data, block->queue);
+  });
+  return py::array(dtype, shape, data, owner);
+}
+
+}  // namespace
+
+void register_cuda_memory(py::module_& m) {
+  m.attr("is_stand_in") = cuda::is_stand_in;
+  m.def("device_count", cuda::device_count);
+  m.def("device_name", [] { return cuda::device().name; });
+  m.def("load_blas", cuda::load_blas);
+  m.def("empty", empty);
+  m.def("empty_cache", cuda::empty_cache);
+  m.def("synchronise", [](uintptr_t stream) {
+    const py::gil_scoped_release unlocked;
+    cuda::synchronise(queue_of(stream));
+  });
+}
+
+}  // namespace throughtime

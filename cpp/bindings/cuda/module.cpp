@@ -1,0 +1,4 @@
+// The extension module of the CUDA backend: a list of registrations.
+#include "register.hpp"
+
+PYBIND11_MODULE(_cuda, m, pybind11::mod_gil_not_used()) { throughtime::register_cuda_memory(m); }

@@ -1,0 +1,156 @@
+// See stand_in.hpp.
+#include "device.hpp"
+
+#include <math.h>
+#include <string.h>
+
+#include <mutex>
+#include <stdexcept>
+#include <string>
+
+namespace throughtime::stand_in {
+
+Fiber* self = nullptr;
+int grid_blocks = 0;
+
+namespace {
+
+constexpr size_t stack_bytes = 64 << 10;
+constexpr int patience = 100000;  // rounds in which no barrier opens and no fiber ends
+
+std::mutex one_kernel;
+ucontext_t scheduler;
+const std::function<void()>* kernel_now;
+int64_t progress;  // barriers opened and fibers ended
+std::string fault;
+
+void body() {
+  try {
+    (*kernel_now)();
+  } catch (const std::exception& error) {
+    fault = error.what();
+  }
+  self->done = true;
+  ++progress;
+  swapcontext(&self->context, &scheduler);
+}
+
+struct Stacks {
+  std::vector<std::unique_ptr<unsigned char[]>> all;
+  unsigned char* get(size_t i) {
+    while (all.size() <= i) all.emplace_back(new unsigned char[stack_bytes]);
+    return all[i].get();
+  }
+} stacks;
+
+void prepare(std::vector<Fiber>& fibers, std::vector<Block>& blocks, int threads) {
+  for (size_t i = 0; i < fibers.size(); ++i) {
+    Fiber& f = fibers[i];
+    f.block = &blocks[i / size_t(threads)];
+    f.thread = int(i % size_t(threads));
+    getcontext(&f.context);
+    f.context.uc_stack.ss_sp = stacks.get(i);
+    f.context.uc_stack.ss_size = stack_bytes;
+    f.context.uc_link = nullptr;
+    makecontext(&f.context, body, 0);
+  }
+}
+
+// Until all are done, from another one on in each round, forwards or backwards.
+void run_fibers(std::vector<Fiber>& fibers) {
+  const size_t n = fibers.size();
+  uint64_t random = 0x9e3779b97f4a7c15;
+  int idle = 0;
+  for (size_t left = n; left > 0;) {
+    const int64_t before = progress;
+    random ^= random << 13, random ^= random >> 7, random ^= random << 17;
+    const size_t first = size_t(random % n);
+    const bool backwards = random >> 63;
+    for (size_t i = 0; i < n; ++i) {
+      Fiber& f = fibers[(backwards ? first + n - i : first + i) % n];
+      if (f.done) continue;
+      self = &f;
+      swapcontext(&scheduler, &f.context);
+      if (f.done) --left;
+      if (!fault.empty()) throw std::runtime_error(fault);
+    }
+    idle = progress == before ? idle + 1 : 0;
+    if (idle > patience) throw std::runtime_error("stand-in: " + std::to_string(left) + " threads wait for ever");
+  }
+}
+
+}  // namespace
+
+void yield() { swapcontext(&self->context, &scheduler); }
+
+int64_t arrive(Barrier& barrier) {
+  const int64_t generation = barrier.generation;
+  if (++barrier.arrived == barrier.expected) barrier.arrived = 0, ++barrier.generation, ++progress;
+  return generation;
+}
+
+void wait(Barrier& barrier, int64_t generation) {
+  while (barrier.generation == generation) yield();
+}
+
+void arrive_and_wait(Barrier& barrier) { wait(barrier, arrive(barrier)); }
+
+void run(const Shape& shape, const std::function<void()>& kernel) {
+  const std::lock_guard<std::mutex> lock(one_kernel);
+  if (shape.threads % warp_size) throw std::runtime_error("stand-in: threads of a block must be whole warps");
+  if (shape.blocks % shape.cluster) throw std::runtime_error("stand-in: blocks must be whole clusters");
+  const int all = shape.blocks * shape.blocks_y, together = shape.cooperative ? all : shape.cluster;
+  fault.clear();
+  kernel_now = &kernel;
+  grid_blocks = shape.blocks;
+  for (int first = 0; first < all; first += together) {
+    std::vector<Barrier> clusters(size_t(together / shape.cluster), Barrier{shape.cluster * shape.threads});
+    std::vector<Block> blocks(static_cast<size_t>(together));
+    for (int i = 0; i < together; ++i) {
+      Block& b = blocks[size_t(i)];
+      b.x = (first + i) % shape.blocks, b.y = (first + i) / shape.blocks, b.threads = shape.threads;
+      b.barrier.expected = shape.threads;
+      b.cluster_barrier = &clusters[size_t(i / shape.cluster)];
+      b.rank = i % shape.cluster;
+      b.cluster = &blocks[size_t(i - b.rank)];
+      b.memory.assign(size_t(shape.shared) + 16, 0xff);
+      b.warps.resize(size_t(shape.threads / warp_size));
+    }
+    std::vector<Fiber> fibers(size_t(together * shape.threads));
+    prepare(fibers, blocks, shape.threads);
+    run_fibers(fibers);
+  }
+}
+
+}  // namespace throughtime::stand_in
+
+namespace throughtime::cuda {
+
+float to_float(BFloat16 value) { return float_of(uint32_t(value.bits) << 16); }
+
+float to_float(Float16 value) {
+  const int exponent = value.bits >> 10 & 31, fraction = value.bits & 1023;
+  const float sign = value.bits >> 15 ? -1.0f : 1.0f;
+  if (exponent == 31) return fraction ? float_of(0x7fffffff) : sign * float_of(0x7f800000);
+  return sign * (exponent ? ldexpf(float(1024 + fraction), exponent - 25) : ldexpf(float(fraction), -24));
+}
+
+void from_float(float value, BFloat16& to) {
+  const uint32_t bits = bits_of(value);
+  to.bits = value != value ? 0x7fff : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+void from_float(float value, Float16& to) {
+  const uint16_t sign = uint16_t(bits_of(value) >> 16 & 0x8000);
+  const float size = fabsf(value);
+  if (value != value) to.bits = 0x7fff;
+  else if (size >= 65520) to.bits = sign | 0x7c00;
+  else if (size < 0x1p-14f) to.bits = uint16_t(sign | int(nearbyintf(size * 0x1p24f)));
+  else {
+    int exponent;
+    const float fraction = frexpf(size, &exponent);                                           // in [1/2, 1)
+    to.bits = uint16_t(sign | (((exponent + 13) << 10) + int(nearbyintf(fraction * 2048))));  // a carry goes to the exponent
+  }
+}
+
+}  // namespace throughtime::cuda

@@ -1,0 +1,133 @@
+// A GPU played by the CPU, for tests of the kernels' logic where there is none: each thread of a grid is a fiber. Blocks that may
+// wait for each other (of a cluster, of a cooperative grid) run together, others one after another. In each round fibers come in
+// another order; shared memory starts as NaN; a kernel in which nobody gets on is an error that says so. It knows nothing of the
+// order in which a real GPU's memory shows writes of other blocks: that is for compute-sanitizer on a device.
+#pragma once
+
+#include <stdint.h>
+#include <ucontext.h>
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "../number.hpp"
+
+#define TT_DEVICE inline
+#define TT_KERNEL
+
+struct uint2 {
+  uint32_t x, y;
+};
+struct uint4 {
+  uint32_t x, y, z, w;
+};
+
+namespace throughtime::stand_in {
+
+constexpr int warp_size = 32;
+
+// As many must arrive as there are before one goes on.
+struct Barrier {
+  int expected, arrived = 0;
+  int64_t generation = 0;
+};
+
+struct Warp {
+  Barrier barrier{warp_size};
+  uint32_t values[2][warp_size][6];  // what lanes show each other, in turns
+};
+
+struct Block {
+  int x, y, threads;
+  Barrier barrier;
+  Barrier* cluster_barrier;
+  Block* cluster;  // the first of its cluster
+  int rank;
+  std::vector<unsigned char> memory;
+  std::vector<Warp> warps;
+};
+
+struct Fiber {
+  ucontext_t context;
+  Block* block;
+  int thread;
+  int turn = 0;                // of the warp's two places
+  int64_t cluster_ticket = 0;  // the generation this thread has arrived in
+  bool done = false;
+  Warp& warp() const { return block->warps[size_t(thread / warp_size)]; }
+  int lane() const { return thread % warp_size; }
+};
+
+struct Shape {
+  int blocks = 1, blocks_y = 1, threads = 256;
+  int64_t shared = 0;  // bytes
+  int cluster = 1;
+  bool cooperative = false;  // all blocks at once
+};
+
+extern Fiber* self;
+extern int grid_blocks;
+
+void yield();  // lets the others go on; `progress` was made or not
+void arrive_and_wait(Barrier&);
+int64_t arrive(Barrier&);
+void wait(Barrier&, int64_t generation);
+void run(const Shape&, const std::function<void()>& kernel);
+
+}  // namespace throughtime::stand_in
+
+namespace throughtime::cuda {
+
+TT_DEVICE int thread() { return stand_in::self->thread; }
+TT_DEVICE int threads() { return stand_in::self->block->threads; }
+TT_DEVICE int block() { return stand_in::self->block->x; }
+TT_DEVICE int block_y() { return stand_in::self->block->y; }
+TT_DEVICE int blocks() { return stand_in::grid_blocks; }
+
+TT_DEVICE unsigned char* shared_memory() { return stand_in::self->block->memory.data(); }
+
+TT_DEVICE void sync_block() { stand_in::arrive_and_wait(stand_in::self->block->barrier); }
+TT_DEVICE void sync_warp() { stand_in::arrive_and_wait(stand_in::self->warp().barrier); }
+
+// Shows six words to the warp; the others' follow after it.
+template <class Values>
+TT_DEVICE const uint32_t (*show(const Values& values))[6] {
+  stand_in::Fiber& f = *stand_in::self;
+  uint32_t (*place)[6] = f.warp().values[f.turn ^= 1];
+  __builtin_memcpy(place[f.lane()], &values, sizeof values);
+  sync_warp();
+  return place;
+}
+
+template <class T>
+TT_DEVICE T shuffle_xor(T value, int mask) {
+  T other;
+  __builtin_memcpy(&other, show(value)[stand_in::self->lane() ^ mask], sizeof other);
+  return other;
+}
+
+TT_DEVICE int cluster_rank() { return stand_in::self->block->rank; }
+TT_DEVICE void cluster_arrive() { stand_in::self->cluster_ticket = stand_in::arrive(*stand_in::self->block->cluster_barrier); }
+TT_DEVICE void cluster_wait() { stand_in::wait(*stand_in::self->block->cluster_barrier, stand_in::self->cluster_ticket); }
+
+TT_DEVICE void store_remote(uint4* own, int rank, uint4 value) {
+  const ptrdiff_t place = reinterpret_cast<unsigned char*>(own) - shared_memory();
+  __builtin_memcpy(stand_in::self->block->cluster[rank].memory.data() + place, &value, sizeof value);
+}
+
+template <class T>
+TT_DEVICE T load_fresh(const T* from) {
+  return *from;
+}
+template <class T>
+TT_DEVICE void store_fresh(T* to, T value) {
+  *to = value;
+}
+TT_DEVICE void fence() {}
+TT_DEVICE void pause() { stand_in::yield(); }
+
+TT_DEVICE uint32_t bits_of(float value) { return __builtin_bit_cast(uint32_t, value); }
+TT_DEVICE float float_of(uint32_t bits) { return __builtin_bit_cast(float, bits); }
+
+}  // namespace throughtime::cuda

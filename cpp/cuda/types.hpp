@@ -1,0 +1,15 @@
+// Tensors' 16-bit numbers, as bits.
+#pragma once
+
+#include <stdint.h>
+
+namespace throughtime::cuda {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+}  // namespace throughtime::cuda
