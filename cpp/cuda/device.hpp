@@ -15,6 +15,7 @@
 #include "types.hpp"
 #define TT_DEVICE __device__ __forceinline__
 #define TT_KERNEL __global__
+#define TT_ALONE(threads) __launch_bounds__(threads, 1)  // of a kernel that has the multiprocessor to itself
 #else
 #include "stand_in.hpp"
 #include "types.hpp"
@@ -63,11 +64,11 @@ TT_DEVICE void store_remote(uint4* own, int rank, uint4 value) {
       "r"(rank), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w)
       : "memory");
 }
-#else  // nobody launches clusters there
+#else  // a cluster is one block
 TT_DEVICE int cluster_rank() { return 0; }
 TT_DEVICE void cluster_arrive() {}
-TT_DEVICE void cluster_wait() {}
-TT_DEVICE void store_remote(uint4*, int, uint4) {}
+TT_DEVICE void cluster_wait() { __syncthreads(); }
+TT_DEVICE void store_remote(uint4* own, int, uint4 value) { *own = value; }
 #endif
 
 // Memory that other blocks write while this one reads: past the multiprocessor's own cache. A word of four bytes is seen whole.
@@ -88,6 +89,14 @@ TT_DEVICE void store_fresh(uint4* to, uint4 value) {
   asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(value.x), "r"(value.y), "r"(value.z),
                "r"(value.w)
                : "memory");
+}
+TT_DEVICE uint32_t load_fresh(const uint32_t* from) {
+  uint32_t value;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+  return value;
+}
+TT_DEVICE void store_fresh(uint32_t* to, uint32_t value) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
 }
 TT_DEVICE void fence() { __threadfence(); }
 TT_DEVICE void pause() {}  // between two looks at memory that another block is to write

@@ -2,18 +2,113 @@
 // something is asked for that the persistent kernels do not have; nothing was done then.
 #pragma once
 
-#include "recurrence.hpp"
+#include "persistent_backward.hpp"
 
 namespace throughtime::cuda {
 
-template <class C, class S>
-bool persistent_forward(const ForwardSteps<S>&, const Call&) {
+// The cells that have persistent kernels: no parameters of units, one product, and nothing that must be known of a whole row.
+template <class C>
+constexpr bool is_persistent = C::phases == Phases::one && unit_values<C>() == 0;
+
+template <class S>
+bool has_zoneout(const Recurrence<S>& p) {
+  for (int i = 0; i < max_states; ++i)
+    if (p.zoneout_mask[i] || p.zoneout[i] > 0) return true;
   return false;
 }
 
+// What differs between the directions.
+template <class C, class S, int terms>
+struct PersistentForwardOf {
+  using Problem = PersistentForward<S>;
+  template <int Q>
+  using Room = ForwardRoom<C, Q, terms>;
+  static constexpr auto pack_weights = pack<S, terms, ForwardFactor>;
+  template <int Q, bool clustered>
+  static constexpr auto kernel = persistent_forward_kernel<C, S, terms, Q, clustered>;
+};
+
+template <class C, class S, int terms>
+struct PersistentBackwardOf {
+  using Problem = PersistentBackward<S>;
+  template <int Q>
+  using Room = BackwardRoom<C, Q, terms>;
+  static constexpr auto pack_weights = pack<S, terms, BackwardFactor>;
+  template <int Q, bool clustered>
+  static constexpr auto kernel = persistent_backward_kernel<C, S, terms, Q, clustered>;
+};
+
+template <class Of, int Q, class S>
+void run_persistent(typename Of::Problem problem, const Packing<S>& packing, int terms, Queue queue) {
+  Scratch scratch(queue);
+  const PersistentPlan& plan = problem.plan;
+  Packing<S> of = packing;
+  of.packed = scratch.get<uint4>(int64_t(plan.size) * plan.rounds * Q * of.gates * terms * persistent_threads);
+  problem.packed = of.packed;
+  launch(queue, {.blocks = plan.size * plan.rounds, .threads = persistent_threads}, Of::pack_weights, of);
+  Launch shape{.blocks = plan.blocks(), .threads = persistent_threads, .shared = plan.shared_bytes};
+  if (plan.mode == Mode::cluster) {
+    shape.cluster = plan.size;
+    return launch(queue, shape, Of::template kernel<Q, true>, problem);
+  }
+  shape.cooperative = true;
+  const int64_t words = Of::template Room<Q>::exchange_words(plan);
+  problem.exchange = scratch.get<uint32_t>(words);
+  fill(problem.exchange, 0xff, size_t(words) * sizeof(uint32_t), queue);
+  launch(queue, shape, Of::template kernel<Q, false>, problem);
+}
+
+// False where no plan fits.
+template <class Of, class C, int terms, class Steps>
+bool try_persistent(const Steps& steps, const Call& call) {
+  const auto needs = [](Mode mode, const PersistentPlan& plan) {
+    return plan.tiles == 1 ? Of::template Room<1>::needs(mode, plan) : Of::template Room<2>::needs(mode, plan);
+  };
+  const auto& p = steps.p;
+  const PersistentPlan plan = plan_persistent(call, C::recurrent, terms, p.B, p.H, needs);
+  if (plan.mode == Mode::stepwise) return false;
+  const Packing packing{p.weights[weight_hh], p.H, C::recurrent, plan.tiles, plan.rounds, persistent_warps, nullptr};
+  const typename Of::Problem problem{steps, plan, nullptr, nullptr};
+  if (plan.tiles == 1) run_persistent<Of, 1>(problem, packing, terms, call.queue);
+  else if constexpr (most_tiles(terms) == 2) run_persistent<Of, 2>(problem, packing, terms, call.queue);
+  return true;
+}
+
+template <int n>
+struct Constant {
+  static constexpr int value = n;
+};
+
+// Calls with(constant) for the terms that this type's factors have.
+template <class S, class With>
+bool with_terms(int terms, const With& with) {
+  if constexpr (sizeof(S) == sizeof(float)) {
+    if (terms == 3) return with(Constant<3>{});
+    if (terms == 2) return with(Constant<2>{});
+  }
+  return with(Constant<1>{});
+}
+
 template <class C, class S>
-bool persistent_backward(const BackwardSteps<S>&, const Call&) {
-  return false;
+bool persistent_forward(const ForwardSteps<S>& steps, const Call& call) {
+  if constexpr (!is_persistent<C>) return false;
+  else if (has_zoneout(steps.p)) return false;
+  else
+    return with_terms<S>(call.terms, [&](auto of) {
+      constexpr int terms = decltype(of)::value;
+      return try_persistent<PersistentForwardOf<C, S, terms>, C, terms>(steps, call);
+    });
+}
+
+template <class C, class S>
+bool persistent_backward(const BackwardSteps<S>& steps, const Call& call) {
+  if constexpr (!is_persistent<C>) return false;
+  else if (has_zoneout(steps.p) || steps.p.clip > 0) return false;
+  else
+    return with_terms<S>(call.terms, [&](auto of) {
+      constexpr int terms = decltype(of)::value;
+      return try_persistent<PersistentBackwardOf<C, S, terms>, C, terms>(steps, call);
+    });
 }
 
 }  // namespace throughtime::cuda

@@ -15,6 +15,7 @@
 
 #define TT_DEVICE inline
 #define TT_KERNEL
+#define TT_ALONE(threads)
 
 struct uint2 {
   uint32_t x, y;

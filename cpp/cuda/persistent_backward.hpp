@@ -1,0 +1,254 @@
+// The backward steps as one launch. A block owns what the forward's did: it makes the delta of its own units, multiplies it with
+// its recurrent weights, and hands every other block the part of dL/dh that its units have in theirs; who receives adds the
+// parts, in the order of the blocks. So what goes round is as large as h in float32, not as the gates. In a cluster the parts go
+// into the receiver's shared memory, and the hardware's barrier ends the step. In a grid they go through memory (L2), and the
+// receiver looks at the very numbers, which are NaNs of their own kind until they are written; he clears them, a step and a fence
+// before somebody writes there again. Two places take turns in a cluster, three in a grid.
+#pragma once
+
+#include "persistent_forward.hpp"
+
+namespace throughtime::cuda {
+
+template <class S>
+struct PersistentBackward {
+  BackwardSteps<S> steps;
+  PersistentPlan plan;
+  const uint4* packed;
+  uint32_t* exchange;  // of a grid: (groups, blocks, places, column tiles, blocks, Q, 128)
+};
+
+// Shared memory of a block. Weights come last.
+template <class C, int Q, int terms>
+struct BackwardRoom {
+  // Of one place of one receiver: (column tiles, blocks, Q, 128).
+  TT_INLINE static int64_t place_words(const PersistentPlan& plan) {
+    return int64_t(plan.column_tiles) * plan.size * Q * result_floats;
+  }
+  static constexpr int delta_words = Q * C::recurrent * terms * 64;
+  // Of a grid's exchange, all in all.
+  static int64_t exchange_words(const PersistentPlan& plan) { return 3 * place_words(plan) * plan.blocks(); }
+
+  static SharedNeeds needs(Mode mode, const PersistentPlan& plan) {
+    const int64_t received = mode == Mode::cluster ? int64_t(2) * plan.size * Q * result_floats : 0;
+    return {2 * delta_words * 4, (received + C::states * Q * result_floats) * 4};
+  }
+};
+
+template <class C, class S, int terms, int Q, bool clustered>
+class BackwardBlock {
+  static constexpr int G = C::gates, R = C::recurrent, tiles = Q * R, saved = C::saved ? C::saved : 1;
+  static constexpr int pairs = Q * result_floats;  // of a unit and a sequence, in a tile of columns: at most one a thread
+  static constexpr int places_in_turn = clustered ? 2 : 3;
+  using Room = BackwardRoom<C, Q, terms>;
+  using Weights = ResidentWeights<S, tiles, terms>;
+
+ public:
+  TT_DEVICE explicit BackwardBlock(const PersistentBackward<S>& of)
+      : f(of),
+        plan(of.plan),
+        rules{of.steps.p, of.steps.p.truncate},
+        group(block() / of.plan.size),
+        rank(block() % of.plan.size) {
+    working = thread() < pairs;
+    unit = int64_t(rank) * Q * tile + thread() / result_floats * tile + thread() % tile;
+    column = thread() % result_floats / tile;
+    deltas = reinterpret_cast<uint32_t*>(shared_memory());
+    carried = reinterpret_cast<float*>(deltas + 2 * Room::delta_words);
+    has_tile = working && unit / tile < plan.all_tiles;
+    uint32_t* const received = reinterpret_cast<uint32_t*>(carried + C::states * pairs * plan.column_tiles);
+    place_words = Room::place_words(plan);
+    places = clustered ? received : f.exchange + places_in_turn * place_words * block();
+    shared_weights = reinterpret_cast<uint4*>(clustered ? received + places_in_turn * place_words : received);
+  }
+
+  TT_DEVICE void run() {
+    const Weights weights(f.packed, shared_weights, plan, rank);
+    for (int n = 0; n < plan.column_tiles; ++n) start(n);
+    sync_block();
+    look_ahead(f.steps.end - 1, 0);
+    if constexpr (clustered) cluster_arrive(), cluster_wait();  // nobody writes into a block that is not there yet
+    int turn = 0;
+    for (int64_t s = f.steps.end - 1; s >= f.steps.begin; --s) {
+      const int64_t k = f.steps.end - 1 - s;
+      for (int n = 0; n < plan.column_tiles; ++n, turn ^= 1) {
+        const Ahead now = ahead;
+        if (working) step(now, s, n, turn);
+        sync_block();
+        n + 1 < plan.column_tiles ? look_ahead(s, n + 1) : look_ahead(s - 1, 0);
+        product(weights, k, n, turn);
+      }
+      if constexpr (clustered) cluster_arrive();
+      keep();
+      if constexpr (clustered) cluster_wait();
+      else if (working) fence();  // what was cleared, before anything that is handed on after this
+    }
+    for (int n = 0; n < plan.column_tiles; ++n) finish(n);
+  }
+
+ private:
+  // Of one unit of one sequence at one step, loaded while the step after it runs.
+  struct Ahead {
+    float a[saved], old[C::states], next, loss[C::states];
+    int rule, later;
+  };
+
+  // What a step leaves in memory, written when its parts are on the way.
+  struct Results {
+    float dn[C::states], dx[G], dr[R];
+    int64_t s, b = -1;  // none
+  };
+
+  TT_DEVICE const Backward<S>& p() const { return f.steps.p; }
+  TT_DEVICE int64_t H() const { return p().H; }
+  TT_DEVICE int64_t sequence(int n) const { return (int64_t(group) * plan.column_tiles + n) * columns + column; }
+  TT_DEVICE bool exists(int n) const { return working && unit < H() && sequence(n) < p().B; }
+  TT_DEVICE float& carry(int i, int n) const { return carried[(i * plan.column_tiles + n) * pairs + thread()]; }
+  TT_DEVICE int rule(int64_t s, int64_t b) const { return s >= 0 && s < p().T && rules.ruled() ? rules.rule(s, b) : 0; }
+  // What block `from` has for block `to`'s units, in the order of memory: of this block's own exchange in a cluster.
+  TT_DEVICE uint32_t* part(int64_t k, int n, int from, int to) const {
+    const int64_t of_block = clustered ? 0 : int64_t(to - rank) * places_in_turn * place_words;
+    return places + of_block + k % places_in_turn * place_words + (int64_t(n) * plan.size + from) * pairs;
+  }
+
+  TT_DEVICE void look_ahead(int64_t s, int n) {
+    ahead = {};
+    if (s < f.steps.begin || !exists(n)) return;
+    const int64_t b = sequence(n), t = rules.time(s), at = b * H() + unit;
+    ahead.rule = rule(s, b), ahead.later = rule(s + 1, b);
+    if (ahead.rule & inactive) return;  // padding is not read
+    for (int i = 0; i < C::saved; ++i) ahead.a[i] = to_float(f.steps.saved.at(s)[(b * C::saved + i) * H() + unit]);
+    for (int i = 0; i < C::states; ++i) ahead.old[i] = ahead.rule & fresh ? 0.0f : to_float(f.steps.before[i].at(s)[at]);
+    ahead.next = to_float(f.steps.after[0].at(s)[at]);
+    const View<const S>& dy = p().d_output;
+    if (dy.data) ahead.loss[0] = to_float(dy.data[t * dy.time + b * dy.batch + unit]);
+    if (C::states == 2 && p().d_cell) ahead.loss[C::states - 1] = to_float(p().d_cell[t * p().B * H() + at]);
+  }
+
+  TT_DEVICE void start(int n) const {
+    for (int i = 0; working && i < C::states; ++i) carry(i, n) = exists(n) ? f.steps.carried[i][sequence(n) * H() + unit] : 0.0f;
+  }
+
+  TT_DEVICE void finish(int n) const {
+    if (!working) return;
+    const int64_t k = f.steps.end - f.steps.begin;
+    const float h = receive(k - 1, n);
+    if (!exists(n)) return;
+    carry(0, n) += rule(f.steps.begin, sequence(n)) ? 0.0f : h;
+    for (int i = 0; i < C::states; ++i) f.steps.carried[i][sequence(n) * H() + unit] = carry(i, n);
+  }
+
+  // What all blocks' step k gives to this thread's unit.
+  TT_DEVICE float receive(int64_t k, int n) const {
+    const int in_part = thread() / result_floats * result_floats + number_of(thread() % tile, column);
+    float sum = 0;
+    for (int from = 0; has_tile && from < plan.size; ++from) {
+      uint32_t* const at = part(k, n, from, rank) + in_part;
+      if constexpr (clustered) {
+        sum += float_of(*at);
+      } else {
+        uint32_t found = load_fresh(at);
+        while (found == unwritten) {
+          pause();
+          found = load_fresh(at);
+        }
+        sum += float_of(found);
+        store_fresh(at, unwritten);
+      }
+    }
+    return sum;
+  }
+
+  TT_DEVICE void step(const Ahead& now, int64_t s, int n, int turn) {
+    keep();
+    if (s + 1 < f.steps.end) {
+      const float h = receive(f.steps.end - 2 - s, n);
+      carry(0, n) += now.later ? 0.0f : h;
+    }
+    Results& to = results;
+    to = {};
+    to.s = s, to.b = exists(n) ? sequence(n) : -1;
+    if (exists(n) && !(now.rule & inactive)) {
+      float dn[C::states], next[C::states] = {now.next}, ds[C::states];
+      for (int i = 0; i < C::states; ++i) dn[i] = carry(i, n) + now.loss[i];
+      C::backward(now.a, now.old, next, dn, ds, to.dx, to.dr);
+      if constexpr (!C::split)
+        for (int g = 0; g < R; ++g) to.dr[g] = to.dx[g];
+      for (int i = 0; i < C::states; ++i) to.dn[i] = dn[i], carry(i, n) = now.rule & (fresh | cut) ? 0.0f : ds[i];
+    }
+    for (int g = 0; g < R; ++g) put_delta(g, to.dr[g], turn);
+  }
+
+  // The right factor of the block's product: two neighbouring units are one word.
+  TT_DEVICE void put_delta(int g, float value, int turn) const {
+    Factor<S> own[terms];
+    split<S>(value, own);
+    uint32_t* const to =
+        deltas + turn * Room::delta_words + (thread() / result_floats * R + g) * terms * 64 + word_of(thread() % tile, column);
+    for (int t = 0; t < terms; ++t) {
+      const uint32_t other = shuffle_xor(uint32_t(own[t].bits), 1);
+      if (thread() % 2 == 0) to[t * 64] = word(own[t].bits, uint16_t(other));
+    }
+  }
+
+  // A warp's tiles of units, each to who owns them.
+  TT_DEVICE void product(const Weights& weights, int64_t k, int n, int turn) const {
+    const int lane = thread() % warp_size, warp = thread() / warp_size;
+    const int end = (plan.all_tiles - warp + persistent_warps - 1) / persistent_warps;
+    const uint2* const delta = reinterpret_cast<const uint2*>(deltas + turn * Room::delta_words) + lane;
+    float sum[4];
+    const auto take = [&](int round) {
+#pragma unroll
+      for (float& number : sum) number = 0;
+      return round * persistent_warps + warp;
+    };
+    const auto multiply = [&](int m, const uint4(&a)[terms], int unit_tile) {
+      uint2 right[terms];
+#pragma unroll
+      for (int t = 0; t < terms; ++t) right[t] = delta[(m * terms + t) * 32];
+      multiply_terms<S>(sum, a, right);
+      if (m + 1 < tiles) return;
+      const int to = unit_tile / Q;
+      uint4* const at = reinterpret_cast<uint4*>(part(k, n, rank, to) + unit_tile % Q * result_floats) + quadruple_of_lane(lane);
+      if constexpr (clustered) store_remote(at, to, quadruple(sum));
+      else store_fresh(at, quadruple(sum));
+    };
+    weights.for_rounds(end, take, multiply);
+  }
+
+  TT_DEVICE void keep() {
+    const int64_t s = results.s, b = results.b;
+    if (b < 0) return;
+    results.b = -1;
+    const int64_t t = rules.time(s), row = t * p().B + b;
+    for (int g = 0; g < G; ++g) {
+      from_float(results.dx[g], f.steps.delta_x.at(s)[(b * G + g) * H() + unit]);
+      if (p().d_gates) from_float(results.dx[g], p().d_gates[(row * G + g) * H() + unit]);
+    }
+    if constexpr (C::split)
+      for (int g = 0; g < R; ++g) from_float(results.dr[g], f.steps.delta_r.at(s)[(b * R + g) * H() + unit]);
+    for (int i = 0; i < C::states; ++i)
+      if (p().d_states[i]) from_float(results.dn[i], p().d_states[i][row * H() + unit]);
+  }
+
+  const PersistentBackward<S>& f;
+  const PersistentPlan& plan;
+  const Steps<S> rules;
+  const int group, rank;  // of blocks, and in the group
+  bool working, has_tile;
+  int64_t unit, place_words;
+  int column;
+  uint32_t* deltas;  // (2, tiles, terms, 64)
+  float* carried;
+  uint32_t* places;
+  uint4* shared_weights;
+  Ahead ahead;
+  Results results;
+};
+
+template <class C, class S, int terms, int Q, bool clustered>
+TT_KERNEL void TT_ALONE(persistent_threads) persistent_backward_kernel(PersistentBackward<S> f) {
+  BackwardBlock<C, S, terms, Q, clustered>(f).run();
+}
+
+}  // namespace throughtime::cuda

@@ -1,0 +1,259 @@
+// The forward steps as one launch. In each, a block multiplies its recurrent weights with the h of all units, which all blocks of
+// its group have handed round, its warps taking parts of the sum; then a thread for each unit and sequence adds the parts,
+// evaluates the cell and hands its h on. In a cluster h goes into every block's shared memory, and the hardware's barrier ends
+// the step. In a grid h goes through memory (L2), and whoever needs it looks at the very words: they hold no number until they
+// are written. Four places take turns; a block clears its part of a place when all have read it, a step and a fence before
+// anybody looks there again.
+#pragma once
+
+#include "persistent_weights.hpp"
+#include "recurrence.hpp"
+
+namespace throughtime::cuda {
+
+constexpr uint32_t unwritten = 0xffffffff;
+
+template <class S>
+struct PersistentForward {
+  ForwardSteps<S> steps;
+  PersistentPlan plan;
+  const uint4* packed;
+  uint32_t* exchange;  // of a grid: (groups, places, column tiles, unit tiles, terms, 64)
+};
+
+// Shared memory of a block. Weights come last.
+template <class C, int Q, int terms>
+struct ForwardRoom {
+  static constexpr int parts_floats = persistent_warps * Q * C::recurrent * result_floats;
+
+  // With those that nobody has, where the last block has fewer.
+  TT_INLINE static int padded_tiles(const PersistentPlan& plan) { return plan.size * Q; }
+  // Of one place: (column tiles, unit tiles, terms, 64).
+  TT_INLINE static int64_t place_words(const PersistentPlan& plan) {
+    return int64_t(plan.column_tiles) * padded_tiles(plan) * terms * 64;
+  }
+  // Of a grid's exchange, all in all.
+  static int64_t exchange_words(const PersistentPlan& plan) { return 4 * place_words(plan) * plan.groups; }
+
+  static SharedNeeds needs(Mode mode, const PersistentPlan& plan) {
+    const int64_t handed = mode == Mode::cluster ? int64_t(2) * padded_tiles(plan) * terms * 64 : 0;
+    return {2 * parts_floats * 4, (handed + C::states * Q * result_floats) * 4};
+  }
+};
+
+template <class C, class S, int terms, int Q, bool clustered>
+class ForwardBlock {
+  static constexpr int G = C::gates, R = C::recurrent, tiles = Q * R;
+  static constexpr int pairs = Q * result_floats;  // of a unit and a sequence, in a tile of columns: at most one a thread
+  using Room = ForwardRoom<C, Q, terms>;
+  using Weights = ResidentWeights<S, tiles, terms>;
+
+ public:
+  TT_DEVICE explicit ForwardBlock(const PersistentForward<S>& of)
+      : f(of), plan(of.plan), rules{of.steps.p, 0}, group(block() / of.plan.size), rank(block() % of.plan.size) {
+    working = thread() < pairs;
+    unit = int64_t(rank) * Q * tile + thread() / result_floats * tile + thread() % tile;
+    column = thread() % result_floats / tile;
+    parts = reinterpret_cast<float*>(shared_memory());
+    states = parts + 2 * Room::parts_floats;
+    uint32_t* const handed = reinterpret_cast<uint32_t*>(states + C::states * pairs * plan.column_tiles);
+    place_words = Room::place_words(plan);
+    places = clustered ? handed : f.exchange + 4 * place_words * group;
+    shared_weights = reinterpret_cast<uint4*>(clustered ? handed + 2 * place_words : handed);
+    for (int g = 0; g < R; ++g) bias[g] = working && unit < H() && f.steps.p.weights[bias_hh] ? bias_of(g) : 0.0f;
+  }
+
+  TT_DEVICE void run() {
+    const Weights weights(f.packed, shared_weights, plan, rank);
+    sync_block();
+    if constexpr (clustered) cluster_arrive(), cluster_wait();  // nobody writes into a block that is not there yet
+    for (int n = 0; n < plan.column_tiles; ++n) start(n);
+    meet(0);
+    look_ahead(f.steps.begin, 0);
+    int turn = 0;
+    for (int64_t s = f.steps.begin; s < f.steps.end; ++s) {
+      const int64_t k = s - f.steps.begin;
+      for (int n = 0; n < plan.column_tiles; ++n, turn ^= 1) {
+        product(weights, k, n, turn);
+        sync_block();
+        const Ahead now = ahead;
+        n + 1 < plan.column_tiles ? look_ahead(s, n + 1) : look_ahead(s + 1, 0);
+        if (working) step(now, s, n, turn);
+      }
+      if (s + 1 < f.steps.end) meet(k + 1);
+      keep();
+    }
+    for (int n = 0; n < plan.column_tiles; ++n) finish(n);
+  }
+
+ private:
+  // Of one unit of one sequence at one step, loaded while the step before it runs.
+  struct Ahead {
+    float x[G];
+    int rule, next_rule;
+  };
+
+  // What a step leaves in memory, written when its h is on the way.
+  struct Results {
+    float next[C::states], saved[C::saved + 1];
+    int64_t s, b = -1;  // none
+    bool active;
+  };
+
+  TT_DEVICE int64_t H() const { return f.steps.p.H; }
+  TT_DEVICE float bias_of(int g) const { return to_float(f.steps.p.weights[bias_hh][g * H() + unit]); }
+  TT_DEVICE int64_t sequence(int n) const { return (int64_t(group) * plan.column_tiles + n) * columns + column; }
+  TT_DEVICE bool exists(int n) const { return working && unit < H() && sequence(n) < f.steps.p.B; }
+  TT_DEVICE float& state(int i, int n) const { return states[(i * plan.column_tiles + n) * pairs + thread()]; }
+  TT_DEVICE int rule(int64_t s, int64_t b) const { return s < f.steps.p.T && rules.ruled() ? rules.rule(s, b) : 0; }
+  TT_DEVICE uint32_t* words(int64_t k, int n, int unit_tile) const {
+    const int64_t in_turn = clustered ? k % 2 : k % 4;
+    return places + in_turn * place_words + (int64_t(n) * Room::padded_tiles(plan) + unit_tile) * terms * 64;
+  }
+
+  TT_DEVICE void look_ahead(int64_t s, int n) {
+    ahead = {};
+    if (s >= f.steps.end || !exists(n)) return;
+    const float* const x = f.steps.input.at(s) + sequence(n) * G * H() + unit;
+    for (int g = 0; g < G; ++g) ahead.x[g] = x[g * H()];
+    ahead.rule = rule(s, sequence(n));
+    ahead.next_rule = rule(s + 1, sequence(n));
+  }
+
+  // The state that the launch begins with.
+  TT_DEVICE void start(int n) {
+    if (!working) return;
+    for (int i = 0; i < C::states; ++i) state(i, n) = exists(n) ? f.steps.carried[i][sequence(n) * H() + unit] : 0.0f;
+    const bool starts = exists(n) && rule(f.steps.begin, sequence(n)) & fresh;
+    hand_on(0, n, starts ? 0.0f : state(0, n));
+  }
+
+  TT_DEVICE void finish(int n) const {
+    for (int i = 0; i < C::states; ++i)
+      if (exists(n)) f.steps.carried[i][sequence(n) * H() + unit] = state(i, n);
+  }
+
+  // h before step k of this launch: two neighbouring units are one word.
+  TT_DEVICE void hand_on(int64_t k, int n, float h) {
+    Factor<S> own[terms];
+    split<S>(h, own);
+    const int q = thread() / result_floats;
+    uint32_t* const to = words(k, n, rank * Q + q) + word_of(thread() % tile, column);
+    for (int t = 0; t < terms; ++t) {
+      const uint32_t other = shuffle_xor(uint32_t(own[t].bits), 1);
+      if (thread() % 2) continue;
+      const uint32_t both = word(own[t].bits, uint16_t(other));
+      if constexpr (clustered) to[t * 64] = both;
+      else store_fresh(to + t * 64, both);
+    }
+    // Everybody has read what was handed on two steps before this: its place is cleared for two steps after.
+    if (clustered || thread() % 2) return;
+    uint32_t* const cleared = words(k + 2, n, rank * Q + q) + word_of(thread() % tile, column);
+    for (int t = 0; t < terms; ++t) store_fresh(cleared + t * 64, unwritten);
+  }
+
+  // Until every block's h before step k is here, or on the way to who looks for it.
+  TT_DEVICE void meet(int64_t k) const {
+    if constexpr (clustered) meet_cluster(k);
+    else if (working) fence();  // what was cleared, before anything that is handed on after this
+  }
+
+  TT_DEVICE void meet_cluster(int64_t k) const {
+    sync_block();
+    constexpr int quads = Q * terms * 16;  // of a tile of columns
+    for (int i = thread(); i < plan.size * plan.column_tiles * quads; i += persistent_threads) {
+      const int to = i / (plan.column_tiles * quads), n = i / quads % plan.column_tiles;
+      uint4* const from = reinterpret_cast<uint4*>(words(k, n, rank * Q)) + i % quads;
+      if (to != rank) store_remote(from, to, *from);
+    }
+    cluster_arrive();
+    cluster_wait();
+  }
+
+  // A warp's part of the recurrent product, into `parts`.
+  TT_DEVICE void product(const Weights& weights, int64_t k, int n, int turn) const {
+    const int lane = thread() % warp_size, warp = thread() / warp_size;
+    float sums[tiles][4] = {};
+    const int end = (plan.all_tiles - warp + persistent_warps - 1) / persistent_warps;
+    const auto take = [&](int round) {
+      RightFactor<terms> h;
+      const uint2* const from = reinterpret_cast<const uint2*>(words(k, n, round * persistent_warps + warp)) + lane;
+#pragma unroll
+      for (int t = 0; t < terms; ++t) h.parts[t] = clustered ? from[t * 32] : wait_for(from + t * 32);
+      return h;
+    };
+    const auto multiply = [&](int m, const uint4(&a)[terms], const RightFactor<terms>& h) {
+      multiply_terms<S>(sums[m], a, h.parts);
+    };
+    weights.for_rounds(end, take, multiply);
+    uint4* const to = reinterpret_cast<uint4*>(parts_of(turn)) + warp * tiles * warp_size + quadruple_of_lane(lane);
+#pragma unroll
+    for (int m = 0; m < tiles; ++m) to[m * warp_size] = quadruple(sums[m]);
+  }
+
+  TT_DEVICE static uint2 wait_for(const uint2* from) {
+    uint2 found = load_fresh(from);
+    while (found.x == unwritten || found.y == unwritten) {
+      pause();
+      found = load_fresh(from);
+    }
+    sync_warp();
+    return found;
+  }
+
+  TT_DEVICE float* parts_of(int turn) const { return parts + turn * Room::parts_floats; }
+
+  TT_DEVICE void step(const Ahead& now, int64_t s, int n, int turn) {
+    keep();
+    const int q = thread() / result_floats;
+    const int of_warps = plan.all_tiles < persistent_warps ? plan.all_tiles : persistent_warps;
+    const float* const from = parts_of(turn) + q * R * result_floats + number_of(thread() % tile, column);
+    float r[R], old[C::states];
+    for (int g = 0; g < R; ++g) {
+      r[g] = bias[g];
+      for (int w = 0; w < of_warps; ++w) r[g] += from[(w * tiles + g) * result_floats];
+    }
+    for (int i = 0; i < C::states; ++i) old[i] = now.rule & fresh ? 0.0f : state(i, n);
+    results.s = s, results.b = exists(n) ? sequence(n) : -1, results.active = !(now.rule & inactive);
+    C::forward(now.x, r, old, results.next, results.saved);
+    for (int i = 0; i < C::states; ++i) {
+      if (!results.active) results.next[i] = state(i, n);
+      if (!exists(n)) results.next[i] = 0;
+      state(i, n) = results.next[i];
+    }
+    if (s + 1 < f.steps.end) hand_on(s + 1 - f.steps.begin, n, now.next_rule & fresh ? 0.0f : results.next[0]);
+  }
+
+  TT_DEVICE void keep() {
+    const int64_t s = results.s, b = results.b;
+    if (b < 0) return;
+    results.b = -1;
+    for (int i = 0; i < C::states; ++i)
+      if (f.steps.after[i].data) from_float(results.next[i], f.steps.after[i].at(s)[b * H() + unit]);
+    if (f.steps.saved.data)
+      for (int i = 0; i < C::saved; ++i) from_float(results.saved[i], f.steps.saved.at(s)[(b * C::saved + i) * H() + unit]);
+    const View<S>& y = f.steps.output;
+    if (y.data) from_float(results.active ? results.next[0] : 0.0f, y.data[rules.time(s) * y.time + b * y.batch + unit]);
+  }
+
+  const PersistentForward<S>& f;
+  const PersistentPlan& plan;
+  const Steps<S> rules;
+  const int group, rank;  // of blocks, and in the group
+  bool working;
+  int64_t unit, place_words;
+  int column;
+  float *parts, *states;
+  uint32_t* places;
+  uint4* shared_weights;
+  float bias[R];
+  Ahead ahead;
+  Results results;
+};
+
+template <class C, class S, int terms, int Q, bool clustered>
+TT_KERNEL void TT_ALONE(persistent_threads) persistent_forward_kernel(PersistentForward<S> f) {
+  ForwardBlock<C, S, terms, Q, clustered>(f).run();
+}
+
+}  // namespace throughtime::cuda

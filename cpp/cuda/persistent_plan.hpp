@@ -1,0 +1,88 @@
+// Who does what in a persistent launch. A block owns `tiles` tiles of 16 units and keeps their recurrent weights; `size` blocks,
+// a group, hold all units, for `columns_tiles` tiles of 8 sequences; groups share nothing. A warp takes every eighth tile of the
+// product's other side, its rounds: the weights of the first ones lie in registers, of those after in shared memory, the rest is
+// read from memory (L2) at every step.
+#pragma once
+
+#include "fragments.hpp"
+#include "kernels.hpp"
+
+namespace throughtime::cuda {
+
+constexpr int persistent_warps = 8, persistent_threads = persistent_warps * warp_size;
+constexpr int most_column_tiles = 16;
+
+struct PersistentPlan {
+  Mode mode;  // cluster or grid; stepwise: none fits
+  int tiles;  // of units, of a block
+  int size;   // blocks of a group
+  int groups, column_tiles;
+  int all_tiles;      // of units
+  int rounds;         // of a warp
+  int shared_rounds;  // of these in shared memory, after those in registers
+  int64_t shared_bytes;
+
+  int blocks() const { return size * groups; }
+  bool streams(int resident) const { return rounds > resident + shared_rounds; }
+};
+
+// Unit tiles of a block. Two of split weights would not fit on the chip.
+constexpr int most_tiles(int terms) { return terms == 1 ? 2 : 1; }
+
+// Rounds of weights that registers have room for: up to 128 of a thread's 255.
+constexpr int resident_rounds(int tiles_and_terms) {
+  const int fit = 128 / (4 * tiles_and_terms);
+  return fit < 1 ? 1 : fit > 8 ? 8 : fit;
+}
+
+// What a kernel needs of shared memory beside weights: `fixed` bytes, and so many for a tile of columns.
+struct SharedNeeds {
+  int64_t fixed, per_column_tile;
+};
+
+// needs(mode, size): of the kernel of this many unit tiles a block.
+template <class Needs>
+PersistentPlan plan_group(Mode mode, int tiles, int gates, int terms, int64_t B, int64_t H, const Needs& needs) {
+  const Device& on = device();
+  const auto up = [](int64_t a, int64_t b) { return int((a + b - 1) / b); };
+  PersistentPlan plan{Mode::stepwise, tiles, 0, 0, 0, up(H, tile), 0, 0, 0};
+  plan.size = up(plan.all_tiles, tiles);
+  if (plan.size > (mode == Mode::cluster ? on.largest_cluster : on.multiprocessors)) return plan;
+  const int all_columns = up(B, columns), most_groups = on.multiprocessors / plan.size;
+  plan.column_tiles = up(all_columns, most_groups);
+  if (plan.column_tiles > most_column_tiles) {
+    if (mode == Mode::grid) return plan;
+    plan.column_tiles = most_column_tiles;  // clusters wait for each other's place, not for each other
+  }
+  plan.groups = up(all_columns, plan.column_tiles);
+  plan.rounds = up(plan.all_tiles, persistent_warps);
+  const SharedNeeds own = needs(mode, plan);
+  plan.shared_bytes = own.fixed + own.per_column_tile * plan.column_tiles;
+  const int64_t round_bytes = int64_t(tiles) * gates * terms * persistent_threads * int64_t(sizeof(uint4));
+  const int64_t room = on.shared_bytes - plan.shared_bytes;
+  if (room < 0) return plan;
+  const int resident = resident_rounds(tiles * gates * terms), rest = plan.rounds - resident;
+  plan.shared_rounds = rest <= 0 ? 0 : int64_t(rest) * round_bytes <= room ? rest : int(room / round_bytes);
+  plan.shared_bytes += plan.shared_rounds * round_bytes;
+  plan.mode = mode;
+  return plan;
+}
+
+// Clusters before grids, for their barrier is the faster one; weights on the chip before weights from L2; small blocks before
+// large ones.
+template <class Needs>
+PersistentPlan plan_persistent(const Call& call, int gates, int terms, int64_t B, int64_t H, const Needs& needs) {
+  PersistentPlan streaming{Mode::stepwise};
+  if (call.mode == Mode::stepwise || B < 1) return streaming;
+  for (const Mode mode : {Mode::cluster, Mode::grid})
+    for (int tiles = 1; tiles <= most_tiles(terms); ++tiles) {
+      if (call.mode != Mode::free && call.mode != mode) continue;
+      const PersistentPlan plan = plan_group(mode, tiles, gates, terms, B, H, needs);
+      if (plan.mode == Mode::stepwise) continue;
+      if (!plan.streams(resident_rounds(tiles * gates * terms))) return plan;
+      if (streaming.mode == Mode::stepwise) streaming = plan;
+    }
+  return streaming;
+}
+
+}  // namespace throughtime::cuda
