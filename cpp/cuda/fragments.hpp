@@ -66,9 +66,10 @@ template <class S>
 struct Packing {
   const S* weight;  // weight_hh (G H, H)
   int64_t H;
-  int gates;       // of these the recurrent product has so many
-  int unit_tiles;  // of a block
-  int rounds, warps;
+  int gates;          // of these the recurrent product has so many
+  int tiles;          // of a warp; with fewer than its block has, its neighbours in `warps` have the others
+  int rounds, warps;  // `warps` share the other side's tiles
+  int unit_tiles;     // of a block
   uint4* packed;
 };
 
@@ -94,20 +95,20 @@ struct BackwardFactor {
 
 template <class S, int terms, template <class> class LeftFactor>
 TT_KERNEL void pack(Packing<S> p) {
-  const int tiles = p.unit_tiles * p.gates, lane = thread() % warp_size, warp = thread() / warp_size;
+  const int lane = thread() % warp_size, warp = thread() / warp_size % p.warps, others = thread() / warp_size / p.warps * p.tiles;
   const int block_of = block() / p.rounds, round = block() % p.rounds;
-  for (int m = 0; m < tiles; ++m) {
+  for (int m = 0; m < p.tiles; ++m) {
     uint32_t words[terms][4];
     for (int i = 0; i < 4; ++i) {
       const int row = lane / 4 + i % 2 * 8, k = lane % 4 * 2 + i / 2 * 8;
       Factor<S> low[terms], high[terms];
-      split<S>(LeftFactor<S>::at(p, block_of, warp, round, m, row, k), low);
-      split<S>(LeftFactor<S>::at(p, block_of, warp, round, m, row, k + 1), high);
+      split<S>(LeftFactor<S>::at(p, block_of, warp, round, others + m, row, k), low);
+      split<S>(LeftFactor<S>::at(p, block_of, warp, round, others + m, row, k + 1), high);
       for (int t = 0; t < terms; ++t) words[t][i] = word(low[t].bits, high[t].bits);
     }
     for (int t = 0; t < terms; ++t)
-      p.packed[((int64_t(block()) * tiles + m) * terms + t) * threads() + thread()] = {words[t][0], words[t][1], words[t][2],
-                                                                                       words[t][3]};
+      p.packed[((int64_t(block()) * p.tiles + m) * terms + t) * threads() + thread()] = {words[t][0], words[t][1], words[t][2],
+                                                                                         words[t][3]};
   }
 }
 

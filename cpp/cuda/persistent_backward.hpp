@@ -18,8 +18,8 @@ struct PersistentBackward {
   uint32_t* exchange;  // of a grid: (groups, blocks, places, column tiles, blocks, Q, 128)
 };
 
-// Shared memory of a block. Weights come last.
-template <class C, int Q, int terms>
+// Shared memory of a block; weights come last.
+template <class C, int Q, int terms, bool clustered>
 struct BackwardRoom {
   // Of one place of one receiver: (column tiles, blocks, Q, 128).
   TT_INLINE static int64_t place_words(const PersistentPlan& plan) {
@@ -29,9 +29,9 @@ struct BackwardRoom {
   // Of a grid's exchange, all in all.
   static int64_t exchange_words(const PersistentPlan& plan) { return 3 * place_words(plan) * plan.blocks(); }
 
-  static SharedNeeds needs(Mode mode, const PersistentPlan& plan) {
-    const int64_t received = mode == Mode::cluster ? int64_t(2) * plan.size * Q * result_floats : 0;
-    return {2 * delta_words * 4, (received + C::states * Q * result_floats) * 4};
+  static Needs needs(const PersistentPlan& plan) {
+    const int64_t received = clustered ? int64_t(2) * plan.size * Q * result_floats : 0;
+    return {2 * delta_words * 4, (received + C::states * Q * result_floats) * 4, persistent_warps, Q * C::recurrent};
   }
 };
 
@@ -40,7 +40,7 @@ class BackwardBlock {
   static constexpr int G = C::gates, R = C::recurrent, tiles = Q * R, saved = C::saved ? C::saved : 1;
   static constexpr int pairs = Q * result_floats;  // of a unit and a sequence, in a tile of columns: at most one a thread
   static constexpr int places_in_turn = clustered ? 2 : 3;
-  using Room = BackwardRoom<C, Q, terms>;
+  using Room = BackwardRoom<C, Q, terms, clustered>;
   using Weights = ResidentWeights<S, tiles, terms>;
 
  public:
@@ -81,7 +81,7 @@ class BackwardBlock {
       if constexpr (clustered) cluster_arrive();
       keep();
       if constexpr (clustered) cluster_wait();
-      else if (working) fence();  // what was cleared, before anything that is handed on after this
+      else fence();  // what was cleared is seen by who sees what is handed on after this
     }
     for (int n = 0; n < plan.column_tiles; ++n) finish(n);
   }

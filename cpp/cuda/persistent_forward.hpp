@@ -21,10 +21,13 @@ struct PersistentForward {
   uint32_t* exchange;  // of a grid: (groups, places, column tiles, unit tiles, terms, 64)
 };
 
-// Shared memory of a block. Weights come last.
-template <class C, int Q, int terms>
+// Shared memory of a block; weights come last. In a cluster h is near, and two warps read the same of it for half the tiles each:
+// so there are half as many parts to add. From L2 it is read once.
+template <class C, int Q, int terms, bool clustered>
 struct ForwardRoom {
-  static constexpr int parts_floats = persistent_warps * Q * C::recurrent * result_floats;
+  static constexpr int tiles = Q * C::recurrent, sharers = clustered && tiles % 2 == 0 ? 2 : 1;
+  static constexpr int warps = persistent_warps / sharers;
+  static constexpr int parts_floats = warps * tiles * result_floats;
 
   // With those that nobody has, where the last block has fewer.
   TT_INLINE static int padded_tiles(const PersistentPlan& plan) { return plan.size * Q; }
@@ -35,9 +38,9 @@ struct ForwardRoom {
   // Of a grid's exchange, all in all.
   static int64_t exchange_words(const PersistentPlan& plan) { return 4 * place_words(plan) * plan.groups; }
 
-  static SharedNeeds needs(Mode mode, const PersistentPlan& plan) {
-    const int64_t handed = mode == Mode::cluster ? int64_t(2) * padded_tiles(plan) * terms * 64 : 0;
-    return {2 * parts_floats * 4, (handed + C::states * Q * result_floats) * 4};
+  static Needs needs(const PersistentPlan& plan) {
+    const int64_t handed = clustered ? int64_t(2) * padded_tiles(plan) * terms * 64 : 0;
+    return {2 * parts_floats * 4, (handed + C::states * Q * result_floats) * 4, warps, tiles / sharers};
   }
 };
 
@@ -45,8 +48,9 @@ template <class C, class S, int terms, int Q, bool clustered>
 class ForwardBlock {
   static constexpr int G = C::gates, R = C::recurrent, tiles = Q * R;
   static constexpr int pairs = Q * result_floats;  // of a unit and a sequence, in a tile of columns: at most one a thread
-  using Room = ForwardRoom<C, Q, terms>;
-  using Weights = ResidentWeights<S, tiles, terms>;
+  using Room = ForwardRoom<C, Q, terms, clustered>;
+  static constexpr int own_tiles = tiles / Room::sharers;  // of a warp
+  using Weights = ResidentWeights<S, own_tiles, terms>;
 
  public:
   TT_DEVICE explicit ForwardBlock(const PersistentForward<S>& of)
@@ -155,7 +159,7 @@ class ForwardBlock {
   // Until every block's h before step k is here, or on the way to who looks for it.
   TT_DEVICE void meet(int64_t k) const {
     if constexpr (clustered) meet_cluster(k);
-    else if (working) fence();  // what was cleared, before anything that is handed on after this
+    else fence();  // what was cleared is seen by who sees what is handed on after this
   }
 
   TT_DEVICE void meet_cluster(int64_t k) const {
@@ -172,12 +176,11 @@ class ForwardBlock {
 
   // A warp's part of the recurrent product, into `parts`.
   TT_DEVICE void product(const Weights& weights, int64_t k, int n, int turn) const {
-    const int lane = thread() % warp_size, warp = thread() / warp_size;
-    float sums[tiles][4] = {};
-    const int end = (plan.all_tiles - warp + persistent_warps - 1) / persistent_warps;
+    const int lane = thread() % warp_size, warp = thread() / warp_size % Room::warps;
+    float sums[own_tiles][4] = {};
     const auto take = [&](int round) {
       RightFactor<terms> h;
-      const uint2* const from = reinterpret_cast<const uint2*>(words(k, n, round * persistent_warps + warp)) + lane;
+      const uint2* const from = reinterpret_cast<const uint2*>(words(k, n, round * Room::warps + warp)) + lane;
 #pragma unroll
       for (int t = 0; t < terms; ++t) h.parts[t] = clustered ? from[t * 32] : wait_for(from + t * 32);
       return h;
@@ -185,10 +188,11 @@ class ForwardBlock {
     const auto multiply = [&](int m, const uint4(&a)[terms], const RightFactor<terms>& h) {
       multiply_terms<S>(sums[m], a, h.parts);
     };
-    weights.for_rounds(end, take, multiply);
-    uint4* const to = reinterpret_cast<uint4*>(parts_of(turn)) + warp * tiles * warp_size + quadruple_of_lane(lane);
+    weights.for_rounds((plan.all_tiles - warp + Room::warps - 1) / Room::warps, take, multiply);
+    const int first = warp * tiles + thread() / warp_size / Room::warps * own_tiles;
+    uint4* const to = reinterpret_cast<uint4*>(parts_of(turn)) + first * warp_size + quadruple_of_lane(lane);
 #pragma unroll
-    for (int m = 0; m < tiles; ++m) to[m * warp_size] = quadruple(sums[m]);
+    for (int m = 0; m < own_tiles; ++m) to[m * warp_size] = quadruple(sums[m]);
   }
 
   TT_DEVICE static uint2 wait_for(const uint2* from) {
@@ -206,7 +210,7 @@ class ForwardBlock {
   TT_DEVICE void step(const Ahead& now, int64_t s, int n, int turn) {
     keep();
     const int q = thread() / result_floats;
-    const int of_warps = plan.all_tiles < persistent_warps ? plan.all_tiles : persistent_warps;
+    const int of_warps = plan.all_tiles < Room::warps ? plan.all_tiles : Room::warps;
     const float* const from = parts_of(turn) + q * R * result_floats + number_of(thread() % tile, column);
     float r[R], old[C::states];
     for (int g = 0; g < R; ++g) {

@@ -21,7 +21,8 @@ constexpr int patience = 100000;  // rounds in which no barrier opens and no fib
 std::mutex one_kernel;
 ucontext_t scheduler;
 const std::function<void()>* kernel_now;
-int64_t progress;  // barriers opened and fibers ended
+int64_t progress;  // barriers opened, writes shown and fibers ended
+int64_t round_now;
 std::string fault;
 
 void body() {
@@ -30,6 +31,7 @@ void body() {
   } catch (const std::exception& error) {
     fault = error.what();
   }
+  show_writes(*self);
   self->done = true;
   ++progress;
   swapcontext(&self->context, &scheduler);
@@ -56,19 +58,38 @@ void prepare(std::vector<Fiber>& fibers, std::vector<Block>& blocks, int threads
   }
 }
 
+uint64_t random_bits() {
+  static uint64_t state = 0x9e3779b97f4a7c15;
+  state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+  return state;
+}
+
+// What is due of a fiber's writes, of one address in their order.
+void show_due(Fiber& f) {
+  std::vector<Write> kept;
+  for (const Write& write : f.writes) {
+    bool waits = write.due > round_now;
+    for (const Write& earlier : kept) waits = waits || earlier.to == write.to;
+    if (waits) kept.push_back(write);
+    else memcpy(write.to, write.value, write.bytes), ++progress;
+  }
+  f.writes.swap(kept);
+}
+
 // Until all are done, from another one on in each round, forwards or backwards.
 void run_fibers(std::vector<Fiber>& fibers) {
   const size_t n = fibers.size();
-  uint64_t random = 0x9e3779b97f4a7c15;
   int idle = 0;
   for (size_t left = n; left > 0;) {
     const int64_t before = progress;
-    random ^= random << 13, random ^= random >> 7, random ^= random << 17;
+    ++round_now;
+    const uint64_t random = random_bits();
     const size_t first = size_t(random % n);
     const bool backwards = random >> 63;
     for (size_t i = 0; i < n; ++i) {
       Fiber& f = fibers[(backwards ? first + n - i : first + i) % n];
       if (f.done) continue;
+      if (!f.writes.empty()) show_due(f);
       self = &f;
       swapcontext(&scheduler, &f.context);
       if (f.done) --left;
@@ -82,6 +103,21 @@ void run_fibers(std::vector<Fiber>& fibers) {
 }  // namespace
 
 void yield() { swapcontext(&self->context, &scheduler); }
+
+void write_later(void* to, const void* value, size_t bytes) {
+  Write& write = self->writes.emplace_back();
+  // Most soon, some not until others have gone on by steps.
+  const uint64_t random = random_bits();
+  write.due = round_now + ((random >> 32) % 256 == 0 ? 100 : int64_t(random % 3));
+  write.to = static_cast<unsigned char*>(to);
+  write.bytes = uint32_t(bytes);
+  memcpy(write.value, value, bytes);
+}
+
+void show_writes(Fiber& f) {
+  for (const Write& write : f.writes) memcpy(write.to, write.value, write.bytes);
+  f.writes.clear();
+}
 
 int64_t arrive(Barrier& barrier) {
   const int64_t generation = barrier.generation;

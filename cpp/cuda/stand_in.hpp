@@ -1,7 +1,8 @@
 // A GPU played by the CPU, for tests of the kernels' logic where there is none: each thread of a grid is a fiber. Blocks that may
 // wait for each other (of a cluster, of a cooperative grid) run together, others one after another. In each round fibers come in
-// another order; shared memory starts as NaN; a kernel in which nobody gets on is an error that says so. It knows nothing of the
-// order in which a real GPU's memory shows writes of other blocks: that is for compute-sanitizer on a device.
+// another order; what a thread writes for other blocks (store_fresh, store_remote) is seen late and in no order, but for what a
+// fence or a barrier promises; shared memory starts as NaN; a kernel in which nobody gets on is an error that says so. Ordinary
+// memory it shows at once: races there are for compute-sanitizer on a device.
 #pragma once
 
 #include <stdint.h>
@@ -49,8 +50,17 @@ struct Block {
   std::vector<Warp> warps;
 };
 
+// A write that others do not see yet.
+struct Write {
+  int64_t due;  // the round from which on they do
+  unsigned char* to;
+  uint32_t bytes;
+  unsigned char value[16];
+};
+
 struct Fiber {
   ucontext_t context;
+  std::vector<Write> writes;
   Block* block;
   int thread;
   int turn = 0;                // of the warp's two places
@@ -70,7 +80,9 @@ struct Shape {
 extern Fiber* self;
 extern int grid_blocks;
 
-void yield();  // lets the others go on; `progress` was made or not
+void yield();  // lets the others go on
+void write_later(void* to, const void* value, size_t bytes);
+void show_writes(Fiber&);
 void arrive_and_wait(Barrier&);
 int64_t arrive(Barrier&);
 void wait(Barrier&, int64_t generation);
@@ -109,12 +121,15 @@ TT_DEVICE T shuffle_xor(T value, int mask) {
 }
 
 TT_DEVICE int cluster_rank() { return stand_in::self->block->rank; }
-TT_DEVICE void cluster_arrive() { stand_in::self->cluster_ticket = stand_in::arrive(*stand_in::self->block->cluster_barrier); }
+TT_DEVICE void cluster_arrive() {
+  stand_in::show_writes(*stand_in::self);
+  stand_in::self->cluster_ticket = stand_in::arrive(*stand_in::self->block->cluster_barrier);
+}
 TT_DEVICE void cluster_wait() { stand_in::wait(*stand_in::self->block->cluster_barrier, stand_in::self->cluster_ticket); }
 
 TT_DEVICE void store_remote(uint4* own, int rank, uint4 value) {
   const ptrdiff_t place = reinterpret_cast<unsigned char*>(own) - shared_memory();
-  __builtin_memcpy(stand_in::self->block->cluster[rank].memory.data() + place, &value, sizeof value);
+  stand_in::write_later(stand_in::self->block->cluster[rank].memory.data() + place, &value, sizeof value);
 }
 
 template <class T>
@@ -123,9 +138,9 @@ TT_DEVICE T load_fresh(const T* from) {
 }
 template <class T>
 TT_DEVICE void store_fresh(T* to, T value) {
-  *to = value;
+  stand_in::write_later(to, &value, sizeof value);
 }
-TT_DEVICE void fence() {}
+TT_DEVICE void fence() { stand_in::show_writes(*stand_in::self); }
 TT_DEVICE void pause() { stand_in::yield(); }
 
 TT_DEVICE uint32_t bits_of(float value) { return __builtin_bit_cast(uint32_t, value); }
