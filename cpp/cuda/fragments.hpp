@@ -21,16 +21,16 @@ struct FactorOf<Float16> {
 template <class S>
 using Factor = typename FactorOf<S>::type;
 
-// The value as a sum of so many numbers. All but the last are cut off, not rounded: near the largest float, rounding would give
-// infinity. A NaN becomes one whose bits are not all ones, for those mark memory that is not yet written.
+// The value as a sum of so many numbers, each the nearest to what is left; near the largest float that would be infinity, and the
+// number is cut off instead. A NaN becomes one whose bits are not all ones, for those mark memory that is not yet written.
 template <class S, int terms>
 TT_DEVICE void split(float value, Factor<S> (&parts)[terms]) {
-  if (value != value) value = float_of(0x7fffffff);
-  for (int i = 0; i + 1 < terms; ++i) {
-    parts[i] = {uint16_t(bits_of(value) >> 16)};
+  for (int i = 0; i < terms; ++i) {
+    from_float(value, parts[i]);
+    if (i + 1 == terms) break;
+    if ((parts[i].bits & 0x7fff) == 0x7f80) parts[i] = {uint16_t(bits_of(value) >> 16)};
     value -= to_float(parts[i]);
   }
-  from_float(value, parts[terms - 1]);
 }
 
 TT_DEVICE uint32_t word(uint16_t low, uint16_t high) { return uint32_t(high) << 16 | low; }

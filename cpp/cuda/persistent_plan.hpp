@@ -44,12 +44,11 @@ struct Needs {
 
 // needs_of(mode, plan): of the kernel of so many unit tiles a block.
 template <class NeedsOf>
-PersistentPlan plan_group(Mode mode, int tiles, int terms, int64_t B, int64_t H, const NeedsOf& needs_of) {
-  const Device& on = device();
+PersistentPlan plan_group(Mode mode, int tiles, int terms, int64_t B, int64_t H, const Device& on, const NeedsOf& needs_of) {
   const auto up = [](int64_t a, int64_t b) { return int((a + b - 1) / b); };
   PersistentPlan plan{.mode = Mode::stepwise, .tiles = tiles, .all_tiles = up(H, tile)};
   plan.size = up(plan.all_tiles, tiles);
-  if (plan.size > (mode == Mode::cluster ? on.largest_cluster : on.multiprocessors)) return plan;
+  if (plan.size > on.multiprocessors || (mode == Mode::cluster && plan.size > on.largest_cluster)) return plan;
   const int all_columns = up(B, columns), most_groups = on.multiprocessors / plan.size;
   plan.column_tiles = up(all_columns, most_groups);
   if (plan.column_tiles > most_column_tiles) {
@@ -77,10 +76,13 @@ template <class NeedsOf>
 PersistentPlan plan_persistent(const Call& call, int terms, int64_t B, int64_t H, const NeedsOf& needs_of) {
   PersistentPlan streaming{.mode = Mode::stepwise};
   if (call.mode == Mode::stepwise || B < 1) return streaming;
+  Device on = device();
+  if (call.multiprocessors) on.multiprocessors = call.multiprocessors;
+  if (call.shared_bytes) on.shared_bytes = call.shared_bytes;
   for (const Mode mode : {Mode::cluster, Mode::grid})
     for (int tiles = 1; tiles <= most_tiles(terms); ++tiles) {
       if (call.mode != Mode::free && call.mode != mode) continue;
-      const PersistentPlan plan = plan_group(mode, tiles, terms, B, H, needs_of);
+      const PersistentPlan plan = plan_group(mode, tiles, terms, B, H, on, needs_of);
       if (plan.mode == Mode::stepwise) continue;
       if (!plan.streams) return plan;
       if (streaming.mode == Mode::stepwise) streaming = plan;
