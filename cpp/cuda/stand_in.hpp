@@ -6,7 +6,9 @@
 #pragma once
 
 #include <stdint.h>
+#if !defined(__x86_64__)
 #include <ucontext.h>
+#endif
 
 #include <functional>
 #include <memory>
@@ -58,8 +60,19 @@ struct Write {
   unsigned char value[16];
 };
 
-struct Fiber {
+// Where a fiber, or who runs them, is to go on.
+struct Context {
+#if defined(__x86_64__)
+  void* stack;
+#else
   ucontext_t context;
+#endif
+  void go(Context& to);
+  void prepare(unsigned char* memory, size_t bytes, void (*body)());
+};
+
+struct Fiber {
+  Context context;
   std::vector<Write> writes;
   Block* block;
   int thread;
