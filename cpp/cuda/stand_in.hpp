@@ -101,6 +101,9 @@ int64_t arrive(Barrier&);
 void wait(Barrier&, int64_t generation);
 void run(const Shape&, const std::function<void()>& kernel);
 
+// Work of a queue: at once, but that of the side queue as late as it may come, when another queue waits for it.
+void enqueue(void* queue, const std::function<void()>& work);
+
 }  // namespace throughtime::stand_in
 
 namespace throughtime::cuda {
