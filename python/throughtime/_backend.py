@@ -49,6 +49,11 @@ class Host:
         dropped: Array = np.where(mask, number_type(0), array) * (number_type(1) / kept if kept else number_type(0))
         return dropped
 
+    @staticmethod
+    def random_mask(rng: np.random.Generator, shape: tuple[int, ...], probability: float) -> Array:
+        """True with that probability."""
+        return np.less(rng.random(shape, dtype=np.float32), probability)
+
     # Arrays as they are
 
     contiguous = staticmethod(_arguments.contiguous)
@@ -94,9 +99,9 @@ class Host:
     layer_dtype = staticmethod(_arguments.float_dtype)
 
     @staticmethod
-    def placed(array: Array, dtype: np.dtype[Any] | None = None) -> Array:
+    def placed(array: Array, dtype: np.dtype[Any]) -> Array:
         """An array of the host, here."""
-        return array if dtype is None else array.astype(dtype)
+        return array.astype(dtype)
 
     @staticmethod
     def on_host(name: str, value: Any) -> Array:
