@@ -139,6 +139,7 @@ def _check(layer: Recurrent, x: Any, state: Any) -> tuple[Array, list[Array], in
     """x as (T, 1, I), the initial states (L, 1, H), and the width of the joint state."""
     if not isinstance(layer, Recurrent):
         raise TypeError(f"layer must be an RNN, GRU or LSTM, got {type(layer).__name__}")
+    layer._needs_host("the state's Jacobian")
     if layer.bidirectional:
         raise ValueError(f"layer must have one direction, got {layer!r}")
     x, batched = layer._check_x(x)

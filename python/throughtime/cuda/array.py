@@ -101,6 +101,9 @@ class DeviceArray:
         to = self._view[_basic(key)]
         if not to.flags.writeable:
             raise ValueError("this array is read-only")
+        if isinstance(value, int) and value == 0 and to.flags.c_contiguous:
+            extension().clear(to, current_stream())
+            return
         if isinstance(value, np.ndarray | int | float | np.generic):
             value = to_device(np.asarray(value), self.dtype)
         value = as_device_array("value", value)
@@ -119,6 +122,13 @@ class DeviceArray:
         extension().add(self._view, np.broadcast_to(other._view, self.shape), self.dtype, current_stream())
         return self
 
+    def __itruediv__(self, divisor: float) -> DeviceArray:
+        own = self.contiguous()
+        extension().drop(own._view, own._view, None, 1 / divisor, self.dtype, current_stream())
+        if own is not self:
+            self[...] = own
+        return self
+
     def numpy(self) -> Array:
         """A copy in the host's memory, when the work before is done. bfloat16 becomes float32, exactly."""
         own = self.contiguous()
@@ -133,6 +143,8 @@ class DeviceArray:
 
     def __bool__(self) -> NoReturn:
         raise TypeError("the numbers of a DeviceArray are on the device: array.numpy()")
+
+    __copy__ = copy
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DeviceArray:
         memo[id(self)] = copied = self.copy()
@@ -224,8 +236,8 @@ def from_dlpack(array: Any) -> DeviceArray:
     Parameters
     ----------
     array : array
-        With ``__dlpack__`` or ``__cuda_array_interface__``: torch's, CuPy's, JAX's. Its work so far, on whatever stream,
-        comes before what the current stream is given from now on.
+        With ``__dlpack__`` or ``__cuda_array_interface__``: torch's, CuPy's, JAX's. The work on it so far comes before
+        what the current stream is given from now on.
 
     Raises
     ------
@@ -233,6 +245,18 @@ def from_dlpack(array: Any) -> DeviceArray:
         If `array` is none, or not on the device.
     """
     return as_device_array("array", array)
+
+
+def is_on_device(value: Any) -> bool:
+    """Whether `value` is an array on the current device."""
+    if isinstance(value, DeviceArray):
+        return True
+    if isinstance(value, np.ndarray):
+        return False
+    if hasattr(value, "__dlpack_device__"):
+        device: tuple[int, int] = extension().dlpack_device()
+        return tuple(map(int, value.__dlpack_device__())) == device
+    return hasattr(value, "__cuda_array_interface__")
 
 
 def as_device_array(name: str, value: Any) -> DeviceArray:
@@ -248,16 +272,15 @@ def as_device_array(name: str, value: Any) -> DeviceArray:
     if hasattr(value, "__cuda_array_interface__"):
         return _by_interface(name, value)
     raise TypeError(
-        f"{name} must be an array on the device, with __dlpack__ or __cuda_array_interface__, got {type(value).__name__}"
+        f"{name} must be an array with __dlpack__ or __cuda_array_interface__ on the device, got {type(value).__name__}"
     )
 
 
 def _by_dlpack(name: str, value: Any) -> DeviceArray:
     own = extension().dlpack_device()
-    if tuple(map(int, value.__dlpack_device__())) != own:
-        raise TypeError(
-            f"{name} is on DLPack's device {tuple(map(int, value.__dlpack_device__()))}, expected the current one, {own}"
-        )
+    device = tuple(map(int, value.__dlpack_device__()))
+    if device != own:
+        raise TypeError(f"{name} is on DLPack's device {device}, expected the current one, {own}")
     asks: dict[str, Any] = {} if extension().is_stand_in else {"stream": current_stream() or 1}
     try:
         capsule = value.__dlpack__(max_version=(1, 0), **asks)

@@ -54,10 +54,18 @@ def is_available() -> bool:
     return True
 
 
+def state() -> str:
+    """For `show_config`: ``"not built"``, ``"built, no device"`` or the device's name."""
+    try:
+        from .. import _cuda
+    except ImportError:
+        return "not built"
+    return _cuda.device_name() if _cuda.device_count() else "built, no device"
+
+
 def device_name() -> str:
     """The name of the current device."""
-    name: str = extension().device_name()
-    return name
+    return str(extension().device_name())
 
 
 def synchronize() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from .._arguments import Array
 
 #: As NumPy holds them: 16-bit floats as bits, for it knows one of the two.
-HELD_AS = {
+HELD_AS: dict[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(np.uint16),
     "float16": np.dtype(np.uint16),
@@ -29,11 +30,9 @@ def dtype_name(dtype: Any) -> str:
         If arrays on the device cannot be of that type.
     """
     name = dtype if isinstance(dtype, str) else str(dtype).removeprefix("torch.")
-    if name not in HELD_AS:
-        try:
+    if name not in HELD_AS and dtype is not None:  # which NumPy reads as float64
+        with suppress(TypeError):
             name = np.dtype(dtype).name
-        except TypeError:
-            name = ""
     if name not in HELD_AS:
         raise TypeError(f"dtype must be one of {', '.join(map(repr, HELD_AS))}, got {dtype!r}")
     return name
@@ -41,22 +40,21 @@ def dtype_name(dtype: Any) -> str:
 
 def float_name(dtype: Any) -> str:
     """The dtype of a layer on the device."""
-    if str(dtype).removeprefix("torch.") not in FLOATS and dtype_name(dtype) not in FLOATS:
-        raise TypeError(f"dtype must be one of {', '.join(map(repr, FLOATS))} on CUDA, got {str(dtype)!r}")
-    return dtype_name(dtype)
+    name = dtype_name(dtype)
+    if name not in FLOATS:
+        raise TypeError(f"dtype must be one of {', '.join(map(repr, FLOATS))} on CUDA, got {name!r}")
+    return name
 
 
 def held(array: Array, dtype: str) -> Array:
-    """The numbers of a host array, rounded to `dtype` where that is narrower, as the device holds them: without gaps."""
-    if array.dtype.name == dtype:  # float16, and the bfloat16 of ml_dtypes
-        found = np.ascontiguousarray(array).reshape(array.shape).view(HELD_AS[dtype])
-    elif dtype == "float16":
-        found = array.astype(np.float16, order="C").view(np.uint16)
-    elif dtype == "bfloat16":
-        found = _rounded(array.astype(np.float32, order="C"))
-    else:
-        found = array.astype(HELD_AS[dtype], order="C")
-    return found
+    """The numbers of a host array, rounded where `dtype` is narrower, as the device holds them, without gaps."""
+    if array.dtype.name == "bfloat16":  # that of ml_dtypes
+        array = shown(array.view(np.uint16), "bfloat16")
+    if dtype == "bfloat16":
+        return _rounded(array.astype(np.float32, order="C"))
+    if dtype == "float16":
+        return array.astype(np.float16, order="C").view(np.uint16)
+    return array.astype(HELD_AS[dtype], order="C")
 
 
 def shown(array: Array, dtype: str) -> Array:
@@ -71,4 +69,5 @@ def _rounded(array: Array) -> Array:
     bits = array.view(np.uint32)
     nearest = ((bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) >> 16).astype(np.uint16)
     quiet = np.uint16(0x7FFF)  # a NaN's fraction may be nothing but bits that go
-    return np.where(np.isnan(array), quiet, nearest)
+    rounded: Array = np.where(np.isnan(array), quiet, nearest)
+    return rounded
