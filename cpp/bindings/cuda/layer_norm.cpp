@@ -31,7 +31,7 @@ template <class S, class Problem>
 Sizes describe(const DeviceArrays<S>& from, const char* rows, Problem& p) {
   const Sizes shape = from.shape(rows, 2);
   p.N = shape[0], p.F = shape[1];
-  if (p.F < 1 || p.F > INT32_MAX) throw py::value_error("F: expected 1 to 2^31 - 1");
+  if (!(p.F >= 1 && p.F <= INT32_MAX)) throw py::value_error("F: expected 1 to 2^31 - 1");
   if (p.N > INT32_MAX) throw py::value_error("N: expected less than 2^31");
   p.scale = float(from.number("scale"));
   p.weight = from.in("weight", {p.F});
