@@ -22,10 +22,21 @@ class Host:
 
     # Kernels
 
-    forward = staticmethod(_core.forward)
-    backward = staticmethod(_core.backward)
-    layer_norm_forward = staticmethod(_core.layer_norm_forward)
-    layer_norm_backward = staticmethod(_core.layer_norm_backward)
+    @staticmethod
+    def forward(cell: str, problem: dict[str, Any]) -> None:
+        _core.forward(cell, problem)
+
+    @staticmethod
+    def backward(cell: str, problem: dict[str, Any], gradients: dict[str, Any]) -> None:
+        _core.backward(cell, problem, gradients)
+
+    @staticmethod
+    def layer_norm_forward(problem: dict[str, Any]) -> None:
+        _core.layer_norm_forward(problem)
+
+    @staticmethod
+    def layer_norm_backward(problem: dict[str, Any]) -> None:
+        _core.layer_norm_backward(problem)
 
     @staticmethod
     def saved_shape(cell: str, dtype: Any, units: int) -> tuple[int, ...]:

@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 
 #include "register.hpp"
+#include "types.hpp"
 
 namespace throughtime {
 
@@ -29,15 +30,6 @@ cuda::Pair pair_of(const py::array& to, const py::array& from) {
           to.itemsize()};
 }
 
-// Calls one(S{}) with the type that is called so.
-template <class One>
-void of_type(const std::string& type, const One& one) {
-  if (type == "float32") one(float{});
-  else if (type == "bfloat16") one(cuda::BFloat16{});
-  else if (type == "float16") one(cuda::Float16{});
-  else throw py::value_error("type: expected float32, bfloat16 or float16, got " + type);
-}
-
 void drop(const py::array& to, const py::array& from, const py::object& mask, double scale, const std::string& type,
           uintptr_t stream) {
   const auto* dropped = mask.is_none() ? nullptr : static_cast<const uint8_t*>(address(mask.cast<py::array>()));
@@ -56,7 +48,10 @@ void register_cuda_elementwise(py::module_& m) {
         [](const py::array& to, const py::array& from, uintptr_t stream) { cuda::copy(pair_of(to, from), queue_of(stream)); });
   m.def("copy_bytes", [](const py::array& to, const py::array& from, uintptr_t stream) {
     if (to.nbytes() != from.nbytes()) throw py::value_error("from: expected the bytes of to");
-    cuda::copy(address(to), from.data(), size_t(to.nbytes()), queue_of(stream));
+    void* const target = address(to);
+    const size_t bytes = size_t(to.nbytes());
+    const py::gil_scoped_release unlocked;  // to the host it waits for the work before
+    cuda::copy(target, from.data(), bytes, queue_of(stream));
   });
   m.def("clear",
         [](const py::array& to, uintptr_t stream) { cuda::fill(address(to), 0, size_t(to.nbytes()), queue_of(stream)); });

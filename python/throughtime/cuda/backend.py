@@ -185,7 +185,6 @@ def _call(problem: dict[str, Any], dtype: str) -> dict[str, Any]:
 
 def _held(problem: dict[str, Any]) -> dict[str, Any]:
     """The arrays as the kernels take them."""
-    return {
-        name: value._view if isinstance(value, DeviceArray) else _held(value) if isinstance(value, dict) else value
-        for name, value in problem.items()
+    return {name: value._view if isinstance(value, DeviceArray) else value for name, value in problem.items()} | {
+        name: _held(value) for name, value in problem.items() if isinstance(value, dict)
     }

@@ -1,0 +1,33 @@
+// 16-bit tensors reach NumPy as arrays of their bits.
+#pragma once
+
+#include <pybind11/numpy.h>
+
+#include <string>
+#include <type_traits>
+
+#include "../../cuda/types.hpp"
+
+namespace pybind11::detail {
+
+template <class S>
+  requires std::is_same_v<S, throughtime::cuda::BFloat16> || std::is_same_v<S, throughtime::cuda::Float16>
+struct npy_format_descriptor<S> {
+  static constexpr auto name = const_name("numpy.uint16");
+  static pybind11::dtype dtype() { return pybind11::dtype::of<uint16_t>(); }
+};
+
+}  // namespace pybind11::detail
+
+namespace throughtime {
+
+// Calls one(S{}) with the type that is called so.
+template <class One>
+void of_type(const std::string& type, const One& one) {
+  if (type == "float32") one(float{});
+  else if (type == "bfloat16") one(cuda::BFloat16{});
+  else if (type == "float16") one(cuda::Float16{});
+  else throw pybind11::value_error("type: expected float32, bfloat16 or float16, got " + type);
+}
+
+}  // namespace throughtime
