@@ -91,6 +91,12 @@ class Cuda:
         extension().drop(found._view, array._view, None, factor, array.dtype, current_stream())
         return found
 
+    @staticmethod
+    def random_mask(rng: np.random.Generator, shape: tuple[int, ...], probability: float) -> Any:
+        mask = empty(shape, "bool")
+        extension().draw_mask(mask._view, probability, int(rng.integers(1 << 63)), current_stream())
+        return mask
+
     # Arrays as they are
 
     @staticmethod
