@@ -275,7 +275,7 @@ class BackwardBlock {
 };
 
 template <class C, class S, int terms, int Q, bool clustered>
-TT_KERNEL void TT_ALONE(persistent_threads) persistent_backward_kernel(PersistentBackward<S> f) {
+TT_KERNEL void TT_LAUNCH_BOUNDS(persistent_threads, 1) persistent_backward_kernel(PersistentBackward<S> f) {
   BackwardBlock<C, S, terms, Q, clustered>(f).run();
 }
 

@@ -267,7 +267,7 @@ class ForwardBlock {
 };
 
 template <class C, class S, int terms, int Q, bool clustered>
-TT_KERNEL void TT_ALONE(persistent_threads) persistent_forward_kernel(PersistentForward<S> f) {
+TT_KERNEL void TT_LAUNCH_BOUNDS(persistent_threads, 1) persistent_forward_kernel(PersistentForward<S> f) {
   ForwardBlock<C, S, terms, Q, clustered>(f).run();
 }
 

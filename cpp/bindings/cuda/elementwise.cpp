@@ -7,6 +7,7 @@
 #include <string>
 
 #include "register.hpp"
+#include "types.hpp"
 
 namespace throughtime {
 
@@ -46,15 +47,6 @@ cuda::Pair pair_of(const py::array& to, const py::array& from) {
           address(to),
           from.data(),
           to.itemsize()};
-}
-
-// Calls one(S{}) with the type that is called so.
-template <class One>
-void of_type(const std::string& type, const One& one) {
-  if (type == "float32") one(float{});
-  else if (type == "bfloat16") one(cuda::BFloat16{});
-  else if (type == "float16") one(cuda::Float16{});
-  else throw py::value_error("type: expected float32, bfloat16 or float16, got " + type);
 }
 
 void copy(const py::array& to, const py::array& from, uintptr_t stream) { cuda::copy(pair_of(to, from), queue_of(stream)); }
