@@ -27,7 +27,7 @@ def say(console: Console, text: str) -> None:
 
 @contextmanager
 def progress(total: int, console: Console) -> Iterator[Callable[[str], None]]:
-    """A bar of so many parts, and what to call with a description after each; nothing where the output is no terminal."""
+    """A bar of so many parts, and what to call after each; nothing where the output is no terminal."""
     shown = Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -160,13 +160,14 @@ def _numbers(types: Sequence[str], precisions: Sequence[str]) -> list[Any]:
 
 
 def _caption(plan: Plan, found: dict[str, float]) -> str:
+    products = f"{found['bfloat16_flops'] / 1e12:.0f} TFLOP/s that torch.matmul reaches in bfloat16"
+    memory = f"{found['copy_bytes_per_second'] / 1e12:.2f} TB/s of a copy"
     return (
         f"ms: median of {plan.rounds} rounds in turn; forward: inference; ratio: median of the rounds' theirs / ours; "
-        "error: largest of all tensors, relative to float64, root mean square; % of ceiling: ours, the least time for "
-        f"its products at the {found['bfloat16_flops'] / 1e12:.0f} TFLOP/s that torch.matmul reaches in bfloat16 or for "
-        f"its memory at a copy's {found['copy_bytes_per_second'] / 1e12:.2f} TB/s, whichever is longer and binds, unless "
-        "the steps' latency does; cuDNN has a persistent kernel for the float16 LSTM, the rest is its standard path; "
-        "flashrnn's and the loop's input product is torch's"
+        "error: largest of all tensors, relative to float64, root mean square; % of ceiling: of our time, what products"
+        f" take at the {products} or memory at the {memory}, whichever is longer and binds, unless the steps' latency "
+        "does; cuDNN has a persistent kernel for the float16 LSTM, the rest is its standard path; the input's product "
+        "of flashrnn and of the loop is torch's"
     )
 
 

@@ -34,9 +34,7 @@ def open_device() -> Device:
     try:
         torch = importlib.import_module("torch")
     except ImportError:
-        fail(
-            "--device cuda: torch, which is measured against and holds the tensors, is not installed: pip install torch"
-        )
+        fail("--device cuda: torch, which holds the tensors, is not installed: pip install torch")
     try:
         cuda = importlib.import_module("throughtime._cuda")
     except ImportError:

@@ -18,9 +18,7 @@ def save_ratios(path: Path, results: Sequence[Result], title: str) -> bool:
     """One panel per cell and pass, one series per pair; False, and no file, where there is no ratio."""
     panels = {
         panel: series
-        for panel in dict.fromkeys(
-            (result.problem.cell, which) for result in results for which in result.problem.passes
-        )
+        for panel in dict.fromkeys((each.problem.cell, which) for each in results for which in each.problem.passes)
         if (series := _series(panel, results))
     }
     if not panels:

@@ -61,16 +61,15 @@ Problem = Recurrence | AddNorm
 
 ELEMENTS = 2**27  # of each array: kernels take longer than the host needs to launch them
 
+_CELLS = ("LSTM", "GRU")
+
 PROBLEMS: dict[str, tuple[Problem, ...]] = {
     "mark": tuple(Recurrence(cell, 1024, 16, 768) for cell in GATES),  # the size for which times are published
     "sizes": tuple(
-        Recurrence(cell, 1024, B, H) for cell in ("LSTM", "GRU") for H in (256, 512, 768, 1024) for B in (16, 64, 128)
+        Recurrence(cell, 1024, B, H) for cell in _CELLS for H in (256, 512, 768, 1024) for B in (16, 64, 128)
     ),
     "long": tuple(
-        Recurrence(cell, 10000, B, H, (FORWARD,))
-        for cell in ("LSTM", "GRU")
-        for H in (128, 256, 512)
-        for B in (1, 4, 16)
+        Recurrence(cell, 10000, B, H, (FORWARD,)) for cell in _CELLS for H in (128, 256, 512) for B in (1, 4, 16)
     ),
     "layer-norm": tuple(AddNorm(ELEMENTS // F, F) for F in (256, 768, 1024, 4096, 8192)),
 }

@@ -1,4 +1,4 @@
-"""Add + LayerNorm on the device: ours, torch's two kernels, a copy of as many bytes, and the float64 that judges them."""
+"""Add + LayerNorm on the device: ours, torch's kernels, a copy of as many bytes, and the float64 that judges."""
 
 from __future__ import annotations
 
