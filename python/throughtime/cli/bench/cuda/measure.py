@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import statistics
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -139,6 +140,5 @@ def _failing(outcome: Outcome) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        first = str(error).strip().splitlines()[:1]
-        outcome.failed = f"{type(error).__name__}: {first[0] if first else 'no message'}"
+        outcome.failed = textwrap.shorten(f"{type(error).__name__}: {error}", 200)
         outcome.seconds.clear()

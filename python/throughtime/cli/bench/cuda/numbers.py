@@ -41,6 +41,5 @@ class Numbers(NamedTuple):
     def apply(self) -> None:
         """To this process: our precision, and TF32 in torch's products where it is not `highest`."""
         tt.set_matmul_precision(self.precision)
-        theirs = "ieee" if self.precision == "highest" else "tf32"
-        torch.backends.cudnn.rnn.fp32_precision = theirs
-        torch.backends.cuda.matmul.fp32_precision = theirs
+        for of in (torch.backends.cudnn, torch.backends.cuda.matmul):
+            of.allow_tf32 = self.precision != "highest"
