@@ -7,7 +7,7 @@
 # and matplotlib. Results go to $OUT, else to ./cuda-results: a log per stage, JSON of what was measured, stages.tsv, summary.txt. Each
 # stage has a time limit of its own within $TOTAL seconds for all; one that fails or runs over does not keep the next from running.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 
 export PYTHON=${PYTHON:-python3}
 export RESULTS=${OUT:-cuda-results}
