@@ -20,12 +20,12 @@ from ..options import pick
 from ..output import check_file_path, check_plot_path, fail, progress, say
 from .contenders import FRAMEWORKS, INSTALL, OURS, Maker, load
 from .cuda import command as cuda
+from .cuda.command import PRECISIONS
 from .machine import machine, machine_peak, versions
 from .measure import Result, Tick, measure, measure_memory, measure_modes
 from .problems import CELLS, DEFAULT, PROBLEMS, Problem, Task
 from .report import as_data, modes_table, remarks, tables, wrong_answers
 
-_PRECISIONS = ("highest", "high", "medium")
 _DEVICES = ("cpu", "cuda")
 _MODES = ("full", "states", "checkpoint")
 _WIDTH = 140  # of a table that goes into a file
@@ -98,7 +98,7 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each contender.")] = 7,
     precision: Annotated[
         list[str] | None,
-        typer.Option(help=f"Of our products: {', '.join(_PRECISIONS)}.", metavar="NAME ...", show_default="highest"),
+        typer.Option(help=f"Of our products: {', '.join(PRECISIONS)}.", metavar="NAME ...", show_default="highest"),
     ] = None,
     memory: Annotated[
         list[str] | None,
@@ -129,7 +129,7 @@ def bench(
     names = pick("--against", against, tuple(FRAMEWORKS), ("torch",))
     chosen = pick("--problems", problems, tuple(PROBLEMS), DEFAULT)
     some_cells = pick("--cells", cells, tuple(CELLS), tuple(CELLS))
-    precisions = pick("--precision", precision, _PRECISIONS, ("highest",))
+    precisions = pick("--precision", precision, PRECISIONS, ("highest",))
     modes = pick("--memory", memory, _MODES, ("full",))
     if not any(set(some_cells) & set(PROBLEMS[name].cells) for name in chosen):
         fail(f"--cells {' '.join(some_cells)}: none of the problems {', '.join(chosen)} has such a cell")

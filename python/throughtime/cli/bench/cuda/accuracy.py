@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from ..contenders import OURS
 from ..problems import GATES
+from . import layers, rows
 from .device import Device
 from .numbers import Numbers, torch
 from .problems import AddNorm, Problem
@@ -24,9 +24,9 @@ def count(problem: Problem) -> int:
 
 def reference(problem: Problem, numbers: Numbers, device: Device) -> dict[str, Any]:
     """What they are compared with, from the same rounded inputs."""
-    of = importlib.import_module(".rows" if isinstance(problem, AddNorm) else ".layers", __package__)
-    found: dict[str, Any] = of.reference(problem, numbers, device, count(problem))
-    return found
+    if isinstance(problem, AddNorm):
+        return rows.reference(problem, numbers, device, count(problem))
+    return layers.reference(problem, numbers, device, count(problem))
 
 
 def errors(answers: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, float]:

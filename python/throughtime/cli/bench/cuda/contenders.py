@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from ..contenders import OURS
+from . import layers, rows
 from .device import Device, Run
 from .numbers import Numbers
 from .problems import AddNorm, Problem
 
-COPY = "copy"
 NEEDS = {"flashrnn": "flashrnn"}  # contender to a package beside torch
 
 
@@ -25,17 +25,17 @@ class Contender(Protocol):
         """Tensors of a whole run whose gradients come from the first `count` steps or rows alone."""
 
 
-Maker = Callable[[Problem, Numbers, Device], Contender]
+Maker = Callable[[Any, Numbers, Device], Contender]  # of the kind of problem that it is for
 
 
 def maker(name: str, problem: Problem) -> Maker:
     """What makes this contender for such a problem."""
+    made: dict[str, Maker]
     if isinstance(problem, AddNorm):
-        rows: Any = importlib.import_module(".rows", __package__)
-        return {OURS: rows.Ours, "torch": rows.Torch, COPY: rows.Copy}[name]  # type: ignore[no-any-return]
-    layers: Any = importlib.import_module(".layers", __package__)
-    made = {OURS: layers.Ours, "cudnn": layers.CuDNN, "flashrnn": layers.FlashRNN, "torch-loop": layers.Loop}
-    return made[name]  # type: ignore[no-any-return]
+        made = {OURS: rows.Ours, "torch": rows.Torch, "copy": rows.Copy}
+    else:
+        made = {OURS: layers.Ours, "cudnn": layers.CuDNN, "flashrnn": layers.FlashRNN, "torch-loop": layers.Loop}
+    return made[name]
 
 
 def available(name: str) -> bool:
