@@ -17,34 +17,59 @@ struct Launch {
   bool cooperative = false;  // all blocks at once, for they wait for each other
 };
 
+#if defined(__CUDACC__)
+// As the driver takes it. It points into itself.
+struct LaunchConfig {
+  cudaLaunchAttribute attributes[2];
+  cudaLaunchConfig_t config{};
+
+  template <class Kernel>
+  LaunchConfig(const Launch& shape, Kernel* kernel) {
+    if (shape.cluster > 1) {
+      auto& attribute = attributes[config.numAttrs++];
+      attribute.id = cudaLaunchAttributeClusterDimension;
+      attribute.val.clusterDim = {unsigned(shape.cluster), 1, 1};
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cluster size");
+    }
+    if (shape.cooperative) {
+      auto& attribute = attributes[config.numAttrs++];
+      attribute.id = cudaLaunchAttributeCooperative;
+      attribute.val.cooperative = 1;
+    }
+    if (shape.shared > 48 << 10)
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shape.shared)), "shared memory");
+    config.gridDim = dim3(unsigned(shape.blocks), unsigned(shape.blocks_y));
+    config.blockDim = dim3(unsigned(shape.threads));
+    config.dynamicSmemBytes = size_t(shape.shared);
+    config.attrs = attributes;
+  }
+  LaunchConfig(const LaunchConfig&) = delete;
+};
+#endif
+
 template <class... Parameters, class... Arguments>
 void launch(Queue queue, const Launch& shape, void (*kernel)(Parameters...), const Arguments&... arguments) {
 #if defined(__CUDACC__)
-  cudaLaunchAttribute attributes[2];
-  int count = 0;
-  if (shape.cluster > 1) {
-    attributes[count].id = cudaLaunchAttributeClusterDimension;
-    attributes[count].val.clusterDim = {unsigned(shape.cluster), 1, 1};
-    ++count;
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cluster size");
-  }
-  if (shape.cooperative) {
-    attributes[count].id = cudaLaunchAttributeCooperative;
-    attributes[count++].val.cooperative = 1;
-  }
-  if (shape.shared > 48 << 10)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shape.shared)), "shared memory");
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(shape.blocks), unsigned(shape.blocks_y));
-  config.blockDim = dim3(unsigned(shape.threads));
-  config.dynamicSmemBytes = size_t(shape.shared);
-  config.stream = static_cast<cudaStream_t>(queue.stream);
-  config.attrs = attributes;
-  config.numAttrs = unsigned(count);
-  check(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...), "launch");
+  LaunchConfig of(shape, kernel);
+  of.config.stream = static_cast<cudaStream_t>(queue.stream);
+  check(cudaLaunchKernelEx(&of.config, kernel, Parameters(arguments)...), "launch");
 #else
   const stand_in::Shape of{shape.blocks, shape.blocks_y, shape.threads, shape.shared, shape.cluster, shape.cooperative};
   stand_in::enqueue(queue.stream, [=] { stand_in::run(of, [&] { kernel(arguments...); }); });
+#endif
+}
+
+// How many clusters of this launch the device runs side by side; 0: it runs none.
+template <class Kernel>
+int clusters_at_once(const Launch& shape, Kernel* kernel) {
+#if defined(__CUDACC__)
+  LaunchConfig of(shape, kernel);
+  int count = 0;
+  if (cudaOccupancyMaxActiveClusters(&count, kernel, &of.config) != cudaSuccess) cudaGetLastError(), count = 0;
+  return count;
+#else
+  (void)kernel;
+  return device().multiprocessors / shape.cluster;
 #endif
 }
 

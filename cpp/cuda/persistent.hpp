@@ -4,6 +4,8 @@
 
 #include "persistent_backward.hpp"
 
+#include <atomic>
+
 namespace throughtime::cuda {
 
 // The cells that have persistent kernels: no parameters of units, one product, and nothing that must be known of a whole row.
@@ -43,6 +45,18 @@ struct PersistentBackwardOf {
   static constexpr auto kernel = persistent_backward_kernel<C, S, terms, Q, clustered>;
 };
 
+// How many clusters of so many blocks the device runs at once, asked for once.
+template <class Of, int Q>
+int clusters_of_size(int size) {
+  static std::atomic<int> known[17];  // and 1 more
+  std::atomic<int>& count = known[size];
+  if (!count) {
+    const Launch shape{.blocks = size, .threads = persistent_threads, .shared = device().shared_bytes, .cluster = size};
+    count = 1 + clusters_at_once(shape, Of::template kernel<Q, true>);
+  }
+  return count - 1;
+}
+
 template <class Of, int Q, class S>
 void run_persistent(typename Of::Problem problem, Packing<S> packing, int terms, Queue queue) {
   Scratch scratch(queue);
@@ -62,15 +76,21 @@ void run_persistent(typename Of::Problem problem, Packing<S> packing, int terms,
   launch(queue, shape, Of::template kernel<Q, false>, problem);
 }
 
+template <class Of, int Q>
+Needs needs_of_plan(Mode mode, const PersistentPlan& plan) {
+  Needs needs = mode == Mode::cluster ? Of::template Room<Q, true>::needs(plan) : Of::template Room<Q, false>::needs(plan);
+  needs.groups =
+      mode == Mode::cluster && plan.size > 1 ? clusters_of_size<Of, Q>(plan.size) : device().multiprocessors / plan.size;
+  return needs;
+}
+
 // False where no plan fits.
 template <class Of, class C, int terms, class Steps>
 bool try_persistent(const Steps& steps, const Call& call) {
   const auto needs_of = [](Mode mode, const PersistentPlan& plan) {
-    const auto of = [&](auto tiles) {
-      constexpr int Q = decltype(tiles)::value;
-      return mode == Mode::cluster ? Of::template Room<Q, true>::needs(plan) : Of::template Room<Q, false>::needs(plan);
-    };
-    return plan.tiles == 1 ? of(Constant<1>{}) : of(Constant<2>{});
+    if constexpr (most_tiles(terms) == 2)
+      if (plan.tiles == 2) return needs_of_plan<Of, 2>(mode, plan);
+    return needs_of_plan<Of, 1>(mode, plan);
   };
   const auto& p = steps.p;
   const PersistentPlan plan = plan_persistent(call, terms, p.B, p.H, needs_of);

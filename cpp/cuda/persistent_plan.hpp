@@ -36,10 +36,11 @@ constexpr int resident_rounds(int tiles_and_terms) {
 }
 
 // What a kernel needs: bytes of shared memory beside weights, all in all and for a tile of columns; how many warps share the
-// other side's tiles, and how many tiles of weights each of them has.
+// other side's tiles, and how many tiles of weights each of them has. And for how many groups at once the device has room.
 struct Needs {
   int64_t fixed, per_column_tile;
   int warps, tiles;
+  int groups = 0;
 };
 
 // needs_of(mode, plan): of the kernel of so many unit tiles a block.
@@ -49,14 +50,16 @@ PersistentPlan plan_group(Mode mode, int tiles, int terms, int64_t B, int64_t H,
   PersistentPlan plan{.mode = Mode::stepwise, .tiles = tiles, .all_tiles = up(H, tile)};
   plan.size = up(plan.all_tiles, tiles);
   if (plan.size > on.multiprocessors || (mode == Mode::cluster && plan.size > on.largest_cluster)) return plan;
-  const int all_columns = up(B, columns), most_groups = on.multiprocessors / plan.size;
+  const Needs needs = needs_of(mode, plan);
+  const int fit = on.multiprocessors / plan.size, most_groups = needs.groups < fit ? needs.groups : fit;
+  if (most_groups < 1) return plan;
+  const int all_columns = up(B, columns);
   plan.column_tiles = up(all_columns, most_groups);
   if (plan.column_tiles > most_column_tiles) {
     if (mode == Mode::grid) return plan;
     plan.column_tiles = most_column_tiles;  // clusters wait for each other's place, not for each other
   }
   plan.groups = up(all_columns, plan.column_tiles);
-  const Needs needs = needs_of(mode, plan);
   plan.rounds = up(plan.all_tiles, needs.warps);
   plan.shared_bytes = needs.fixed + needs.per_column_tile * plan.column_tiles;
   const int64_t round_bytes = int64_t(needs.tiles) * terms * persistent_threads * int64_t(sizeof(uint4));
