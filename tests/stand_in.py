@@ -17,12 +17,10 @@ CPP = ROOT / "cpp"
 
 def load_cuda():
     """`throughtime._cuda`: the one built for a GPU where it is there and a GPU is, else the stand-in."""
-    if "throughtime._cuda" in sys.modules:
-        return sys.modules["throughtime._cuda"]
     try:
         from throughtime import _cuda
 
-        if _cuda.device_count():
+        if _cuda.device_count():  # of GPUs, or the stand-in's own
             return _cuda
     except ImportError:
         pass
