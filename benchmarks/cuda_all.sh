@@ -32,7 +32,7 @@ stage_build() {
 
 # On the device where there is one, else on the stand-in, which the tests compile themselves.
 stage_tests() {
-  "$PYTHON" -m pytest -q -p no:cacheprovider --durations=10 --junitxml="$RESULTS/tests.xml" tests/test_cuda*.py
+  "$PYTHON" -m pytest -q -p no:cacheprovider --continue-on-collection-errors --durations=10 --junitxml="$RESULTS/tests.xml" tests/test_cuda*.py
 }
 
 # Out-of-bounds and misaligned accesses and leaks of the API, then races in shared memory, over a few steps of every kernel.

@@ -13,6 +13,8 @@ import hashlib
 import json
 import sys
 
+import typer
+
 from throughtime.cli.bench.contenders import OURS
 from throughtime.cli.bench.cuda.contenders import maker
 from throughtime.cli.bench.cuda.device import Device, open_device
@@ -72,4 +74,8 @@ if __name__ == "__main__":
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--small", action="store_true", help="a few steps of each kind of kernel")
     given = parser.parse_args()
-    sys.exit(main(open_device(), SMALL if given.small else LARGE, given.runs))
+    try:
+        device = open_device()
+    except typer.Exit as refused:  # it has said why
+        sys.exit(refused.exit_code)
+    sys.exit(main(device, SMALL if given.small else LARGE, given.runs))

@@ -17,18 +17,17 @@ CPP = ROOT / "cpp"
 
 def load_cuda():
     """`throughtime._cuda`: the one built for a GPU where it is there and a GPU is, else the stand-in."""
-    if "throughtime._cuda" in sys.modules:
-        return sys.modules["throughtime._cuda"]
     try:
         from throughtime import _cuda
 
-        if _cuda.device_count():
+        if _cuda.device_count():  # of GPUs, or the stand-in's own
             return _cuda
     except ImportError:
         pass
-    spec = importlib.util.spec_from_file_location("throughtime._cuda", build())
+    # Under a name of its own: pybind11 gives the module that it made before under the same one.
+    spec = importlib.util.spec_from_file_location("stand_in._cuda", build())
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
+    sys.modules["throughtime._cuda"] = module
     spec.loader.exec_module(module)
     sys.modules["throughtime"]._cuda = module
     return module
