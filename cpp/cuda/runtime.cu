@@ -132,15 +132,12 @@ constexpr int type_of() {
   return __is_same(T, Float16) ? real_16f : real_16bf;
 }
 
-// With a workspace of its own, as cuBLAS wants it for the same bits in every run and in graphs.
 void* blas_handle() {
   return of_current<void*>([](int) {
     if (!blas.gemm && !load_blas(""))
       throw std::runtime_error("cuBLAS was not found: pip install nvidia-cublas, or import torch");
-    void *handle, *workspace;
+    void* handle;
     check(blas.create(&handle), "cublasCreate");
-    check(cudaMalloc(&workspace, workspace_bytes), "memory");
-    check(blas.set_workspace(handle, workspace, workspace_bytes), "cublasSetWorkspace");
     return handle;
   });
 }
@@ -163,15 +160,20 @@ bool load_blas(const std::string& library) {
   return false;
 }
 
-// cuBLAS thinks in columns: c in rows is its transpose there, so the factors change places.
+// cuBLAS thinks in columns: c in rows is its transpose there, so the factors change places. Each product has a workspace of its
+// own, in the order of its queue: two queues that shared one would disturb each other, and with none cuBLAS does not promise the
+// same bits.
 template <class S, class O>
 void multiply(int64_t m, int64_t n, int64_t k, Matrix<const S> a, Matrix<const S> b, Matrix<O> c, bool adds, bool coarse,
               Queue queue) {
+  if (m == 0 || n == 0) return;
   const float one = 1, beta = adds ? 1.0f : 0.0f;
   void* const handle = blas_handle();
+  Scratch scratch(queue);
+  auto* const workspace = scratch.get<unsigned char>(workspace_bytes);
   const std::lock_guard<std::mutex> lock(one_product);
   check(blas.set_stream(handle, stream(queue)), "cublasSetStream");
-  if (m == 0 || n == 0) return;
+  check(blas.set_workspace(handle, workspace, workspace_bytes), "cublasSetWorkspace");  // set_stream takes the last one away
   check(blas.gemm(handle, b.transposed, a.transposed, int(n), int(m), int(k), &one, b.data, type_of<S>(), int(b.stride), a.data,
                   type_of<S>(), int(a.stride), &beta, c.data, type_of<O>(), int(c.stride),
                   coarse && __is_same(S, float) ? compute_32f_fast_16bf : compute_32f, -1),
