@@ -18,13 +18,13 @@ void check(int error, const char* what) {
   throw std::runtime_error(std::string("CUDA: ") + what + ": " + cudaGetErrorString(code));
 }
 
-namespace {
-
-int current() {
+int current_device() {
   int id;
   check(cudaGetDevice(&id), "device");
   return id;
 }
+
+namespace {
 
 Device describe(int id) {
   cudaDeviceProp of;
@@ -39,7 +39,7 @@ template <class T, class Make>
 T& of_current(const Make& make) {
   static std::mutex mutex;
   static std::unordered_map<int, T> all;
-  const int id = current();
+  const int id = current_device();
   const std::lock_guard<std::mutex> lock(mutex);
   const auto found = all.find(id);
   return found != all.end() ? found->second : all.emplace(id, make(id)).first->second;

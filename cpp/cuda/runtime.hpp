@@ -22,6 +22,7 @@ struct Device {
   int largest_cluster;              // blocks; 1 where there are no clusters
 };
 const Device& device();  // the current one
+int current_device();    // its number
 int device_count();      // 0 where there is no driver
 extern const bool is_stand_in;
 

@@ -1,6 +1,6 @@
 """Fused backpropagation through time for RNN, GRU and LSTM, with the gradient at every timestep."""
 
-from . import convert, init, optim
+from . import convert, cuda, init, optim
 from .attention import SelfAttention
 from .blocks import LayerNorm, ResidualBlock, Sequential
 from .clipping import clip_grad_norm
@@ -43,6 +43,7 @@ __all__ = [
     "clip_grad_norm",
     "convert",
     "cross_entropy",
+    "cuda",
     "empty_cache",
     "get_matmul_precision",
     "get_num_threads",

@@ -50,7 +50,7 @@ def check_dtype(name: str, array: Array, dtype: np.dtype[Any]) -> None:
         )
 
 
-def check_shape(name: str, array: Array, shape: Sequence[int | str]) -> None:
+def check_shape(name: str, array: Any, shape: Sequence[int | str]) -> None:
     """Raise ValueError unless `array.shape` is `shape`; a string in `shape` stands for a size left open."""
     fits = array.ndim == len(shape) and all(
         isinstance(want, str) or got == want for got, want in zip(array.shape, shape, strict=True)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ._arguments import Array, number
+from ._backend import refuse_device_array
 
 __all__ = ["clip_grad_norm"]
 
@@ -61,6 +62,7 @@ def _gradients(grads: Any) -> list[Array]:
     if not isinstance(mapping, Mapping):
         raise TypeError(f"grads must be a dict of arrays or what backward returned, got {type(grads).__name__}")
     for name, array in mapping.items():
+        refuse_device_array("clip_grad_norm", f"grads[{name!r}]", array)
         if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.floating):
             got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
             raise TypeError(f"grads[{name!r}] must be an array of floating-point numbers, got {got}")

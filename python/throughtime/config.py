@@ -6,6 +6,7 @@ from typing import Any
 
 from . import _core
 from ._arguments import choice, size
+from .cuda.extension import state as cuda_state
 
 _PRECISIONS = ("highest", "high", "medium")
 
@@ -73,7 +74,7 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
         "instruction set in use": _core.level(),
         "threads": get_num_threads(),
         "cores usable": _core.usable_cores(),
-        "CUDA": "not built",
+        "CUDA": cuda_state(),
         "throughtime.jax": "built" if hasattr(_core, "jax_handlers") else "not built",
     }
     if mode == "dicts":

@@ -75,6 +75,7 @@ def gradient_flow(
     """
     if not isinstance(layer, Layer):
         raise TypeError(f"layer must be a throughtime layer, got {type(layer).__name__}")
+    layer._needs_host("gradient_flow")
     if isinstance(d_output, str) and d_output != "last":
         raise ValueError(f"d_output must be 'last' or an array, got {d_output!r}")
     if not isinstance(layer, Recurrent):

@@ -74,6 +74,7 @@ def gradcheck(
     step = number("eps", eps, 0, 1, open_low=True)
     count = None if samples is None else size("samples", samples)
     rng = np.random.default_rng(seed)
+    layer._needs_host("gradcheck")
     wide: Any = layer.astype("float64")
     x = _copy_in_float64("x", x)
     arguments = {name: value for name, value in (("lengths", lengths), ("resets", resets)) if value is not None}

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from ._arguments import Array, as_array, contiguous, float_array, float_dtype
+from ._arguments import Array, float_dtype
+from ._backend import Backend, Host, backend_of
 
 
 class Layer:
@@ -30,6 +31,8 @@ class Layer:
 
     output_size: int | None = None
     """Features of the output's last axis; None where they are not known."""
+
+    _backend: Backend = Host
 
     def __init_subclass__(cls, kind: str | None = None) -> None:
         """Name a class that `load` makes; a user's subclass is saved as what it derives from."""
@@ -56,10 +59,38 @@ class Layer:
             for key, value in self._config.items()
             if key not in defaults or defaults[key] != value
         ]
-        return f"{type(self).__name__}({', '.join(shown)})"
+        placed = "" if self._backend is Host else f".to({self.device!r}, dtype={self.dtype!r})"
+        return f"{type(self).__name__}({', '.join(shown)}){placed}"
+
+    @property
+    def device(self) -> str:
+        """Where the parameters are: ``"cpu"`` or ``"cuda"``."""
+        return self._backend.device
+
+    def to(self, device: str, *, dtype: Any = None) -> Self:
+        """Move the parameters to a device; RNN, GRU and LSTM alone have another than the CPU.
+
+        Raises
+        ------
+        NotImplementedError
+            If this layer does not run there.
+        """
+        if backend_of(device) is not Host:
+            raise NotImplementedError(
+                f"{type(self).__name__} runs on the CPU only; RNN, GRU and LSTM run on {device!r}"
+            )
+        if dtype is not None and float_dtype(dtype) != self.dtype:
+            raise NotImplementedError(f"{type(self).__name__}.to has no dtype; layer.astype({str(dtype)!r}) has")
+        return self
+
+    def _needs_host(self, what: str) -> None:
+        """Raise where this layer is not on the CPU and `what` is for such layers alone."""
+        if self._backend is not Host:
+            raise NotImplementedError(f"{what} is for layers on the CPU; this one is on {self.device!r}: .to('cpu')")
 
     def astype(self, dtype: Any) -> Self:
         """Return a copy of this layer with parameters of another dtype."""
+        self._needs_host("astype")
         other = type(self)(**{**self._config, "dtype": str(float_dtype(dtype))})
         other.load_parameters(self.parameters)
         return other
@@ -81,7 +112,7 @@ class Layer:
         """
         if not isinstance(mapping, Mapping):
             raise TypeError(f"mapping must be a dict of name to array, got {type(mapping).__name__}")
-        arrays = {name: as_array(f"parameters[{name!r}]", value) for name, value in mapping.items()}
+        arrays = {name: self._backend.on_host(f"parameters[{name!r}]", value) for name, value in mapping.items()}
         faults = [f"missing {name!r} {own.shape}" for name, own in self.parameters.items() if name not in arrays]
         faults += [
             f"unexpected {name!r} {array.shape}" for name, array in arrays.items() if name not in self.parameters
@@ -103,20 +134,13 @@ class Layer:
         """Raise unless `parameters` still holds what the constructor put there: a user may have replaced an entry."""
         if self.parameters.keys() != self._shapes_of_parameters.keys():
             raise ValueError(f"parameters has {sorted(self.parameters)}, expected {sorted(self._shapes_of_parameters)}")
-        for name, shape in self._shapes_of_parameters.items():
-            array = self.parameters[name]
-            if not isinstance(array, np.ndarray):
-                raise TypeError(f"parameters[{name!r}] must be a NumPy array, got {type(array).__name__}")
-            float_array(f"parameters[{name!r}]", array, self.dtype, shape)
-            if contiguous(array) is not array:
-                raise ValueError(
-                    f"parameters[{name!r}] must be contiguous and aligned: write into it, do not replace it"
-                )
+        self._backend.check_parameters(self.parameters, self.dtype, self._shapes_of_parameters)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write configuration and parameters to `path` (NumPy's ``.npz`` format); `throughtime.load` reads it."""
         about = json.dumps(self._about(), default=lambda inner: inner._about())
-        entries: dict[str, Any] = {"__throughtime__": np.array(about), **self.parameters}
+        values = {name: self._backend.on_host(name, array) for name, array in self.parameters.items()}
+        entries: dict[str, Any] = {"__throughtime__": np.array(about), **values}
         with open(path, "wb") as file:
             np.savez(file, **entries)
 
@@ -136,6 +160,8 @@ class Composite(Layer):
     """
 
     def _compose(self, config: dict[str, Any], inner: dict[str, Layer], dtype: np.dtype[Any]) -> None:
+        for layer in inner.values():
+            layer._needs_host(type(self).__name__)
         self.dtype = dtype
         self._config = config
         self._inner = inner

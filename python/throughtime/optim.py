@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ._arguments import Array, number
+from ._backend import refuse_device_array
 
 __all__ = ["SGD", "Adam"]
 
@@ -174,6 +175,7 @@ def _checked(parameters: Any, grads: Any) -> Mapping[str, Array]:
 
 def _check_pair(name: str, parameter: Any, grad: Any) -> None:
     for label, array in (("parameters", parameter), ("grads", grad)):
+        refuse_device_array("throughtime.optim", f"{label}[{name!r}]", array)
         if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.floating):
             got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
             raise TypeError(f"{label}[{name!r}] must be an array of floating-point numbers, got {got}")

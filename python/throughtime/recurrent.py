@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from ._arguments import (
     Array,
-    as_array,
-    bool_array,
-    check_dtype,
     choice,
-    contiguous,
-    features_together,
     flag,
-    float_array,
     number,
-    sequence_lengths,
     size,
 )
+from ._backend import Host, backend_of
 from .layer import Layer
 from .tape import Tape
 
@@ -100,6 +94,42 @@ class Recurrent(Layer):
     def _zoneouts(self) -> tuple[float, ...]:
         """The probability of each state."""
         return self.zoneout if isinstance(self.zoneout, tuple) else (self.zoneout,) * len(self._state_names)
+
+    def to(self, device: str, *, dtype: Any = None) -> Self:
+        """Move the parameters to a device, in place.
+
+        Parameters
+        ----------
+        device : {"cpu", "cuda"}
+            On ``"cuda"`` calls take and return arrays of the current device: in come `throughtime.cuda.DeviceArray` and
+            whatever has DLPack or ``__cuda_array_interface__``, out go `DeviceArray`, which have DLPack.
+        dtype : str, optional
+            ``"float32"``, ``"bfloat16"`` or ``"float16"`` on CUDA, ``"float32"`` or ``"float64"`` on the CPU; else the
+            layer's own, or float32 where it comes from CUDA.
+
+        Returns
+        -------
+        layer
+            This one.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If there is no such device, or the layer's dtype, such as float64, is not on it.
+        RuntimeError
+            If this build has no CUDA, or there is no device.
+        """
+        backend = backend_of(device)
+        if dtype is None:
+            dtype = "float32" if backend is Host and self._backend is not Host else self.dtype
+        dtype = backend.layer_dtype(dtype)
+        if backend is self._backend and dtype == self.dtype:
+            return self
+        for name, array in self.parameters.items():
+            self.parameters[name] = backend.placed(self._backend.on_host(name, array), dtype)
+        self._backend, self.dtype = backend, dtype
+        self._config["dtype"] = str(dtype) if backend is Host else "float32"  # of what `load` makes
+        return self
 
     def __call__(self, x: Array, state: Any = None, lengths: Any = None) -> tuple[Array, State]:
         """Inference: no dropout, nothing is saved.
@@ -202,8 +232,8 @@ class Recurrent(Layer):
             x,
             batched=batched,
             state=self._check_state("state", state, batch, batched),
-            lengths=sequence_lengths(lengths, steps, batch, batched),
-            resets=_check_resets(resets, steps, batch, batched),
+            lengths=self._backend.sequence_lengths(lengths, steps, batch, batched),
+            resets=self._check_resets(resets, steps, batch, batched),
             masks=self._masks(masks, (steps, batch), batched, training),
             last=output == "last",
             memory=memory,
@@ -211,8 +241,8 @@ class Recurrent(Layer):
 
     def _check_x(self, x: Any, name: str = "x") -> tuple[Array, bool]:
         """`x` as (T, B, I), whether it came with a batch axis."""
-        x = as_array(name, x)
-        check_dtype(name, x, self.dtype)
+        x = self._backend.as_array(name, x)
+        self._backend.check_dtype(name, x, self.dtype)
         if x.ndim not in (2, 3):
             layout = "B, T" if self.batch_first else "T, B"
             expected = f"({layout}, {self.input_size}), or (T, {self.input_size}) unbatched"
@@ -226,7 +256,7 @@ class Recurrent(Layer):
         major = self._time_major(x, batched)
         if major.shape[0] == 0:
             raise ValueError(f"{name} has no timesteps ({name}.shape == {x.shape}), expected T >= 1")
-        return features_together(major), batched
+        return self._backend.features_together(major), batched
 
     def _time_major(self, array: Array, batched: bool) -> Array:
         """A (T, B, F) view of an array in the caller's layout; its own inverse for batched arrays."""
@@ -236,10 +266,10 @@ class Recurrent(Layer):
 
     def _check_state(self, name: str, state: Any, batch: int, batched: bool, *, partial: bool = False) -> list[Array]:
         """The states as contiguous (L*D, B, H) arrays, zeros for None; `partial` lets one of a pair be None."""
-        count = self.num_layers * self.num_directions
+        backend, count = self._backend, self.num_layers * self.num_directions
         shapes = [(count, batch, width) for width in self._state_widths()]
         if state is None:
-            return [np.zeros(shape, self.dtype) for shape in shapes]
+            return [backend.zeros(shape, self.dtype) for shape in shapes]
         labels = [name]
         if len(self._state_names) > 1:
             if not isinstance(state, tuple | list):
@@ -256,11 +286,17 @@ class Recurrent(Layer):
         arrays = []
         for label, value, shape in zip(labels, state, shapes, strict=True):
             if value is None and partial:
-                arrays.append(np.zeros(shape, self.dtype))
+                arrays.append(backend.zeros(shape, self.dtype))
                 continue
-            given = float_array(label, value, self.dtype, shape if batched else (shape[0], shape[2]))
-            arrays.append(contiguous(given).reshape(shape))
+            given = backend.float_array(label, value, self.dtype, shape if batched else (shape[0], shape[2]))
+            arrays.append(backend.contiguous(given).reshape(shape))
         return arrays
+
+    def _check_resets(self, resets: Any, steps: int, batch: int, batched: bool) -> Array | None:
+        if resets is None:
+            return None
+        checked = self._backend.bool_array("resets", resets, (steps, batch) if batched else (steps,))
+        return checked.reshape(steps, batch)
 
     def _masks(
         self, given: Mapping[str, Array] | None, sizes: tuple[int, int], batched: bool, training: bool
@@ -280,9 +316,9 @@ class Recurrent(Layer):
         for name, (shape, probability) in wanted.items():
             if given and name in given:
                 of_user = shape if batched or len(shape) == 2 else (shape[0], shape[2])
-                masks[name] = bool_array(f"masks[{name!r}]", given[name], of_user).reshape(shape)
+                masks[name] = self._backend.bool_array(f"masks[{name!r}]", given[name], of_user).reshape(shape)
             else:
-                masks[name] = self._rng.random(shape, dtype=np.float32) < probability
+                masks[name] = self._backend.placed(self._rng.random(shape, dtype=np.float32) < probability)
         return masks
 
     def _mask_shapes(self, sizes: tuple[int, int]) -> dict[str, tuple[tuple[int, ...], float]]:
@@ -309,12 +345,6 @@ def check_memory(memory: Any) -> str | int:
         kind = ValueError if isinstance(memory, str) else TypeError
         raise kind(f"memory must be {', '.join(map(repr, _MEMORY))} or a number of steps, got {memory!r}")
     return memory
-
-
-def _check_resets(resets: Any, steps: int, batch: int, batched: bool) -> Array | None:
-    if resets is None:
-        return None
-    return bool_array("resets", resets, (steps, batch) if batched else (steps,)).reshape(steps, batch)
 
 
 class RNN(Recurrent, kind="RNN"):

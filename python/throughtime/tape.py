@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from . import _core
-from ._arguments import Array, contiguous, features_together, flag, float_array, number, size
+from ._arguments import Array, flag, number, size
 
 if TYPE_CHECKING:
     from .recurrent import Recurrent, State
@@ -110,7 +109,9 @@ class Tape:
         self._every = steps_between(memory, sizes[0])
         self._lengths, self._resets, self._masks = lengths, resets, masks
         dropped = parameters.keys() & masks.keys()
-        of_masks = {name: _dropped(parameters[name], masks[name], layer.weight_dropout) for name in dropped}
+        of_masks = {
+            name: layer._backend.dropped(parameters[name], masks[name], layer.weight_dropout) for name in dropped
+        }
         self._parameters = {**parameters, **of_masks}
 
     # The arrays that go from forward to backward, for who keeps them elsewhere
@@ -168,7 +169,7 @@ class Tape:
         final = [self._final_state(states) for states in self._states]
         if self._last:
             top = final[0][count - layer.num_directions :]
-            x = np.ascontiguousarray(top.swapaxes(0, 1)).reshape(batch, layer.num_directions * layer._width)
+            x = layer._backend.contiguous(top.swapaxes(0, 1)).reshape(batch, layer.num_directions * layer._width)
             self.output = self._unbatch(x, 0)
         else:
             self.output = self._user_layout(x)
@@ -178,7 +179,7 @@ class Tape:
         """Room for every kept state of all layers, with the initial one in its place; see cpp/cpu/history.hpp."""
         layer, (steps, batch) = self._layer, self._sizes
         count = layer.num_layers * layer.num_directions
-        states = [_core.empty(shape, layer.dtype) for shape in _state_shapes(layer, steps, batch, every)]
+        states = [layer._backend.empty(shape, layer.dtype) for shape in _state_shapes(layer, steps, batch, every)]
         for array, start in zip(states, initial, strict=True):
             for index in range(count):
                 array[index, self._initial_row(index, every)] = start[index]
@@ -188,7 +189,7 @@ class Tape:
         return self._sizes[0] + 1 if not every and self._is_reverse(index) else 0
 
     def _new_saved(self) -> Array:
-        return _core.empty(_saved_shape(self._layer, *self._sizes), self._layer.dtype)
+        return self._layer._backend.empty(_saved_shape(self._layer, *self._sizes), self._layer.dtype)
 
     def _run_layers(self, x: Array, count: int, states: list[Array], every: int) -> list[Array]:
         """The lowest `count` layers: the input of each, and the output of the last."""
@@ -204,9 +205,9 @@ class Tape:
         count = self._layer.num_layers
         if len(self._inputs) == count:
             return list(self._inputs)
-        steps = self._sizes[0]
+        steps, stack = self._sizes[0], self._layer._backend.stack
         initial = [
-            np.stack([array[i, self._initial_row(i, self._every)] for i in range(len(array))]) for array in self._states
+            stack([array[i, self._initial_row(i, self._every)] for i in range(len(array))]) for array in self._states
         ]
         return self._run_layers(self._inputs[0], count - 1, self._new_states(steps, initial), steps)
 
@@ -221,7 +222,7 @@ class Tape:
             output = (
                 self._new_layout(directions * units)
                 if is_top
-                else _core.empty((steps, batch, directions * units), layer.dtype)
+                else layer._backend.empty((steps, batch, directions * units), layer.dtype)
             )
         for direction in range(directions):
             index = number_ * directions + direction
@@ -229,7 +230,7 @@ class Tape:
             if output is not None:
                 problem["output"] = output[:, :, direction * units : (direction + 1) * units]
             if batch:
-                _core.forward(layer._cell, problem)
+                layer._backend.forward(layer._cell, problem)
         if output is None:
             output = arrays[0][number_, 1:-1] if not (is_top and self._last) else x
         return output if is_top else self._drop(number_, output)
@@ -271,7 +272,7 @@ class Tape:
         mask = self._masks.get(f"dropout_l{number_}")
         if mask is None:
             return array
-        return _dropped(array, mask, self._layer.dropout)
+        return self._layer._backend.dropped(array, mask, self._layer.dropout)
 
     # Layouts
 
@@ -286,7 +287,8 @@ class Tape:
         """A new (T, B, F) array whose memory is in the caller's layout."""
         steps, batch = self._sizes
         first = self._layer.batch_first and self._batched
-        array = _core.empty((batch, steps, features) if first else (steps, batch, features), self._layer.dtype)
+        shape = (batch, steps, features) if first else (steps, batch, features)
+        array = self._layer._backend.empty(shape, self._layer.dtype)
         return array.swapaxes(0, 1) if first else array
 
     def _as_state(self, arrays: list[Array]) -> State:
@@ -319,7 +321,8 @@ class Tape:
     def nbytes(self) -> int:
         """Bytes of the arrays that this tape holds, beside x and the output."""
         arrays = [*self._states, *self._saved, *self._inputs[1:], *self._masks.values(), *self._parameters.values()]
-        owners = {id(owner): owner.nbytes for array in arrays if array is not None for owner in [_owner(array)]}
+        owner_of = self._layer._backend.owner
+        owners = {id(owner): owner.nbytes for array in arrays if array is not None for owner in [owner_of(array)]}
         return sum(owners.values())
 
     # Backward
@@ -396,12 +399,14 @@ class Tape:
         """d_output as (T, B, D*H); for ``output="last"`` it is added to the final state's gradient instead."""
         if d_output is None:
             return None
-        given = float_array("d_output", d_output, self._layer.dtype, self.output.shape)
+        backend = self._layer._backend
+        given = backend.float_array("d_output", d_output, self._layer.dtype, self.output.shape)
         if not self._last:
-            return features_together(self._layer._time_major(given, self._batched))
+            return backend.features_together(self._layer._time_major(given, self._batched))
         directions = self._layer.num_directions
         d_final[0] = d_final[0].copy()
-        d_final[0][-directions:] += given.reshape(self._sizes[1], directions, self._layer._width).swapaxes(0, 1)
+        of_top = d_final[0][-directions:]
+        of_top += given.reshape(self._sizes[1], directions, self._layer._width).swapaxes(0, 1)
         return None
 
     def _check_d_cell(self, d_cell: Any) -> Array | None:
@@ -411,7 +416,9 @@ class Tape:
             raise ValueError(f"d_cell was given, but {type(self._layer).__name__} has no cell state")
         (steps, batch), units, count = self._sizes, self._layer.hidden_size, self._states[0].shape[0]
         shape = (count, steps, batch, units) if self._batched else (count, steps, units)
-        return contiguous(float_array("d_cell", d_cell, self._layer.dtype, shape)).reshape(count, steps, batch, units)
+        backend = self._layer._backend
+        given = backend.float_array("d_cell", d_cell, self._layer.dtype, shape)
+        return backend.contiguous(given).reshape(count, steps, batch, units)
 
 
 class Wanted(NamedTuple):
@@ -437,21 +444,22 @@ class _Backward:
     ) -> None:
         self.tape, self.asked, self.d_cell, self.d_final = tape, asked, d_cell, d_final
         self.options, self.check_finite, self.wanted = options, check_finite, wanted
-        layer, (steps, batch) = tape._layer, tape._sizes
-        count = layer.num_layers * layer.num_directions
-        self.parameters = {name: np.zeros_like(tape._parameters[name]) for name in self._wanted_parameters()}
+        layer, (steps, batch), self.backend = tape._layer, tape._sizes, tape._layer._backend
+        count, empty, zeros = layer.num_layers * layer.num_directions, self.backend.empty, self.backend.zeros
+        self.parameters = {name: zeros(tape._parameters[name].shape, layer.dtype) for name in self._wanted_parameters()}
         self.lowest = self._lowest_layer()
         # Where B is 0 no kernel runs: the final state's (empty) gradient and zeros are the answer.
-        self.initial = [np.empty_like(array) for array in d_final]
+        self.initial = [empty(array.shape, layer.dtype) for array in d_final]
         per_step = (count, steps, batch)
         self.states = [
-            _core.empty((*per_step, width), layer.dtype) if name in asked or check_finite else None
+            empty((*per_step, width), layer.dtype) if name in asked or check_finite else None
             for name, width in zip(layer._state_names, layer._state_widths(), strict=True)
         ]
         rows = layer._gates * layer.hidden_size
-        self.gates = _core.empty((*per_step, rows), layer.dtype) if "gates" in asked else None
-        self.clipped = np.zeros(per_step, np.bool_) if options["clip"] else None
-        self.norms = {name: np.zeros(steps) for name in self.parameters} if "parameter_norms" in asked else None
+        self.gates = empty((*per_step, rows), layer.dtype) if "gates" in asked else None
+        self.clipped = zeros(per_step, np.bool_) if options["clip"] else None
+        asks_norms = "parameter_norms" in asked
+        self.norms = {name: zeros((steps,), np.float64) for name in self.parameters} if asks_norms else None
 
     def run(self, d_output: Array | None) -> Gradients:
         tape, layer = self.tape, self.tape._layer
@@ -493,7 +501,7 @@ class _Backward:
         """What reached a dropped-out weight_hh reaches the parameter through its mask."""
         probability = self.tape._layer.weight_dropout
         for name in self.parameters.keys() & self.tape._masks.keys():
-            self.parameters[name] = _dropped(self.parameters[name], self.tape._masks[name], probability)
+            self.parameters[name] = self.backend.dropped(self.parameters[name], self.tape._masks[name], probability)
             if self.norms is not None and probability < 1:
                 self.norms[name] /= 1 - probability
 
@@ -502,7 +510,7 @@ class _Backward:
         tape, layer = self.tape, self.tape._layer
         d_input = None
         if number_ > self.lowest:
-            d_input = _core.empty(x.shape, x.dtype)
+            d_input = self.backend.empty(x.shape, x.dtype)
         elif self.wanted.input:
             d_input = tape._new_layout(x.shape[2])
         units = layer._width
@@ -514,7 +522,7 @@ class _Backward:
             if d_output is not None:
                 gradients["output"] = d_output[:, :, direction * units : (direction + 1) * units]
             if tape._sizes[1]:
-                _core.backward(layer._cell, tape._problem(index, x, tape._states, tape._every), gradients)
+                self.backend.backward(layer._cell, tape._problem(index, x, tape._states, tape._every), gradients)
             if self.check_finite:
                 self._check_finite(index, d_input if direction == layer.num_directions - 1 else None)
         return d_input
@@ -533,7 +541,8 @@ class _Backward:
         parameters = {name: self.parameters[name + suffix] for name in names if name + suffix in self.parameters}
         if self.norms is not None:  # the kernel fills those of biases also where there are none
             steps = self.tape._sizes[0]
-            norms = {name: self.norms.get(name + suffix, np.empty(steps)) for name in (*names, "bias_ih", "bias_hh")}
+            unread = self.backend.zeros((steps,), np.float64)
+            norms = {name: self.norms.get(name + suffix, unread) for name in (*names, "bias_ih", "bias_hh")}
         return {
             "parameters": parameters or None,
             "dropped": self.tape._masks.get("weight_hh" + suffix),
@@ -555,17 +564,17 @@ class _Backward:
         if d_input is not None:
             tensors["input"] = d_input
         steps = range(tape._sizes[0]) if tape._is_reverse(index) else reversed(range(tape._sizes[0]))
-        bad = {name: ~np.isfinite(array).all(axis=(1, 2)) for name, array in tensors.items()}
+        bad = {name: ~self.backend.finite(array) for name, array in tensors.items()}
         where = f"layer {index // layer.num_directions}" + (", reverse direction" if tape._is_reverse(index) else "")
         for t in steps:
             for name, found in bad.items():
                 if found[t]:
                     raise FloatingPointError(f"the gradient of {name} is not finite at timestep {t} of {where}")
         for name in (parameter + layer._suffixes()[index] for parameter in layer._cell_shapes(0)):
-            if not np.isfinite(self.parameters[name]).all():
+            if not self.backend.finite(self.parameters[name][None]).all():
                 raise FloatingPointError(f"the gradient of parameter {name} is not finite in {where}")
         for name, initial in zip(layer._state_names, self.initial, strict=True):
-            if not np.isfinite(initial[index]).all():
+            if not self.backend.finite(initial[index][None]).all():
                 raise FloatingPointError(f"the gradient of the initial state, {name}, is not finite in {where}")
 
 
@@ -601,7 +610,7 @@ def _state_shapes(layer: Recurrent, steps: int, batch: int, every: int) -> list[
 
 
 def _saved_shape(layer: Recurrent, steps: int, batch: int) -> tuple[int, ...]:
-    shape = _core.saved_shape(layer._cell, layer.dtype == np.float64, layer.hidden_size)
+    shape = layer._backend.saved_shape(layer._cell, layer.dtype, layer.hidden_size)
     return (steps, batch, *shape)
 
 
@@ -612,18 +621,3 @@ def steps_between(memory: str | int | None, steps: int) -> int:
     if isinstance(memory, int):
         return min(memory, steps)
     return math.isqrt(steps - 1) + 1 if memory == "checkpoint" else 0
-
-
-def _dropped(array: Array, mask: Array, probability: float) -> Array:
-    """Dropout, and its own gradient: zero where the mask is true, the others scaled by 1 / (1 - p)."""
-    number_type = array.dtype.type
-    kept = number_type(1 - probability)
-    dropped: Array = np.where(mask, number_type(0), array) * (number_type(1) / kept if kept else number_type(0))
-    return dropped
-
-
-def _owner(array: Array) -> Array:
-    """The array whose memory this one shows."""
-    while isinstance(array.base, np.ndarray):
-        array = array.base
-    return array

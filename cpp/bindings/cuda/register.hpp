@@ -6,6 +6,8 @@
 namespace throughtime {
 
 void register_cuda_memory(pybind11::module_& m);
+void register_cuda_dlpack(pybind11::module_& m);
+void register_cuda_elementwise(pybind11::module_& m);
 void register_cuda_recurrent(pybind11::module_& m);
 void register_cuda_layer_norm(pybind11::module_& m);
 

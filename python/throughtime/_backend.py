@@ -1,0 +1,132 @@
+"""What tapes and layers ask of where their arrays are: `Host` here, `Cuda` in cuda/backend.py, with the same words.
+
+Views, and writing into them, are the arrays' own, in NumPy's words on both; annotations speak of NumPy's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, cast
+
+import numpy as np
+
+from . import _arguments, _core
+from ._arguments import Array
+from .cuda.array import DeviceArray
+
+
+class Host:
+    """NumPy's arrays, and the kernels of `_core`."""
+
+    device = "cpu"
+
+    # Kernels
+
+    forward = staticmethod(_core.forward)
+    backward = staticmethod(_core.backward)
+
+    @staticmethod
+    def saved_shape(cell: str, dtype: Any, units: int) -> tuple[int, ...]:
+        """Of what the backward needs of one step and sequence."""
+        return _core.saved_shape(cell, dtype == np.float64, units)
+
+    # New arrays
+
+    empty = staticmethod(_core.empty)
+    zeros: ClassVar[Callable[[tuple[int, ...], Any], Array]] = np.zeros
+    stack = staticmethod(np.stack)
+
+    @staticmethod
+    def dropped(array: Array, mask: Array, probability: float) -> Array:
+        """Dropout, and its own gradient: zero where the mask is true, the others scaled by 1 / (1 - p)."""
+        number_type = array.dtype.type
+        kept = number_type(1 - probability)
+        dropped: Array = np.where(mask, number_type(0), array) * (number_type(1) / kept if kept else number_type(0))
+        return dropped
+
+    # Arrays as they are
+
+    contiguous = staticmethod(_arguments.contiguous)
+    features_together = staticmethod(_arguments.features_together)
+
+    @staticmethod
+    def finite(array: Array) -> Array:
+        """Of every entry of the first axis, whether all its numbers are finite; on the host."""
+        return np.asarray(np.isfinite(array).all(axis=tuple(range(1, array.ndim))))
+
+    @staticmethod
+    def owner(array: Array) -> Array:
+        """The array whose memory this one shows."""
+        while isinstance(array.base, np.ndarray):
+            array = array.base
+        return array
+
+    # What comes in
+
+    as_array = staticmethod(_arguments.as_array)
+    check_dtype = staticmethod(_arguments.check_dtype)
+    float_array = staticmethod(_arguments.float_array)
+    bool_array = staticmethod(_arguments.bool_array)
+    sequence_lengths = staticmethod(_arguments.sequence_lengths)
+
+    @staticmethod
+    def check_parameters(
+        parameters: Mapping[str, Any], dtype: np.dtype[Any], shapes: Mapping[str, tuple[int, ...]]
+    ) -> None:
+        """Raise unless each is an array such as the layer made."""
+        for name, shape in shapes.items():
+            array = parameters[name]
+            if not isinstance(array, np.ndarray):
+                raise TypeError(f"parameters[{name!r}] must be a NumPy array, got {type(array).__name__}")
+            _arguments.float_array(f"parameters[{name!r}]", array, dtype, shape)
+            if _arguments.contiguous(array) is not array:
+                raise ValueError(
+                    f"parameters[{name!r}] must be contiguous and aligned: write into it, do not replace it"
+                )
+
+    # Between here and the host
+
+    layer_dtype = staticmethod(_arguments.float_dtype)
+
+    @staticmethod
+    def placed(array: Array, dtype: np.dtype[Any] | None = None) -> Array:
+        """An array of the host, here."""
+        return array if dtype is None else array.astype(dtype)
+
+    @staticmethod
+    def on_host(name: str, value: Any) -> Array:
+        """Any array that this backend reads, as NumPy's."""
+        return value.numpy() if isinstance(value, DeviceArray) else _arguments.as_array(name, value)
+
+
+Backend = type[Host]
+
+
+def refuse_device_array(what: str, name: str, value: Any) -> None:
+    """Raise where `what`, which works on arrays of the host, is given one of a device."""
+    if isinstance(value, DeviceArray):
+        raise NotImplementedError(
+            f"{what} works on arrays of the host, but {name} is on {value.device!r}; "
+            "torch's functions take such arrays by DLPack, in place"
+        )
+
+
+def backend_of(device: Any) -> Backend:
+    """The backend that `device` names.
+
+    Raises
+    ------
+    ValueError
+        If there is none of that name.
+    RuntimeError
+        If it is CUDA, and this build has none or there is no device.
+    """
+    if device == "cpu":
+        return Host
+    if device != "cuda":
+        raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}")
+    from .cuda.backend import Cuda
+    from .cuda.extension import extension
+
+    extension()
+    return cast(Backend, Cuda)

@@ -1,0 +1,165 @@
+"""`Host`'s operations (see _backend.py) on arrays of the device, and the kernels of `_cuda`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from .. import _arguments, _core
+from .array import DeviceArray, as_device_array, empty, is_on_device, to_device, zeros
+from .extension import current_stream, extension
+from .numbers import dtype_name, float_name
+
+_forced: dict[str, Any] = {}
+
+
+@contextmanager
+def force(*, mode: str = "free", chunk: int = 0) -> Iterator[None]:
+    """Run the recurrence in one of its ways, for tests; an error where it does not fit."""
+    before = dict(_forced)
+    _forced.update(mode=mode, chunk=chunk)
+    try:
+        yield
+    finally:
+        _forced.clear()
+        _forced.update(before)
+
+
+class Cuda:
+    """Arrays of the current device, work on the current stream."""
+
+    device = "cuda"
+
+    # Kernels
+
+    @staticmethod
+    def forward(cell: str, problem: dict[str, Any]) -> None:
+        extension().forward(cell, _call(problem))
+
+    @staticmethod
+    def backward(cell: str, problem: dict[str, Any], gradients: dict[str, Any]) -> None:
+        extension().backward(cell, _call(problem), _held(gradients))
+
+    @staticmethod
+    def saved_shape(cell: str, dtype: Any, units: int) -> tuple[int, ...]:
+        return tuple(extension().saved_shape(cell, units))
+
+    # New arrays
+
+    @staticmethod
+    def empty(shape: tuple[int, ...], dtype: Any) -> Any:
+        return empty(shape, dtype_name(dtype))
+
+    @staticmethod
+    def zeros(shape: tuple[int, ...], dtype: Any) -> Any:
+        return zeros(shape, dtype_name(dtype))
+
+    @staticmethod
+    def stack(arrays: Sequence[DeviceArray]) -> Any:
+        stacked = empty((len(arrays), *arrays[0].shape), arrays[0].dtype)
+        for index, array in enumerate(arrays):
+            stacked[index] = array
+        return stacked
+
+    @staticmethod
+    def dropped(array: DeviceArray, mask: DeviceArray, probability: float) -> Any:
+        number_type = np.float32
+        kept = number_type(1 - probability)
+        scale = float(number_type(1) / kept if kept else 0)
+        array, mask = array.contiguous(), mask.contiguous()
+        found = empty(array.shape, array.dtype)
+        extension().drop(found._view, array._view, mask._view, scale, array.dtype, current_stream())
+        return found
+
+    # Arrays as they are
+
+    @staticmethod
+    def contiguous(array: DeviceArray) -> Any:
+        return array.contiguous()
+
+    @staticmethod
+    def features_together(array: DeviceArray) -> Any:
+        item, view = array.itemsize, array._view
+        together = view.strides[-1] == item or view.shape[-1] == 1
+        if together and view.flags.aligned and not any(stride % item for stride in view.strides):
+            return array
+        return array.copy()
+
+    @staticmethod
+    def finite(array: DeviceArray) -> Any:
+        found = empty(array.shape[:1], "bool")
+        extension().finite_rows(found._view, array.contiguous()._view, array.dtype, current_stream())
+        return found.numpy()
+
+    @staticmethod
+    def owner(array: DeviceArray) -> Any:
+        view = array._view
+        while isinstance(view.base, np.ndarray):
+            view = view.base
+        return view
+
+    # What comes in
+
+    as_array = staticmethod(as_device_array)
+
+    @staticmethod
+    def check_dtype(name: str, array: DeviceArray, dtype: Any) -> None:
+        if array.dtype != dtype:
+            raise TypeError(f"{name} has dtype {array.dtype}, expected {dtype} (nothing is cast)")
+
+    @staticmethod
+    def float_array(name: str, value: Any, dtype: Any, shape: Sequence[int | str]) -> Any:
+        array = as_device_array(name, value)
+        Cuda.check_dtype(name, array, dtype)
+        _arguments.check_shape(name, array, shape)
+        return array
+
+    @staticmethod
+    def bool_array(name: str, value: Any, shape: Sequence[int | str]) -> Any:
+        if not is_on_device(value):
+            return to_device(_arguments.bool_array(name, value, shape))
+        array = as_device_array(name, value)
+        Cuda.check_dtype(name, array, "bool")
+        _arguments.check_shape(name, array, shape)
+        return array.copy()
+
+    @staticmethod
+    def sequence_lengths(lengths: Any, steps: int, batch: int, batched: bool) -> Any:
+        given = as_device_array("lengths", lengths).numpy() if is_on_device(lengths) else lengths
+        checked = _arguments.sequence_lengths(given, steps, batch, batched)
+        return None if checked is None else to_device(checked)
+
+    @staticmethod
+    def check_parameters(parameters: Mapping[str, Any], dtype: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        for name, shape in shapes.items():
+            array = parameters[name]
+            if not isinstance(array, DeviceArray):
+                raise TypeError(f"parameters[{name!r}] must be a DeviceArray, got {type(array).__name__}")
+            Cuda.float_array(f"parameters[{name!r}]", array, dtype, shape)
+            if array.contiguous() is not array:
+                raise ValueError(f"parameters[{name!r}] must be contiguous: write into it, do not replace it")
+
+    # Between here and the host
+
+    layer_dtype = staticmethod(float_name)
+    placed = staticmethod(to_device)
+
+    @staticmethod
+    def on_host(name: str, value: Any) -> Any:
+        return as_device_array(name, value).numpy() if is_on_device(value) else _arguments.as_array(name, value)
+
+
+def _call(problem: dict[str, Any]) -> dict[str, Any]:
+    own = {"type": problem["x"].dtype, "stream": current_stream(), "terms": _core.get_terms()}
+    return _held(problem) | own | _forced
+
+
+def _held(problem: dict[str, Any]) -> dict[str, Any]:
+    """The arrays as the kernels take them."""
+    return {
+        name: value._view if isinstance(value, DeviceArray) else _held(value) if isinstance(value, dict) else value
+        for name, value in problem.items()
+    }
