@@ -1,6 +1,7 @@
 // forward and backward of one layer and direction: a dict of arrays becomes a problem, its kernel runs without the GIL.
 #include "arrays.hpp"
 #include "parameters.hpp"
+#include "problem.hpp"
 #include "register.hpp"
 #include "run.hpp"
 
@@ -12,32 +13,8 @@ namespace {
 
 template <class S>
 void describe(const CellKernels& cell, const Arrays& from, Recurrence<S>& p) {
-  const Sizes x = from.shape("x", 3), weight = from.shape("weight_hh", 2);
-  p.T = x[0], p.B = x[1], p.I = x[2], p.H = weight[0] / cell.gates, p.P = weight[1];
-  if (!cell.projects && p.H != p.P) throw py::value_error("weight_hh: expected G H rows for H columns");
-  p.reverse = from.truth("reverse");
-  p.x = from.view<const S>("x", x);
-  const std::vector<Named> named = parameters(cell, p.I, p.H, p.P);
-  for (int i = 0; i < max_parameters; ++i) {
-    if (!named[size_t(i)].name) continue;
-    const auto& [name, shape] = named[size_t(i)];
-    p.weights[i] = may_be_missing(i) ? from.optional<const S>(name, shape) : from.required<const S>(name, shape);
-  }
+  describe(cell, from, [&cell](int64_t H) { return saved_shape<S>(cell, H); }, p);
   p.lengths = from.lengths("lengths", p.T, p.B);
-  p.resets = from.optional<const uint8_t>("resets", {p.T, p.B});
-  p.every = from.integer("every");
-  if (p.T < 1 || p.H < 1 || p.every < 0 || p.every > p.T) throw py::value_error("every: expected 0 to T");
-  const int64_t kept = p.every ? (p.T - 1) / p.every + 2 : p.T + 2;
-  const Arrays zoneout = from.group("zoneout");
-  for (int i = 0; i < cell.states; ++i) {
-    const int64_t width = i == 0 ? p.P : p.H;
-    p.states[i] = from.required<S>(state_names[i], {kept, p.B, width});
-    if (zoneout.is_array(state_names[i])) p.zoneout_mask[i] = zoneout.optional<const uint8_t>(state_names[i], {p.T, p.B, width});
-    else p.zoneout[i] = zoneout.number(state_names[i]);
-  }
-  Sizes saved = saved_shape<S>(cell, p.H);
-  saved.insert(saved.begin(), {p.T, p.B});
-  p.saved = from.optional<S>("saved", saved);
 }
 
 template <class S>
@@ -46,18 +23,6 @@ void forward(const CellKernels& cell, const Arrays& from) {
   describe(cell, from, p);
   p.output = from.view<S>("output", {p.T, p.B, p.P});
   run(entries<S>(cell).forward, p);
-}
-
-template <class S>
-void describe_parameters(const CellKernels& cell, const Arrays& gradients, const Arrays& norms, Backward<S>& p) {
-  const std::vector<Named> named = parameters(cell, p.I, p.H, p.P);
-  const bool asks_norms = norms.has(named[0].name);
-  for (int i = 0; i < max_parameters; ++i) {
-    if (!named[size_t(i)].name) continue;
-    const auto& [name, shape] = named[size_t(i)];
-    p.d_weights[i] = may_be_missing(i) ? gradients.optional<S>(name, shape) : gradients.required<S>(name, shape);
-    if (asks_norms) p.norms[i] = norms.required<double>(name, {p.T});
-  }
 }
 
 template <class S>
@@ -73,24 +38,7 @@ template <class S>
 void backward(const CellKernels& cell, const Arrays& from, const Arrays& gradients) {
   Backward<S> p{};
   describe(cell, from, p);
-  const int64_t rows = cell.gates * p.H;
-  p.truncate = gradients.integer("truncate");
-  p.clip = gradients.number("clip");
-  p.d_output = gradients.view<const S>("output", {p.T, p.B, p.P});
-  p.d_cell = gradients.optional<const S>("d_cell", {p.T, p.B, p.H});
-  p.d_input = gradients.view<S>("input", {p.T, p.B, p.I});
-  p.add_to_input = gradients.truth("add_to_input");
-  for (int i = 0; i < cell.states; ++i) {
-    const int64_t width = i == 0 ? p.P : p.H;
-    p.d_final[i] = gradients.group("final_state").optional<const S>(state_names[i], {p.B, width});
-    p.d_initial[i] = gradients.group("initial_state").optional<S>(state_names[i], {p.B, width});
-    p.d_states[i] = gradients.optional<S>(state_names[i], {p.T, p.B, width});
-    if (!p.d_initial[i] != !p.d_initial[0]) throw py::value_error("initial_state: expected all or none");
-  }
-  p.d_gates = gradients.optional<S>("gates", {p.T, p.B, rows});
-  p.clipped = p.clip > 0 ? gradients.required<uint8_t>("clipped", {p.T, p.B}) : nullptr;
-  p.dropped = gradients.optional<const uint8_t>("dropped", {rows, p.P});
-  if (gradients.has("parameters")) describe_parameters(cell, gradients.group("parameters"), gradients.group("norms"), p);
+  describe_gradients(cell, gradients, p);
   if (gradients.has("exponent")) describe_flow(gradients, p);
   run(entries<S>(cell).backward, p);
 }

@@ -22,8 +22,9 @@ struct ForwardSteps {
   int64_t begin, end;            // the steps to run
   PerStep<const float> input;    // (B, G, H): W_ih x + b_ih of the step
   float* carried[max_states];    // (B, P), (B, H): the state before `begin`; afterwards that before `end`
-  PerStep<S> after[max_states];  // (B, P), (B, H): where the state after a step is kept
-  PerStep<S> saved;              // (B, saved, H)
+  PerStep<S> after[max_states];  // (B, P), (B, H): where the state after a step is kept; data may be null
+  PerStep<S> saved;              // (B, saved, H); data may be null
+  const float* unit_rows;        // (values, H): what each unit has for itself (unit_values.hpp)
 };
 
 template <class S>
@@ -35,8 +36,12 @@ struct BackwardSteps {
   PerStep<const S> saved;               // (B, saved, H)
   // (B, P), (B, H): all that the states before step `end` receive from later steps, afterwards those before `begin`
   float* carried[max_states];
-  PerStep<S> delta_x;  // (B, G, H): gradient of the pre-activation's input part
-  PerStep<S> delta_r;  // (B, R, H): of its recurrent part, where the cell has another (C::split); R is C::recurrent
+  PerStep<S> delta_x;         // (B, G, H): gradient of the pre-activation's input part
+  PerStep<S> delta_r;         // (B, R, H): of its recurrent part, where the cell has another (C::split); R is C::recurrent
+  PerStep<S> delta_second;    // (B, P): of a second product, and (B, H) what that multiplied with
+  PerStep<S> middle;          //
+  PerStep<float> delta_unit;  // (B, values, H): of the unit values; data may be null
+  const float* unit_rows;     // (values, H)
 };
 
 }  // namespace throughtime::cuda

@@ -1,0 +1,97 @@
+// forward and backward of one layer and direction on the device: a dict of arrays becomes a problem, and its work is queued.
+#include <pybind11/stl.h>
+
+#include "types.hpp"
+
+#include "../problem.hpp"
+#include "register.hpp"
+
+#include "../../cuda/kernels.hpp"
+
+namespace throughtime {
+
+namespace {
+
+using Cell = cuda::CellKernels;
+
+const Cell& find(const std::string& name) {
+  for (int i = 0; i < cuda::cell_count; ++i)
+    if (name == cuda::cells[i].name) return cuda::cells[i];
+  throw py::value_error("no cell is named " + name);
+}
+
+Sizes saved_shape(const Cell& cell, int64_t H) { return {cell.saved, H}; }
+
+cuda::Mode find_mode(const std::string& name) {
+  if (name == "free") return cuda::Mode::free;
+  if (name == "stepwise") return cuda::Mode::stepwise;
+  if (name == "cluster") return cuda::Mode::cluster;
+  if (name == "grid") return cuda::Mode::grid;
+  throw py::value_error("mode: expected free, stepwise, cluster or grid, got " + name);
+}
+
+cuda::Call describe_call(const py::dict& problem) {
+  const Arrays from(problem);
+  cuda::Call call{{reinterpret_cast<void*>(uintptr_t(from.integer("stream")))}};
+  if (from.has("terms")) call.terms = int(from.integer("terms"));
+  if (call.terms < 1 || call.terms > 3) throw py::value_error("terms: expected 1 to 3");
+  if (from.has("mode")) call.mode = find_mode(problem["mode"].cast<std::string>());
+  call.chunk = from.integer("chunk");
+  if (call.chunk < 0) throw py::value_error("chunk: expected 0 or more");
+  return call;
+}
+
+template <class S>
+void describe_problem(const Cell& cell, const Arrays& from, Recurrence<S>& p) {
+  describe(cell, from, [&cell](int64_t H) { return saved_shape(cell, H); }, p);
+  p.lengths = from.optional<const int64_t>("lengths", {p.B});
+}
+
+template <class S, class Problem>
+void run(void (*kernel)(const Problem&, const cuda::Call&), const Problem& problem, const cuda::Call& call) {
+  const py::gil_scoped_release unlocked;
+  kernel(problem, call);
+}
+
+template <class S>
+void forward(const Cell& cell, const cuda::Entries<S>& entries, const py::dict& problem) {
+  const Arrays from(problem);
+  Forward<S> p{};
+  describe_problem(cell, from, p);
+  p.output = from.view<S>("output", {p.T, p.B, p.P});
+  run<S>(entries.forward, p, describe_call(problem));
+}
+
+template <class S>
+void backward(const Cell& cell, const cuda::Entries<S>& entries, const py::dict& problem, const py::dict& gradients) {
+  Backward<S> p{};
+  describe_problem(cell, Arrays(problem), p);
+  describe_gradients(cell, Arrays(gradients), p);
+  run<S>(entries.backward, p, describe_call(problem));
+}
+
+// Calls with the entries of the problem's type.
+template <class Take>
+void with_entries(const std::string& name, const py::dict& problem, const Take& take) {
+  const Cell& cell = find(name);
+  const auto type = problem.contains("type") ? problem["type"].cast<std::string>() : std::string("float32");
+  if (type == "float32") take(cell, cell.f32);
+  else if (type == "bfloat16") take(cell, cell.bf16);
+  else if (type == "float16") take(cell, cell.f16);
+  else throw py::value_error("type: expected float32, bfloat16 or float16, got " + type);
+}
+
+}  // namespace
+
+void register_cuda_recurrent(py::module_& m) {
+  m.def("forward", [](const std::string& cell, const py::dict& problem) {
+    with_entries(cell, problem, [&](const Cell& found, const auto& entries) { forward(found, entries, problem); });
+  });
+  m.def("backward", [](const std::string& cell, const py::dict& problem, const py::dict& gradients) {
+    with_entries(cell, problem, [&](const Cell& found, const auto& entries) { backward(found, entries, problem, gradients); });
+  });
+  m.def("saved_shape",
+        [](const std::string& cell, int64_t hidden_size) { return py::tuple(py::cast(saved_shape(find(cell), hidden_size))); });
+}
+
+}  // namespace throughtime

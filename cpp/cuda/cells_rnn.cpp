@@ -1,0 +1,13 @@
+// Entries of these cells in every tensor type.
+#include "recurrent_loops.hpp"
+
+namespace throughtime::cuda {
+
+template struct Recurrent<RNN<Tanh>, float>;
+template struct Recurrent<RNN<Tanh>, BFloat16>;
+template struct Recurrent<RNN<Tanh>, Float16>;
+template struct Recurrent<RNN<Relu>, float>;
+template struct Recurrent<RNN<Relu>, BFloat16>;
+template struct Recurrent<RNN<Relu>, Float16>;
+
+}  // namespace throughtime::cuda

@@ -1,0 +1,89 @@
+// One layer and direction, forward: chunk by chunk the product with x, then the steps.
+#pragma once
+
+#include "projection.hpp"
+#include "run_steps.hpp"
+
+namespace throughtime::cuda {
+
+template <class C, class S>
+class ForwardLoop {
+ public:
+  // Where the results go; each may be null.
+  struct Targets {
+    View<S> output{};
+    PerStep<S> after[max_states];
+    PerStep<S> saved;
+    bool keeps_some = false;  // the states of a tape that keeps them every so many steps
+  };
+
+  ForwardLoop(const Recurrence<S>& problem, const Call& of_call, Scratch& scratch)
+      : p(problem), call(of_call), chunk(chunk_steps(p.T, p.B, C::gates, p.H, call)), projection(p, call, chunk, scratch) {
+    projected = scratch.get<float>(chunk * step_size());
+    for (int i = 0; i < C::states; ++i) carried[i] = scratch.get<float>(state_size(p, i));
+    unit_rows = gather_unit_rows<C>(p, scratch, call.queue);
+  }
+
+  // The state from which the next steps go on.
+  void start(int i, const S* state) const { convert_array(p.B, state_size(p, i) / p.B, state, carried[i], call.queue); }
+
+  // Steps `first` to `last` - 1.
+  void advance(int64_t first, int64_t last, const Targets& targets) const {
+    for (int64_t begin = first; begin < last; begin += chunk) {
+      const Chunk now = chunk_of(p, begin, begin + chunk < last ? begin + chunk : last);
+      projection.run(now, projected, call.queue);
+      run_chunk(now, projected, targets);
+    }
+  }
+
+ private:
+  int64_t step_size() const { return p.B * C::gates * p.H; }
+
+  void run_chunk(const Chunk& now, const float* input, const Targets& targets) const {
+    ForwardSteps<S> steps{};
+    steps.p = p, steps.output = targets.output, steps.input = by_step(p, input, step_size(), now);
+    steps.saved = targets.saved, steps.unit_rows = unit_rows;
+    for (int i = 0; i < C::states; ++i) steps.carried[i] = carried[i], steps.after[i] = targets.after[i];
+    for (int64_t begin = now.begin; begin < now.end; begin = steps.end) {
+      steps.begin = begin, steps.end = targets.keeps_some ? next_kept(begin, now.end) : now.end;
+      run_steps<C>(steps, call);
+      if (targets.keeps_some) keep(steps.end);
+    }
+  }
+
+  int64_t next_kept(int64_t begin, int64_t end) const {
+    const int64_t next = (begin / p.every + 1) * p.every;
+    return next < end ? next : end;
+  }
+
+  void keep(int64_t q) const {
+    if (q % p.every && q != p.T) return;
+    for (int i = 0; i < C::states; ++i) convert_array(p.B, state_size(p, i) / p.B, carried[i], kept_state(p, i, q), call.queue);
+  }
+
+  const Recurrence<S> p;
+  const Call call;
+  int64_t chunk;
+  Projection<C, S> projection;
+  float* projected;  // (chunk, B, G, H)
+  float* carried[max_states];
+  const float* unit_rows;
+};
+
+template <class C, class S>
+void run_forward(const Forward<S>& p, const Call& call) {
+  Scratch scratch(call.queue);
+  const ForwardLoop<C, S> loop(p, call, scratch);
+  typename ForwardLoop<C, S>::Targets targets;
+  targets.output = p.output;
+  targets.keeps_some = p.every > 0;
+  if (p.saved) targets.saved = by_step<S>(p, p.saved, p.B * C::saved * p.H);
+  const StateRows<S> kept = kept_states(p);
+  for (int i = 0; i < C::states; ++i) {
+    loop.start(i, kept_state(p, i, 0));
+    if (!p.every) targets.after[i] = by_step<S>(p, kept.after(p, i, 0), state_size(p, i));
+  }
+  loop.advance(0, p.T, targets);
+}
+
+}  // namespace throughtime::cuda

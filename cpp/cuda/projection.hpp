@@ -1,0 +1,39 @@
+// The input's part of the pre-activations of a chunk of timesteps, W_ih x + b_ih: one product.
+#pragma once
+
+#include "../cells/cell.hpp"
+#include "chunks.hpp"
+#include "rows.hpp"
+
+namespace throughtime::cuda {
+
+template <class C, class S>
+class Projection {
+ public:
+  Projection(const Recurrence<S>& problem, const Call& call, int64_t chunk, Scratch& scratch)
+      : p(problem), coarse(call.terms == 1) {
+    stride = matrix_stride(p.x, p.B, p.I);
+    if (!stride) gathered = scratch.get<S>(chunk * p.B * p.I);
+  }
+
+  // Into (chunk timesteps, B, G, H).
+  void run(const Chunk& chunk, float* into, Queue queue) const {
+    const int64_t rows = chunk.count() * p.B, columns = C::gates * p.H;
+    Matrix<const S> x{p.x.data + chunk.t0 * p.x.time, stride};
+    if (gathered) {
+      launch(queue, over(rows, p.I), gather_rows<S>, ChunkRows<S>{p, chunk.t0, p.I, 0}, p.x, gathered);
+      x = {gathered, p.I};
+    }
+    const S* bias = C::bias_inside ? nullptr : p.weights[bias_ih];
+    if (bias) launch(queue, over(rows, columns), repeat_row<S, float>, bias, into, columns);
+    multiply<S, float>(rows, columns, p.I, x, {p.weights[weight_ih], p.I, true}, {into, columns}, bias != nullptr, coarse, queue);
+  }
+
+ private:
+  const Recurrence<S> p;
+  bool coarse;
+  int64_t stride;
+  S* gathered = nullptr;  // (chunk B, I), where x is no matrix as it stands
+};
+
+}  // namespace throughtime::cuda
