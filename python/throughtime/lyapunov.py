@@ -74,7 +74,7 @@ def lyapunov_spectrum(layer: Recurrent, x: Any, k: int | None = None, *, state: 
     >>> tt.lyapunov_spectrum(rnn, np.zeros((50, 1, 1)), warmup=10).round(6)
     array([-0.105361, -0.105361, -0.105361])
     """
-    x, initial, width = _check("lyapunov_spectrum", layer, x, state)
+    x, initial, width = _check(layer, x, state)
     count = width if k is None else size("k", k, most=width)
     skipped = size("warmup", warmup, least=0, most=len(x) - 1)
     states = _trajectory(layer, x, initial)
@@ -126,7 +126,7 @@ def jacobian_singular_values(layer: Recurrent, x: Any, start: int, stop: int, *,
     >>> (logarithms / 2000).round(2)
     array([-0.43, -0.82, -0.95, -3.36])
     """
-    x, initial, width = _check("jacobian_singular_values", layer, x, state)
+    x, initial, width = _check(layer, x, state)
     end = size("stop", stop, least=0, most=len(x))
     begin = size("start", start, least=0, most=end)
     if begin == end:
@@ -135,11 +135,11 @@ def jacobian_singular_values(layer: Recurrent, x: Any, start: int, stop: int, *,
     return log_singular_values(_jacobians(layer, x[:end], states, begin), width)
 
 
-def _check(caller: str, layer: Recurrent, x: Any, state: Any) -> tuple[Array, list[Array], int]:
+def _check(layer: Recurrent, x: Any, state: Any) -> tuple[Array, list[Array], int]:
     """x as (T, 1, I), the initial states (L, 1, H), and the width of the joint state."""
     if not isinstance(layer, Recurrent):
         raise TypeError(f"layer must be an RNN, GRU or LSTM, got {type(layer).__name__}")
-    layer._needs_host(caller)
+    layer._needs_host("the state's Jacobian")
     if layer.bidirectional:
         raise ValueError(f"layer must have one direction, got {layer!r}")
     x, batched = layer._check_x(x)

@@ -56,7 +56,10 @@ void register_cuda_elementwise(py::module_& m) {
         [](const py::array& to, const py::array& from, uintptr_t stream) { cuda::copy(pair_of(to, from), queue_of(stream)); });
   m.def("copy_bytes", [](const py::array& to, const py::array& from, uintptr_t stream) {
     if (to.nbytes() != from.nbytes()) throw py::value_error("from: expected the bytes of to");
-    cuda::copy(address(to), from.data(), size_t(to.nbytes()), queue_of(stream));
+    void* const target = address(to);
+    const size_t bytes = size_t(to.nbytes());
+    const py::gil_scoped_release unlocked;  // to the host it waits for the work before
+    cuda::copy(target, from.data(), bytes, queue_of(stream));
   });
   m.def("clear",
         [](const py::array& to, uintptr_t stream) { cuda::fill(address(to), 0, size_t(to.nbytes()), queue_of(stream)); });

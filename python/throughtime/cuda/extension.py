@@ -25,15 +25,22 @@ def extension() -> ModuleType:
     RuntimeError
         If this build has none, or there is no device.
     """
+    module = _built()
+    if module is None:
+        raise RuntimeError(
+            "this build of throughtime has no CUDA; pip install . -Ccmake.define.THROUGHTIME_CUDA=ON builds it"
+        )
+    if not module.device_count():
+        raise RuntimeError("there is no CUDA device")
+    module.load_blas(_packaged_blas())
+    return module
+
+
+def _built() -> ModuleType | None:
     try:
         from .. import _cuda
     except ImportError:
-        raise RuntimeError(
-            "this build of throughtime has no CUDA; pip install . -Ccmake.define.THROUGHTIME_CUDA=ON builds it"
-        ) from None
-    if not _cuda.device_count():
-        raise RuntimeError("there is no CUDA device")
-    _cuda.load_blas(_packaged_blas())
+        return None
     return _cuda
 
 
@@ -47,20 +54,16 @@ def _packaged_blas() -> str:
 
 def is_available() -> bool:
     """Whether this build has CUDA, and there is a device."""
-    try:
-        extension()
-    except RuntimeError:
-        return False
-    return True
+    module = _built()
+    return module is not None and module.device_count() > 0
 
 
 def state() -> str:
     """For `show_config`: ``"not built"``, ``"built, no device"`` or the device's name."""
-    try:
-        from .. import _cuda
-    except ImportError:
+    module = _built()
+    if module is None:
         return "not built"
-    return _cuda.device_name() if _cuda.device_count() else "built, no device"
+    return str(module.device_name()) if module.device_count() else "built, no device"
 
 
 def device_name() -> str:
@@ -85,7 +88,10 @@ def current_stream() -> int:
 
 @contextmanager
 def stream(handle: Any) -> Iterator[None]:
-    """Send the work of this context to a stream. An array belongs to the stream on which it was made.
+    """Send the work of this context to a stream.
+
+    An array belongs to the stream on which it was made, and goes back to the pool in its order: the stream must live as
+    long, and whoever reads the array on another one keeps it until that work is done.
 
     Parameters
     ----------
