@@ -16,6 +16,7 @@
 #define TT_DEVICE __device__ __forceinline__
 #define TT_KERNEL __global__
 #define TT_ALONE(threads) __launch_bounds__(threads, 1)  // of a kernel that has the multiprocessor to itself
+#define TT_LAUNCH_BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)
 #else
 #include "stand_in.hpp"
 #include "types.hpp"
@@ -99,6 +100,37 @@ TT_DEVICE void store_fresh(uint32_t* to, uint32_t value) {
   asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
 }
 TT_DEVICE void fence() { __threadfence(); }
+
+// What is read once does not take the place of what is read again in the multiprocessor's own cache.
+TT_DEVICE uint4 load_once(const uint4* from) {
+  uint4 value;
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(from));
+  return value;
+}
+template <class T>
+TT_DEVICE T load_once(const T* from) {
+  return *from;
+}
+
+// Copies of this thread from memory into its block's shared memory, in groups. `copies_wait` returns when all but the last `left`
+// groups have arrived; the thread sees its own ones then, others after a barrier.
+TT_DEVICE void copy_async(uint4* to, const uint4* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(uint32_t(__cvta_generic_to_shared(to))), "l"(from) : "memory");
+}
+TT_DEVICE void copy_async(uint32_t* to, const uint32_t* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(uint32_t(__cvta_generic_to_shared(to))), "l"(from) : "memory");
+}
+TT_DEVICE void copy_async(uint16_t* to, const uint16_t* from) { *to = *from; }  // the hardware has none so small
+TT_DEVICE void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+TT_DEVICE void copies_wait(int left) {
+  if (left <= 0) asm volatile("cp.async.wait_group 0;" ::: "memory");
+  else if (left == 1) asm volatile("cp.async.wait_group 1;" ::: "memory");
+  else if (left == 2) asm volatile("cp.async.wait_group 2;" ::: "memory");
+  else asm volatile("cp.async.wait_group 3;" ::: "memory");
+}
+
 TT_DEVICE void pause() {}  // between two looks at memory that another block is to write
 
 TT_DEVICE uint32_t bits_of(float value) { return __float_as_uint(value); }

@@ -16,6 +16,7 @@
 #define TT_DEVICE inline
 #define TT_KERNEL
 #define TT_ALONE(threads)
+#define TT_LAUNCH_BOUNDS(threads, blocks)
 
 struct uint2 {
   uint32_t x, y;
@@ -49,12 +50,22 @@ struct Block {
   std::vector<Warp> warps;
 };
 
+// Of memory into shared memory, not yet seen to be done.
+struct Copy {
+  void* to;
+  const void* from;
+  size_t bytes;
+  int group;
+};
+
 struct Fiber {
   ucontext_t context;
   Block* block;
   int thread;
   int turn = 0;                // of the warp's two places
   int64_t cluster_ticket = 0;  // the generation this thread has arrived in
+  int copy_group = 0;          // the one that copies now belong to
+  std::vector<Copy> copies;
   bool done = false;
   Warp& warp() const { return block->warps[size_t(thread / warp_size)]; }
   int lane() const { return thread % warp_size; }
@@ -125,7 +136,29 @@ template <class T>
 TT_DEVICE void store_fresh(T* to, T value) {
   *to = value;
 }
+template <class T>
+TT_DEVICE T load_once(const T* from) {
+  return *from;
+}
 TT_DEVICE void fence() {}
+
+// Some copies are done at once, others at the last moment: nobody may rely on either.
+template <class T>
+TT_DEVICE void copy_async(T* to, const T* from) {
+  stand_in::Fiber& f = *stand_in::self;
+  if ((f.thread ^ f.copy_group) & 1) f.copies.push_back({to, from, sizeof(T), f.copy_group});
+  else *to = *from;
+}
+TT_DEVICE void copies_commit() { ++stand_in::self->copy_group; }
+TT_DEVICE void copies_wait(int left) {
+  stand_in::Fiber& f = *stand_in::self;
+  std::erase_if(f.copies, [&](const stand_in::Copy& copy) {
+    const bool due = copy.group < f.copy_group - left;
+    if (due) __builtin_memcpy(copy.to, copy.from, copy.bytes);
+    return due;
+  });
+}
+
 TT_DEVICE void pause() { stand_in::yield(); }
 
 TT_DEVICE uint32_t bits_of(float value) { return __builtin_bit_cast(uint32_t, value); }

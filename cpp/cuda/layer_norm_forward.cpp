@@ -1,0 +1,136 @@
+// Forward of layer_norm.hpp: threads hold their part of a row between the passes over it, and many rows at once on a
+// multiprocessor hide each other's latency (64 registers a thread: 1024 threads, up to 128 KB on their way).
+#include "launch.hpp"
+#include "layer_norm_row.hpp"
+
+#include <math.h>
+
+namespace throughtime::cuda {
+
+namespace {
+
+constexpr int small_rows_threads = 128;
+
+// x + scale branch, as S has it: the pieces of one row that a thread has. V are held in registers; V = 0: as many as there are,
+// added again whenever they are asked for.
+template <class S, int E, int V>
+class Sum {
+ public:
+  using W = Word<S, E>;
+
+  TT_DEVICE Sum(const LayerNormForward<S>& problem, int64_t row, const RowThreads& threads)
+      : p(problem), at(row * p.F), rank(threads.rank), width(threads.width), pieces(row < p.N ? int(p.F / E) : 0) {
+    if constexpr (V > 0) hold();
+  }
+
+  // The row's first number.
+  TT_DEVICE float first() const {
+    if (pieces == 0) return 0;
+    float s[1];
+    unpack<S, 1>(add<1>(*words<S, 1>(p.x + at), p.branch ? *words<S, 1>(p.branch + at) : Word<S, 1>{}), s);
+    return s[0];
+  }
+
+  // body(place in the array, the E numbers there)
+  template <class Body>
+  TT_DEVICE void each(const Body& body) const {
+    if constexpr (V > 0)
+      for (int v = 0; v < V; ++v) show(rank + v * width, held[v], body);
+    else
+      for (int k = rank; k < pieces; k += width) show(k, add<E>(x(k), branch(k)), body);
+  }
+
+ private:
+  TT_DEVICE W x(int k) const { return load_once(words<S, E>(p.x + at) + k); }
+  TT_DEVICE W branch(int k) const { return p.branch ? load_once(words<S, E>(p.branch + at) + k) : W{}; }
+
+  // All loads before the first addition.
+  TT_DEVICE void hold() {
+    W second[V];
+    for (int v = 0; v < V; ++v)
+      if (const int k = rank + v * width; k < pieces) held[v] = x(k), second[v] = branch(k);
+      else held[v] = second[v] = W{};
+    for (int v = 0; v < V; ++v) held[v] = add<E>(held[v], second[v]);
+  }
+
+  template <int n>
+  TT_DEVICE Word<S, n> add(Word<S, n> a, Word<S, n> b) const {
+    if (!p.branch) return a;
+    float x[n], branch[n];
+    unpack<S, n>(a, x), unpack<S, n>(b, branch);
+    for (int e = 0; e < n; ++e) x[e] = fmaf(p.scale, branch[e], x[e]);
+    return pack<S, n>(x);
+  }
+
+  template <class Body>
+  TT_DEVICE void show(int k, W word, const Body& body) const {
+    if (k >= pieces) return;
+    float s[E];
+    unpack<S, E>(word, s);
+    body(k * E, s);
+  }
+
+  const LayerNormForward<S>& p;
+  const int64_t at;
+  const int rank, width, pieces;
+  W held[V ? V : 1];
+};
+
+// The mean as far as a float holds it, from differences from the first number: where all are equal, these are exactly zero. Then
+// the rest of the mean, and the variance: differences from a number next to the mean lose no digits but those that the whole row
+// shares.
+template <class S, int E, int V>
+TT_DEVICE RowStatistics measure(const Sum<S, E, V>& sum, RowThreads& of, float F, float eps) {
+  const float first = sum.first();
+  float total[1] = {};
+  sum.each([&](int, const float (&s)[E]) {
+    for (int e = 0; e < E; ++e) total[0] += s[e] - first;
+  });
+  of.sum(total);
+  const float high = first + total[0] / F;
+  float rest[2] = {};
+  sum.each([&](int, const float (&s)[E]) {
+    for (int e = 0; e < E; ++e) {
+      const float d = s[e] - high;
+      rest[0] += d, rest[1] += d * d;
+    }
+  });
+  of.sum(rest);
+  const float low = rest[0] / F, variance = rest[1] / F - low * low;
+  return {high, low, 1 / sqrtf((variance < 0 ? 0 : variance) + eps)};
+}
+
+template <class S, int E, int V>
+TT_KERNEL TT_LAUNCH_BOUNDS(most_row_threads, 2) void forward_rows(LayerNormForward<S> p, int width) {
+  RowThreads of(width);
+  const int64_t row = int64_t(block()) * (threads() / width) + of.row;
+  const Sum<S, E, V> sum(p, row, of);
+  const RowStatistics statistics = measure(sum, of, float(p.F), p.eps);
+  sum.each([&](int j, const float (&s)[E]) {
+    float weight[E], y[E];
+    unpack<S, E>(*words<S, E>(p.weight + j), weight);
+    unpack<S, E>(*words<S, E>(p.bias + j), y);
+    for (int e = 0; e < E; ++e) y[e] = fmaf(statistics.normalise(s[e]), weight[e], y[e]);
+    *words<S, E>(p.normalised + row * p.F + j) = pack<S, E>(y);
+    if (p.sum) *words<S, E>(p.sum + row * p.F + j) = pack<S, E>(s);
+  });
+  if (p.statistics && of.rank == 0 && row < p.N) statistics.store(p.statistics + 3 * row);
+}
+
+}  // namespace
+
+template <class S>
+void layer_norm_forward(const LayerNormForward<S>& p, Queue queue) {
+  if (p.N == 0) return;
+  const bool aligned = rows_are_aligned<S>(p.F, p.x, p.branch, p.weight, p.bias, p.sum, p.normalised);
+  const RowPlan plan = plan_rows<S>(p.F, aligned, small_rows_threads);
+  const Launch shape{
+      .blocks = int((p.N + plan.together() - 1) / plan.together()), .threads = plan.threads, .shared = RowThreads::shared_bytes};
+  with_shape<S>(plan, [&](auto of) { launch(queue, shape, forward_rows<S, decltype(of)::E, decltype(of)::V>, p, plan.width); });
+}
+
+template void layer_norm_forward(const LayerNormForward<float>&, Queue);
+template void layer_norm_forward(const LayerNormForward<BFloat16>&, Queue);
+template void layer_norm_forward(const LayerNormForward<Float16>&, Queue);
+
+}  // namespace throughtime::cuda
