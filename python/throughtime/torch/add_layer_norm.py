@@ -49,9 +49,9 @@ def _backward(
     """Gradients of x, weight and bias; that of the branch is the first, scaled."""
     place = PLACES[total.device.type]
     with place.working(total):
-        arrays = [place.array_of(tensor) for tensor in (total, statistics, weight.contiguous())]
         d_sum, d_norm = (None if d is None else place.array_of(d) for d in (d_total, d_normalised))
-        d_x, _, d_weight, d_bias = layer_norm.backward(d_sum, d_norm, Saved(*arrays, 1.0, True))
+        kept = (place.array_of(total), place.array_of(statistics), place.contiguous_array_of(weight))
+        d_x, _, d_weight, d_bias = layer_norm.backward(d_sum, d_norm, Saved(*kept, 1.0, True))
         return tensor_of(d_x), tensor_of(d_weight), tensor_of(d_bias)
 
 

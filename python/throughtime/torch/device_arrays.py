@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .._arguments import Array
 from ..cuda.array import DeviceArray
 from ..cuda.extension import extension
 from ..cuda.numbers import HELD_AS
@@ -33,10 +35,7 @@ def array_of(tensor: Tensor) -> DeviceArray:
 
 def tensor_of(array: DeviceArray) -> Tensor:
     """The tensor that `allocator` made this array of, or another on its memory where the array is a view of it."""
-    view = owner = array._view
-    while isinstance(owner, np.ndarray):
-        owner = owner.base
-    tensor: Tensor = owner
+    view, tensor = array._view, _owner(array._view)
     strides = tuple(stride // view.itemsize for stride in view.strides)
     if tensor.shape == view.shape and tensor.stride() == strides:
         return tensor
@@ -45,6 +44,14 @@ def tensor_of(array: DeviceArray) -> Tensor:
     return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(
         tensor.untyped_storage(), offset, view.shape, strides
     )
+
+
+def _owner(view: Array) -> Tensor:
+    owner: Any = view
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    tensor: Tensor = owner
+    return tensor
 
 
 def allocator(device: torch.device) -> Callable[[tuple[int, ...], str], DeviceArray]:

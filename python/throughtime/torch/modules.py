@@ -63,6 +63,9 @@ class Recurrent(RNNBase):
         super().reset_parameters()
         self._set_constants()
 
+    def flatten_parameters(self) -> None:
+        """Nothing: cuDNN wants all weights in one buffer, these kernels do not."""
+
     @classmethod
     def _of(cls, module: RNNBase) -> Self:
         """A module that shares the parameters, hooks and whatever else is there of torch's own."""

@@ -56,9 +56,7 @@ def layer_text(kind: str, options: dict[str, Any]) -> str:
     return f"{kind!r}, {options!r}"
 
 
-def call_text(
-    layer: str, dtype: torch.dtype, batch_first: bool, memory: str | int | None, device: str = "cpu"
-) -> str:
+def call_text(layer: str, dtype: torch.dtype, batch_first: bool, memory: str | int | None, device: str = "cpu") -> str:
     """A literal that `plan_of` reads, of what `layer_text` gave."""
     return f"({layer}, {device!r}, {str(dtype)[6:]!r}, {batch_first!r}, {memory!r})"
 
