@@ -22,8 +22,13 @@ class Host:
 
     # Kernels
 
-    forward = staticmethod(_core.forward)
-    backward = staticmethod(_core.backward)
+    @staticmethod
+    def forward(cell: str, problem: dict[str, Any]) -> None:
+        _core.forward(cell, problem)
+
+    @staticmethod
+    def backward(cell: str, problem: dict[str, Any], gradients: dict[str, Any]) -> None:
+        _core.backward(cell, problem, gradients)
 
     @staticmethod
     def saved_shape(cell: str, dtype: Any, units: int) -> tuple[int, ...]:
