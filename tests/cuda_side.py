@@ -7,8 +7,8 @@ import numpy as np
 from stand_in import load_cuda
 from throughtime.tape import _dropped, steps_between
 
-# Half the distance from 1 to the next number
-ROUNDING = {"float32": 2.0**-24, "bfloat16": 2.0**-9, "float16": 2.0**-12}
+# Significant bits
+BITS = {"float32": 24, "bfloat16": 8, "float16": 11}
 
 
 def rounded(values, type_):
@@ -162,7 +162,7 @@ class Tape:
         """The gradients of a loss, by name; of those that are wanted."""
         problem, device, D = self.problem, self.device, self.problem.D
         loss = problem.loss if loss is None else loss
-        T, B, H = problem.T, problem.B, problem.H
+        T, B = problem.T, problem.B
         d_output = loss.get("d_output")
         d_output = None if d_output is None else device.put_rows(d_output, self.batch_first)
         final = loss.get("d_final_state")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 import pytest
 
@@ -16,25 +18,41 @@ from conftest import (
     reference_forward,
     reference_results,
     rounding_bound,
+    run_reference,
 )
-from cuda_side import ROUNDING, Tape, rounded, run_cuda
+from cuda_side import BITS, Tape, rounded, run_cuda
+from test_exact import Integers
+from test_lengths import poisoned
 
-
-def check(problem, options=None, asked=None, loss=None, **of_tape):
-    """The backend and the reference agree in everything, in float32."""
-    options = {"state": problem.state, **({"masks": problem.masks} if problem.masks else {}), **(options or {})}
-    found = run_cuda(problem, options, asked, loss, **{"mode": "stepwise", **of_tape})
-    record = reference_forward(problem, options)
-    expected = reference_results(problem, record, asked, None if "x" in of_tape else loss)
-    bound = rounding_bound("float32", problem.terms) * magnification(record)
-    norms = expected.pop("parameter_norms")
-    assert_norms_close(found.pop("parameter_norms"), norms, problem, expected, bound, record)
-    expected = {name: value for name, value in expected.items() if name in found}
-    assert_close(found, expected, bound, floor=np.max(np.abs(expected["hidden"]), initial=0))
+STEPWISE = {"mode": "stepwise"}
 
 
 def problem_of(kind, **sizes):
     return Problem(kind, **{"T": 6, "B": 3, "I": 5, "H": 7, "dtype": "float32", **sizes})
+
+
+def options_of(problem, options=None):
+    return {"state": problem.state, **({"masks": problem.masks} if problem.masks else {}), **(options or {})}
+
+
+def check(problem, options=None, asked=None, loss=None, **of_tape):
+    """The backend and the reference agree in everything, in float32; `loss` is only what the backend is given."""
+    options = options_of(problem, options)
+    found = run_cuda(problem, options, asked, loss, **STEPWISE, **of_tape)
+    record = reference_forward(problem, options)
+    expected = reference_results(problem, record, asked)
+    bound = rounding_bound("float32", problem.terms) * magnification(record)
+    norms = expected.pop("parameter_norms")
+    assert_norms_close(found.pop("parameter_norms"), norms, problem, expected, bound, record)
+    for name in expected.keys() - found.keys():
+        assert of_tape.get("memory", "full") not in ("full", "states")
+        assert name.startswith("tape."), name
+        del expected[name]
+    assert_close(found, expected, bound, floor=np.max(np.abs(expected["hidden"]), initial=0))
+
+
+def ragged(problem):
+    return {"lengths": problem.lengths, "resets": problem.resets}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -43,3 +61,198 @@ def problem_of(kind, **sizes):
 )
 def test_every_cell_agrees_with_the_reference(kind, sizes):
     check(problem_of(kind, **sizes))
+
+
+@pytest.mark.parametrize("kind", ["lstm", "lstm_layer_norm", "lstm_projected"])
+def test_more_units_than_a_block_has_threads(kind):
+    check(problem_of(kind, T=2, B=2, H=261))
+
+
+@pytest.mark.parametrize("memory", ["full", "states", "checkpoint", 2])
+@pytest.mark.parametrize("given", [("lengths",), ("resets",), ("lengths", "resets")])
+def test_lengths_resets_and_nan_in_the_padding(kind, memory, given):
+    problem = problem_of(kind, D=2, T=7, B=4, seed=5)
+    x, loss = poisoned(problem) if "lengths" in given else (problem.x, problem.loss)
+    options = {name: getattr(problem, name) for name in given}
+    check(problem, options, loss=loss, memory=memory, x=x, chunk=3)
+
+
+@pytest.mark.parametrize("memory", ["states", "checkpoint", 1, 4])
+@pytest.mark.parametrize("zoneout", [0.0, 0.3])
+def test_every_memory_mode_agrees_with_the_reference(kind, memory, zoneout):
+    check(problem_of(kind, D=2, T=9, zoneout=zoneout), memory=memory)
+
+
+def test_inference_gives_the_output_and_the_final_state(kind):
+    problem = problem_of(kind, D=2, T=9)
+    options = options_of(problem, ragged(problem))
+    found = Tape(problem, options, memory=None, chunk=4, **STEPWISE).results()
+    expected = run_reference(problem, options)
+    assert_close(found, {name: expected[name] for name in found}, problem.bound)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5])
+def test_chunks_of_any_length_give_the_same_bits(kind, chunk):
+    """Of all but sums over steps, whose order is another."""
+    problem = problem_of(kind, D=2, T=11, B=2)
+    options = options_of(problem, ragged(problem))
+    for memory in ("full", "states"):
+        found, whole = (run_cuda(problem, options, memory=memory, chunk=n, **STEPWISE) for n in (chunk, 0))
+        for results in (found, whole):
+            results["sums"] = results.pop("parameters")
+        assert_close(found.pop("sums"), whole.pop("sums"), problem.bound)
+        assert_same_bits(found, whole)
+
+
+@pytest.mark.parametrize("asked", [{"clip": 0.8}, {"truncate": 3}, {"clip": 1.5, "truncate": 2}])
+def test_clip_and_truncate(kind, asked):
+    problem = problem_of(kind, D=2, T=8)
+    check(problem, ragged(problem), asked, chunk=3)
+    clipped = run_cuda(problem, options_of(problem), asked, **STEPWISE).get("clipped")
+    assert clipped is None or (clipped.any() and not clipped.all())
+
+
+@pytest.mark.parametrize("expected", [False, True])
+def test_zoneout_and_dropped_weights(kind, expected):
+    """With masks, and the expectation without."""
+    zoneout = (0.3, 0.2) if STATES[kind] == 2 else 0.3
+    problem = problem_of(kind, D=2, zoneout=zoneout, weight_dropout=0.0 if expected else 0.2)
+    check(problem, {**ragged(problem), **({"masks": {}} if expected else {})})
+
+
+def test_arrays_whose_batch_comes_first(kind):
+    problem = problem_of(kind, D=2)
+    check(problem, batch_first=True, chunk=4)
+    check(problem, ragged(problem), batch_first=True)
+
+
+@pytest.mark.parametrize("wants", [("input",), ("parameters",), ("initial_state",)])
+def test_only_what_is_wanted(kind, wants):
+    """And of the incoming gradients only one: the same bits as with all of the others."""
+    problem = problem_of(kind, D=2)
+    tape = Tape(problem, options_of(problem), **STEPWISE)
+    for name, loss in problem.loss.items():
+        found, everything = tape.backward({name: loss}, wants=wants), tape.backward({name: loss})
+        assert set(found) == set(wants)
+        assert_same_bits(found, {of: everything[of] for of in wants})
+
+
+def test_infinite_weights_reach_nothing_that_takes_no_part(kind):
+    """A zero delta times an infinite weight is no zero: what no step sends anything to stays what it was."""
+    problem = problem_of(kind, seed=1)
+    weights = {
+        name: np.full_like(w, np.inf)
+        for name, w in problem.parameters.items()
+        if name in ("weight_ih_l0", "weight_hh_l0")
+    }
+    object.__setattr__(problem, "parameters", problem.parameters | weights)
+    lengths = np.array([0, 2, problem.T])
+    found = run_cuda(problem, {"state": problem.state, "lengths": lengths}, **STEPWISE)
+    for b, length in enumerate(lengths[:2]):
+        assert not found["input"][length:, b].any()
+        assert not found["hidden"][0, length:, b].any()
+    initial, final = (
+        value if isinstance(value, tuple) else (value,) for value in (found["initial_state"], problem.d_final_state)
+    )
+    for ours, given in zip(initial, final, strict=True):
+        assert_same_bits(ours[:, 0], given[:, 0])
+
+
+class SmallIntegers(Integers):
+    """Of -1, 0 and 1, with no sum of absolute values that reaches the integers that a tensor type no longer holds."""
+
+    def __init__(self, bits, **sizes):
+        object.__setattr__(self, "bits", bits)
+        super().__init__(dtype="float32", **sizes)
+
+    def random(self, what, shape):
+        return np.sign(super().random(what, shape))
+
+    def largest_sum(self):
+        return super().largest_sum() * 2.0 ** (24 - self.bits)
+
+
+@pytest.mark.parametrize("type_", BITS)
+@pytest.mark.parametrize("terms", [1, 2, 3])
+@pytest.mark.parametrize("sizes", [(2, 2, 5, 7), (3, 2, 9, 17), (2, 2, 33, 40), (3, 3, 2, 5)])
+def test_small_integers_are_exact(type_, terms, sizes):
+    """In every type; and in float32 with products of one bfloat16 number, where those hold the integers."""
+    T, B, I, H = sizes  # noqa: E741
+    problem = SmallIntegers(8 if terms == 1 else BITS[type_], T=T, B=B, I=I, H=H, D=2)
+    options = {"state": problem.state, "lengths": problem.lengths}
+    expected = run_reference(problem, options)
+    assert all(np.any(expected["parameters"][name]) for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0"))
+    for memory in ("full", 2):
+        found = run_cuda(problem, options, type_=type_, terms=terms, memory=memory, **STEPWISE)
+        del found["parameter_norms"]  # which are no integers
+        assert_close(found, {name: expected[name] for name in found}, 0)
+
+
+class OfType(Problem):
+    """A problem whose numbers are a tensor type's."""
+
+    def __init__(self, type_, kind, **sizes):
+        object.__setattr__(self, "type_", type_)
+        super().__init__(kind, dtype="float32", **sizes)
+
+    def random(self, what, shape):
+        return rounded(super().random(what, shape), self.type_)
+
+    @cached_property
+    def parameters(self):
+        return rounded(Problem.parameters.func(self), self.type_)
+
+    @property
+    def bound(self):
+        """Sums are float32, so that what counts are the roundings of what is kept: at each step h, c, what the cell
+        saves (nine numbers at most) and three deltas, on the way there and back; at the ends inputs' gradients and
+        sums."""
+        terms = self.T * (2 + 9 + 3 + self.D) + 4
+        return 10 * np.sqrt(terms) * 2.0 ** -BITS[self.type_]
+
+
+@pytest.mark.parametrize("type_", ["bfloat16", "float16"])
+@pytest.mark.parametrize("memory", ["full", "states", 3])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "rnn_relu"])  # whose derivative jumps at zero
+def test_sixteen_bits_agree_within_their_roundings(kind, type_, memory):
+    problem = OfType(type_, kind, T=7, B=3, I=5, H=7, D=2)
+    options = options_of(problem, ragged(problem))
+    found = run_cuda(problem, options, type_=type_, memory=memory, **STEPWISE)
+    record = reference_forward(problem, options)
+    expected = reference_results(problem, record)
+    bound = problem.bound * magnification(record)
+    assert_close(found, {name: expected[name] for name in found}, bound)
+
+
+@pytest.mark.parametrize("mode", ["cluster", "grid"])
+def test_a_mode_that_no_kernel_has_is_an_error(mode):
+    problem = problem_of("lstm_layer_norm")
+    with pytest.raises(ValueError, match=r"mode: no persistent kernel for lstm_layer_norm of B = 3, H = 7"):
+        Tape(problem, mode=mode)
+    tape = Tape(problem, **STEPWISE)
+    tape.call["mode"] = mode
+    with pytest.raises(ValueError, match=r"mode: no persistent kernel for lstm_layer_norm of B = 3, H = 7"):
+        tape.backward()
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"type": "float64"}, "type: expected float32, bfloat16 or float16, got float64"),
+        ({"mode": "fast"}, "mode: expected free, stepwise, cluster or grid, got fast"),
+        ({"terms": 4}, "terms: expected 1 to 3"),
+        ({"chunk": -1}, "chunk: expected 0 or more"),
+        ({"type": "bfloat16"}, "another dtype"),
+        ({"lengths": np.zeros(4, np.int64)}, "lengths: expected another shape"),
+    ],
+)
+def test_wrong_entries_name_themselves(entry, words):
+    tape = Tape(problem_of("gru"), **STEPWISE)
+    with pytest.raises(ValueError, match=words):
+        tape.device.cuda.forward("gru", tape._given(0) | entry)
+
+
+def test_an_unknown_cell_names_itself():
+    tape = Tape(problem_of("gru"), **STEPWISE)
+    with pytest.raises(ValueError, match="no cell is named gru_2"):
+        tape.device.cuda.backward("gru_2", tape._given(0), {})

@@ -1,6 +1,7 @@
 // One layer and direction, forward: chunk by chunk the product with x, then the steps.
 #pragma once
 
+#include "beside.hpp"
 #include "projection.hpp"
 #include "run_steps.hpp"
 
@@ -19,7 +20,7 @@ class ForwardLoop {
 
   ForwardLoop(const Recurrence<S>& problem, const Call& of_call, Scratch& scratch)
       : p(problem), call(of_call), chunk(chunk_steps(p.T, p.B, C::gates, p.H, call)), projection(p, call, chunk, scratch) {
-    projected = scratch.get<float>(chunk * step_size());
+    for (int turn = 0; turn < (chunk < p.T ? 2 : 1); ++turn) projected[turn] = scratch.get<float>(chunk * step_size());
     for (int i = 0; i < C::states; ++i) carried[i] = scratch.get<float>(state_size(p, i));
     unit_rows = gather_unit_rows<C>(p, scratch, call.queue);
   }
@@ -27,16 +28,25 @@ class ForwardLoop {
   // The state from which the next steps go on.
   void start(int i, const S* state) const { convert_array(p.B, state_size(p, i) / p.B, state, carried[i], call.queue); }
 
-  // Steps `first` to `last` - 1.
+  // Steps `first` to `last` - 1. The product of the next chunk overlaps with the steps of this one.
   void advance(int64_t first, int64_t last, const Targets& targets) const {
-    for (int64_t begin = first; begin < last; begin += chunk) {
-      const Chunk now = chunk_of(p, begin, begin + chunk < last ? begin + chunk : last);
-      projection.run(now, projected, call.queue);
-      run_chunk(now, projected, targets);
+    Beside beside(call.queue, last - first > chunk);
+    Chunk now = chunk_at(first, last);
+    projection.run(now, projected[0], call.queue);
+    for (int turn = 0; now.count() > 0; turn ^= 1) {
+      const Chunk next = chunk_at(now.end, last);
+      if (next.count() > 0) {
+        beside.follow();
+        projection.run(next, projected[turn ^ 1], beside.queue());
+      }
+      run_chunk(now, projected[turn], targets);
+      beside.join();
+      now = next;
     }
   }
 
  private:
+  Chunk chunk_at(int64_t begin, int64_t last) const { return chunk_of(p, begin, begin + chunk < last ? begin + chunk : last); }
   int64_t step_size() const { return p.B * C::gates * p.H; }
 
   void run_chunk(const Chunk& now, const float* input, const Targets& targets) const {
@@ -65,7 +75,7 @@ class ForwardLoop {
   const Call call;
   int64_t chunk;
   Projection<C, S> projection;
-  float* projected;  // (chunk, B, G, H)
+  float* projected[2];  // (chunk, B, G, H), in turns
   float* carried[max_states];
   const float* unit_rows;
 };
