@@ -31,6 +31,14 @@ class Host:
         _core.backward(cell, problem, gradients)
 
     @staticmethod
+    def layer_norm_forward(problem: dict[str, Any]) -> None:
+        _core.layer_norm_forward(problem)
+
+    @staticmethod
+    def layer_norm_backward(problem: dict[str, Any]) -> None:
+        _core.layer_norm_backward(problem)
+
+    @staticmethod
     def saved_shape(cell: str, dtype: Any, units: int) -> tuple[int, ...]:
         """Of what the backward needs of one step and sequence."""
         return _core.saved_shape(cell, dtype == np.float64, units)
@@ -48,6 +56,12 @@ class Host:
         kept = number_type(1 - probability)
         dropped: Array = np.where(mask, number_type(0), array) * (number_type(1) / kept if kept else number_type(0))
         return dropped
+
+    @staticmethod
+    def scaled(array: Array, factor: float) -> Array:
+        """`factor` times the array."""
+        scaled: Array = array * array.dtype.type(factor)
+        return scaled
 
     # Arrays as they are
 
@@ -94,6 +108,16 @@ class Host:
     layer_dtype = staticmethod(_arguments.float_dtype)
 
     @staticmethod
+    def float_like(dtype: np.dtype[Any]) -> np.dtype[Any]:
+        """`dtype` where kernels take it, else one that they take."""
+        return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+
+    @staticmethod
+    def sum_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+        """In what numbers of `dtype` are summed."""
+        return dtype
+
+    @staticmethod
     def placed(array: Array, dtype: np.dtype[Any] | None = None) -> Array:
         """An array of the host, here."""
         return array if dtype is None else array.astype(dtype)
@@ -105,6 +129,7 @@ class Host:
 
 
 Backend = type[Host]
+DLPACK_CUDA = 2  # kDLCUDA
 
 
 def refuse_device_array(what: str, name: str, value: Any) -> None:
@@ -114,6 +139,17 @@ def refuse_device_array(what: str, name: str, value: Any) -> None:
             f"{what} works on arrays of the host, but {name} is on {value.device!r}; "
             "torch's functions take such arrays by DLPack, in place"
         )
+
+
+def backend_holding(value: Any) -> Backend:
+    """The backend for an array that a caller passes: CUDA's where it is on such a device, else the host's."""
+    if isinstance(value, np.ndarray):
+        return Host
+    if isinstance(value, DeviceArray):
+        return backend_of("cuda")
+    if hasattr(value, "__dlpack_device__"):
+        return backend_of("cuda" if int(value.__dlpack_device__()[0]) == DLPACK_CUDA else "cpu")
+    return backend_of("cuda" if hasattr(value, "__cuda_array_interface__") else "cpu")
 
 
 def backend_of(device: Any) -> Backend:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import numpy as np
-
-from . import _core
-from ._arguments import Array, as_array, check_dtype, contiguous, float_array, number
+from ._arguments import Array, number
+from ._backend import backend_holding
 
 __all__ = ["add_layer_norm", "add_layer_norm_backward"]
 
@@ -38,7 +36,9 @@ def add_layer_norm(
     Parameters
     ----------
     x, branch : (..., F) array
-        float32 or float64, of one shape.
+        float32 or float64, of one shape. On a CUDA device `throughtime.cuda.DeviceArray` and whatever has DLPack or
+        ``__cuda_array_interface__``, float32, bfloat16 or float16: the sum is rounded to that before it is normalised,
+        all else is float32. Results are where the arguments are.
     weight, bias : (F,) array
         Of the dtype of `x`.
     scale : float
@@ -55,7 +55,7 @@ def add_layer_norm(
     Raises
     ------
     TypeError
-        If an array has another dtype than `x`; nothing is cast.
+        If an array has another dtype than `x`, or is on another device; nothing is cast or copied.
     ValueError
         If shapes do not fit, F is 0, or `scale` or `eps` is out of range.
 
@@ -69,13 +69,14 @@ def add_layer_norm(
     >>> d_x.shape, d_branch is d_x, d_weight.shape
     ((1000, 32, 64), True, (64,))
     """
-    x = as_array("x", x)
-    check_dtype("x", x, np.dtype(np.float64 if x.dtype == np.float64 else np.float32))
+    backend = backend_holding(x)
+    x = backend.as_array("x", x)
+    backend.check_dtype("x", x, backend.float_like(x.dtype))
     if x.ndim == 0 or x.shape[-1] == 0:
         raise ValueError(f"x has shape {x.shape}, expected (..., F) with F >= 1")
-    branch = float_array("branch", branch, x.dtype, x.shape)
-    weight = float_array("weight", weight, x.dtype, x.shape[-1:])
-    bias = float_array("bias", bias, x.dtype, x.shape[-1:])
+    branch = backend.float_array("branch", branch, x.dtype, x.shape)
+    weight = backend.float_array("weight", weight, x.dtype, x.shape[-1:])
+    bias = backend.float_array("bias", bias, x.dtype, x.shape[-1:])
     finite = sys.float_info.max
     scale = number("scale", scale, -finite, finite)
     total, normalised, saved = forward(x, branch, weight, bias, scale, check_eps(eps))
@@ -99,7 +100,8 @@ def add_layer_norm_backward(d_sum: Any, d_normalised: Any, saved: Saved) -> tupl
     d_x, d_branch : (..., F) array
         ``d_branch`` is ``d_x`` itself where ``scale`` is 1, else ``scale d_x``.
     d_weight, d_bias : (F,) array
-        Summed in float64 beyond a few rows, in an order that does not depend on the number of threads.
+        Summed in float64 beyond a few rows, in an order that does not depend on the number of threads; on a device in
+        float32, in an order that depends on the shape and the device.
 
     Raises
     ------
@@ -119,11 +121,11 @@ def add_layer_norm_backward(d_sum: Any, d_normalised: Any, saved: Saved) -> tupl
         raise TypeError(f"saved must be what add_layer_norm returned, got {type(saved).__name__}")
     if d_sum is None and d_normalised is None:
         raise ValueError("d_sum and d_normalised are both None, expected at least one array")
-    dtype, shape = saved.sum.dtype, saved.sum.shape
+    backend, dtype, shape = backend_holding(saved.sum), saved.sum.dtype, saved.sum.shape
     if d_sum is not None:
-        d_sum = float_array("d_sum", d_sum, dtype, shape)
+        d_sum = backend.float_array("d_sum", d_sum, dtype, shape)
     if d_normalised is not None:
-        d_normalised = float_array("d_normalised", d_normalised, dtype, shape)
+        d_normalised = backend.float_array("d_normalised", d_normalised, dtype, shape)
     return backward(d_sum, d_normalised, saved)
 
 
@@ -144,16 +146,17 @@ def forward(
     save: bool = True,
 ) -> tuple[Array | None, Array, Saved | None]:
     """`add_layer_norm` of checked arguments; without a branch, x itself is the sum. `save` implies `keep_sum`."""
-    x, weight, bias = contiguous(x), contiguous(weight), contiguous(bias)
-    normalised = _core.empty(x.shape, x.dtype)
+    backend = backend_holding(x)
+    x, weight, bias = backend.contiguous(x), backend.contiguous(weight), backend.contiguous(bias)
+    normalised = backend.empty(x.shape, x.dtype)
     if branch is None:
         total: Array | None = x
     else:
-        total = _core.empty(x.shape, x.dtype) if keep_sum or save else None
-    statistics = _core.empty((x.size // x.shape[-1], 3), x.dtype) if save else None
+        total = backend.empty(x.shape, x.dtype) if keep_sum or save else None
+    statistics = backend.empty((x.size // x.shape[-1], 3), backend.sum_dtype(x.dtype)) if save else None
     problem = {
         "x": _rows(x),
-        "branch": None if branch is None else _rows(branch),
+        "branch": None if branch is None else _rows(backend.contiguous(branch)),
         "weight": weight,
         "bias": bias,
         "scale": scale,
@@ -162,7 +165,7 @@ def forward(
         "normalised": _rows(normalised),
         "statistics": statistics,
     }
-    _core.layer_norm_forward(problem)
+    backend.layer_norm_forward(problem)
     if statistics is None:
         return total, normalised, None
     assert total is not None
@@ -175,29 +178,31 @@ def forward(
 
 def backward(d_sum: Array | None, d_normalised: Array | None, saved: Saved) -> tuple[Array, Array, Array, Array]:
     """`add_layer_norm_backward` of checked arguments."""
-    d_weight, d_bias = np.zeros_like(saved.weight), np.zeros_like(saved.weight)
+    backend = backend_holding(saved.sum)
+    new = backend.zeros if d_normalised is None else backend.empty
+    d_weight, d_bias = (new(saved.weight.shape, saved.weight.dtype) for _ in range(2))
     if d_normalised is None:
         assert d_sum is not None
         d_x = d_sum.copy()  # a result is nobody's argument
-        return d_x, d_x if saved.scale == 1 else d_x * d_x.dtype.type(saved.scale), d_weight, d_bias
-    d_x = _core.empty(saved.sum.shape, saved.sum.dtype)
-    d_branch = d_x if saved.scale == 1 else _core.empty(d_x.shape, d_x.dtype)
+        return d_x, d_x if saved.scale == 1 else backend.scaled(d_x, saved.scale), d_weight, d_bias
+    d_x = backend.empty(saved.sum.shape, saved.sum.dtype)
+    d_branch = d_x if saved.scale == 1 else backend.empty(d_x.shape, d_x.dtype)
     problem = {
-        "sum": _rows(saved.sum),
+        "sum": _rows(backend.contiguous(saved.sum)),
         "statistics": saved.statistics,
         "weight": saved.weight,
         "scale": saved.scale,
-        "d_sum": None if d_sum is None else _rows(d_sum),
-        "d_normalised": _rows(d_normalised),
+        "d_sum": None if d_sum is None else _rows(backend.contiguous(d_sum)),
+        "d_normalised": _rows(backend.contiguous(d_normalised)),
         "d_x": _rows(d_x),
         "d_branch": None if d_branch is d_x else _rows(d_branch),
         "d_weight": d_weight,
         "d_bias": d_bias,
     }
-    _core.layer_norm_backward(problem)
+    backend.layer_norm_backward(problem)
     return d_x, d_branch, d_weight, d_bias
 
 
 def _rows(array: Array) -> Array:
-    """As a contiguous matrix; without a copy where the array is contiguous."""
-    return contiguous(array).reshape(-1, array.shape[-1])
+    """A contiguous array as a matrix, of the same memory."""
+    return array.reshape(-1, array.shape[-1])

@@ -11,16 +11,18 @@ import numpy as np
 from .. import _arguments, _core
 from .array import DeviceArray, as_device_array, empty, is_on_device, to_device, zeros
 from .extension import current_stream, extension
-from .numbers import dtype_name, float_name
+from .numbers import FLOATS, dtype_name, float_name
 
 _forced: dict[str, Any] = {}
 
 
 @contextmanager
-def force(*, mode: str = "free", chunk: int = 0) -> Iterator[None]:
-    """Run the recurrence in one of its ways, for tests; an error where it does not fit."""
+def force(*, mode: str = "free", chunk: int = 0, blocks: int = 0) -> Iterator[None]:
+    """Run the recurrence in one of its ways, LayerNorm's backward on so many blocks, for tests; an error where it does
+    not fit.
+    """
     before = dict(_forced)
-    _forced.update(mode=mode, chunk=chunk)
+    _forced.update(mode=mode, chunk=chunk, blocks=blocks)
     try:
         yield
     finally:
@@ -37,11 +39,19 @@ class Cuda:
 
     @staticmethod
     def forward(cell: str, problem: dict[str, Any]) -> None:
-        extension().forward(cell, _call(problem))
+        extension().forward(cell, _call(problem, problem["x"].dtype))
 
     @staticmethod
     def backward(cell: str, problem: dict[str, Any], gradients: dict[str, Any]) -> None:
-        extension().backward(cell, _call(problem), _held(gradients))
+        extension().backward(cell, _call(problem, problem["x"].dtype), _held(gradients))
+
+    @staticmethod
+    def layer_norm_forward(problem: dict[str, Any]) -> None:
+        extension().layer_norm_forward(_call(problem, problem["x"].dtype))
+
+    @staticmethod
+    def layer_norm_backward(problem: dict[str, Any]) -> None:
+        extension().layer_norm_backward(_call(problem, problem["sum"].dtype))
 
     @staticmethod
     def saved_shape(cell: str, dtype: Any, units: int) -> tuple[int, ...]:
@@ -72,6 +82,13 @@ class Cuda:
         array, mask = array.contiguous(), mask.contiguous()
         found = empty(array.shape, array.dtype)
         extension().drop(found._view, array._view, mask._view, scale, array.dtype, current_stream())
+        return found
+
+    @staticmethod
+    def scaled(array: DeviceArray, factor: float) -> Any:
+        array = array.contiguous()
+        found = empty(array.shape, array.dtype)
+        extension().drop(found._view, array._view, None, factor, array.dtype, current_stream())
         return found
 
     # Arrays as they are
@@ -145,6 +162,15 @@ class Cuda:
     # Between here and the host
 
     layer_dtype = staticmethod(float_name)
+
+    @staticmethod
+    def float_like(dtype: str) -> Any:
+        return dtype if dtype in FLOATS else "float32"
+
+    @staticmethod
+    def sum_dtype(dtype: str) -> Any:
+        return "float32"
+
     placed = staticmethod(to_device)
 
     @staticmethod
@@ -152,8 +178,8 @@ class Cuda:
         return as_device_array(name, value).numpy() if is_on_device(value) else _arguments.as_array(name, value)
 
 
-def _call(problem: dict[str, Any]) -> dict[str, Any]:
-    own = {"type": problem["x"].dtype, "stream": current_stream(), "terms": _core.get_terms()}
+def _call(problem: dict[str, Any], dtype: str) -> dict[str, Any]:
+    own = {"type": dtype, "stream": current_stream(), "terms": _core.get_terms()}
     return _held(problem) | own | _forced
 
 

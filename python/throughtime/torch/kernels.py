@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -38,17 +38,15 @@ class Call(NamedTuple):
             "memory": self.plan.memory,
         }
 
-    @contextmanager
-    def working(self, x: Tensor) -> Iterator[None]:
-        """In which its kernels run."""
-        with self.plan.place.working(x), precision.medium() if self.medium else nullcontext():
-            yield
+    def precision(self) -> AbstractContextManager[None]:
+        """Of its products."""
+        return precision.medium() if self.medium else nullcontext()
 
 
 def forward(call: Call, x: Tensor, state: Sequence[Tensor]) -> list[Tensor]:
     """Output, final states, and what the backward needs besides; `state` is empty for zeros."""
     layer, array_of = call.plan.layer, call.plan.place.array_of
-    with call.working(x):
+    with call.plan.place.working(x), call.precision():
         array, batched = layer._check_x(array_of(x), "input")
         initial = layer._check_state("hx", _as_state([*map(array_of, state)]), array.shape[1], batched)
         tape = Tape(layer, array, batched=batched, state=initial, resets=None, last=False, **call.arrays())
@@ -79,7 +77,7 @@ def backward(
     named = [name for name, needs in zip(call.plan.names, needs_weights, strict=True) if needs]
     which = Wanted(input=needs_input, initial_state=needs_state, parameters=frozenset(named))
     recorder = recording.active(call.weights)
-    with call.working(x):
+    with call.plan.place.working(x), call.precision():
         grads = _gradients(call, x, kept, d_results, which, recorder.asked if recorder else set())
         if recorder:
             recorder.add(grads)

@@ -82,15 +82,16 @@ def check_weight(name: str, weight: Tensor) -> None:
 
 def check_tensor(name: str, tensor: Tensor, weight: Tensor) -> None:
     """Raise unless a tensor is where this weight is, and of its type."""
+    if tensor.device == weight.device and tensor.dtype is weight.dtype:
+        return
     _check_device(name, tensor)
     if tensor.device != weight.device:
         device = str(weight.device)
         raise ValueError(
             f"{name} is on device {str(tensor.device)!r}, expected {device!r}, that of the weights; use .to({device!r})"
         )
-    if tensor.dtype is not weight.dtype:
-        dtype = weight.dtype
-        raise TypeError(f"{name} has dtype {tensor.dtype}, expected {dtype}, that of the weights; use .to({dtype})")
+    dtype = weight.dtype
+    raise TypeError(f"{name} has dtype {tensor.dtype}, expected {dtype}, that of the weights; use .to({dtype})")
 
 
 def _check_device(name: str, tensor: Tensor) -> None:
