@@ -56,7 +56,7 @@ class Cuda(Cpu):
     @contextmanager
     def current(self, device: torch.device) -> Iterator[None]:
         """The device is current, and torch's current stream of it is the library's."""
-        with torch.cuda.device(device), stream(torch.cuda.current_stream(device)):
+        with torch.cuda.device(device), stream(torch.cuda.current_stream(device).cuda_stream):
             yield
 
     def array_of(self, tensor: Tensor) -> DeviceArray:
