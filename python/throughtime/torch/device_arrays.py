@@ -20,8 +20,6 @@ _SOME = 256  # address of what holds nothing: NumPy would find one of its own fo
 
 def array_of(tensor: Tensor) -> DeviceArray:
     """A view of a tensor's memory, which keeps the tensor."""
-    name = str(tensor.dtype)[6:]  # less "torch."
-    held = HELD_AS[name]
     tensor = tensor.resolve_neg()
     try:
         address = tensor.data_ptr()
@@ -29,8 +27,14 @@ def array_of(tensor: Tensor) -> DeviceArray:
         raise unsupported(f"a tensor without memory ({error})") from None
     if not address and tensor.numel():
         raise unsupported("a tensor without memory")
-    strides = [held.itemsize * stride for stride in tensor.stride()]
-    return DeviceArray(extension().view(address or _SOME, tuple(tensor.shape), strides, held, tensor), name)
+    return _view(tensor, address, str(tensor.dtype)[6:])  # less "torch."
+
+
+def _view(tensor: Tensor, address: int, dtype: str) -> DeviceArray:
+    held = HELD_AS[dtype]
+    step = held.itemsize
+    strides = [step * stride for stride in tensor.stride()]
+    return DeviceArray(extension().view(address or _SOME, tensor.shape, strides, held, tensor), dtype)
 
 
 def tensor_of(array: DeviceArray) -> Tensor:
@@ -58,6 +62,7 @@ def allocator(device: torch.device) -> Callable[[tuple[int, ...], str], DeviceAr
     """What makes arrays of new tensors: torch's caching allocator, streams and graph pools own them."""
 
     def allocate(shape: tuple[int, ...], dtype: str) -> DeviceArray:
-        return array_of(torch.empty(shape, dtype=getattr(torch, dtype), device=device))
+        tensor = torch.empty(shape, dtype=getattr(torch, dtype), device=device)
+        return _view(tensor, tensor.data_ptr(), dtype)
 
     return allocate
