@@ -23,6 +23,7 @@ from conftest import (
 )
 from stand_in import load_cuda
 from throughtime import cuda
+from throughtime.cuda.backend import force
 
 DEVICE = "cpu" if load_cuda().is_stand_in else "cuda"
 FLOATS = ("float32", "bfloat16", "float16")
@@ -247,6 +248,20 @@ def test_what_does_not_fit_is_an_error_that_says_so(call, kind, words):
         call()
 
 
+def test_the_cpu_s_layers_say_where_an_array_of_the_device_belongs():
+    class OnDevice:
+        device = "cuda:0"
+
+        def __dlpack_device__(self):
+            return 2, 0
+
+        def __dlpack__(self, **_):
+            raise BufferError("not here")
+
+    with pytest.raises(TypeError, match=r"x cannot be read as a NumPy array: .*on cuda:0: layer.to\('cuda'\)"):
+        tt.RNN(2, 3)(OnDevice())
+
+
 # Against the CPU
 
 
@@ -372,6 +387,41 @@ def test_arrays_come_and_go_by_dlpack():
     grads = tape.backward(torch.ones_like(output))
     expected = expected.backward(np.ones_like(expected.output))
     assert_close(torch.from_dlpack(grads.input).cpu().numpy(), expected.input, problem.bound)
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_the_matmul_precision_is_the_process_s(precision):
+    problem = Problem("lstm", H=16, I=9)
+    ours, truth = layers(problem, "float32")
+    x = placed(problem.x, "float32")
+    before, expected = ours(x)[0].numpy(), truth(wide(x))[0]
+    tt.set_matmul_precision(precision)
+    try:
+        found = ours(x)[0].numpy()
+    finally:
+        tt.set_matmul_precision("highest")
+    loss = {"highest": 1, "high": 3 * 2**6, "medium": 2 * 2**15}[precision]  # see test_precision.py
+    assert_close(found, expected, bound(problem, "float32") * loss)
+    if precision != "high":  # which some ways to run have as highest
+        assert np.array_equal(found, before) == (precision == "highest")
+
+
+def test_the_kernels_are_told_stream_and_way(monkeypatch):
+    told, module = [], cuda.extension.extension()
+    forward, backward = module.forward, module.backward
+    monkeypatch.setattr(module, "forward", lambda cell, p: (told.append(p), forward(cell, p))[1])
+    monkeypatch.setattr(module, "backward", lambda cell, p, d: (told.append(p), backward(cell, p, d))[1])
+    layer, x = tt.GRU(5, 6, seed=0).to("cuda"), placed(Problem("gru").x, "float32")
+    layer.forward(x).backward(cuda.to_device(np.ones((7, 3, 6)), "float32"))
+    with force(mode="stepwise", chunk=2):
+        layer(x)
+    assert [(p["type"], p["stream"], p["terms"], p.get("mode"), p.get("chunk")) for p in told] == [
+        ("float32", 0, 3, None, None),
+        ("float32", 0, 3, None, None),
+        ("float32", 0, 3, "stepwise", 2),
+    ]
+    with force(mode="by hand"), pytest.raises(ValueError, match="mode"):
+        layer(x)
 
 
 @pytest.mark.parametrize("where", ["d_output", "d_final_state", "weight"])

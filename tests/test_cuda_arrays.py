@@ -102,6 +102,8 @@ def test_what_is_read_only_stays_so():
     array = cuda.from_dlpack(Producer(numbers(3), read_only=True))
     with pytest.raises(ValueError, match="read-only"):
         array[0] = 1
+    with pytest.raises(ValueError, match="read-only"):
+        array += cuda.to_device(numbers(3))
     with pytest.raises(BufferError, match=r"max_version=\(1, 0\)"):
         array.__dlpack__()
     assert not np.from_dlpack(array).flags.writeable
@@ -314,6 +316,21 @@ def test_dropout_is_numpy_s_in_float32_and_rounds_once(dtype, probability):
     expected = cuda.to_device(Host.dropped(values, mask, probability), dtype).numpy()
     found = backend_of("cuda").dropped(on_device, cuda.to_device(mask), probability)
     assert bits(found.numpy()) == bits(expected)
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.1, 0.5, 1.0])
+def test_masks_are_drawn_at_their_rate_and_follow_from_the_seed(probability):
+    """Counts, also of neighbours both true, are within six standard deviations of those of independent draws."""
+    from throughtime._backend import backend_of
+
+    def draw(seed):
+        return backend_of("cuda").random_mask(np.random.default_rng(seed), (50, 401), probability).numpy()
+
+    first, again, other = draw(0), draw(0), draw(1)
+    assert np.array_equal(first, again)
+    both = first & other, first[1:] & first[:-1], first[:, 1:] & first[:, :-1]
+    for mask, rate in ((first, probability), (other, probability), *((mask, probability**2) for mask in both)):
+        assert abs(mask.mean() - rate) <= 6 * np.sqrt(rate * (1 - rate) / mask.size)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

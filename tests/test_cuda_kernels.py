@@ -202,25 +202,35 @@ class OfType(Problem):
     def parameters(self):
         return rounded(Problem.parameters.func(self), self.type_)
 
-    @property
-    def bound(self):
-        """Sums are float32, so that what counts are the roundings of what is kept: at each step h, c, what the cell
-        saves (nine numbers at most) and three deltas, on the way there and back; at the ends inputs' gradients and
-        sums."""
-        terms = self.T * (2 + 9 + 3 + self.D) + 4
+    def bound_of(self, saved):
+        """Sums are float32, so that what counts are the roundings of what is kept. At each step and in each direction
+        these are the states, what the cell saves, two or three deltas; at the end gradients of input and parameters.
+        """
+        terms = self.T * (STATES[self.kind] + saved + 3) + self.D + 1
         return 10 * np.sqrt(terms) * 2.0 ** -BITS[self.type_]
 
 
-@pytest.mark.parametrize("type_", ["bfloat16", "float16"])
-@pytest.mark.parametrize("memory", ["full", "states", 3])
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "rnn_relu"])  # whose derivative jumps at zero
+# Where a relu is nearly zero its derivative jumps; what layer normalisation makes of roundings in bfloat16 is no bound.
+SIXTEEN_BITS = [
+    (kind, type_)
+    for kind in KINDS
+    for type_ in ("bfloat16", "float16")
+    if kind != "rnn_relu" and (kind, type_) != ("lstm_layer_norm", "bfloat16")
+]
+
+
+@pytest.mark.parametrize(("kind", "type_"), SIXTEEN_BITS)
+@pytest.mark.parametrize("memory", ["full", "states", 2])
 def test_sixteen_bits_agree_within_their_roundings(kind, type_, memory):
-    problem = OfType(type_, kind, T=7, B=3, I=5, H=7, D=2)
-    options = options_of(problem, ragged(problem))
-    found = run_cuda(problem, options, type_=type_, memory=memory, **STEPWISE)
+    """Of few steps, so that the bound says something in bfloat16 too."""
+    problem = OfType(type_, kind, T=3, B=3, I=5, H=7, D=2)
+    options = options_of(problem, {"lengths": np.array([3, 1, 2])})
+    tape = Tape(problem, options, type_=type_, memory=memory, chunk=2, **STEPWISE)
+    found = tape.results() | tape.backward()
     record = reference_forward(problem, options)
     expected = reference_results(problem, record)
-    bound = problem.bound * magnification(record)
+    bound = problem.bound_of(tape.device.cuda.saved_shape(tape.layer._cell, 7)[0]) * magnification(record)
+    assert bound < 0.25
     assert_close(found, {name: expected[name] for name in found}, bound)
 
 
@@ -244,12 +254,20 @@ def test_a_mode_that_no_kernel_has_is_an_error(mode):
         ({"chunk": -1}, "chunk: expected 0 or more"),
         ({"type": "bfloat16"}, "another dtype"),
         ({"lengths": np.zeros(4, np.int64)}, "lengths: expected another shape"),
+        ({"x": np.zeros((6, 0, 5), np.float32)}, "x: expected at least one sequence and one feature"),
     ],
 )
 def test_wrong_entries_name_themselves(entry, words):
     tape = Tape(problem_of("gru"), **STEPWISE)
     with pytest.raises(ValueError, match=words):
         tape.device.cuda.forward("gru", tape._given(0) | entry)
+
+
+def test_the_gradients_flow_is_not_there():
+    tape = Tape(problem_of("gru"), **STEPWISE)
+    exponent = tape.device.empty((6, 3), np.int32)
+    with pytest.raises(ValueError, match="exponent: the flow of the gradient is not found on CUDA"):
+        tape.device.cuda.backward("gru", tape._given(0), {"exponent": exponent})
 
 
 def test_an_unknown_cell_names_itself():

@@ -21,7 +21,7 @@ load_cuda()
 DTYPES = ("float32", "bfloat16", "float16")
 UNIT = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}  # relative error of a rounding
 LEAST = {"float32": 0, "bfloat16": 0, "float16": 2.0**-25}  # and its error next to zero
-# Rows of one to four pieces a thread, on lanes of a warp and on a block's warps; of single numbers; longer than registers hold.
+# Rows of one to four pieces a thread, on lanes and on warps; of single numbers; longer than registers hold.
 WIDTHS = {
     "float32": [32, 64, 96, 128, 200, 512, 580, 640, 1536, 1, 5, 33, 501, 2049, 8196],
     "bfloat16": [64, 128, 320, 800, 1024, 1160, 1536, 4096, 1, 7, 67, 501, 2050, 16392],

@@ -82,6 +82,27 @@ TT_KERNEL void drop_elements(OfDrop<S> p) {
   }
 }
 
+struct OfMask {
+  uint8_t* mask;
+  float probability;
+  uint64_t seed;
+  int64_t count;
+};
+
+// The i-th number of the generator that starts at `seed` (SplitMix64: Steele, Lea and Flood 2014).
+TT_DEVICE uint64_t random_bits(uint64_t seed, int64_t i) {
+  uint64_t z = seed + (uint64_t(i) + 1) * 0x9e3779b97f4a7c15;
+  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+  z = (z ^ z >> 27) * 0x94d049bb133111eb;
+  return z ^ z >> 31;
+}
+
+// float32 has 24 bits for a number in [0, 1).
+TT_KERNEL void draw_elements(OfMask p) {
+  for (int64_t i = first_element(); i < p.count; i += elements_between())
+    p.mask[i] = float(random_bits(p.seed, i) >> 40) * 0x1p-24f < p.probability;
+}
+
 template <class S>
 struct OfRows {
   uint8_t* finite;
@@ -182,6 +203,10 @@ void add(const Pair& pair, Queue queue) {
 template <class S>
 void drop(S* to, const S* from, const uint8_t* mask, double scale, int64_t count, Queue queue) {
   if (count) launch(queue, over(count), drop_elements<S>, OfDrop<S>{to, from, mask, scale, count});
+}
+
+void draw_mask(uint8_t* mask, double probability, uint64_t seed, int64_t count, Queue queue) {
+  if (count) launch(queue, over(count), draw_elements, OfMask{mask, float(probability), seed, count});
 }
 
 template <class S>

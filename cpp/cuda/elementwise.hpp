@@ -26,6 +26,9 @@ void add(const Pair&, Queue);
 template <class S>
 void drop(S* to, const S* from, const uint8_t* mask, double scale, int64_t count, Queue);
 
+// True with that probability, the same for the same seed.
+void draw_mask(uint8_t* mask, double probability, uint64_t seed, int64_t count, Queue);
+
 // Whether all `count` numbers of each of `steps` rows are finite.
 template <class S>
 void finite_rows(uint8_t* finite, const S* from, int64_t steps, int64_t count, Queue);

@@ -9,7 +9,7 @@ namespace throughtime::cuda {
 
 namespace {
 
-constexpr int small_rows_threads = 128;
+constexpr int small_rows_threads = 256;
 
 // x + scale branch, as S has it: the pieces of one row that a thread has. V are held in registers; V = 0: as many as there are,
 // added again whenever they are asked for.
@@ -20,14 +20,15 @@ class Sum {
 
   TT_DEVICE Sum(const LayerNormForward<S>& problem, int64_t row, const RowThreads& threads)
       : p(problem), at(row * p.F), rank(threads.rank), width(threads.width), pieces(row < p.N ? int(p.F / E) : 0) {
+    if (pieces > 0) first_x = *words<S, 1>(p.x + at);
+    if (pieces > 0 && p.branch) first_branch = *words<S, 1>(p.branch + at);
     if constexpr (V > 0) hold();
   }
 
   // The row's first number.
   TT_DEVICE float first() const {
-    if (pieces == 0) return 0;
     float s[1];
-    unpack<S, 1>(add<1>(*words<S, 1>(p.x + at), p.branch ? *words<S, 1>(p.branch + at) : Word<S, 1>{}), s);
+    unpack<S, 1>(add<1>(first_x, first_branch), s);
     return s[0];
   }
 
@@ -73,6 +74,7 @@ class Sum {
   const LayerNormForward<S>& p;
   const int64_t at;
   const int rank, width, pieces;
+  Word<S, 1> first_x{}, first_branch{};
   W held[V ? V : 1];
 };
 

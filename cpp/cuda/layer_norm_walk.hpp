@@ -98,8 +98,9 @@ class Walk {
     for (int v = 0; v < V; ++v)
       if (row < end && has(v)) add(v, statistics, stage, sums);
     of.sum(sums);
+    const float g_mean = sums[0] / float(p.F), gn_mean = sums[1] / float(p.F);
     for (int v = 0; v < V; ++v)
-      if (row < end && has(v)) differentiate(v, row, statistics, stage, sums[0] / float(p.F), sums[1] / float(p.F));
+      if (row < end && has(v)) differentiate(v, row, statistics, stage, g_mean, gn_mean);
   }
 
   TT_DEVICE void add(int v, RowStatistics statistics, int stage, float (&sums)[2]) {

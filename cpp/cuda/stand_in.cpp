@@ -16,6 +16,7 @@ int grid_blocks = 0;
 namespace {
 
 constexpr size_t stack_bytes = 64 << 10;
+constexpr int rest = 16;          // rounds
 constexpr int patience = 100000;  // rounds in which no barrier opens and no fiber ends
 
 std::mutex one_kernel;
@@ -56,19 +57,23 @@ void prepare(std::vector<Fiber>& fibers, std::vector<Block>& blocks, int threads
   }
 }
 
-// Until all are done, from another one on in each round, forwards or backwards.
+// Until all are done, from another one on in each round, forwards or backwards. Now and then a warp rests for some rounds, so
+// that others get as far ahead of it as barriers let them.
 void run_fibers(std::vector<Fiber>& fibers) {
   const size_t n = fibers.size();
   uint64_t random = 0x9e3779b97f4a7c15;
-  int idle = 0;
+  size_t resting = 0;
+  int idle = 0, round = 0;
   for (size_t left = n; left > 0;) {
     const int64_t before = progress;
     random ^= random << 13, random ^= random >> 7, random ^= random << 17;
     const size_t first = size_t(random % n);
     const bool backwards = random >> 63;
+    if (round++ % rest == 0) resting = size_t(random >> 32) % (4 * n) / warp_size;
     for (size_t i = 0; i < n; ++i) {
-      Fiber& f = fibers[(backwards ? first + n - i : first + i) % n];
-      if (f.done) continue;
+      const size_t next = (backwards ? first + n - i : first + i) % n;
+      Fiber& f = fibers[next];
+      if (f.done || (next / warp_size == resting && n > warp_size)) continue;
       self = &f;
       swapcontext(&scheduler, &f.context);
       if (f.done) --left;

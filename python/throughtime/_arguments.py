@@ -21,7 +21,9 @@ def as_array(name: str, value: Any) -> Array:
         try:
             return np.from_dlpack(value)
         except (BufferError, RuntimeError, TypeError) as error:
-            raise TypeError(f"{name} cannot be read as a NumPy array: {error}") from None
+            where = str(getattr(value, "device", ""))
+            hint = f" (it is on {where}: layer.to('cuda') runs there)" if "cuda" in where else ""
+            raise TypeError(f"{name} cannot be read as a NumPy array: {error}{hint}") from None
     if hasattr(value, "__array__") or hasattr(value, "__buffer__"):
         return np.asarray(value)
     try:

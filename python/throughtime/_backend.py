@@ -63,6 +63,11 @@ class Host:
         scaled: Array = array * array.dtype.type(factor)
         return scaled
 
+    @staticmethod
+    def random_mask(rng: np.random.Generator, shape: tuple[int, ...], probability: float) -> Array:
+        """True with that probability."""
+        return np.less(rng.random(shape, dtype=np.float32), probability)
+
     # Arrays as they are
 
     contiguous = staticmethod(_arguments.contiguous)
@@ -118,9 +123,9 @@ class Host:
         return dtype
 
     @staticmethod
-    def placed(array: Array, dtype: np.dtype[Any] | None = None) -> Array:
+    def placed(array: Array, dtype: np.dtype[Any]) -> Array:
         """An array of the host, here."""
-        return array if dtype is None else array.astype(dtype)
+        return array.astype(dtype)
 
     @staticmethod
     def on_host(name: str, value: Any) -> Array:

@@ -39,15 +39,15 @@ def get_matmul_precision() -> str:
 
 
 def set_matmul_precision(precision: str) -> None:
-    """Set the precision of float32 matrix products of later calls, where the processor has faster ones (AMX).
+    """Set the precision of float32 matrix products of later calls, where the processor has faster ones (AMX, CUDA).
 
     Parameters
     ----------
     precision : {"highest", "high", "medium"}
         PyTorch's words. ``"highest"``, the default, is float32's own accuracy; ``"high"`` keeps about 16 bits of each
         factor, ``"medium"`` 8 (bfloat16). Sums are float32 always. The gradients of pre-activations are such factors,
-        and bias gradients their sums. Elsewhere, and for float64, all are ``"highest"``. A backward, and what it
-        computes again for ``memory=``, has the precision of its own call.
+        and bias gradients their sums. On other processors, and for float64, all are ``"highest"``; CUDA has them for
+        float32. A backward, and what it computes again for ``memory=``, has the precision of its own call.
     """
     _core.set_terms(3 - _PRECISIONS.index(choice("precision", precision, _PRECISIONS)))
 

@@ -318,7 +318,7 @@ class Recurrent(Layer):
                 of_user = shape if batched or len(shape) == 2 else (shape[0], shape[2])
                 masks[name] = self._backend.bool_array(f"masks[{name!r}]", given[name], of_user).reshape(shape)
             else:
-                masks[name] = self._backend.placed(self._rng.random(shape, dtype=np.float32) < probability)
+                masks[name] = self._backend.random_mask(self._rng, shape, probability)
         return masks
 
     def _mask_shapes(self, sizes: tuple[int, int]) -> dict[str, tuple[tuple[int, ...], float]]:

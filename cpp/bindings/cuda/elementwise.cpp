@@ -1,10 +1,13 @@
-// Copies and element-by-element operations on arrays of the device. Shapes were compared in Python.
+// Copies and element-by-element operations on arrays of the device.
 #include "../../cuda/elementwise.hpp"
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <string>
+
 #include "register.hpp"
+#include "types.hpp"
 
 namespace throughtime {
 
@@ -16,10 +19,27 @@ cuda::Queue queue_of(uintptr_t stream) { return {reinterpret_cast<void*>(stream)
 
 void* address(const py::array& array) { return const_cast<void*>(array.data()); }
 
+bool without_gaps(const py::array& array) { return array.flags() & py::array::c_style; }
+
+void expect(bool holds, const char* name, const char* expected) {
+  if (!holds) throw py::value_error(std::string(name) + ": expected " + expected);
+}
+
+// A pointer to so many elements without gaps; S const for what is only read.
+template <class S>
+S* elements(const char* name, const py::array& array, py::ssize_t count) {
+  expect(array.itemsize() == sizeof(S), name, "another dtype");
+  expect(array.size() == count, name, "another size");
+  expect(without_gaps(array), name, "contiguous memory");
+  expect(std::is_const_v<S> || array.writeable(), name, "a writeable array, not a read-only one");
+  return static_cast<S*>(address(array));
+}
+
 cuda::Pair pair_of(const py::array& to, const py::array& from) {
-  if (to.ndim() != from.ndim() || !std::equal(to.shape(), to.shape() + to.ndim(), from.shape()))
-    throw py::value_error("from: expected the shape of to");
-  if (to.itemsize() != from.itemsize() || to.itemsize() > 8) throw py::value_error("from: expected the dtype of to");
+  const bool same = to.ndim() == from.ndim() && std::equal(to.shape(), to.shape() + to.ndim(), from.shape());
+  expect(same, "from", "the shape of to");
+  expect(to.itemsize() == from.itemsize() && to.itemsize() <= 8, "from", "the dtype of to");
+  expect(to.writeable(), "to", "a writeable array, not a read-only one");
   const auto own = [](const py::ssize_t* values, py::ssize_t rank) { return std::vector<int64_t>(values, values + rank); };
   return {own(to.shape(), to.ndim()),
           own(to.strides(), to.ndim()),
@@ -29,53 +49,65 @@ cuda::Pair pair_of(const py::array& to, const py::array& from) {
           to.itemsize()};
 }
 
-// Calls one(S{}) with the type that is called so.
-template <class One>
-void of_type(const std::string& type, const One& one) {
-  if (type == "float32") one(float{});
-  else if (type == "bfloat16") one(cuda::BFloat16{});
-  else if (type == "float16") one(cuda::Float16{});
-  else throw py::value_error("type: expected float32, bfloat16 or float16, got " + type);
+void copy(const py::array& to, const py::array& from, uintptr_t stream) { cuda::copy(pair_of(to, from), queue_of(stream)); }
+
+void copy_bytes(const py::array& to, const py::array& from, uintptr_t stream) {
+  expect(to.nbytes() == from.nbytes(), "from", "the bytes of to");
+  expect(without_gaps(to) && without_gaps(from), "from", "contiguous memory");
+  void* const target = address(to);
+  const void* const source = from.data();
+  const size_t bytes = size_t(to.nbytes());
+  const py::gil_scoped_release unlocked;  // to the host it waits for the work before
+  cuda::copy(target, source, bytes, queue_of(stream));
+}
+
+void clear(const py::array& to, uintptr_t stream) {
+  expect(without_gaps(to), "to", "contiguous memory");
+  cuda::fill(address(to), 0, size_t(to.nbytes()), queue_of(stream));
+}
+
+void add(const py::array& to, const py::array& from, const std::string& type, uintptr_t stream) {
+  const cuda::Pair pair = pair_of(to, from);
+  of_type(type, [&](auto zero) {
+    expect(sizeof zero == pair.item, "to", "another dtype");
+    cuda::add<decltype(zero)>(pair, queue_of(stream));
+  });
 }
 
 void drop(const py::array& to, const py::array& from, const py::object& mask, double scale, const std::string& type,
           uintptr_t stream) {
-  const auto* dropped = mask.is_none() ? nullptr : static_cast<const uint8_t*>(address(mask.cast<py::array>()));
+  const py::ssize_t count = to.size();
+  const auto* dropped = mask.is_none() ? nullptr : elements<const uint8_t>("mask", mask.cast<py::array>(), count);
   const auto run = [&](auto zero) {
     using S = decltype(zero);
-    cuda::drop(static_cast<S*>(address(to)), static_cast<const S*>(from.data()), dropped, scale, to.size(), queue_of(stream));
+    cuda::drop(elements<S>("to", to, count), elements<const S>("from", from, count), dropped, scale, count, queue_of(stream));
   };
   if (type == "float64") run(double{});
   else of_type(type, run);
 }
 
+void draw_mask(const py::array& mask, double probability, uint64_t seed, uintptr_t stream) {
+  cuda::draw_mask(elements<uint8_t>("mask", mask, mask.size()), probability, seed, mask.size(), queue_of(stream));
+}
+
+void finite_rows(const py::array& finite, const py::array& from, const std::string& type, uintptr_t stream) {
+  const py::ssize_t steps = finite.size(), count = steps ? from.size() / steps : 0;
+  of_type(type, [&](auto zero) {
+    const auto* rows = elements<const decltype(zero)>("from", from, steps * count);
+    cuda::finite_rows(elements<uint8_t>("finite", finite, steps), rows, steps, count, queue_of(stream));
+  });
+}
+
 }  // namespace
 
 void register_cuda_elementwise(py::module_& m) {
-  m.def("copy",
-        [](const py::array& to, const py::array& from, uintptr_t stream) { cuda::copy(pair_of(to, from), queue_of(stream)); });
-  m.def("copy_bytes", [](const py::array& to, const py::array& from, uintptr_t stream) {
-    if (to.nbytes() != from.nbytes()) throw py::value_error("from: expected the bytes of to");
-    void* const target = address(to);
-    const size_t bytes = size_t(to.nbytes());
-    const py::gil_scoped_release unlocked;  // to the host it waits for the work before
-    cuda::copy(target, from.data(), bytes, queue_of(stream));
-  });
-  m.def("clear",
-        [](const py::array& to, uintptr_t stream) { cuda::fill(address(to), 0, size_t(to.nbytes()), queue_of(stream)); });
-  m.def("add", [](const py::array& to, const py::array& from, const std::string& type, uintptr_t stream) {
-    const cuda::Pair pair = pair_of(to, from);
-    of_type(type, [&](auto zero) { cuda::add<decltype(zero)>(pair, queue_of(stream)); });
-  });
+  m.def("copy", copy);
+  m.def("copy_bytes", copy_bytes);
+  m.def("clear", clear);
+  m.def("add", add);
   m.def("drop", drop);
-  m.def("finite_rows", [](const py::array& finite, const py::array& from, const std::string& type, uintptr_t stream) {
-    const int64_t steps = finite.size();
-    of_type(type, [&](auto zero) {
-      using S = decltype(zero);
-      cuda::finite_rows(static_cast<uint8_t*>(address(finite)), static_cast<const S*>(from.data()), steps,
-                        steps ? from.size() / steps : 0, queue_of(stream));
-    });
-  });
+  m.def("draw_mask", draw_mask);
+  m.def("finite_rows", finite_rows);
 }
 
 }  // namespace throughtime

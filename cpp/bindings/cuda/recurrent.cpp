@@ -43,6 +43,8 @@ cuda::Call describe_call(const py::dict& problem) {
 
 template <class S>
 void describe_problem(const Cell& cell, const Arrays& from, Recurrence<S>& p) {
+  const Sizes x = from.shape("x", 3);
+  if (x[1] < 1 || x[2] < 1) throw py::value_error("x: expected at least one sequence and one feature");
   describe(cell, from, [&cell](int64_t H) { return saved_shape(cell, H); }, p);
   p.lengths = from.optional<const int64_t>("lengths", {p.B});
 }
@@ -66,7 +68,9 @@ template <class S>
 void backward(const Cell& cell, const cuda::Entries<S>& entries, const py::dict& problem, const py::dict& gradients) {
   Backward<S> p{};
   describe_problem(cell, Arrays(problem), p);
-  describe_gradients(cell, Arrays(gradients), p);
+  const Arrays asked(gradients);
+  if (asked.has("exponent")) throw py::value_error("exponent: the flow of the gradient is not found on CUDA");
+  describe_gradients(cell, asked, p);
   run<S>(entries.backward, p, describe_call(problem));
 }
 

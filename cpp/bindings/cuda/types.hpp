@@ -3,6 +3,7 @@
 
 #include <pybind11/numpy.h>
 
+#include <string>
 #include <type_traits>
 
 #include "../../cuda/types.hpp"
@@ -17,3 +18,16 @@ struct npy_format_descriptor<S> {
 };
 
 }  // namespace pybind11::detail
+
+namespace throughtime {
+
+// Calls one(S{}) with the type that is called so.
+template <class One>
+void of_type(const std::string& type, const One& one) {
+  if (type == "float32") one(float{});
+  else if (type == "bfloat16") one(cuda::BFloat16{});
+  else if (type == "float16") one(cuda::Float16{});
+  else throw pybind11::value_error("type: expected float32, bfloat16 or float16, got " + type);
+}
+
+}  // namespace throughtime

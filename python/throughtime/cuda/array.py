@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from types import EllipsisType
+from types import EllipsisType, NoneType
 from typing import Any, NoReturn
 
 import numpy as np
@@ -13,6 +13,8 @@ import numpy as np
 from .._arguments import Array
 from .extension import current_stream, extension
 from .numbers import HELD_AS, dtype_name, held, shown
+
+_BASIC = (int, np.integer, slice, EllipsisType, NoneType)
 
 
 class DeviceArray:
@@ -109,21 +111,21 @@ class DeviceArray:
             return
         if isinstance(value, np.ndarray | int | float | np.generic):
             value = to_device(np.asarray(value), self.dtype)
-        value = as_device_array("value", value)
-        if value.dtype != self.dtype:
-            raise TypeError(f"value has dtype {value.dtype}, expected {self.dtype} (nothing is cast on the device)")
-        if np.may_share_memory(to, value._view):
-            value = value.copy()
-        extension().copy(to, np.broadcast_to(value._view, to.shape), current_stream())
+        extension().copy(to, self._operand("value", value, to), current_stream())
 
     def __iadd__(self, other: Any) -> DeviceArray:
-        other = as_device_array("other", other)
-        if other.dtype != self.dtype:
-            raise TypeError(f"other has dtype {other.dtype}, expected {self.dtype} (nothing is cast on the device)")
-        if np.may_share_memory(self._view, other._view):
-            other = other.copy()
-        extension().add(self._view, np.broadcast_to(other._view, self.shape), self.dtype, current_stream())
+        own = self._view
+        extension().add(own, self._operand("other", other, own), self.dtype, current_stream())
         return self
+
+    def _operand(self, name: str, value: Any, to: Array) -> Array:
+        """What is read where `to`, a view of this array, is written: of its shape, and apart from it in memory."""
+        array = as_device_array(name, value)
+        if array.dtype != self.dtype:
+            raise TypeError(f"{name} has dtype {array.dtype}, expected {self.dtype} (nothing is cast on the device)")
+        if np.may_share_memory(to, array._view):
+            array = array.copy()
+        return array._view if array.shape == to.shape else np.broadcast_to(array._view, to.shape)
 
     def __itruediv__(self, divisor: float) -> DeviceArray:
         own = self.contiguous()
@@ -347,12 +349,13 @@ def _order(earlier: int, later: int) -> None:
 
 def _basic(key: Any) -> tuple[Any, ...]:
     """`key` as a tuple of basic indices, by which NumPy gives a view and reads nothing."""
+    if type(key) is int:  # as nearly always
+        return (key, ...)
     keys = key if isinstance(key, tuple) else (key,)
     for part in keys:
-        index = isinstance(part, int | np.integer | slice | EllipsisType | None) and not isinstance(part, bool)
-        if not index:
+        if not isinstance(part, _BASIC) or isinstance(part, bool):
             raise TypeError(
                 f"a DeviceArray is indexed by integers, slices, None and ..., got {type(part).__name__}; "
                 "other libraries, by DLPack, have more"
             )
-    return keys if any(part is Ellipsis for part in keys) else (*keys, ...)
+    return keys if ... in keys else (*keys, ...)

@@ -91,6 +91,12 @@ class Cuda:
         extension().drop(found._view, array._view, None, factor, array.dtype, current_stream())
         return found
 
+    @staticmethod
+    def random_mask(rng: np.random.Generator, shape: tuple[int, ...], probability: float) -> Any:
+        mask = empty(shape, "bool")
+        extension().draw_mask(mask._view, probability, int(rng.integers(1 << 63)), current_stream())
+        return mask
+
     # Arrays as they are
 
     @staticmethod
@@ -185,7 +191,6 @@ def _call(problem: dict[str, Any], dtype: str) -> dict[str, Any]:
 
 def _held(problem: dict[str, Any]) -> dict[str, Any]:
     """The arrays as the kernels take them."""
-    return {
-        name: value._view if isinstance(value, DeviceArray) else _held(value) if isinstance(value, dict) else value
-        for name, value in problem.items()
+    return {name: value._view if isinstance(value, DeviceArray) else value for name, value in problem.items()} | {
+        name: _held(value) for name, value in problem.items() if isinstance(value, dict)
     }
