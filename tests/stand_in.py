@@ -35,7 +35,7 @@ def load_cuda():
 
 
 def build():
-    """The stand-in's file, compiled unless these sources were before: objects and module live beside the system's temporary files."""
+    """The stand-in's file, compiled unless these sources were before; it lies among the system's temporary files."""
     import pybind11
 
     headers = sorted([*CPP.glob("*.hpp"), *CPP.glob("c*/*.hpp"), *CPP.glob("bindings/**/*.hpp")])

@@ -99,3 +99,14 @@ def test_the_lines_of_the_readme_run(capsys):
     last, middle, first = map(float, norms.strip("[]").split())
     assert last > middle > first >= 0
     assert 0 <= int(step) < 1000
+
+
+def test_the_page_of_the_gpu_says_of_every_file_where_it_ran():
+    """Each is named, itself or by a pattern, in the table that ends the page, whose rows are whole."""
+    root = Path(__file__).parent.parent
+    _, _, table = (root / "docs" / "cuda.md").read_text(encoding="utf-8").partition("## What has run where")
+    rows = [line.split("|") for line in table.splitlines() if line.startswith("| `")]
+    named = {path for row in rows for pattern in re.findall(r"`([^`]+)`", row[1]) for path in root.glob(pattern)}
+    files = {path for folder in ("cpp/cuda", "cpp/bindings/cuda") for path in (root / folder).iterdir()}
+    assert {str(path.relative_to(root)) for path in files - named} == set()
+    assert all(len(row) == 7 for row in rows)

@@ -44,8 +44,8 @@ int64_t state_size(const Recurrence<S>& p, int i) {
   return p.B * (i == 0 ? p.P : p.H);
 }
 
-// States of successive timesteps, the one before the first and the one after the last among them: rows[0] belongs to the state
-// before or, in the reverse direction, after timestep t0.
+// States of successive timesteps, the one before the first and the one after the last among them: rows[i] is state i before or,
+// in the reverse direction, after timestep t0.
 template <class S>
 struct StateRows {
   S* rows[max_states];
@@ -65,7 +65,7 @@ StateRows<S> kept_states(const Recurrence<S>& p) {
   return kept;
 }
 
-// Of states kept every so many steps, the row of that after q steps, which must be such a one.
+// The state after q steps, which the tape must keep.
 template <class S>
 S* kept_state(const Recurrence<S>& p, int i, int64_t q) {
   if (!p.every) return p.states[i] + (p.reverse ? p.T + 1 - q : q) * state_size(p, i);

@@ -15,7 +15,6 @@
 #include "types.hpp"
 #define TT_DEVICE __device__ __forceinline__
 #define TT_KERNEL __global__
-#define TT_ALONE(threads) __launch_bounds__(threads, 1)  // of a kernel that has the multiprocessor to itself
 #define TT_LAUNCH_BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)
 #else
 #include "stand_in.hpp"

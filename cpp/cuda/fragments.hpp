@@ -21,16 +21,16 @@ struct FactorOf<Float16> {
 template <class S>
 using Factor = typename FactorOf<S>::type;
 
-// The value as a sum of so many numbers. All but the last are cut off, not rounded: near the largest float, rounding would give
-// infinity. A NaN becomes one whose bits are not all ones, for those mark memory that is not yet written.
+// The value as a sum of so many numbers, each the nearest to what is left; near the largest float that would be infinity, and the
+// number is cut off instead. A NaN becomes one whose bits are not all ones, for those mark memory that is not yet written.
 template <class S, int terms>
 TT_DEVICE void split(float value, Factor<S> (&parts)[terms]) {
-  if (value != value) value = float_of(0x7fffffff);
-  for (int i = 0; i + 1 < terms; ++i) {
-    parts[i] = {uint16_t(bits_of(value) >> 16)};
+  for (int i = 0; i < terms; ++i) {
+    from_float(value, parts[i]);
+    if (i + 1 == terms) break;
+    if ((parts[i].bits & 0x7fff) == 0x7f80) parts[i] = {uint16_t(bits_of(value) >> 16)};
     value -= to_float(parts[i]);
   }
-  from_float(value, parts[terms - 1]);
 }
 
 TT_DEVICE uint32_t word(uint16_t low, uint16_t high) { return uint32_t(high) << 16 | low; }
@@ -66,9 +66,10 @@ template <class S>
 struct Packing {
   const S* weight;  // weight_hh (G H, H)
   int64_t H;
-  int gates;       // of these the recurrent product has so many
-  int unit_tiles;  // of a block
-  int rounds, warps;
+  int gates;          // of these the recurrent product has so many
+  int tiles;          // of a warp; with fewer than its block has, its neighbours in `warps` have the others
+  int rounds, warps;  // `warps` share the other side's tiles
+  int unit_tiles;     // of a block
   uint4* packed;
 };
 
@@ -94,20 +95,20 @@ struct BackwardFactor {
 
 template <class S, int terms, template <class> class LeftFactor>
 TT_KERNEL void pack(Packing<S> p) {
-  const int tiles = p.unit_tiles * p.gates, lane = thread() % warp_size, warp = thread() / warp_size;
+  const int lane = thread() % warp_size, warp = thread() / warp_size % p.warps, others = thread() / warp_size / p.warps * p.tiles;
   const int block_of = block() / p.rounds, round = block() % p.rounds;
-  for (int m = 0; m < tiles; ++m) {
+  for (int m = 0; m < p.tiles; ++m) {
     uint32_t words[terms][4];
     for (int i = 0; i < 4; ++i) {
       const int row = lane / 4 + i % 2 * 8, k = lane % 4 * 2 + i / 2 * 8;
       Factor<S> low[terms], high[terms];
-      split<S>(LeftFactor<S>::at(p, block_of, warp, round, m, row, k), low);
-      split<S>(LeftFactor<S>::at(p, block_of, warp, round, m, row, k + 1), high);
+      split<S>(LeftFactor<S>::at(p, block_of, warp, round, others + m, row, k), low);
+      split<S>(LeftFactor<S>::at(p, block_of, warp, round, others + m, row, k + 1), high);
       for (int t = 0; t < terms; ++t) words[t][i] = word(low[t].bits, high[t].bits);
     }
     for (int t = 0; t < terms; ++t)
-      p.packed[((int64_t(block()) * tiles + m) * terms + t) * threads() + thread()] = {words[t][0], words[t][1], words[t][2],
-                                                                                       words[t][3]};
+      p.packed[((int64_t(block()) * p.tiles + m) * terms + t) * threads() + thread()] = {words[t][0], words[t][1], words[t][2],
+                                                                                         words[t][3]};
   }
 }
 

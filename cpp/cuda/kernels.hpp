@@ -12,9 +12,12 @@ enum class Mode : uint8_t { free, stepwise, cluster, grid };
 
 struct Call {
   Queue queue;
-  int terms = 3;           // bfloat16 numbers that a float32 factor of a product is split into; 1: all products are coarse
-  Mode mode = Mode::free;  // by force, for tests
-  int64_t chunk = 0;       // steps, by force; 0: chosen
+  int terms = 3;  // bfloat16 numbers that a float32 factor of a product is split into; 1: all products are coarse
+  // By force, for tests; 0: chosen, or as the device has them.
+  Mode mode = Mode::free;
+  int64_t chunk = 0;         // steps
+  int multiprocessors = 0;   // that persistent kernels may use
+  int64_t shared_bytes = 0;  // of a block of those
 };
 
 template <class S>

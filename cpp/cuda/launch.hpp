@@ -43,9 +43,8 @@ void launch(Queue queue, const Launch& shape, void (*kernel)(Parameters...), con
   config.numAttrs = unsigned(count);
   check(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...), "launch");
 #else
-  (void)queue;
   const stand_in::Shape of{shape.blocks, shape.blocks_y, shape.threads, shape.shared, shape.cluster, shape.cooperative};
-  stand_in::run(of, [&] { kernel(arguments...); });
+  stand_in::enqueue(queue.stream, [=] { stand_in::run(of, [&] { kernel(arguments...); }); });
 #endif
 }
 

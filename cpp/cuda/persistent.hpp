@@ -17,12 +17,17 @@ bool has_zoneout(const Recurrence<S>& p) {
   return false;
 }
 
+template <int n>
+struct Constant {
+  static constexpr int value = n;
+};
+
 // What differs between the directions.
 template <class C, class S, int terms>
 struct PersistentForwardOf {
   using Problem = PersistentForward<S>;
-  template <int Q>
-  using Room = ForwardRoom<C, Q, terms>;
+  template <int Q, bool clustered>
+  using Room = ForwardRoom<C, Q, terms, clustered>;
   static constexpr auto pack_weights = pack<S, terms, ForwardFactor>;
   template <int Q, bool clustered>
   static constexpr auto kernel = persistent_forward_kernel<C, S, terms, Q, clustered>;
@@ -31,28 +36,27 @@ struct PersistentForwardOf {
 template <class C, class S, int terms>
 struct PersistentBackwardOf {
   using Problem = PersistentBackward<S>;
-  template <int Q>
-  using Room = BackwardRoom<C, Q, terms>;
+  template <int Q, bool clustered>
+  using Room = BackwardRoom<C, Q, terms, clustered>;
   static constexpr auto pack_weights = pack<S, terms, BackwardFactor>;
   template <int Q, bool clustered>
   static constexpr auto kernel = persistent_backward_kernel<C, S, terms, Q, clustered>;
 };
 
 template <class Of, int Q, class S>
-void run_persistent(typename Of::Problem problem, const Packing<S>& packing, int terms, Queue queue) {
+void run_persistent(typename Of::Problem problem, Packing<S> packing, int terms, Queue queue) {
   Scratch scratch(queue);
   const PersistentPlan& plan = problem.plan;
-  Packing<S> of = packing;
-  of.packed = scratch.get<uint4>(int64_t(plan.size) * plan.rounds * Q * of.gates * terms * persistent_threads);
-  problem.packed = of.packed;
-  launch(queue, {.blocks = plan.size * plan.rounds, .threads = persistent_threads}, Of::pack_weights, of);
+  packing.packed = scratch.get<uint4>(int64_t(plan.size) * plan.rounds * packing.tiles * terms * persistent_threads);
+  problem.packed = packing.packed;
+  launch(queue, {.blocks = plan.size * plan.rounds, .threads = persistent_threads}, Of::pack_weights, packing);
   Launch shape{.blocks = plan.blocks(), .threads = persistent_threads, .shared = plan.shared_bytes};
   if (plan.mode == Mode::cluster) {
     shape.cluster = plan.size;
     return launch(queue, shape, Of::template kernel<Q, true>, problem);
   }
   shape.cooperative = true;
-  const int64_t words = Of::template Room<Q>::exchange_words(plan);
+  const int64_t words = Of::template Room<Q, false>::exchange_words(plan);
   problem.exchange = scratch.get<uint32_t>(words);
   fill(problem.exchange, 0xff, size_t(words) * sizeof(uint32_t), queue);
   launch(queue, shape, Of::template kernel<Q, false>, problem);
@@ -61,23 +65,23 @@ void run_persistent(typename Of::Problem problem, const Packing<S>& packing, int
 // False where no plan fits.
 template <class Of, class C, int terms, class Steps>
 bool try_persistent(const Steps& steps, const Call& call) {
-  const auto needs = [](Mode mode, const PersistentPlan& plan) {
-    return plan.tiles == 1 ? Of::template Room<1>::needs(mode, plan) : Of::template Room<2>::needs(mode, plan);
+  const auto needs_of = [](Mode mode, const PersistentPlan& plan) {
+    const auto of = [&](auto tiles) {
+      constexpr int Q = decltype(tiles)::value;
+      return mode == Mode::cluster ? Of::template Room<Q, true>::needs(plan) : Of::template Room<Q, false>::needs(plan);
+    };
+    return plan.tiles == 1 ? of(Constant<1>{}) : of(Constant<2>{});
   };
   const auto& p = steps.p;
-  const PersistentPlan plan = plan_persistent(call, C::recurrent, terms, p.B, p.H, needs);
+  const PersistentPlan plan = plan_persistent(call, terms, p.B, p.H, needs_of);
   if (plan.mode == Mode::stepwise) return false;
-  const Packing packing{p.weights[weight_hh], p.H, C::recurrent, plan.tiles, plan.rounds, persistent_warps, nullptr};
+  const Needs needs = needs_of(plan.mode, plan);
+  const Packing packing{p.weights[weight_hh], p.H, C::recurrent, needs.tiles, plan.rounds, needs.warps, plan.tiles, nullptr};
   const typename Of::Problem problem{steps, plan, nullptr, nullptr};
   if (plan.tiles == 1) run_persistent<Of, 1>(problem, packing, terms, call.queue);
   else if constexpr (most_tiles(terms) == 2) run_persistent<Of, 2>(problem, packing, terms, call.queue);
   return true;
 }
-
-template <int n>
-struct Constant {
-  static constexpr int value = n;
-};
 
 // Calls with(constant) for the terms that this type's factors have.
 template <class S, class With>

@@ -18,20 +18,22 @@ struct PersistentBackward {
   uint32_t* exchange;  // of a grid: (groups, blocks, places, column tiles, blocks, Q, 128)
 };
 
-// Shared memory of a block. Weights come last.
-template <class C, int Q, int terms>
+// Shared memory of a block; weights come last.
+template <class C, int Q, int terms, bool clustered>
 struct BackwardRoom {
   // Of one place of one receiver: (column tiles, blocks, Q, 128).
   TT_INLINE static int64_t place_words(const PersistentPlan& plan) {
     return int64_t(plan.column_tiles) * plan.size * Q * result_floats;
   }
   static constexpr int delta_words = Q * C::recurrent * terms * 64;
+  static constexpr int parts_floats = clustered ? 0 : persistent_warps * Q * result_floats;  // of what was received
   // Of a grid's exchange, all in all.
   static int64_t exchange_words(const PersistentPlan& plan) { return 3 * place_words(plan) * plan.blocks(); }
 
-  static SharedNeeds needs(Mode mode, const PersistentPlan& plan) {
-    const int64_t received = mode == Mode::cluster ? int64_t(2) * plan.size * Q * result_floats : 0;
-    return {2 * delta_words * 4, (received + C::states * Q * result_floats) * 4};
+  static Needs needs(const PersistentPlan& plan) {
+    const int64_t received = clustered ? int64_t(2) * plan.size * Q * result_floats : 0;
+    return {(2 * delta_words + parts_floats) * 4, (received + C::states * Q * result_floats) * 4, persistent_warps,
+            Q * C::recurrent};
   }
 };
 
@@ -40,8 +42,9 @@ class BackwardBlock {
   static constexpr int G = C::gates, R = C::recurrent, tiles = Q * R, saved = C::saved ? C::saved : 1;
   static constexpr int pairs = Q * result_floats;  // of a unit and a sequence, in a tile of columns: at most one a thread
   static constexpr int places_in_turn = clustered ? 2 : 3;
-  using Room = BackwardRoom<C, Q, terms>;
-  using Weights = ResidentWeights<S, tiles, terms>;
+  static constexpr int asked_at_once = 8;  // parts, of 32 registers
+  using Room = BackwardRoom<C, Q, terms, clustered>;
+  using Weights = ResidentWeights<S, tiles, terms, false>;
 
  public:
   TT_DEVICE explicit BackwardBlock(const PersistentBackward<S>& of)
@@ -54,8 +57,8 @@ class BackwardBlock {
     unit = int64_t(rank) * Q * tile + thread() / result_floats * tile + thread() % tile;
     column = thread() % result_floats / tile;
     deltas = reinterpret_cast<uint32_t*>(shared_memory());
-    carried = reinterpret_cast<float*>(deltas + 2 * Room::delta_words);
-    has_tile = working && unit / tile < plan.all_tiles;
+    parts = reinterpret_cast<float*>(deltas + 2 * Room::delta_words);
+    carried = parts + Room::parts_floats;
     uint32_t* const received = reinterpret_cast<uint32_t*>(carried + C::states * pairs * plan.column_tiles);
     place_words = Room::place_words(plan);
     places = clustered ? received : f.exchange + places_in_turn * place_words * block();
@@ -72,18 +75,24 @@ class BackwardBlock {
     for (int64_t s = f.steps.end - 1; s >= f.steps.begin; --s) {
       const int64_t k = f.steps.end - 1 - s;
       for (int n = 0; n < plan.column_tiles; ++n, turn ^= 1) {
+        if (k > 0) collect(k - 1, n);
         const Ahead now = ahead;
         if (working) step(now, s, n, turn);
         sync_block();
-        n + 1 < plan.column_tiles ? look_ahead(s, n + 1) : look_ahead(s - 1, 0);
+        const bool more = n + 1 < plan.column_tiles;
+        look_ahead(more ? s : s - 1, more ? n + 1 : 0);
         product(weights, k, n, turn);
       }
       if constexpr (clustered) cluster_arrive();
       keep();
       if constexpr (clustered) cluster_wait();
-      else if (working) fence();  // what was cleared, before anything that is handed on after this
+      else fence();  // what was cleared is seen by who sees what is handed on after this
     }
-    for (int n = 0; n < plan.column_tiles; ++n) finish(n);
+    for (int n = 0; n < plan.column_tiles; ++n) {
+      collect(f.steps.end - 1 - f.steps.begin, n);
+      finish(n);
+      sync_block();
+    }
   }
 
  private:
@@ -130,41 +139,60 @@ class BackwardBlock {
   }
 
   TT_DEVICE void finish(int n) const {
-    if (!working) return;
-    const int64_t k = f.steps.end - f.steps.begin;
-    const float h = receive(k - 1, n);
     if (!exists(n)) return;
-    carry(0, n) += rule(f.steps.begin, sequence(n)) ? 0.0f : h;
+    carry(0, n) += rule(f.steps.begin, sequence(n)) ? 0.0f : received(f.steps.end - 1 - f.steps.begin, n);
     for (int i = 0; i < C::states; ++i) f.steps.carried[i][sequence(n) * H() + unit] = carry(i, n);
   }
 
+  // In a grid: what all blocks' step k gives to this block's units, each warp that of every eighth block, into `parts`.
+  TT_DEVICE void collect(int64_t k, int n) const {
+    if constexpr (!clustered) {
+      const int lane = thread() % warp_size, warp = thread() / warp_size;
+      for (int q = 0; q < Q && rank * Q + q < plan.all_tiles; ++q) {
+        float sum[4] = {};
+        for (int from = warp; from < plan.size; from += asked_at_once * persistent_warps) add_parts(k, n, q, from, sum);
+        reinterpret_cast<uint4*>(parts)[(warp * Q + q) * warp_size + lane] = quadruple(sum);
+      }
+      sync_block();
+    }
+  }
+
+  // Of several blocks, each of which is asked before any is waited for; then their places are cleared.
+  TT_DEVICE void add_parts(int64_t k, int n, int q, int first, float (&sum)[4]) const {
+    const auto place = [&](int i) {
+      return reinterpret_cast<uint4*>(part(k, n, first + i * persistent_warps, rank) + q * result_floats) + thread() % warp_size;
+    };
+    uint4 found[asked_at_once];
+#pragma unroll
+    for (int i = 0; i < asked_at_once; ++i)
+      if (first + i * persistent_warps < plan.size) found[i] = load_fresh(place(i));
+#pragma unroll
+    for (int i = 0; i < asked_at_once; ++i)
+      if (first + i * persistent_warps < plan.size) {
+        wait_for(place(i), found[i]);
+        sum[0] += float_of(found[i].x), sum[1] += float_of(found[i].y);
+        sum[2] += float_of(found[i].z), sum[3] += float_of(found[i].w);
+        store_fresh(place(i), uint4{unwritten, unwritten, unwritten, unwritten});
+      }
+  }
+
   // What all blocks' step k gives to this thread's unit.
-  TT_DEVICE float receive(int64_t k, int n) const {
+  TT_DEVICE float received(int64_t k, int n) const {
     const int in_part = thread() / result_floats * result_floats + number_of(thread() % tile, column);
     float sum = 0;
-    for (int from = 0; has_tile && from < plan.size; ++from) {
-      uint32_t* const at = part(k, n, from, rank) + in_part;
-      if constexpr (clustered) {
-        sum += float_of(*at);
-      } else {
-        uint32_t found = load_fresh(at);
-        while (found == unwritten) {
-          pause();
-          found = load_fresh(at);
-        }
-        sum += float_of(found);
-        store_fresh(at, unwritten);
-      }
+    if constexpr (clustered) {
+#pragma unroll 4
+      for (int from = 0; from < plan.size; ++from) sum += float_of(part(k, n, from, rank)[in_part]);
+    } else {
+#pragma unroll
+      for (int warp = 0; warp < persistent_warps; ++warp) sum += parts[warp * pairs + in_part];
     }
     return sum;
   }
 
   TT_DEVICE void step(const Ahead& now, int64_t s, int n, int turn) {
     keep();
-    if (s + 1 < f.steps.end) {
-      const float h = receive(f.steps.end - 2 - s, n);
-      carry(0, n) += now.later ? 0.0f : h;
-    }
+    if (s + 1 < f.steps.end) carry(0, n) += now.later ? 0.0f : received(f.steps.end - 2 - s, n);
     Results& to = results;
     to = {};
     to.s = s, to.b = exists(n) ? sequence(n) : -1;
@@ -197,10 +225,10 @@ class BackwardBlock {
     const int end = (plan.all_tiles - warp + persistent_warps - 1) / persistent_warps;
     const uint2* const delta = reinterpret_cast<const uint2*>(deltas + turn * Room::delta_words) + lane;
     float sum[4];
-    const auto take = [&](int round) {
+    const auto ask = [&](int round) { return round * persistent_warps + warp; };
+    const auto settle = [&](int, int) {
 #pragma unroll
       for (float& number : sum) number = 0;
-      return round * persistent_warps + warp;
     };
     const auto multiply = [&](int m, const uint4(&a)[terms], int unit_tile) {
       uint2 right[terms];
@@ -213,7 +241,7 @@ class BackwardBlock {
       if constexpr (clustered) store_remote(at, to, quadruple(sum));
       else store_fresh(at, quadruple(sum));
     };
-    weights.for_rounds(end, take, multiply);
+    weights.for_rounds(end, ask, settle, multiply);
   }
 
   TT_DEVICE void keep() {
@@ -235,11 +263,11 @@ class BackwardBlock {
   const PersistentPlan& plan;
   const Steps<S> rules;
   const int group, rank;  // of blocks, and in the group
-  bool working, has_tile;
+  bool working;
   int64_t unit, place_words;
   int column;
   uint32_t* deltas;  // (2, tiles, terms, 64)
-  float* carried;
+  float *parts, *carried;
   uint32_t* places;
   uint4* shared_weights;
   Ahead ahead;
@@ -247,7 +275,7 @@ class BackwardBlock {
 };
 
 template <class C, class S, int terms, int Q, bool clustered>
-TT_KERNEL void TT_ALONE(persistent_threads) persistent_backward_kernel(PersistentBackward<S> f) {
+TT_KERNEL void TT_LAUNCH_BOUNDS(persistent_threads, 1) persistent_backward_kernel(PersistentBackward<S> f) {
   BackwardBlock<C, S, terms, Q, clustered>(f).run();
 }
 

@@ -21,10 +21,25 @@ struct PersistentForward {
   uint32_t* exchange;  // of a grid: (groups, places, column tiles, unit tiles, terms, 64)
 };
 
-// Shared memory of a block. Weights come last.
-template <class C, int Q, int terms>
+TT_DEVICE bool is_written(uint2 words) { return words.x != unwritten && words.y != unwritten; }
+TT_DEVICE bool is_written(uint4 words) { return is_written(uint2{words.x, words.y}) && is_written(uint2{words.z, words.w}); }
+
+// Looks again until what was found has been written.
+template <class Words>
+TT_DEVICE void wait_for(const Words* from, Words& found) {
+  while (!is_written(found)) {
+    pause();
+    found = load_fresh(from);
+  }
+}
+
+// Shared memory of a block; weights come last. In a cluster h is near, and two warps read the same of it for half the tiles each:
+// so there are half as many parts to add. From L2 it is read once.
+template <class C, int Q, int terms, bool clustered>
 struct ForwardRoom {
-  static constexpr int parts_floats = persistent_warps * Q * C::recurrent * result_floats;
+  static constexpr int tiles = Q * C::recurrent, sharers = clustered && tiles % 2 == 0 ? 2 : 1;
+  static constexpr int warps = persistent_warps / sharers;
+  static constexpr int parts_floats = warps * tiles * result_floats;
 
   // With those that nobody has, where the last block has fewer.
   TT_INLINE static int padded_tiles(const PersistentPlan& plan) { return plan.size * Q; }
@@ -35,9 +50,9 @@ struct ForwardRoom {
   // Of a grid's exchange, all in all.
   static int64_t exchange_words(const PersistentPlan& plan) { return 4 * place_words(plan) * plan.groups; }
 
-  static SharedNeeds needs(Mode mode, const PersistentPlan& plan) {
-    const int64_t handed = mode == Mode::cluster ? int64_t(2) * padded_tiles(plan) * terms * 64 : 0;
-    return {2 * parts_floats * 4, (handed + C::states * Q * result_floats) * 4};
+  static Needs needs(const PersistentPlan& plan) {
+    const int64_t handed = clustered ? int64_t(2) * padded_tiles(plan) * terms * 64 : 0;
+    return {2 * parts_floats * 4, (handed + C::states * Q * result_floats) * 4, warps, tiles / sharers};
   }
 };
 
@@ -45,8 +60,9 @@ template <class C, class S, int terms, int Q, bool clustered>
 class ForwardBlock {
   static constexpr int G = C::gates, R = C::recurrent, tiles = Q * R;
   static constexpr int pairs = Q * result_floats;  // of a unit and a sequence, in a tile of columns: at most one a thread
-  using Room = ForwardRoom<C, Q, terms>;
-  using Weights = ResidentWeights<S, tiles, terms>;
+  using Room = ForwardRoom<C, Q, terms, clustered>;
+  static constexpr int own_tiles = tiles / Room::sharers;  // of a warp
+  using Weights = ResidentWeights<S, own_tiles, terms, !clustered>;
 
  public:
   TT_DEVICE explicit ForwardBlock(const PersistentForward<S>& of)
@@ -77,7 +93,8 @@ class ForwardBlock {
         product(weights, k, n, turn);
         sync_block();
         const Ahead now = ahead;
-        n + 1 < plan.column_tiles ? look_ahead(s, n + 1) : look_ahead(s + 1, 0);
+        const bool more = n + 1 < plan.column_tiles;
+        look_ahead(more ? s : s + 1, more ? n + 1 : 0);
         if (working) step(now, s, n, turn);
       }
       if (s + 1 < f.steps.end) meet(k + 1);
@@ -155,50 +172,47 @@ class ForwardBlock {
   // Until every block's h before step k is here, or on the way to who looks for it.
   TT_DEVICE void meet(int64_t k) const {
     if constexpr (clustered) meet_cluster(k);
-    else if (working) fence();  // what was cleared, before anything that is handed on after this
+    else fence();  // what was cleared is seen by who sees what is handed on after this
   }
 
   TT_DEVICE void meet_cluster(int64_t k) const {
     sync_block();
-    constexpr int quads = Q * terms * 16;  // of a tile of columns
-    for (int i = thread(); i < plan.size * plan.column_tiles * quads; i += persistent_threads) {
-      const int to = i / (plan.column_tiles * quads), n = i / quads % plan.column_tiles;
-      uint4* const from = reinterpret_cast<uint4*>(words(k, n, rank * Q)) + i % quads;
-      if (to != rank) store_remote(from, to, *from);
-    }
+    constexpr int quadruples = Q * terms * 16;  // of a tile of columns
+    for (int to = thread() / warp_size; to < plan.size; to += persistent_warps)
+      for (int n = 0; to != rank && n < plan.column_tiles; ++n) {
+        uint4* const from = reinterpret_cast<uint4*>(words(k, n, rank * Q));
+        for (int i = thread() % warp_size; i < quadruples; i += warp_size) store_remote(from + i, to, from[i]);
+      }
     cluster_arrive();
     cluster_wait();
   }
 
   // A warp's part of the recurrent product, into `parts`.
   TT_DEVICE void product(const Weights& weights, int64_t k, int n, int turn) const {
-    const int lane = thread() % warp_size, warp = thread() / warp_size;
-    float sums[tiles][4] = {};
-    const int end = (plan.all_tiles - warp + persistent_warps - 1) / persistent_warps;
-    const auto take = [&](int round) {
+    const int lane = thread() % warp_size, warp = thread() / warp_size % Room::warps;
+    float sums[own_tiles][4] = {};
+    const auto place = [&](int round) { return reinterpret_cast<const uint2*>(words(k, n, round * Room::warps + warp)) + lane; };
+    const auto ask = [&](int round) {
       RightFactor<terms> h;
-      const uint2* const from = reinterpret_cast<const uint2*>(words(k, n, round * persistent_warps + warp)) + lane;
 #pragma unroll
-      for (int t = 0; t < terms; ++t) h.parts[t] = clustered ? from[t * 32] : wait_for(from + t * 32);
+      for (int t = 0; t < terms; ++t) h.parts[t] = clustered ? place(round)[t * 32] : load_fresh(place(round) + t * 32);
       return h;
+    };
+    const auto settle = [&](int round, RightFactor<terms>& h) {
+      if constexpr (!clustered) {
+#pragma unroll
+        for (int t = 0; t < terms; ++t) wait_for(place(round) + t * 32, h.parts[t]);
+        sync_warp();
+      }
     };
     const auto multiply = [&](int m, const uint4(&a)[terms], const RightFactor<terms>& h) {
       multiply_terms<S>(sums[m], a, h.parts);
     };
-    weights.for_rounds(end, take, multiply);
-    uint4* const to = reinterpret_cast<uint4*>(parts_of(turn)) + warp * tiles * warp_size + quadruple_of_lane(lane);
+    weights.for_rounds((plan.all_tiles - warp + Room::warps - 1) / Room::warps, ask, settle, multiply);
+    const int first = warp * tiles + thread() / warp_size / Room::warps * own_tiles;
+    uint4* const to = reinterpret_cast<uint4*>(parts_of(turn)) + first * warp_size + quadruple_of_lane(lane);
 #pragma unroll
-    for (int m = 0; m < tiles; ++m) to[m * warp_size] = quadruple(sums[m]);
-  }
-
-  TT_DEVICE static uint2 wait_for(const uint2* from) {
-    uint2 found = load_fresh(from);
-    while (found.x == unwritten || found.y == unwritten) {
-      pause();
-      found = load_fresh(from);
-    }
-    sync_warp();
-    return found;
+    for (int m = 0; m < own_tiles; ++m) to[m * warp_size] = quadruple(sums[m]);
   }
 
   TT_DEVICE float* parts_of(int turn) const { return parts + turn * Room::parts_floats; }
@@ -206,12 +220,13 @@ class ForwardBlock {
   TT_DEVICE void step(const Ahead& now, int64_t s, int n, int turn) {
     keep();
     const int q = thread() / result_floats;
-    const int of_warps = plan.all_tiles < persistent_warps ? plan.all_tiles : persistent_warps;
     const float* const from = parts_of(turn) + q * R * result_floats + number_of(thread() % tile, column);
     float r[R], old[C::states];
+#pragma unroll
     for (int g = 0; g < R; ++g) {
       r[g] = bias[g];
-      for (int w = 0; w < of_warps; ++w) r[g] += from[(w * tiles + g) * result_floats];
+#pragma unroll
+      for (int w = 0; w < Room::warps; ++w) r[g] += from[(w * tiles + g) * result_floats];
     }
     for (int i = 0; i < C::states; ++i) old[i] = now.rule & fresh ? 0.0f : state(i, n);
     results.s = s, results.b = exists(n) ? sequence(n) : -1, results.active = !(now.rule & inactive);
@@ -252,7 +267,7 @@ class ForwardBlock {
 };
 
 template <class C, class S, int terms, int Q, bool clustered>
-TT_KERNEL void TT_ALONE(persistent_threads) persistent_forward_kernel(PersistentForward<S> f) {
+TT_KERNEL void TT_LAUNCH_BOUNDS(persistent_threads, 1) persistent_forward_kernel(PersistentForward<S> f) {
   ForwardBlock<C, S, terms, Q, clustered>(f).run();
 }
 

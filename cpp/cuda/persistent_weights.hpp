@@ -6,7 +6,8 @@
 
 namespace throughtime::cuda {
 
-template <class S, int tiles, int terms>
+// Where `asks_all`, all rounds that registers hold weights of are asked for before the first one is waited for.
+template <class S, int tiles, int terms, bool asks_all>
 class ResidentWeights {
  public:
   static constexpr int resident = resident_rounds(tiles * terms);
@@ -26,32 +27,49 @@ class ResidentWeights {
         for (int t = 0; t < terms; ++t) at(near, i - resident, m, t) = at(own, i, m, t);
   }
 
-  // For every round before `end`: right = take(round), then for each tile m multiply(m, weights (terms), right).
-  template <class Take, class Multiply>
-  TT_DEVICE void for_rounds(int end, const Take& take, const Multiply& multiply) const {
+  // For every round before `end` and each tile m multiply(m, weights (terms), right), right = ask(round), settle(round, right)
+  // first.
+  template <class Ask, class Settle, class Multiply>
+  TT_DEVICE void for_rounds(int end, const Ask& ask, const Settle& settle, const Multiply& multiply) const {
+    for_batch(0, end, ask, settle, [&](int i, const auto& right) {
 #pragma unroll
-    for (int i = 0; i < resident; ++i)
-      if (i < end) {
-        const auto right = take(i);
-#pragma unroll
-        for (int m = 0; m < tiles; ++m) multiply(m, kept[i][m], right);
-      }
+      for (int m = 0; m < tiles; ++m) multiply(m, kept[i][m], right);
+    });
 #pragma unroll 1
-    for (int i = resident; i < end; ++i) {
-      const uint4* const from = i < last_near ? near : own;
-      const int place = i < last_near ? i - resident : i;
-      const auto right = take(i);
+    for (int begin = resident; begin < end; begin += resident)
+      for_batch(begin, end, ask, settle, [&](int i, const auto& right) {
+        const bool is_near = begin + i < last_near;
+        const uint4* const from = is_near ? near : own;
+        const int place = is_near ? begin + i - resident : begin + i;
 #pragma unroll
-      for (int m = 0; m < tiles; ++m) {
-        uint4 read[terms];
+        for (int m = 0; m < tiles; ++m) {
+          uint4 read[terms];
 #pragma unroll
-        for (int t = 0; t < terms; ++t) read[t] = at(from, place, m, t);
-        multiply(m, read, right);
-      }
-    }
+          for (int t = 0; t < terms; ++t) read[t] = at(from, place, m, t);
+          multiply(m, read, right);
+        }
+      });
   }
 
  private:
+  template <class Ask, class Settle, class Use>
+  TT_DEVICE static void for_batch(int begin, int end, const Ask& ask, const Settle& settle, const Use& use) {
+#pragma unroll
+    for (int first = 0; first < resident; first += at_once) {
+      decltype(ask(0)) right[at_once];
+#pragma unroll
+      for (int i = 0; i < at_once; ++i)
+        if (first + i < resident && begin + first + i < end) right[i] = ask(begin + first + i);
+#pragma unroll
+      for (int i = 0; i < at_once; ++i)
+        if (first + i < resident && begin + first + i < end) {
+          settle(begin + first + i, right[i]);
+          use(first + i, right[i]);
+        }
+    }
+  }
+
+  static constexpr int at_once = asks_all ? resident : 2;
   static constexpr int64_t round_size = int64_t(tiles) * terms * persistent_threads;
 
   template <class T>

@@ -38,8 +38,8 @@ struct BackwardSteps {
   float* carried[max_states];
   PerStep<S> delta_x;         // (B, G, H): gradient of the pre-activation's input part
   PerStep<S> delta_r;         // (B, R, H): of its recurrent part, where the cell has another (C::split); R is C::recurrent
-  PerStep<S> delta_second;    // (B, P): of a second product, and (B, H) what that multiplied with
-  PerStep<S> middle;          //
+  PerStep<S> delta_second;    // (B, P): of a second product, where there is one
+  PerStep<S> middle;          // (B, H): what that multiplied with
   PerStep<float> delta_unit;  // (B, values, H): of the unit values; data may be null
   const float* unit_rows;     // (values, H)
 };

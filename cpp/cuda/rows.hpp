@@ -29,10 +29,10 @@ TT_KERNEL void repeat_row(const From* from, To* to, int64_t columns) {
   if (at.column < columns) convert(from[at.column], to[at.row * columns + at.column]);
 }
 
-template <class To>
-TT_KERNEL void add_to_row(const To* from, float* to, int64_t columns, bool adds) {
+template <class From>
+TT_KERNEL void add_to_row(const From* from, float* to, int64_t columns) {
   const Place at = place(columns);
-  if (at.column < columns) to[at.column] = (adds ? to[at.column] : 0.0f) + to_float(from[at.column]);
+  if (at.column < columns) to[at.column] += to_float(from[at.column]);
 }
 
 // Rows of a chunk, in or out of an array by timestep.
@@ -92,11 +92,11 @@ TT_KERNEL void sum_parts(const From* from, float* parts, int64_t rows, int64_t r
   parts[at.row * columns + at.column] = sum;
 }
 
-template <int>  // a template, for kernels of headers are
-TT_KERNEL void sum_of_parts(const float* parts, float* sums, int64_t count, int64_t columns, bool adds) {
+template <class Sum>
+TT_KERNEL void sum_of_parts(const Sum* parts, Sum* sums, int64_t count, int64_t columns, bool adds) {
   const Place at = place(columns);
   if (at.column >= columns) return;
-  float sum = adds ? sums[at.column] : 0.0f;
+  Sum sum = adds ? sums[at.column] : Sum(0);
   for (int64_t part = 0; part < count; ++part) sum += parts[part * columns + at.column];
   sums[at.column] = sum;
 }
@@ -108,7 +108,7 @@ void sum_columns(int64_t rows, int64_t columns, const From* from, float* sums, b
   Scratch scratch(queue);
   float* parts = scratch.get<float>(count * columns);
   launch(queue, over(count, columns), sum_parts<From>, from, parts, rows, one, columns);
-  launch(queue, over(1, columns), sum_of_parts<0>, parts, sums, count, columns, adds);
+  launch(queue, over(1, columns), sum_of_parts<float>, parts, sums, count, columns, adds);
 }
 
 }  // namespace throughtime::cuda

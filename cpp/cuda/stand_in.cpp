@@ -8,7 +8,52 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(__x86_64__)
+// Saves the registers that a call preserves and goes on with another stack. swapcontext does it as well, with two system calls.
+extern "C" void throughtime_switch(void** from, void* to);
+asm(R"(
+.text
+throughtime_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+)");
+#endif
+
 namespace throughtime::stand_in {
+
+#if defined(__x86_64__)
+void Context::go(Context& to) { throughtime_switch(&stack, to.stack); }
+
+void Context::prepare(unsigned char* memory, size_t bytes, void (*body)()) {
+  auto* top = reinterpret_cast<void**>((reinterpret_cast<uintptr_t>(memory) + bytes) & ~uintptr_t(15));
+  *--top = nullptr;  // as if `body` had been called
+  *--top = reinterpret_cast<void*>(body);
+  stack = top - 6;
+}
+#else
+void Context::go(Context& to) { swapcontext(&context, &to.context); }
+
+void Context::prepare(unsigned char* memory, size_t bytes, void (*body)()) {
+  getcontext(&context);
+  context.uc_stack.ss_sp = memory;
+  context.uc_stack.ss_size = bytes;
+  context.uc_link = nullptr;
+  makecontext(&context, body, 0);
+}
+#endif
 
 Fiber* self = nullptr;
 int grid_blocks = 0;
@@ -20,9 +65,10 @@ constexpr int rest = 16;          // rounds
 constexpr int patience = 100000;  // rounds in which no barrier opens and no fiber ends
 
 std::mutex one_kernel;
-ucontext_t scheduler;
+Context scheduler;
 const std::function<void()>* kernel_now;
-int64_t progress;  // barriers opened and fibers ended
+int64_t progress;  // barriers opened, writes shown and fibers ended
+int64_t round_now;
 std::string fault;
 
 void body() {
@@ -31,9 +77,10 @@ void body() {
   } catch (const std::exception& error) {
     fault = error.what();
   }
+  show_writes(*self);
   self->done = true;
   ++progress;
-  swapcontext(&self->context, &scheduler);
+  self->context.go(scheduler);
 }
 
 struct Stacks {
@@ -49,33 +96,48 @@ void prepare(std::vector<Fiber>& fibers, std::vector<Block>& blocks, int threads
     Fiber& f = fibers[i];
     f.block = &blocks[i / size_t(threads)];
     f.thread = int(i % size_t(threads));
-    getcontext(&f.context);
-    f.context.uc_stack.ss_sp = stacks.get(i);
-    f.context.uc_stack.ss_size = stack_bytes;
-    f.context.uc_link = nullptr;
-    makecontext(&f.context, body, 0);
+    f.context.prepare(stacks.get(i), stack_bytes, body);
   }
+}
+
+uint64_t random_bits() {
+  static uint64_t state = 0x9e3779b97f4a7c15;
+  state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+  return state;
+}
+
+// What is due of a fiber's writes, of one address in their order.
+void show_due(Fiber& f) {
+  std::vector<Write> kept;
+  for (const Write& write : f.writes) {
+    bool waits = write.due > round_now;
+    for (const Write& earlier : kept) waits = waits || earlier.to == write.to;
+    if (waits) kept.push_back(write);
+    else memcpy(write.to, write.value, write.bytes), ++progress;
+  }
+  f.writes.swap(kept);
 }
 
 // Until all are done, from another one on in each round, forwards or backwards. Now and then a warp rests for some rounds, so
 // that others get as far ahead of it as barriers let them.
 void run_fibers(std::vector<Fiber>& fibers) {
   const size_t n = fibers.size();
-  uint64_t random = 0x9e3779b97f4a7c15;
   size_t resting = 0;
-  int idle = 0, round = 0;
+  int idle = 0;
   for (size_t left = n; left > 0;) {
     const int64_t before = progress;
-    random ^= random << 13, random ^= random >> 7, random ^= random << 17;
+    ++round_now;
+    const uint64_t random = random_bits();
     const size_t first = size_t(random % n);
     const bool backwards = random >> 63;
-    if (round++ % rest == 0) resting = size_t(random >> 32) % (4 * n) / warp_size;
+    if (round_now % rest == 0) resting = size_t(random >> 32) % (4 * n) / warp_size;
     for (size_t i = 0; i < n; ++i) {
       const size_t next = (backwards ? first + n - i : first + i) % n;
       Fiber& f = fibers[next];
       if (f.done || (next / warp_size == resting && n > warp_size)) continue;
+      if (!f.writes.empty()) show_due(f);
       self = &f;
-      swapcontext(&scheduler, &f.context);
+      scheduler.go(f.context);
       if (f.done) --left;
       if (!fault.empty()) throw std::runtime_error(fault);
     }
@@ -86,7 +148,22 @@ void run_fibers(std::vector<Fiber>& fibers) {
 
 }  // namespace
 
-void yield() { swapcontext(&self->context, &scheduler); }
+void yield() { self->context.go(scheduler); }
+
+void write_later(void* to, const void* value, size_t bytes) {
+  Write& write = self->writes.emplace_back();
+  // Most soon, some not until others have gone on by steps.
+  const uint64_t random = random_bits();
+  write.due = round_now + ((random >> 32) % 256 == 0 ? 100 : int64_t(random % 3));
+  write.to = static_cast<unsigned char*>(to);
+  write.bytes = uint32_t(bytes);
+  memcpy(write.value, value, bytes);
+}
+
+void show_writes(Fiber& f) {
+  for (const Write& write : f.writes) memcpy(write.to, write.value, write.bytes);
+  f.writes.clear();
+}
 
 int64_t arrive(Barrier& barrier) {
   const int64_t generation = barrier.generation;

@@ -1,11 +1,14 @@
 // A GPU played by the CPU, for tests of the kernels' logic where there is none: each thread of a grid is a fiber. Blocks that may
 // wait for each other (of a cluster, of a cooperative grid) run together, others one after another. In each round fibers come in
-// another order; shared memory starts as NaN; a kernel in which nobody gets on is an error that says so. It knows nothing of the
-// order in which a real GPU's memory shows writes of other blocks: that is for compute-sanitizer on a device.
+// another order; what a thread writes for other blocks (store_fresh, store_remote) is seen late and in no order, but for what a
+// fence or a barrier promises; shared memory starts as NaN; a kernel in which nobody gets on is an error that says so. Ordinary
+// memory it shows at once: races there are for compute-sanitizer on a device.
 #pragma once
 
 #include <stdint.h>
+#if !defined(__x86_64__)
 #include <ucontext.h>
+#endif
 
 #include <functional>
 #include <memory>
@@ -15,7 +18,6 @@
 
 #define TT_DEVICE inline
 #define TT_KERNEL
-#define TT_ALONE(threads)
 #define TT_LAUNCH_BOUNDS(threads, blocks)
 
 struct uint2 {
@@ -58,8 +60,28 @@ struct Copy {
   int group;
 };
 
-struct Fiber {
+// A write that others do not see yet.
+struct Write {
+  int64_t due;  // the round from which on they do
+  unsigned char* to;
+  uint32_t bytes;
+  unsigned char value[16];
+};
+
+// Where a fiber, or who runs them, is to go on.
+struct Context {
+#if defined(__x86_64__)
+  void* stack;
+#else
   ucontext_t context;
+#endif
+  void go(Context& to);
+  void prepare(unsigned char* memory, size_t bytes, void (*body)());
+};
+
+struct Fiber {
+  Context context;
+  std::vector<Write> writes;
   Block* block;
   int thread;
   int turn = 0;                // of the warp's two places
@@ -81,11 +103,16 @@ struct Shape {
 extern Fiber* self;
 extern int grid_blocks;
 
-void yield();  // lets the others go on; `progress` was made or not
+void yield();  // lets the others go on
+void write_later(void* to, const void* value, size_t bytes);
+void show_writes(Fiber&);
 void arrive_and_wait(Barrier&);
 int64_t arrive(Barrier&);
 void wait(Barrier&, int64_t generation);
 void run(const Shape&, const std::function<void()>& kernel);
+
+// Work of a queue: at once, but that of the side queue as late as it may come, when another queue waits for it.
+void enqueue(void* queue, const std::function<void()>& work);
 
 }  // namespace throughtime::stand_in
 
@@ -120,12 +147,15 @@ TT_DEVICE T shuffle_xor(T value, int mask) {
 }
 
 TT_DEVICE int cluster_rank() { return stand_in::self->block->rank; }
-TT_DEVICE void cluster_arrive() { stand_in::self->cluster_ticket = stand_in::arrive(*stand_in::self->block->cluster_barrier); }
+TT_DEVICE void cluster_arrive() {
+  stand_in::show_writes(*stand_in::self);
+  stand_in::self->cluster_ticket = stand_in::arrive(*stand_in::self->block->cluster_barrier);
+}
 TT_DEVICE void cluster_wait() { stand_in::wait(*stand_in::self->block->cluster_barrier, stand_in::self->cluster_ticket); }
 
 TT_DEVICE void store_remote(uint4* own, int rank, uint4 value) {
   const ptrdiff_t place = reinterpret_cast<unsigned char*>(own) - shared_memory();
-  __builtin_memcpy(stand_in::self->block->cluster[rank].memory.data() + place, &value, sizeof value);
+  stand_in::write_later(stand_in::self->block->cluster[rank].memory.data() + place, &value, sizeof value);
 }
 
 template <class T>
@@ -134,13 +164,13 @@ TT_DEVICE T load_fresh(const T* from) {
 }
 template <class T>
 TT_DEVICE void store_fresh(T* to, T value) {
-  *to = value;
+  stand_in::write_later(to, &value, sizeof value);
 }
 template <class T>
 TT_DEVICE T load_once(const T* from) {
   return *from;
 }
-TT_DEVICE void fence() {}
+TT_DEVICE void fence() { stand_in::show_writes(*stand_in::self); }
 
 // Some copies are done at once, others at the last moment: nobody may rely on either.
 template <class T>

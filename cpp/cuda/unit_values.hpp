@@ -25,7 +25,7 @@ const float* gather_unit_rows(const Recurrence<S>& p, Scratch& scratch, Queue qu
   float* gathered = scratch.get<float>(values * p.H);
   fill(gathered, 0, size_t(values * p.H) * sizeof(float), queue);
   for_unit_values<C>(p.weights, p.H, [&](int value, const S* from) {
-    launch(queue, over(1, p.H), add_to_row<S>, from, gathered + value * p.H, p.H, true);
+    launch(queue, over(1, p.H), add_to_row<S>, from, gathered + value * p.H, p.H);
   });
   return gathered;
 }

@@ -37,6 +37,8 @@ cuda::Call describe_call(const py::dict& problem) {
   if (call.terms < 1 || call.terms > 3) throw py::value_error("terms: expected 1 to 3");
   if (from.has("mode")) call.mode = find_mode(problem["mode"].cast<std::string>());
   call.chunk = from.integer("chunk");
+  call.multiprocessors = int(from.integer("multiprocessors"));
+  call.shared_bytes = from.integer("shared_bytes");
   if (call.chunk < 0) throw py::value_error("chunk: expected 0 or more");
   return call;
 }

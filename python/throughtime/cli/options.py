@@ -7,6 +7,8 @@ from typing import Any
 
 from typer.core import TyperCommand
 
+from .output import fail
+
 
 class ListCommand(TyperCommand):
     """A command without positional arguments, so that a bare word belongs to the list before it."""
@@ -31,3 +33,12 @@ def repeat_names(arguments: Sequence[str], lists: Collection[str]) -> list[str]:
             waits = False
         repeated.append(argument)
     return repeated
+
+
+def pick(option: str, given: Sequence[str] | None, valid: tuple[str, ...], default: tuple[str, ...]) -> list[str]:
+    """The values of a list option: what was given, in the spelling of `valid` and once each, or the default."""
+    spelling = {name.lower(): name for name in valid}
+    for name in given or ():
+        if name.lower() not in spelling:
+            fail(f"{option} {name}: expected some of {', '.join(valid)}")
+    return list(dict.fromkeys(spelling[name.lower()] for name in given)) if given else list(default)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
@@ -20,6 +23,22 @@ def say(console: Console, text: str) -> None:
     """Print a line as it is: no markup, no wrapping, and whatever the terminal cannot show as a question mark."""
     shown = text.encode(console.encoding, "replace").decode(console.encoding)
     console.print(shown, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def progress(total: int, console: Console) -> Iterator[Callable[[str], None]]:
+    """A bar of so many parts, and what to call after each; nothing where the output is no terminal."""
+    shown = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    with shown:
+        bar = shown.add_task("", total=total)
+        yield lambda description: shown.update(bar, advance=1, description=description)
 
 
 def check_plot_path(path: Path) -> None:

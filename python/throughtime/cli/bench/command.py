@@ -6,26 +6,27 @@ import datetime
 import functools
 import json as json_format
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import throughtime as tt
 
-from ..output import check_file_path, check_plot_path, fail, say
+from ..options import pick
+from ..output import check_file_path, check_plot_path, fail, progress, say
 from .contenders import FRAMEWORKS, INSTALL, OURS, Maker, load
+from .cuda import command as cuda
+from .cuda.command import PRECISIONS
 from .machine import machine, machine_peak, versions
 from .measure import Result, Tick, measure, measure_memory, measure_modes
 from .problems import CELLS, DEFAULT, PROBLEMS, Problem, Task
 from .report import as_data, modes_table, remarks, tables, wrong_answers
 
-_PRECISIONS = ("highest", "high", "medium")
+_DEVICES = ("cpu", "cuda")
 _MODES = ("full", "states", "checkpoint")
 _WIDTH = 140  # of a table that goes into a file
 _WRONG, _INTERRUPTED = 1, 130  # exit codes
@@ -73,11 +74,19 @@ class Findings:
 def bench(
     against: Annotated[
         list[str] | None,
-        typer.Option(help=f"Contenders: {', '.join(FRAMEWORKS)}.", metavar="NAME ...", show_default="torch"),
+        typer.Option(
+            help=f"Contenders: {', '.join(FRAMEWORKS)}; on a GPU {', '.join(cuda.RECURRENT)}.",
+            metavar="NAME ...",
+            show_default="torch; cudnn",
+        ),
     ] = None,
     problems: Annotated[
         list[str] | None,
-        typer.Option(help=f"Some of {', '.join(PROBLEMS)}.", metavar="NAME ...", show_default="all but million"),
+        typer.Option(
+            help=f"Some of {', '.join(PROBLEMS)}; on a GPU {', '.join(cuda.PROBLEMS)}.",
+            metavar="NAME ...",
+            show_default="all but million; all but mark",
+        ),
     ] = None,
     cells: Annotated[
         list[str] | None,
@@ -89,7 +98,7 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each contender.")] = 7,
     precision: Annotated[
         list[str] | None,
-        typer.Option(help=f"Of our products: {', '.join(_PRECISIONS)}.", metavar="NAME ...", show_default="highest"),
+        typer.Option(help=f"Of our products: {', '.join(PRECISIONS)}.", metavar="NAME ...", show_default="highest"),
     ] = None,
     memory: Annotated[
         list[str] | None,
@@ -100,6 +109,11 @@ def bench(
     no_memory: Annotated[bool, typer.Option("--no-memory", help="Do not measure peak memory.")] = False,
     json: Annotated[Path | None, typer.Option(help="Where everything goes as JSON.", show_default=False)] = None,
     plot: Annotated[Path | None, typer.Option(help="Where a plot of the ratios goes.", show_default=False)] = None,
+    device: Annotated[str, typer.Option(help=f"{' or '.join(_DEVICES)}.", metavar="NAME")] = "cpu",
+    types: Annotated[
+        list[str] | None,
+        typer.Option(help=f"On a GPU: {', '.join(cuda.TYPES)}.", metavar="NAME ...", show_default="all"),
+    ] = None,
 ) -> None:
     """Measure training steps on this machine: throughtime and other frameworks, in turn, same weights and data.
 
@@ -107,11 +121,16 @@ def bench(
     dL/dh_t and dL/dc_t of every timestep as well. Every answer is checked against float64 before anything is timed.
     Times are medians of the rounds, the ratio is the median of each round's. Close other programs first.
     """
-    names = _chosen("--against", against, tuple(FRAMEWORKS), ("torch",))
-    chosen = _chosen("--problems", problems, tuple(PROBLEMS), DEFAULT)
-    some_cells = _chosen("--cells", cells, tuple(CELLS), tuple(CELLS))
-    precisions = _chosen("--precision", precision, _PRECISIONS, ("highest",))
-    modes = _chosen("--memory", memory, _MODES, ("full",))
+    if pick("--device", [device], _DEVICES, ()) == ["cuda"]:
+        _only("--device cpu", {"--threads": threads, "--memory": memory, "--no-memory": no_memory})
+        cuda.bench_cuda(cuda.Request(against, problems, cells, types, precision, rounds, json, plot))
+        return
+    _only("--device cuda", {"--types": types})
+    names = pick("--against", against, tuple(FRAMEWORKS), ("torch",))
+    chosen = pick("--problems", problems, tuple(PROBLEMS), DEFAULT)
+    some_cells = pick("--cells", cells, tuple(CELLS), tuple(CELLS))
+    precisions = pick("--precision", precision, PRECISIONS, ("highest",))
+    modes = pick("--memory", memory, _MODES, ("full",))
     if not any(set(some_cells) & set(PROBLEMS[name].cells) for name in chosen):
         fail(f"--cells {' '.join(some_cells)}: none of the problems {', '.join(chosen)} has such a cell")
     if json is not None:
@@ -151,8 +170,9 @@ def bench(
 def run(plan: Plan, console: Console) -> Findings:
     """Measure what is planned. Ctrl-C ends it with what there is."""
     findings = Findings()
+    total = sum(plan.parts(task.problem) for _, task, _ in plan.tasks())
     try:
-        with _progress(plan, console) as advance:
+        with progress(total, console) as advance:
             for name, task, precision in plan.tasks():
                 tt.set_matmul_precision(precision)
                 _measure_one(plan, findings, name, task, precision, functools.partial(advance, f"{name} {task.cell}"))
@@ -202,13 +222,11 @@ def _measure_one(plan: Plan, findings: Findings, name: str, task: Task, precisio
         findings.modes.append(measure_modes(name, task, ["full", *plan.modes], precision, plan.rounds, tick))
 
 
-def _chosen(option: str, given: Sequence[str] | None, valid: tuple[str, ...], default: tuple[str, ...]) -> list[str]:
-    """What was given, in the spelling of `valid` and once each."""
-    spelling = {name.lower(): name for name in valid}
-    for name in given or ():
-        if name.lower() not in spelling:
-            fail(f"{option} {name}: expected some of {', '.join(valid)}")
-    return list(dict.fromkeys(spelling[name.lower()] for name in given)) if given else list(default)
+def _only(where: str, options: dict[str, object]) -> None:
+    """Fail where one of these was given that has a meaning there alone."""
+    for name, given in options.items():
+        if given:
+            fail(f"{name}: only with {where}")
 
 
 def _makers(names: Sequence[str], threads: int, console: Console) -> dict[str, Maker]:
@@ -221,22 +239,6 @@ def _makers(names: Sequence[str], threads: int, console: Console) -> dict[str, M
             package = FRAMEWORKS[name]
             say(console, f"{package} is not installed: {INSTALL[package]}")
     return makers
-
-
-@contextmanager
-def _progress(plan: Plan, console: Console) -> Iterator[Callable[[str], None]]:
-    """The bar; nothing where the output is no terminal."""
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
-    with progress:
-        bar = progress.add_task("", total=sum(plan.parts(task.problem) for _, task, _ in plan.tasks()))
-        yield lambda description: progress.update(bar, advance=1, description=description)
 
 
 def _title(plan: Plan, about: dict[str, Any]) -> str:

@@ -24,13 +24,13 @@ _COST = ("peak MB\nours", "peak MB\ntheirs", "error\nours", "error\ntheirs")
 def tables(results: Sequence[Result], peak: float, title: str, caption: str, console: Console) -> list[Table]:
     """One row per problem, cell and contender; speed apart from the rest where the console is narrow."""
     rows = [_row(result, name, peak) for result in results for name in result.others or (None,)]
-    whole = _table((*_WHAT, *_SPEED, *_COST), rows, title, caption)
+    whole = table((*_WHAT, *_SPEED, *_COST), rows, title, caption)
     if console.measure(whole, options=console.options.update(width=1000)).maximum <= console.width:
         return [whole]
     what, speed = len(_WHAT), len(_WHAT) + len(_SPEED)
     return [
-        _table((*_WHAT, *_SPEED), [row[:speed] for row in rows], title, None),
-        _table((*_WHAT, *_COST), [row[:what] + row[speed:] for row in rows], None, caption),
+        table((*_WHAT, *_SPEED), [row[:speed] for row in rows], title, None),
+        table((*_WHAT, *_COST), [row[:what] + row[speed:] for row in rows], None, caption),
     ]
 
 
@@ -42,10 +42,10 @@ def modes_table(results: Sequence[Result], base: str = "full") -> Table:
         for name, outcome in result.outcomes.items():
             tape = outcome.tape_bytes
             share = tape / whole if tape and whole else None
-            times = _milliseconds(outcome), _number(result.ratio(name, base))
-            rows.append([result.problem, _cell(result), name, *times, _scaled(tape, 1 / _MB), _number(share, ".3f")])
+            times = _milliseconds(outcome), number(result.ratio(name, base))
+            rows.append([result.problem, _cell(result), name, *times, _scaled(tape, 1 / _MB), number(share, ".3f")])
     columns = ("problem", "cell", "memory", "ms", "time", "tape MB", "tape")
-    return _table(columns, rows, f"Memory modes, time and tape relative to {base}", None)
+    return table(columns, rows, f"Memory modes, time and tape relative to {base}", None)
 
 
 def wrong_answers(results: Sequence[Result]) -> list[str]:
@@ -95,10 +95,17 @@ def as_data(result: Result, base: str = OURS) -> dict[str, Any]:
     }
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None, caption: str | None) -> Table:
+def table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    title: str | None,
+    caption: str | None,
+    words: int = len(_WHAT),
+) -> Table:
+    """Of the look they all have: so many columns of words, the rest numbers."""
     made = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for place, column in enumerate(columns):
-        made.add_column(column, justify="left" if place < len(_WHAT) else "right")
+        made.add_column(column, justify="left" if place < words else "right")
     for row in rows:
         made.add_row(*row)
     return made
@@ -111,7 +118,7 @@ def _row(result: Result, name: str | None, peak: float) -> list[str]:
     return [
         *(result.problem, _cell(result), name or ""),
         *(_milliseconds(outcome) for outcome in both),
-        _number(result.ratio(name) if name else None),
+        number(result.ratio(name) if name else None),
         *(_scaled(outcome.rate(operations) if outcome else None, 1e-9) for outcome in both),
         _scaled(ours.rate(operations), 100 / peak),
         *(_scaled(outcome.memory if outcome else None, 1 / _MB) for outcome in both),
@@ -152,10 +159,10 @@ def _milliseconds(outcome: Outcome | None) -> str:
 
 
 def _scaled(value: float | None, factor: float) -> str:
-    return _number(None if value is None else value * factor)
+    return number(None if value is None else value * factor)
 
 
-def _number(value: float | None, form: str = "") -> str:
+def number(value: float | None, form: str = "") -> str:
     """Three digits or more, no exponent; blank where there is no number."""
     if value is None:
         return ""

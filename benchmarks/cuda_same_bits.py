@@ -1,0 +1,75 @@
+"""Layers on a GPU run again and again: the same bits every time. With ``--small``, what compute-sanitizer can look at.
+
+    python benchmarks/cuda_same_bits.py --runs 10
+    compute-sanitizer --tool racecheck python benchmarks/cuda_same_bits.py --small --runs 1
+
+One line of JSON for each problem and type of numbers; the exit code is 1 where runs differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+
+from throughtime.cli.bench.contenders import OURS
+from throughtime.cli.bench.cuda.contenders import maker
+from throughtime.cli.bench.cuda.device import Device, open_device
+from throughtime.cli.bench.cuda.numbers import Numbers, torch
+from throughtime.cli.bench.cuda.problems import AddNorm, Problem, Recurrence
+
+TYPES = ("float32", "bfloat16", "float16")
+CELLS = ("LSTM", "GRU", "RNN")
+
+# A few steps of sizes around those at which another kernel is chosen: tiny and odd, a cluster's, the whole chip's.
+SMALL: tuple[Problem, ...] = (
+    *(Recurrence(cell, 5, 3, 20) for cell in CELLS),
+    *(Recurrence(cell, 4, 16, 256) for cell in CELLS),
+    Recurrence("LSTM", 3, 16, 1024),
+    AddNorm(37, 48),
+    AddNorm(64, 1024),
+)
+LARGE: tuple[Problem, ...] = (
+    *(Recurrence(cell, 512, B, H) for cell in CELLS for B, H in ((16, 256), (16, 768), (64, 1024))),
+    AddNorm(20000, 768),
+    AddNorm(999, 8191),
+)
+
+
+def digest(answers: dict[str, torch.Tensor]) -> str:
+    """Of the bits of all tensors."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(answers.items()):
+        found.update(name.encode() + tensor.detach().contiguous().view(torch.uint8).cpu().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def digests(problem: Problem, numbers: Numbers, device: Device, runs: int) -> list[str]:
+    """Of as many runs, forward and backward, of one layer."""
+    numbers.apply()
+    layer = maker(OURS, problem)(problem, numbers, device)
+    return [digest(layer.answers(sys.maxsize)) for _ in range(runs)]
+
+
+def main(device: Device, problems: tuple[Problem, ...], runs: int) -> int:
+    differing = 0
+    for problem in problems:
+        for type in TYPES:
+            line: dict[str, object] = {"problem": problem.name, "numbers": type, "runs": runs}
+            try:
+                found = digests(problem, Numbers(type), device, runs)
+                line |= {"same": len(set(found)) == 1, "digests": sorted(set(found))}
+            except Exception as error:  # the others go on
+                line |= {"same": False, "failed": repr(error)}
+            differing += not line["same"]
+            print(json.dumps(line), flush=True)
+    return 1 if differing else 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--small", action="store_true", help="a few steps of each kind of kernel")
+    given = parser.parse_args()
+    sys.exit(main(open_device(), SMALL if given.small else LARGE, given.runs))
