@@ -124,7 +124,7 @@ class Recurrent(RNNBase):
         Raises
         ------
         TypeError, ValueError
-            If a dtype or size does not fit.
+            If a dtype, device or size does not fit.
         NotImplementedError
             On devices, types and transforms that there are no kernels for.
         """
