@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from stand_in import load_cuda
-from throughtime.tape import _dropped, steps_between
+from throughtime._backend import Host
+from throughtime.tape import steps_between
 
 # Significant bits
 BITS = {"float32": 24, "bfloat16": 8, "float16": 11}
@@ -108,7 +109,7 @@ class Tape:
             self.device.cuda.forward(self.layer._cell, given)
 
     def _drop(self, name, value):
-        return _dropped(value, self.masks[name], self.problem.weight_dropout) if name in self.masks else value
+        return Host.dropped(value, self.masks[name], self.problem.weight_dropout) if name in self.masks else value
 
     def _new_states(self, s, width, options):
         """Of each direction, with the initial one in its place; NaN elsewhere."""

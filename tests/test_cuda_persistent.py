@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from conftest import assert_close, assert_same_bits, magnification, reference_forward, reference_results, run_reference
 from cuda_side import BITS, run_cuda
+from stand_in import load_cuda
 from test_cuda_kernels import OfType, SmallIntegers, options_of, problem_of, ragged
 from test_lengths import poisoned
 from test_precision import LOSS, PRECISIONS
@@ -16,18 +18,26 @@ KINDS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
 pytestmark = pytest.mark.parametrize("mode", MODES)
 
 
-def check(problem, mode, options=None, asked=None, loss=None, terms=3, **of_tape):
+def check(problem, mode, options=None, asked=None, loss=None, terms=3, type_="float32", **of_tape):
     """The backend and the reference agree in everything but norms, which come after the recurrence."""
     options = options_of(problem, options)
-    found = run_cuda(problem, options, asked, loss, mode=mode, terms=terms, **of_tape)
+    found = run_cuda(problem, options, asked, loss, mode=mode, terms=terms, type_=type_, **of_tape)
+    del found["parameter_norms"]
     record = reference_forward(problem, options)
     expected = reference_results(problem, record, asked)
-    bound = problem.bound * magnification(record) * LOSS[PRECISIONS[3 - terms]]
-    assert_close(found, {name: expected[name] for name in found} | norms_of(found), bound)
+    bound = bound_of(problem, terms, type_)
+    assert bound < 0.3
+    assert_close(found, {name: expected[name] for name in found}, bound * magnification(record))
 
 
-def norms_of(found):
-    return {"parameter_norms": found["parameter_norms"]}
+def bound_of(problem, terms, type_):
+    """Where numbers or the factors of products have few bits, their roundings are what counts. Of one bfloat16 number
+    there are eight at a step, both factors of x, h and two deltas; those of weights are the same at every step, so that
+    they grow with T and not with its root.
+    """
+    if type_ != "float32":
+        return problem.bound_of(load_cuda().saved_shape(problem.layer()._cell, problem.H)[0])
+    return problem.bound * LOSS[PRECISIONS[3 - terms]] if terms > 1 else 10 * np.sqrt(8) * problem.T * 2.0**-9
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -36,7 +46,7 @@ def test_every_precision_is_within_its_bound(kind, terms, mode):
     """Units that fill no tile, and sequences that fill none."""
     if (kind, terms) == ("rnn_relu", 1):
         pytest.skip("a derivative that jumps at zero has no bound where products are coarse")
-    check(problem_of(kind, T=5, B=9, H=37, D=2), mode, terms=terms)
+    check(problem_of(kind, T=3, B=9, H=37, D=2), mode, terms=terms)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -59,7 +69,7 @@ def test_truncation(kind, truncate, mode):
 def test_more_sequences_than_blocks_for_them(kind, limits, mode):
     """Blocks then take several tiles of sequences, and in 16 bits two tiles of units as well."""
     type_ = limits.get("type_", "float32")
-    problem = OfType(type_, kind, T=4, B=19, I=3, H=45, D=1)
+    problem = OfType(type_, kind, T=3, B=19, I=3, H=45, D=1)
     if type_ != "float32" and kind == "rnn_relu":
         pytest.skip("a derivative that jumps at zero has no bound where numbers are coarse")
     check(problem, mode, ragged(problem), **limits)
@@ -89,16 +99,16 @@ def test_small_integers_are_exact(type_, terms, sizes, mode):
 @pytest.mark.parametrize("type_", ["bfloat16", "float16"])
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "rnn_relu"])
 def test_sixteen_bits_agree_within_their_roundings(kind, type_, mode):
-    problem = OfType(type_, kind, T=7, B=3, I=5, H=23, D=2)
+    problem = OfType(type_, kind, T=3, B=3, I=5, H=23, D=2)
     check(problem, mode, ragged(problem), type_=type_)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("terms", [1, 3])
 def test_every_run_gives_the_same_bits(kind, terms, mode):
-    problem = problem_of(kind, T=4, B=9, H=40, D=2)
+    problem = problem_of(kind, T=3, B=9, H=40)
     options = options_of(problem, ragged(problem))
-    first, *others = (run_cuda(problem, options, mode=mode, terms=terms) for _ in range(10))
+    first, *others = (run_cuda(problem, options, mode=mode, terms=terms) for _ in range(4))
     for other in others:
         assert_same_bits(other, first)
 
