@@ -26,6 +26,7 @@ from throughtime.torch import places  # noqa: E402
 from throughtime.torch.add_layer_norm import operator as add_layer_norm  # noqa: E402
 from throughtime.torch.add_layer_norm import operator_backward as add_layer_norm_backward  # noqa: E402
 from throughtime.torch.operators import recurrent, recurrent_backward  # noqa: E402
+from throughtime.torch.places import tensor_of  # noqa: E402
 from throughtime.torch.plan import call_text, plan_of  # noqa: E402
 
 _cuda = load_cuda()
@@ -323,6 +324,17 @@ def test_results_are_torchs_memory(monkeypatch):
         module.memory = memory
         with ours.record(module):
             module(x)[0].sum().backward()
+
+
+def test_arrays_and_tensors_are_views_of_one_memory():
+    """A view of an array is a tensor like it, and to autograd no view of the other."""
+    tensor = torch.arange(20.0, device=DEVICE)[5:17].reshape(4, 3)
+    array = places.PLACES[DEVICE].array_of(tensor)
+    assert tensor_of(array) is tensor
+    part, expected = tensor_of(array[1:, ::2].swapaxes(0, 1)), tensor[1:, ::2].t()
+    assert torch.equal(part, expected)
+    assert (part.data_ptr(), part.stride(), part._is_view()) == (expected.data_ptr(), expected.stride(), False)
+    assert tensor_of(array[2:2]).shape == (0, 3)
 
 
 def test_tensors_are_used_where_they_lie(monkeypatch):

@@ -43,11 +43,10 @@ def tensor_of(array: DeviceArray) -> Tensor:
     strides = tuple(stride // view.itemsize for stride in view.strides)
     if tensor.shape == view.shape and tensor.stride() == strides:
         return tensor
-    offset = (view.__array_interface__["data"][0] - tensor.data_ptr()) // view.itemsize if view.size else 0
+    storage = tensor.untyped_storage()
+    offset = (view.__array_interface__["data"][0] - storage.data_ptr()) // view.itemsize if view.size else 0
     # To autograd no view: what a function returns is the caller's to write.
-    return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(
-        tensor.untyped_storage(), offset, view.shape, strides
-    )
+    return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(storage, offset, view.shape, strides)
 
 
 def _owner(view: Array) -> Tensor:
