@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import EllipsisType, NoneType
 from typing import Any, NoReturn
 
@@ -198,7 +201,23 @@ class DeviceArray:
 
 def empty(shape: tuple[int, ...], dtype: str) -> DeviceArray:
     """An array of the current stream that holds anything."""
+    allocate = _allocate.get()
+    if allocate:
+        return allocate(shape, dtype)
     return DeviceArray(extension().empty(shape, HELD_AS[dtype], current_stream()), dtype)
+
+
+_allocate: ContextVar[Callable[[tuple[int, ...], str], DeviceArray] | None] = ContextVar("allocate", default=None)
+
+
+@contextmanager
+def allocated_by(allocate: Callable[[tuple[int, ...], str], DeviceArray]) -> Iterator[None]:
+    """Have another library's memory, on the current stream, for the new arrays of this context."""
+    token = _allocate.set(allocate)
+    try:
+        yield
+    finally:
+        _allocate.reset(token)
 
 
 def zeros(shape: tuple[int, ...], dtype: str) -> DeviceArray:

@@ -10,20 +10,20 @@ from torch.autograd import Function
 
 from .. import layer_norm
 from ..layer_norm import Saved
-from .arrays import array_of, tensor_of
 from .compiling import is_traced
-from .unsupported import applied, check_dtype, check_tensor, check_transforms, once, second_derivative, unsupported
+from .places import PLACES, check_tensor, check_weight, tensor_of
+from .unsupported import applied, check_transforms, once, second_derivative, unsupported
 
 
 def add_layer_norm(
     x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, *, scale: float = 1.0, eps: float = 1e-5
 ) -> tuple[Tensor, Tensor]:
     """``sum = x + scale branch`` and ``LN(sum)``, as :func:`throughtime.add_layer_norm`, for autograd."""
-    check_dtype(weight.dtype)
-    if torch.is_autocast_enabled("cpu"):
+    check_weight("weight", weight)
+    if torch.is_autocast_enabled(weight.device.type):
         x, branch = x.to(weight.dtype), branch.to(weight.dtype)
-    for name, tensor in (("x", x), ("branch", branch), ("weight", weight), ("bias", bias)):
-        check_tensor(name, tensor, weight.dtype)
+    for name, tensor in (("x", x), ("branch", branch), ("bias", bias)):
+        check_tensor(name, tensor, weight)
     if is_traced(x):
         total, normalised, _ = operator(x, branch, weight, bias, scale, eps)
     else:
@@ -36,19 +36,23 @@ def _forward(
     x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, scale: float, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sum, normalised, and three numbers a row for the backward."""
-    arrays = [array_of(tensor) for tensor in (x, branch, weight, bias)]
-    total, normalised, saved = layer_norm.add_layer_norm(*arrays, scale=scale, eps=eps)
-    return tensor_of(total), tensor_of(normalised), tensor_of(saved.statistics)
+    place = PLACES[x.device.type]
+    with place.working(x):
+        arrays = [place.array_of(tensor) for tensor in (x, branch, weight, bias)]
+        total, normalised, saved = layer_norm.add_layer_norm(*arrays, scale=scale, eps=eps)
+        return tensor_of(total), tensor_of(normalised), tensor_of(saved.statistics)
 
 
 def _backward(
     d_total: Tensor | None, d_normalised: Tensor | None, total: Tensor, statistics: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias; that of the branch is the first, scaled."""
-    saved = Saved(array_of(total), array_of(statistics), array_of(weight.contiguous()), 1.0, True)
-    d_sum, d_norm = (None if d is None else array_of(d) for d in (d_total, d_normalised))
-    d_x, _, d_weight, d_bias = layer_norm.backward(d_sum, d_norm, saved)
-    return tensor_of(d_x), tensor_of(d_weight), tensor_of(d_bias)
+    place = PLACES[total.device.type]
+    with place.working(total):
+        d_sum, d_norm = (None if d is None else place.array_of(d) for d in (d_total, d_normalised))
+        kept = (place.array_of(total), place.array_of(statistics), place.contiguous_array_of(weight))
+        d_x, _, d_weight, d_bias = layer_norm.backward(d_sum, d_norm, Saved(*kept, 1.0, True))
+        return tensor_of(d_x), tensor_of(d_weight), tensor_of(d_bias)
 
 
 class AddLayerNormFunction(Function):
@@ -78,7 +82,7 @@ class AddLayerNormFunction(Function):
         raise unsupported("forward-mode derivatives, only backward")
 
 
-@torch.library.custom_op("throughtime::add_layer_norm", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("throughtime::add_layer_norm", mutates_args=(), device_types=("cpu", "cuda"))
 def operator(
     x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, scale: float, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,10 +94,11 @@ def operator(
 def _(
     x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, scale: float, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape), x.new_empty((x.numel() // x.shape[-1], 3))
+    rows, wide = x.numel() // x.shape[-1], torch.promote_types(x.dtype, torch.float32)
+    return x.new_empty(x.shape), x.new_empty(x.shape), x.new_empty((rows, 3), dtype=wide)
 
 
-@torch.library.custom_op("throughtime::add_layer_norm_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("throughtime::add_layer_norm_backward", mutates_args=(), device_types=("cpu", "cuda"))
 def operator_backward(
     d_total: Tensor | None, d_normalised: Tensor | None, total: Tensor, statistics: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,8 +1,7 @@
-"""Tensors as NumPy arrays and back, on the same memory."""
+"""Tensors of the CPU as NumPy arrays on the same memory."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .._arguments import Array
@@ -16,11 +15,3 @@ def array_of(tensor: Tensor) -> Array:
     except (RuntimeError, TypeError) as error:
         raise unsupported(f"a tensor without memory that NumPy can see ({error})") from None
     return array
-
-
-def contiguous_array_of(tensor: Tensor) -> Array:
-    """The same in C order; a copy where the tensor is in another."""
-    return array_of(tensor.contiguous())
-
-
-tensor_of = torch.from_numpy

@@ -30,7 +30,7 @@ class AddLayerNorm(Module):
     scale : float
         Of the branch.
     device, dtype : optional
-        As for ``torch.nn.LayerNorm``; float32 and float64 on the CPU.
+        As for ``torch.nn.LayerNorm``; float32 and float64 on the CPU, float32, bfloat16 and float16 on CUDA.
 
     Examples
     --------

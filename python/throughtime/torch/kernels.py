@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .._arguments import Array, features_together
-from ..tape import Tape, Wanted, _Backward, kept_shapes
+from .._arguments import Array
+from ..tape import Gradients, Tape, Wanted, _Backward, kept_shapes
 from . import precision, recording
-from .arrays import array_of, contiguous_array_of, tensor_of
+from .places import tensor_of
 from .plan import Plan
 
 
@@ -29,24 +29,29 @@ class Call(NamedTuple):
 
     def arrays(self) -> dict[str, Any]:
         """As `Tape` takes them."""
-        names = self.plan.mask_names(len(self.masks))
+        names, place = self.plan.mask_names(len(self.masks)), self.plan.place
+        weights = zip(self.plan.names, self.weights, strict=True)
         return {
-            "lengths": None if self.lengths is None else array_of(self.lengths),
-            "masks": {name: array_of(mask) for name, mask in zip(names, self.masks, strict=True)},
-            "parameters": {n: contiguous_array_of(w) for n, w in zip(self.plan.names, self.weights, strict=True)},
+            "lengths": None if self.lengths is None else place.array_of(self.lengths),
+            "masks": {name: place.array_of(mask) for name, mask in zip(names, self.masks, strict=True)},
+            "parameters": {name: place.contiguous_array_of(weight) for name, weight in weights},
             "memory": self.plan.memory,
         }
+
+    def precision(self) -> AbstractContextManager[None]:
+        """Of its products."""
+        return precision.medium() if self.medium else nullcontext()
 
 
 def forward(call: Call, x: Tensor, state: Sequence[Tensor]) -> list[Tensor]:
     """Output, final states, and what the backward needs besides; `state` is empty for zeros."""
-    layer = call.plan.layer
-    array, batched = layer._check_x(array_of(x), "input")
-    initial = layer._check_state("hx", _as_state(state), array.shape[1], batched)
-    with precision.medium() if call.medium else nullcontext():
+    layer, array_of = call.plan.layer, call.plan.place.array_of
+    with call.plan.place.working(x), call.precision():
+        array, batched = layer._check_x(array_of(x), "input")
+        initial = layer._check_state("hx", _as_state([*map(array_of, state)]), array.shape[1], batched)
         tape = Tape(layer, array, batched=batched, state=initial, resets=None, last=False, **call.arrays())
-    kept = [] if call.plan.memory is None else tape._kept()
-    return [tensor_of(array) for array in (tape.output, *_as_tuple(tape.final_state), *kept)]
+        kept = [] if call.plan.memory is None else tape._kept()
+        return [tensor_of(array) for array in (tape.output, *_as_tuple(tape.final_state), *kept)]
 
 
 def empty_forward(call: Call, x: Tensor) -> list[Tensor]:
@@ -68,23 +73,35 @@ def backward(
 
     `d_results` are those of output and final states, None for zeros.
     """
-    layer, (needs_input, needs_state, *needs_weights) = call.plan.layer, wanted
+    needs_input, needs_state, *needs_weights = wanted
+    named = [name for name, needs in zip(call.plan.names, needs_weights, strict=True) if needs]
+    which = Wanted(input=needs_input, initial_state=needs_state, parameters=frozenset(named))
+    recorder = recording.active(call.weights)
+    with call.plan.place.working(x), call.precision():
+        grads = _gradients(call, x, kept, d_results, which, recorder.asked if recorder else set())
+        if recorder:
+            recorder.add(grads)
+        found = [grads.input] if needs_input else []
+        found += _as_tuple(grads.initial_state) if needs_state else ()
+        return [tensor_of(array) for array in (*found, *(grads.parameters[name] for name in named))]
+
+
+def _gradients(
+    call: Call,
+    x: Tensor,
+    kept: Sequence[Tensor],
+    d_results: Sequence[Tensor | None],
+    wanted: Wanted,
+    asked: set[str],
+) -> Gradients:
+    layer, array_of = call.plan.layer, call.plan.place.array_of
     array, batched = layer._check_x(array_of(x), "input")
     tape = Tape._restored(layer, array, [array_of(tensor) for tensor in kept], batched=batched, **call.arrays())
     d_output, *d_states = (None if tensor is None else array_of(tensor) for tensor in d_results)
     d_final = layer._check_state("d_final_state", _as_state(d_states), array.shape[1], batched, partial=True)
-    named = [name for name, needs in zip(call.plan.names, needs_weights, strict=True) if needs]
-    recorder = recording.active(call.weights)
-    asked = recorder.asked if recorder else set()
-    which = Wanted(input=needs_input, initial_state=needs_state, parameters=frozenset(named))
-    run = _Backward(tape, asked, None, d_final, {"truncate": None, "clip": None}, False, which)
-    with precision.medium() if call.medium else nullcontext():
-        grads = run.run(None if d_output is None else features_together(layer._time_major(d_output, batched)))
-    if recorder:
-        recorder.add(grads)
-    found = [grads.input] if needs_input else []
-    found += _as_tuple(grads.initial_state) if needs_state else ()
-    return [tensor_of(array) for array in (*found, *(grads.parameters[name] for name in named))]
+    if d_output is not None:
+        d_output = layer._backend.features_together(layer._time_major(d_output, batched))
+    return _Backward(tape, asked, None, d_final, {"truncate": None, "clip": None}, False, wanted).run(d_output)
 
 
 def empty_backward(call: Call, x: Tensor, wanted: Sequence[bool]) -> list[Tensor]:

@@ -15,9 +15,10 @@ from . import kernels, operators
 from .compiling import is_traced, let_dynamo_trace
 from .function import RecurrentFunction
 from .kernels import Call
+from .places import check_tensor, check_weight
 from .plan import call_text, layer_text, plan_of
 from .precision import is_medium
-from .unsupported import applied, check_dtype, check_tensor, check_transforms
+from .unsupported import applied, check_transforms
 
 State = Tensor | tuple[Tensor, ...]
 
@@ -61,6 +62,9 @@ class Recurrent(RNNBase):
         """Draw new initial values, as torch does."""
         super().reset_parameters()
         self._set_constants()
+
+    def flatten_parameters(self) -> None:
+        """Nothing: cuDNN wants all weights in one buffer, these kernels do not."""
 
     @classmethod
     def _of(cls, module: RNNBase) -> Self:
@@ -120,7 +124,7 @@ class Recurrent(RNNBase):
         Raises
         ------
         TypeError, ValueError
-            If a dtype or size does not fit.
+            If a dtype, device or size does not fit.
         NotImplementedError
             On devices, types and transforms that there are no kernels for.
         """
@@ -130,11 +134,15 @@ class Recurrent(RNNBase):
 
     def _forward_packed(self, packed: PackedSequence, hx: Any) -> tuple[PackedSequence, State]:
         """By way of (T, B, I) and lengths: the kernels take sequences in any order, so states need no sorting."""
-        padded, lengths = pad_packed_sequence(packed)
-        output, state = self._run(padded, hx, lengths, False)
+        # As sorted, for torch knows these lengths on the CPU, and nothing waits for a GPU to say what it sorted by.
+        padded, lengths = pad_packed_sequence(PackedSequence(packed.data, packed.batch_sizes))
+        own_lengths = lengths.to(padded.device)
+        if packed.unsorted_indices is not None:
+            padded = padded.index_select(1, packed.unsorted_indices)
+            own_lengths = own_lengths.index_select(0, packed.unsorted_indices)
+        output, state = self._run(padded, hx, own_lengths, False)
         if packed.sorted_indices is not None:
             output = output.index_select(1, packed.sorted_indices)
-            lengths = lengths.index_select(0, packed.sorted_indices)
         data = pack_padded_sequence(output, lengths).data
         return PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices), state
 
@@ -142,35 +150,36 @@ class Recurrent(RNNBase):
         x, state, weights = self._checked(x, hx)
         masks = self._masks(x, batch_first) if self.training else []
         needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *state, *weights))
-        text = call_text(self._text, x.dtype, batch_first, self.memory if needs_grad else None)
+        device, memory = x.device.type, self.memory if needs_grad else None
+        text, medium = call_text(self._text, x.dtype, batch_first, memory, device), is_medium(device)
         if is_traced(x):
-            results = operators.recurrent(x, state, weights, lengths, masks, text, is_medium())
+            results = operators.recurrent(x, state, weights, lengths, masks, text, medium)
         else:
             check_transforms()
             plan = plan_of(text)
             if needs_grad:
-                results = applied(RecurrentFunction, plan, is_medium(), lengths, masks, len(state), x, *state, *weights)
+                results = applied(RecurrentFunction, plan, medium, lengths, masks, len(state), x, *state, *weights)
             else:
-                results = kernels.forward(Call(plan, is_medium(), weights, lengths, masks), x, state)
+                results = kernels.forward(Call(plan, medium, weights, lengths, masks), x, state)
         return results[0], results[1] if self._states == 1 else (results[1], results[2])
 
     def _checked(self, x: Tensor, hx: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Input, initial states (none for zeros) and weights; under autocast in the type of the weights."""
         weights = self._weights()
-        dtype = weights[0].dtype
-        check_dtype(dtype)
+        first = weights[0]
+        check_weight(self._names[0], first)
         state = [] if hx is None else self._state(hx)
-        if torch.is_autocast_enabled("cpu"):
-            x, state = x.to(dtype), [tensor.to(dtype) for tensor in state]
-        check_tensor("input", x, dtype)
+        if torch.is_autocast_enabled(first.device.type):
+            x, state = x.to(first.dtype), [tensor.to(first.dtype) for tensor in state]
+        check_tensor("input", x, first)
         if x.dim() not in (2, 3):
             layout, size = "(B, T" if self.batch_first else "(T, B", self.input_size
             expected = f"{layout}, {size}), or (T, {size}) unbatched"
             raise ValueError(f"input has shape {tuple(x.shape)}, expected {expected}")
         for tensor in state:
-            check_tensor("hx", tensor, dtype)
+            check_tensor("hx", tensor, first)
         for name, tensor in zip(self._names, weights, strict=True):
-            check_tensor(name, tensor, dtype)
+            check_tensor(name, tensor, first)
         return x, state, weights
 
     def _weights(self) -> list[Tensor]:
@@ -206,8 +215,8 @@ class RNN(Recurrent, torch.nn.RNN):
     Parameters
     ----------
     input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional, device, dtype
-        As for ``torch.nn.RNN``. There are kernels for float32 and float64 on the CPU. Dropout draws from torch's
-        generator, other masks than torch.nn.RNN would.
+        As for ``torch.nn.RNN``. There are kernels for float32 and float64 on the CPU, for float32, bfloat16 and float16
+        on CUDA. Dropout draws from torch's generator, other masks than torch.nn.RNN would.
     zoneout, weight_dropout : float
         As for :class:`throughtime.RNN`.
     memory : {"full", "states", "checkpoint"} or int

@@ -14,7 +14,7 @@ from .plan import plan_of
 from .unsupported import second_derivative
 
 
-@torch.library.custom_op("throughtime::recurrent", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("throughtime::recurrent", mutates_args=(), device_types=("cpu", "cuda"))
 def recurrent(
     x: Tensor,
     state: Sequence[Tensor],
@@ -41,7 +41,7 @@ def _(
     return kernels.empty_forward(Call(plan_of(plan), medium, weights, lengths, masks), x)
 
 
-@torch.library.custom_op("throughtime::recurrent_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("throughtime::recurrent_backward", mutates_args=(), device_types=("cpu", "cuda"))
 def recurrent_backward(
     d_results: Sequence[Tensor | None],
     x: Tensor,

@@ -10,6 +10,7 @@ import torch
 
 from .. import recurrent
 from ..recurrent import Recurrent, check_memory
+from .places import PLACES
 
 
 class Plan:
@@ -19,6 +20,8 @@ class Plan:
     ----------
     layer : Recurrent
         Of the NumPy interface; parameters are given to each call.
+    place : Cpu or Cuda
+        Where its calls run.
     memory : str, int or None
         As `Recurrent.forward` takes it; None where no backward follows.
     names : tuple of str
@@ -28,10 +31,12 @@ class Plan:
     """
 
     def __init__(
-        self, kind: str, options: dict[str, Any], dtype: str, batch_first: bool, memory: str | int | None
+        self, kind: str, options: dict[str, Any], device: str, dtype: str, batch_first: bool, memory: str | int | None
     ) -> None:
         self.memory = None if memory is None else check_memory(memory)
-        self.layer: Recurrent = _HOLLOW[kind](**options, dtype=dtype, batch_first=batch_first)
+        self.place = PLACES[device]
+        self.layer: Recurrent = _HOLLOW[kind](**options, batch_first=batch_first)
+        self.layer.to(self.place.backend().device, dtype=dtype)
         self.names = tuple(self.layer._shapes_of_parameters)
         self.states = len(self.layer._state_names)
 
@@ -51,9 +56,9 @@ def layer_text(kind: str, options: dict[str, Any]) -> str:
     return f"{kind!r}, {options!r}"
 
 
-def call_text(layer: str, dtype: torch.dtype, batch_first: bool, memory: str | int | None) -> str:
+def call_text(layer: str, dtype: torch.dtype, batch_first: bool, memory: str | int | None, device: str = "cpu") -> str:
     """A literal that `plan_of` reads, of what `layer_text` gave."""
-    return f"({layer}, {str(dtype)[6:]!r}, {batch_first!r}, {memory!r})"
+    return f"({layer}, {device!r}, {str(dtype)[6:]!r}, {batch_first!r}, {memory!r})"
 
 
 def _hollow(layer: type[Recurrent]) -> type[Recurrent]:

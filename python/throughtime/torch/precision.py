@@ -15,9 +15,9 @@ _calls = 0  # now running in "medium"
 _before = "highest"
 
 
-def is_medium() -> bool:
-    """Whether autocast asks for products in bfloat16."""
-    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is torch.bfloat16
+def is_medium(device: str) -> bool:
+    """Whether autocast asks for products in bfloat16 on devices of this type."""
+    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) is torch.bfloat16
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from ..tape import Gradients, check_timesteps
-from .arrays import tensor_of
+from .places import tensor_of
 
 _TIMESTEPS = ("hidden", "cell", "gates", "parameter_norms")
 

@@ -17,20 +17,6 @@ def unsupported(what: str) -> NotImplementedError:
     )
 
 
-def check_tensor(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
-    """Raise unless there are kernels for this tensor, beside one of `dtype`."""
-    if tensor.device.type != "cpu":
-        raise unsupported(f"{name} on device {str(tensor.device)!r}, only on the CPU")
-    if tensor.dtype is not dtype:
-        raise TypeError(f"{name} has dtype {tensor.dtype}, expected {dtype}, that of the weights; use .to({dtype})")
-
-
-def check_dtype(dtype: torch.dtype) -> None:
-    """Raise unless weights may have this type."""
-    if dtype not in (torch.float32, torch.float64):
-        raise unsupported(f"weights of {dtype}, only torch.float32 and torch.float64 (under torch.autocast as well)")
-
-
 def check_transforms() -> None:
     """Raise inside torch.func.grad, vmap and the like, and torch.jit.trace."""
     if torch._C._get_tracing_state() is not None:

@@ -1,0 +1,99 @@
+"""Where tensors are, the CPU or a GPU: what calls do differently there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._backend import Backend, backend_of
+from ..cuda.array import DeviceArray, allocated_by
+from ..cuda.extension import stream
+from . import arrays, device_arrays
+from .unsupported import unsupported
+
+
+class Cpu:
+    """NumPy's arrays."""
+
+    name = "the CPU"
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
+
+    def backend(self) -> Backend:
+        """What layers of the NumPy interface have as theirs."""
+        return backend_of("cpu")
+
+    def working(self, tensor: Tensor) -> AbstractContextManager[None]:
+        """In which kernels run that read this tensor."""
+        return nullcontext()
+
+    def array_of(self, tensor: Tensor) -> Any:
+        """A view of a tensor's memory."""
+        return arrays.array_of(tensor)
+
+    def contiguous_array_of(self, tensor: Tensor) -> Any:
+        """The same in C order; a copy where the tensor is in another."""
+        return self.array_of(tensor.contiguous())
+
+
+class Cuda(Cpu):
+    """The device's arrays, in memory of torch's, on its current stream."""
+
+    name = "CUDA"
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+
+    def backend(self) -> Backend:
+        return backend_of("cuda")
+
+    @contextmanager
+    def working(self, tensor: Tensor) -> Iterator[None]:
+        with self.current(tensor.device), allocated_by(device_arrays.allocator(tensor.device)):
+            yield
+
+    @contextmanager
+    def current(self, device: torch.device) -> Iterator[None]:
+        """The device is current, and torch's current stream of it is the library's."""
+        with torch.cuda.device(device), stream(torch.cuda.current_stream(device).cuda_stream):
+            yield
+
+    def array_of(self, tensor: Tensor) -> DeviceArray:
+        return device_arrays.array_of(tensor)
+
+
+PLACES: dict[str, Cpu] = {"cpu": Cpu(), "cuda": Cuda()}  # by the type of a torch.device
+
+
+def tensor_of(array: Any) -> Tensor:
+    """A tensor on the memory of an array that was made in a `working` context."""
+    return device_arrays.tensor_of(array) if isinstance(array, DeviceArray) else torch.from_numpy(array)
+
+
+def check_weight(name: str, weight: Tensor) -> None:
+    """Raise unless there are kernels for weights such as this one, which others are compared with."""
+    _check_device(name, weight)
+    place = PLACES[weight.device.type]
+    if weight.dtype not in place.dtypes:
+        known = ", ".join(map(str, place.dtypes))
+        raise unsupported(f"weights of {weight.dtype} on {place.name}, only {known} (under torch.autocast as well)")
+
+
+def check_tensor(name: str, tensor: Tensor, weight: Tensor) -> None:
+    """Raise unless a tensor is where this weight is, and of its type."""
+    if tensor.device == weight.device and tensor.dtype is weight.dtype:
+        return
+    _check_device(name, tensor)
+    if tensor.device != weight.device:
+        device = str(weight.device)
+        raise ValueError(
+            f"{name} is on device {str(tensor.device)!r}, expected {device!r}, that of the weights; use .to({device!r})"
+        )
+    dtype = weight.dtype
+    raise TypeError(f"{name} has dtype {tensor.dtype}, expected {dtype}, that of the weights; use .to({dtype})")
+
+
+def _check_device(name: str, tensor: Tensor) -> None:
+    if tensor.device.type not in PLACES:
+        raise unsupported(f"{name} on device {str(tensor.device)!r}, only on the CPU and on CUDA")
