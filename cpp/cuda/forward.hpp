@@ -10,12 +10,12 @@ namespace throughtime::cuda {
 template <class C, class S>
 class ForwardLoop {
  public:
-  // Where the results go; each may be null.
+  // Where the results go, as ForwardSteps has them.
   struct Targets {
     View<S> output{};
     PerStep<S> after[max_states];
+    int64_t every = 0;
     PerStep<S> saved;
-    bool keeps_some = false;  // the states of a tape that keeps them every so many steps
   };
 
   ForwardLoop(const Recurrence<S>& problem, const Call& of_call, Scratch& scratch)
@@ -52,23 +52,10 @@ class ForwardLoop {
   void run_chunk(const Chunk& now, const float* input, const Targets& targets) const {
     ForwardSteps<S> steps{};
     steps.p = p, steps.output = targets.output, steps.input = by_step(p, input, step_size(), now);
-    steps.saved = targets.saved, steps.unit_rows = unit_rows;
+    steps.saved = targets.saved, steps.unit_rows = unit_rows, steps.every = targets.every;
     for (int i = 0; i < C::states; ++i) steps.carried[i] = carried[i], steps.after[i] = targets.after[i];
-    for (int64_t begin = now.begin; begin < now.end; begin = steps.end) {
-      steps.begin = begin, steps.end = targets.keeps_some ? next_kept(begin, now.end) : now.end;
-      run_steps<C>(steps, call);
-      if (targets.keeps_some) keep(steps.end);
-    }
-  }
-
-  int64_t next_kept(int64_t begin, int64_t end) const {
-    const int64_t next = (begin / p.every + 1) * p.every;
-    return next < end ? next : end;
-  }
-
-  void keep(int64_t q) const {
-    if (q % p.every && q != p.T) return;
-    for (int i = 0; i < C::states; ++i) convert_array(p.B, state_size(p, i) / p.B, carried[i], kept_state(p, i, q), call.queue);
+    steps.begin = now.begin, steps.end = now.end;
+    run_steps<C>(steps, call);
   }
 
   const Recurrence<S> p;
@@ -86,12 +73,13 @@ void run_forward(const Forward<S>& p, const Call& call) {
   const ForwardLoop<C, S> loop(p, call, scratch);
   typename ForwardLoop<C, S>::Targets targets;
   targets.output = p.output;
-  targets.keeps_some = p.every > 0;
+  targets.every = p.every;
   if (p.saved) targets.saved = by_step<S>(p, p.saved, p.B * C::saved * p.H);
   const StateRows<S> kept = kept_states(p);
   for (int i = 0; i < C::states; ++i) {
     loop.start(i, kept_state(p, i, 0));
-    if (!p.every) targets.after[i] = by_step<S>(p, kept.after(p, i, 0), state_size(p, i));
+    if (p.every) targets.after[i] = {kept_state(p, i, 0), state_size(p, i)};
+    else targets.after[i] = by_step<S>(p, kept.after(p, i, 0), state_size(p, i));
   }
   loop.advance(0, p.T, targets);
 }

@@ -91,7 +91,7 @@ struct ForwardStep {
     if (i == 0 && of.output.data) from_float(still ? 0.0f : next, of.output.data[t * of.output.time + b * of.output.batch + j]);
     const float after = still ? old : next;
     of.carried[i][place] = after;
-    if (of.after[i].data) from_float(after, of.after[i].at(step)[place]);
+    if (S* const kept = of.kept(i, step)) from_float(after, kept[place]);
     if (i == 0) put_hidden(step + 1, b, j, after);
   }
 

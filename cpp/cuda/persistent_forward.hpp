@@ -244,7 +244,7 @@ class ForwardBlock {
     if (b < 0) return;
     results.b = -1;
     for (int i = 0; i < C::states; ++i)
-      if (f.steps.after[i].data) from_float(results.next[i], f.steps.after[i].at(s)[b * H() + unit]);
+      if (S* const kept = f.steps.kept(i, s)) from_float(results.next[i], kept[b * H() + unit]);
     if (f.steps.saved.data)
       for (int i = 0; i < C::saved; ++i) from_float(results.saved[i], f.steps.saved.at(s)[(b * C::saved + i) * H() + unit]);
     const View<S>& y = f.steps.output;

@@ -23,8 +23,16 @@ struct ForwardSteps {
   PerStep<const float> input;    // (B, G, H): W_ih x + b_ih of the step
   float* carried[max_states];    // (B, P), (B, H): the state before `begin`; afterwards that before `end`
   PerStep<S> after[max_states];  // (B, P), (B, H): where the state after a step is kept; data may be null
+  int64_t every;                 // `after` has only the states after every so many steps and the last one; 0: of every step
   PerStep<S> saved;              // (B, saved, H); data may be null
   const float* unit_rows;        // (values, H): what each unit has for itself (unit_values.hpp)
+
+  // Where state i after a step goes, or null.
+  TT_INLINE S* kept(int i, int64_t step) const {
+    const int64_t q = step + 1;
+    if (!after[i].data || (every && q % every && q != p.T)) return nullptr;
+    return after[i].at(every ? (q + every - 1) / every : step);
+  }
 };
 
 template <class S>
