@@ -18,9 +18,9 @@ TT_DEVICE void store_unit(To* rows, int64_t H, int64_t j, const float* values) {
   for (int k = 0; k < n; ++k) from_float(values[k], rows[k * H + j]);
 }
 
-// The same of the product with h, and its bias; that may be null.
+// The same of a product, with its bias, which may be null.
 template <int n, class S>
-TT_DEVICE void load_recurrent(const float* rows, const S* bias, int64_t H, int64_t j, float* values) {
+TT_DEVICE void load_product(const float* rows, const S* bias, int64_t H, int64_t j, float* values) {
   load_unit<n>(rows, H, j, values);
   for (int k = 0; bias && k < n; ++k) values[k] += to_float(bias[k * H + j]);
 }

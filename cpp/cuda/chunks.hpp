@@ -7,7 +7,7 @@
 
 namespace throughtime::cuda {
 
-constexpr int64_t chunk_bytes = 32 << 20;  // of the pre-activations of a chunk, in float32
+constexpr int64_t chunk_bytes = 64 << 20;  // of the pre-activations of a chunk, in float32
 
 inline int64_t chunk_steps(int64_t T, int64_t B, int64_t gates, int64_t H, const Call& call) {
   const int64_t fits = chunk_bytes / (B * gates * H * int64_t(sizeof(float)));

@@ -14,12 +14,12 @@ struct ForwardStep {
   static constexpr bool two_products = C::phases == Phases::two_products, one = C::phases == Phases::one;
 
   ForwardSteps<S> of;
-  const S *bias, *second_bias;  // of the products with h; may be null
-  float* recurrent;             // (B, R, H): W_hh h of the step
-  float* second;                // (B, P): the second product
-  S* hidden;                    // (B, P): h before the step, as its product takes it
-  S* middle;                    // (B, H): what the second product multiplies with
-  float* notes;                 // (B, C::notes, H)
+  const S *input_bias, *bias, *second_bias;  // of the products with x and h; may be null
+  float* recurrent;                          // (B, R, H): W_hh h of the step
+  float* second;                             // (B, P): the second product
+  S* hidden;                                 // (B, P): h before the step, as its product takes it
+  S* middle;                                 // (B, H): what the second product multiplies with
+  float* notes;                              // (B, C::notes, H)
   int64_t step;
 
   // One unit between memory and the cell.
@@ -64,8 +64,8 @@ struct ForwardStep {
   }
 
   TT_DEVICE void load_products(int64_t b, int64_t j, Unit& u) const {
-    load_unit<G>(of.input.at(step) + b * G * of.p.H, of.p.H, j, u.x);
-    load_recurrent<R>(recurrent + b * R * of.p.H, bias, of.p.H, j, u.r);
+    load_product<G>(of.input.at(step) + b * G * of.p.H, input_bias, of.p.H, j, u.x);
+    load_product<R>(recurrent + b * R * of.p.H, bias, of.p.H, j, u.r);
   }
 
   TT_DEVICE float evaluate(int now, int64_t b, int64_t j, Unit& u) const {

@@ -76,7 +76,8 @@ class ForwardBlock {
     place_words = Room::place_words(plan);
     places = clustered ? handed : f.exchange + 4 * place_words * group;
     shared_weights = reinterpret_cast<uint4*>(clustered ? handed + 2 * place_words : handed);
-    for (int g = 0; g < R; ++g) bias[g] = working && unit < H() && f.steps.p.weights[bias_hh] ? bias_of(g) : 0.0f;
+    for (int g = 0; g < R; ++g) bias[g] = bias_of(bias_hh, g);
+    for (int g = 0; g < G; ++g) (C::split ? input_bias[g] : bias[g]) += bias_of(bias_ih, g);
   }
 
   TT_DEVICE void run() {
@@ -118,7 +119,10 @@ class ForwardBlock {
   };
 
   TT_DEVICE int64_t H() const { return f.steps.p.H; }
-  TT_DEVICE float bias_of(int g) const { return to_float(f.steps.p.weights[bias_hh][g * H() + unit]); }
+  TT_DEVICE float bias_of(Parameter bias, int g) const {
+    const S* const all = f.steps.p.weights[bias];
+    return all && working && unit < H() ? to_float(all[g * H() + unit]) : 0.0f;
+  }
   TT_DEVICE int64_t sequence(int n) const { return (int64_t(group) * plan.column_tiles + n) * columns + column; }
   TT_DEVICE bool exists(int n) const { return working && unit < H() && sequence(n) < f.steps.p.B; }
   TT_DEVICE float& state(int i, int n) const { return states[(i * plan.column_tiles + n) * pairs + thread()]; }
@@ -217,8 +221,9 @@ class ForwardBlock {
 
   TT_DEVICE float* parts_of(int turn) const { return parts + turn * Room::parts_floats; }
 
-  TT_DEVICE void step(const Ahead& now, int64_t s, int n, int turn) {
+  TT_DEVICE void step(Ahead now, int64_t s, int n, int turn) {
     keep();
+    for (int g = 0; C::split && g < G; ++g) now.x[g] += input_bias[g];
     const int q = thread() / result_floats;
     const float* const from = parts_of(turn) + q * R * result_floats + number_of(thread() % tile, column);
     float r[R], old[C::states];
@@ -261,7 +266,7 @@ class ForwardBlock {
   float *parts, *states;
   uint32_t* places;
   uint4* shared_weights;
-  float bias[R];
+  float bias[R], input_bias[G] = {};  // b_hh, with b_ih where a cell knows only the sum of x and r
   Ahead ahead;
   Results results;
 };

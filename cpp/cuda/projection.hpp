@@ -1,4 +1,4 @@
-// The input's part of the pre-activations of a chunk of timesteps, W_ih x + b_ih: one product.
+// The input's part of the pre-activations of a chunk of timesteps, but for its bias, which whoever reads it adds: one product.
 #pragma once
 
 #include "../cells/cell.hpp"
@@ -24,9 +24,7 @@ class Projection {
       launch(queue, over(rows, p.I), gather_rows<S>, ChunkRows<S>{p, chunk.t0, p.I, 0}, p.x, gathered);
       x = {gathered, p.I};
     }
-    const S* bias = C::bias_inside ? nullptr : p.weights[bias_ih];
-    if (bias) launch(queue, over(rows, columns), repeat_row<S, float>, bias, into, columns);
-    multiply<S, float>(rows, columns, p.I, x, {p.weights[weight_ih], p.I, true}, {into, columns}, bias != nullptr, coarse, queue);
+    multiply<S, float>(rows, columns, p.I, x, {p.weights[weight_ih], p.I, true}, {into, columns}, false, coarse, queue);
   }
 
  private:

@@ -20,7 +20,7 @@ struct ForwardSteps {
   Recurrence<S> p;
   View<S> output;                // (T, B, P), by timestep; data may be null
   int64_t begin, end;            // the steps to run
-  PerStep<const float> input;    // (B, G, H): W_ih x + b_ih of the step
+  PerStep<const float> input;    // (B, G, H): W_ih x of the step, without b_ih
   float* carried[max_states];    // (B, P), (B, H): the state before `begin`; afterwards that before `end`
   PerStep<S> after[max_states];  // (B, P), (B, H): where the state after a step is kept; data may be null
   int64_t every;                 // `after` has only the states after every so many steps and the last one; 0: of every step

@@ -23,12 +23,6 @@ void convert_array(int64_t rows, int64_t columns, const From* from, To* to, Queu
   launch(queue, over(rows, columns), convert_rows<From, To>, from, to, columns);
 }
 
-template <class From, class To>
-TT_KERNEL void repeat_row(const From* from, To* to, int64_t columns) {
-  const Place at = place(columns);
-  if (at.column < columns) convert(from[at.column], to[at.row * columns + at.column]);
-}
-
 template <class From>
 TT_KERNEL void add_to_row(const From* from, float* to, int64_t columns) {
   const Place at = place(columns);

@@ -17,7 +17,7 @@ struct SavedRows {
   Recurrence<S> p;
   int64_t t0;
   float *input, *recurrent, *second;  // (rows, G, H), (rows, R, H), (rows, P)
-  const S *bias, *second_bias;
+  const S *input_bias, *bias, *second_bias;
   const float* unit_rows;
   S* middle;                   // (rows, H): what the second product multiplies with
   PerStep<const S> before[N];  // (B, P), (B, H)
@@ -28,8 +28,8 @@ struct SavedRows {
     const int64_t t = t0 + row / p.B, b = row % p.B, step = p.reverse ? p.T - 1 - t : t;
     const bool starts = steps.rule(step, b) & fresh;
     float x[G], r[R], w[values + 1] = {}, old[N], next[N], a[saved + 1], m = 0;
-    load_unit<G>(input + row * G * p.H, p.H, j, x);
-    load_recurrent<R>(recurrent + row * R * p.H, bias, p.H, j, r);
+    load_product<G>(input + row * G * p.H, input_bias, p.H, j, x);
+    load_product<R>(recurrent + row * R * p.H, bias, p.H, j, r);
     load_unit<values>(unit_rows, p.H, j, w);
     for (int i = 0; i < N; ++i) old[i] = starts || (i == 0 && C::projects) ? 0.0f : to_float(before[i].at(step)[b * p.H + j]);
     run_cell<C>(x, r, old, w, next, a, &m);
@@ -59,7 +59,7 @@ class SavedAgain {
     rows.p = p;
     rows.input = scratch.get<float>(chunk * p.B * C::gates * p.H);
     rows.recurrent = scratch.get<float>(chunk * p.B * C::recurrent * p.H);
-    rows.bias = C::bias_inside ? nullptr : p.weights[bias_hh];
+    if (!C::bias_inside) rows.input_bias = p.weights[bias_ih], rows.bias = p.weights[bias_hh];
     rows.unit_rows = unit_rows;
     if constexpr (Rows::finishes) {
       rows.second = scratch.get<float>(chunk * p.B * p.P);

@@ -16,7 +16,7 @@ void stepwise_forward(const ForwardSteps<S>& of, const Call& call) {
   Scratch scratch(call.queue);
   ForwardStep<C, S> at{};
   at.of = of;
-  at.bias = C::bias_inside ? nullptr : p.weights[bias_hh];
+  if (!C::bias_inside) at.input_bias = p.weights[bias_ih], at.bias = p.weights[bias_hh];
   at.recurrent = scratch.get<float>(p.B * rows);
   at.hidden = scratch.get<S>(p.B * p.P);
   if constexpr (C::phases == Phases::two_products) {
