@@ -76,17 +76,16 @@ class BackwardBlock {
       const int64_t k = f.steps.end - 1 - s;
       for (int n = 0; n < plan.column_tiles; ++n, turn ^= 1) {
         if (k > 0) collect(k - 1, n);
-        const Ahead now = ahead;
-        if (working) step(now, s, n, turn);
+        if (working) step(s, n, turn);
         sync_block();
-        const bool more = n + 1 < plan.column_tiles;
-        look_ahead(more ? s : s - 1, more ? n + 1 : 0);
         product(weights, k, n, turn);
+        const bool last = n + 1 == plan.column_tiles;
+        if (clustered && last) cluster_arrive();
+        if (!clustered && last) fence();  // what was cleared is seen by who sees what is handed on after this
+        look_ahead(last ? s - 1 : s, last ? 0 : n + 1);
+        keep();
+        if (clustered && last) cluster_wait();
       }
-      if constexpr (clustered) cluster_arrive();
-      keep();
-      if constexpr (clustered) cluster_wait();
-      else fence();  // what was cleared is seen by who sees what is handed on after this
     }
     for (int n = 0; n < plan.column_tiles; ++n) {
       collect(f.steps.end - 1 - f.steps.begin, n);
@@ -190,8 +189,8 @@ class BackwardBlock {
     return sum;
   }
 
-  TT_DEVICE void step(const Ahead& now, int64_t s, int n, int turn) {
-    keep();
+  TT_DEVICE void step(int64_t s, int n, int turn) {
+    const Ahead& now = ahead;
     if (s + 1 < f.steps.end) carry(0, n) += now.later ? 0.0f : received(f.steps.end - 2 - s, n);
     Results& to = results;
     to = {};

@@ -85,21 +85,22 @@ class ForwardBlock {
     sync_block();
     if constexpr (clustered) cluster_arrive(), cluster_wait();  // nobody writes into a block that is not there yet
     for (int n = 0; n < plan.column_tiles; ++n) start(n);
-    meet(0);
+    send(0);
     look_ahead(f.steps.begin, 0);
+    if constexpr (clustered) cluster_wait();
     int turn = 0;
     for (int64_t s = f.steps.begin; s < f.steps.end; ++s) {
       const int64_t k = s - f.steps.begin;
       for (int n = 0; n < plan.column_tiles; ++n, turn ^= 1) {
         product(weights, k, n, turn);
         sync_block();
-        const Ahead now = ahead;
-        const bool more = n + 1 < plan.column_tiles;
-        look_ahead(more ? s : s + 1, more ? n + 1 : 0);
-        if (working) step(now, s, n, turn);
+        if (working) step(s, n, turn);
+        const bool last = n + 1 == plan.column_tiles, sends = last && s + 1 < f.steps.end;
+        if (sends) send(k + 1);
+        look_ahead(last ? s + 1 : s, last ? 0 : n + 1);
+        keep();
+        if (clustered && sends) cluster_wait();
       }
-      if (s + 1 < f.steps.end) meet(k + 1);
-      keep();
     }
     for (int n = 0; n < plan.column_tiles; ++n) finish(n);
   }
@@ -173,13 +174,13 @@ class ForwardBlock {
     for (int t = 0; t < terms; ++t) store_fresh(cleared + t * 64, unwritten);
   }
 
-  // Until every block's h before step k is here, or on the way to who looks for it.
-  TT_DEVICE void meet(int64_t k) const {
-    if constexpr (clustered) meet_cluster(k);
+  // What was handed on for step k is on its way; in a cluster it has arrived when all have waited.
+  TT_DEVICE void send(int64_t k) const {
+    if constexpr (clustered) send_to_cluster(k);
     else fence();  // what was cleared is seen by who sees what is handed on after this
   }
 
-  TT_DEVICE void meet_cluster(int64_t k) const {
+  TT_DEVICE void send_to_cluster(int64_t k) const {
     sync_block();
     constexpr int quadruples = Q * terms * 16;  // of a tile of columns
     for (int to = thread() / warp_size; to < plan.size; to += persistent_warps)
@@ -188,7 +189,6 @@ class ForwardBlock {
         for (int i = thread() % warp_size; i < quadruples; i += warp_size) store_remote(from + i, to, from[i]);
       }
     cluster_arrive();
-    cluster_wait();
   }
 
   // A warp's part of the recurrent product, into `parts`.
@@ -221,8 +221,8 @@ class ForwardBlock {
 
   TT_DEVICE float* parts_of(int turn) const { return parts + turn * Room::parts_floats; }
 
-  TT_DEVICE void step(Ahead now, int64_t s, int n, int turn) {
-    keep();
+  TT_DEVICE void step(int64_t s, int n, int turn) {
+    Ahead now = ahead;
     for (int g = 0; C::split && g < G; ++g) now.x[g] += input_bias[g];
     const int q = thread() / result_floats;
     const float* const from = parts_of(turn) + q * R * result_floats + number_of(thread() % tile, column);
