@@ -91,17 +91,17 @@ class BackwardLoop {
     else fill(carried[i], 0, size_t(size) * sizeof(float), call.queue);
   }
 
-  // Its products are pending until the next chunk's steps are about to be queued.
+  // Its products are pending until the next chunk's steps are queued: before those they would take the multiprocessors that a
+  // persistent launch needs all at once.
   void run_chunk(const Chunk& chunk) {
     Deltas<S>& own = deltas[turn];
     beside.join();  // with the products that read these places last
-    if (pending) {
-      beside.follow();
-      products.run(*pending, beside.queue());
-    }
+    const Deltas<S>* const before = pending;
+    if (before) beside.follow();
     own.chunk = chunk, own.hidden = find_hidden(own);
     if (again) saved = again->run(chunk, own.hidden, states);
     run_steps<C>(steps_of(own), call);
+    if (before) products.run(*before, beside.queue());
     pending = &own, turn = deltas[1].x ? turn ^ 1 : 0;
   }
 

@@ -98,7 +98,7 @@ TT_DEVICE uint32_t load_fresh(const uint32_t* from) {
 TT_DEVICE void store_fresh(uint32_t* to, uint32_t value) {
   asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
 }
-TT_DEVICE void fence() { __threadfence(); }
+TT_DEVICE void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
 // What is read once does not take the place of what is read again in the multiprocessor's own cache.
 TT_DEVICE uint4 load_once(const uint4* from) {

@@ -28,18 +28,17 @@ class ForwardLoop {
   // The state from which the next steps go on.
   void start(int i, const S* state) const { convert_array(p.B, state_size(p, i) / p.B, state, carried[i], call.queue); }
 
-  // Steps `first` to `last` - 1. The product of the next chunk overlaps with the steps of this one.
+  // Steps `first` to `last` - 1. The product of the next chunk overlaps with the steps of this one; it is
+  // queued after them, for a persistent launch needs its multiprocessors all at once.
   void advance(int64_t first, int64_t last, const Targets& targets) const {
     Beside beside(call.queue, last - first > chunk);
     Chunk now = chunk_at(first, last);
     projection.run(now, projected[0], call.queue);
     for (int turn = 0; now.count() > 0; turn ^= 1) {
       const Chunk next = chunk_at(now.end, last);
-      if (next.count() > 0) {
-        beside.follow();
-        projection.run(next, projected[turn ^ 1], beside.queue());
-      }
+      if (next.count() > 0) beside.follow();
       run_chunk(now, projected[turn], targets);
+      if (next.count() > 0) projection.run(next, projected[turn ^ 1], beside.queue());
       beside.join();
       now = next;
     }

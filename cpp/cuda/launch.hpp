@@ -36,8 +36,10 @@ struct LaunchConfig {
       attribute.id = cudaLaunchAttributeCooperative;
       attribute.val.cooperative = 1;
     }
-    if (shape.shared > 48 << 10)
-      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shape.shared)), "shared memory");
+    if (shape.shared > 48 << 10) {  // all that there is: another thread may launch the same kernel with more
+      const int most = int(device().shared_bytes);
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most), "shared memory");
+    }
     config.gridDim = dim3(unsigned(shape.blocks), unsigned(shape.blocks_y));
     config.blockDim = dim3(unsigned(shape.threads));
     config.dynamicSmemBytes = size_t(shape.shared);

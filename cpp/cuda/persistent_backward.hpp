@@ -42,7 +42,8 @@ class BackwardBlock {
   static constexpr int G = C::gates, R = C::recurrent, tiles = Q * R, saved = C::saved ? C::saved : 1;
   static constexpr int pairs = Q * result_floats;  // of a unit and a sequence, in a tile of columns: at most one a thread
   static constexpr int places_in_turn = clustered ? 2 : 3;
-  static constexpr int asked_at_once = 8;  // parts, of 32 registers
+  static constexpr int asked_at_once = 8;                                        // parts, of 32 registers
+  static constexpr int first_clearing = pairs < persistent_threads ? pairs : 0;  // of the threads that clear
   using Room = BackwardRoom<C, Q, terms, clustered>;
   using Weights = ResidentWeights<S, tiles, terms, false>;
 
@@ -77,13 +78,13 @@ class BackwardBlock {
       for (int n = 0; n < plan.column_tiles; ++n, turn ^= 1) {
         if (k > 0) collect(k - 1, n);
         if (working) step(s, n, turn);
+        if (k > 0) clear(k - 1, n);
         sync_block();
         product(weights, k, n, turn);
         const bool last = n + 1 == plan.column_tiles;
         if (clustered && last) cluster_arrive();
-        if (!clustered && last) fence();  // what was cleared is seen by who sees what is handed on after this
-        look_ahead(last ? s - 1 : s, last ? 0 : n + 1);
         keep();
+        look_ahead(last ? s - 1 : s, last ? 0 : n + 1);
         if (clustered && last) cluster_wait();
       }
     }
@@ -147,6 +148,7 @@ class BackwardBlock {
   TT_DEVICE void collect(int64_t k, int n) const {
     if constexpr (!clustered) {
       const int lane = thread() % warp_size, warp = thread() / warp_size;
+      if (warp >= plan.size && clears() && n == 0) fence();
       for (int q = 0; q < Q && rank * Q + q < plan.all_tiles; ++q) {
         float sum[4] = {};
         for (int from = warp; from < plan.size; from += asked_at_once * persistent_warps) add_parts(k, n, q, from, sum);
@@ -156,22 +158,34 @@ class BackwardBlock {
     }
   }
 
-  // Of several blocks, each of which is asked before any is waited for; then their places are cleared.
+  // In a grid: the places of what step k gave to this block, once all of it is in `parts`. Threads do it that have nothing else
+  // to do then if there are some. That it is done is seen by all (a fence, a step later, while others' parts are on the way)
+  // before this block hands on what tells the others that they may write there again.
+  TT_DEVICE static bool clears() { return thread() >= first_clearing; }
+  TT_DEVICE void clear(int64_t k, int n) const {
+    if constexpr (!clustered) {
+      uint4* const at = reinterpret_cast<uint4*>(part(k, n, 0, rank));
+      for (int i = thread() - first_clearing; i >= 0 && i < plan.size * (pairs / 4); i += persistent_threads - first_clearing)
+        store_fresh(at + i, uint4{unwritten, unwritten, unwritten, unwritten});
+    }
+  }
+
+  // Of several blocks, each of which is asked before any is waited for.
   TT_DEVICE void add_parts(int64_t k, int n, int q, int first, float (&sum)[4]) const {
-    const auto place = [&](int i) {
-      return reinterpret_cast<uint4*>(part(k, n, first + i * persistent_warps, rank) + q * result_floats) + thread() % warp_size;
-    };
+    const uint4* const first_place =
+        reinterpret_cast<const uint4*>(part(k, n, first, rank) + q * result_floats) + thread() % warp_size;
+    const auto place = [&](int i) { return first_place + i * (persistent_warps * pairs / 4); };
     uint4 found[asked_at_once];
 #pragma unroll
     for (int i = 0; i < asked_at_once; ++i)
       if (first + i * persistent_warps < plan.size) found[i] = load_fresh(place(i));
+    if (n == 0 && q == 0 && first < persistent_warps && clears()) fence();
 #pragma unroll
     for (int i = 0; i < asked_at_once; ++i)
       if (first + i * persistent_warps < plan.size) {
         wait_for(place(i), found[i]);
         sum[0] += float_of(found[i].x), sum[1] += float_of(found[i].y);
         sum[2] += float_of(found[i].z), sum[3] += float_of(found[i].w);
-        store_fresh(place(i), uint4{unwritten, unwritten, unwritten, unwritten});
       }
   }
 
@@ -223,24 +237,20 @@ class BackwardBlock {
     const int lane = thread() % warp_size, warp = thread() / warp_size;
     const int end = (plan.all_tiles - warp + persistent_warps - 1) / persistent_warps;
     const uint2* const delta = reinterpret_cast<const uint2*>(deltas + turn * Room::delta_words) + lane;
-    float sum[4];
-    const auto ask = [&](int round) { return round * persistent_warps + warp; };
-    const auto settle = [&](int, int) {
+    static_assert(persistent_warps % Q == 0);
+    uint4* const first_place =
+        reinterpret_cast<uint4*>(part(k, n, rank, warp / Q) + warp % Q * result_floats) + quadruple_of_lane(lane);
+    const int64_t between = clustered ? 0 : persistent_warps / Q * places_in_turn * place_words / 4;  // of two rounds' places
+    const auto right = [&](int m, uint2(&factors)[terms]) {
 #pragma unroll
-      for (float& number : sum) number = 0;
+      for (int t = 0; t < terms; ++t) factors[t] = delta[(m * terms + t) * 32];
     };
-    const auto multiply = [&](int m, const uint4(&a)[terms], int unit_tile) {
-      uint2 right[terms];
-#pragma unroll
-      for (int t = 0; t < terms; ++t) right[t] = delta[(m * terms + t) * 32];
-      multiply_terms<S>(sum, a, right);
-      if (m + 1 < tiles) return;
-      const int to = unit_tile / Q;
-      uint4* const at = reinterpret_cast<uint4*>(part(k, n, rank, to) + unit_tile % Q * result_floats) + quadruple_of_lane(lane);
-      if constexpr (clustered) store_remote(at, to, quadruple(sum));
-      else store_fresh(at, quadruple(sum));
+    const auto give = [&](int round, const float (&sums)[4]) {
+      uint4* const at = first_place + round * between;
+      if constexpr (clustered) store_remote(at, (round * persistent_warps + warp) / Q, quadruple(sums));
+      else store_fresh(at, quadruple(sums));
     };
-    weights.for_rounds(end, ask, settle, multiply);
+    weights.for_results(end, right, give);
   }
 
   TT_DEVICE void keep() {

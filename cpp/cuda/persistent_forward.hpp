@@ -85,7 +85,7 @@ class ForwardBlock {
     sync_block();
     if constexpr (clustered) cluster_arrive(), cluster_wait();  // nobody writes into a block that is not there yet
     for (int n = 0; n < plan.column_tiles; ++n) start(n);
-    send(0);
+    if constexpr (clustered) send(0);
     look_ahead(f.steps.begin, 0);
     if constexpr (clustered) cluster_wait();
     int turn = 0;
@@ -95,11 +95,12 @@ class ForwardBlock {
         product(weights, k, n, turn);
         sync_block();
         if (working) step(s, n, turn);
-        const bool last = n + 1 == plan.column_tiles, sends = last && s + 1 < f.steps.end;
+        clear(k + 3, n);
+        const bool last = n + 1 == plan.column_tiles, sends = clustered && last && s + 1 < f.steps.end;
         if (sends) send(k + 1);
-        look_ahead(last ? s + 1 : s, last ? 0 : n + 1);
         keep();
-        if (clustered && sends) cluster_wait();
+        look_ahead(last ? s + 1 : s, last ? 0 : n + 1);
+        if (sends) cluster_wait();
       }
     }
     for (int n = 0; n < plan.column_tiles; ++n) finish(n);
@@ -168,19 +169,24 @@ class ForwardBlock {
       if constexpr (clustered) to[t * 64] = both;
       else store_fresh(to + t * 64, both);
     }
-    // Everybody has read what was handed on two steps before this: its place is cleared for two steps after.
-    if (clustered || thread() % 2) return;
-    uint32_t* const cleared = words(k + 2, n, rank * Q + q) + word_of(thread() % tile, column);
-    for (int t = 0; t < terms; ++t) store_fresh(cleared + t * 64, unwritten);
   }
 
-  // What was handed on for step k is on its way; in a cluster it has arrived when all have waited.
+  // In a grid: the block's part of the place of step k, three steps before that: everybody has read what was there. One warp does
+  // it, which has nothing else to do then if there is one, and waits until the clearing is seen by all; what this block hands on
+  // after its next barrier is written after that.
+  TT_DEVICE void clear(int64_t k, int n) const {
+    if constexpr (!clustered) {
+      constexpr int clearing_warp = pairs < persistent_threads ? pairs / warp_size : 0;
+      if (thread() / warp_size != clearing_warp) return;
+      uint4* const at = reinterpret_cast<uint4*>(words(k, n, rank * Q));
+      for (int i = thread() % warp_size; i < Q * terms * 16; i += warp_size)
+        store_fresh(at + i, uint4{unwritten, unwritten, unwritten, unwritten});
+      fence();
+    }
+  }
+
+  // In a cluster: h before step k, which the block has made, goes to all others; it has arrived when all have waited.
   TT_DEVICE void send(int64_t k) const {
-    if constexpr (clustered) send_to_cluster(k);
-    else fence();  // what was cleared is seen by who sees what is handed on after this
-  }
-
-  TT_DEVICE void send_to_cluster(int64_t k) const {
     sync_block();
     constexpr int quadruples = Q * terms * 16;  // of a tile of columns
     for (int to = thread() / warp_size; to < plan.size; to += persistent_warps)
@@ -195,7 +201,8 @@ class ForwardBlock {
   TT_DEVICE void product(const Weights& weights, int64_t k, int n, int turn) const {
     const int lane = thread() % warp_size, warp = thread() / warp_size % Room::warps;
     float sums[own_tiles][4] = {};
-    const auto place = [&](int round) { return reinterpret_cast<const uint2*>(words(k, n, round * Room::warps + warp)) + lane; };
+    const uint2* const first_place = reinterpret_cast<const uint2*>(words(k, n, warp)) + lane;
+    const auto place = [&](int round) { return first_place + round * (Room::warps * terms * 32); };
     const auto ask = [&](int round) {
       RightFactor<terms> h;
 #pragma unroll

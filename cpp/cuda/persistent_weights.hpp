@@ -51,7 +51,45 @@ class ResidentWeights {
       });
   }
 
+  // For every round before `end`: use(round, sums), the sums over all tiles m of weights times right(m, terms). Some rounds side
+  // by side, for a product waits for the one that it adds to.
+  template <class Right, class Use>
+  TT_DEVICE void for_results(int end, const Right& right, const Use& use) const {
+    add_batch(0, end, right, use, [&](int i, int m, int t) { return kept[i][m][t]; });
+#pragma unroll 1
+    for (int begin = resident; begin < end; begin += resident)
+      add_batch(begin, end, right, use, [&](int i, int m, int t) {
+        return begin + i < last_near ? at(near, begin + i - resident, m, t) : at(own, begin + i, m, t);
+      });
+  }
+
  private:
+  template <class Right, class Use, class Left>
+  TT_DEVICE static void add_batch(int begin, int end, const Right& right, const Use& use, const Left& left) {
+    constexpr int abreast = tiles > 4 ? 1 : resident < 4 ? resident : 4;  // as registers allow
+#pragma unroll
+    for (int first = 0; first < resident; first += abreast) {
+      if (begin + first >= end) return;
+      float sums[abreast][4] = {};
+#pragma unroll
+      for (int m = 0; m < tiles; ++m) {
+        uint2 factors[terms];
+        right(m, factors);
+#pragma unroll
+        for (int i = 0; i < abreast; ++i)
+          if (first + i < resident && begin + first + i < end) {
+            uint4 weights[terms];
+#pragma unroll
+            for (int t = 0; t < terms; ++t) weights[t] = left(first + i, m, t);
+            multiply_terms<S>(sums[i], weights, factors);
+          }
+      }
+#pragma unroll
+      for (int i = 0; i < abreast; ++i)
+        if (first + i < resident && begin + first + i < end) use(begin + first + i, sums[i]);
+    }
+  }
+
   template <class Ask, class Settle, class Use>
   TT_DEVICE static void for_batch(int begin, int end, const Ask& ask, const Settle& settle, const Use& use) {
 #pragma unroll

@@ -106,24 +106,28 @@ struct Blas {
   using Create = int (*)(void**);
   using SetStream = int (*)(void*, cudaStream_t);
   using SetWorkspace = int (*)(void*, void*, size_t);
+  using SetMathMode = int (*)(void*, int);
   using Gemm = int (*)(void*, int, int, int, int, int, const void*, const void*, int, int, const void*, int, int, const void*,
                        void*, int, int, int, int);
   Create create = nullptr;
   SetStream set_stream = nullptr;
   SetWorkspace set_workspace = nullptr;
+  SetMathMode set_math_mode = nullptr;
   Gemm gemm = nullptr;
 
   bool find(void* library) {
     create = reinterpret_cast<Create>(dlsym(library, "cublasCreate_v2"));
     set_stream = reinterpret_cast<SetStream>(dlsym(library, "cublasSetStream_v2"));
     set_workspace = reinterpret_cast<SetWorkspace>(dlsym(library, "cublasSetWorkspace_v2"));
+    set_math_mode = reinterpret_cast<SetMathMode>(dlsym(library, "cublasSetMathMode"));
     gemm = reinterpret_cast<Gemm>(dlsym(library, "cublasGemmEx"));
-    return create && set_stream && set_workspace && gemm;
+    return create && set_stream && set_workspace && set_math_mode && gemm;
   }
 } blas;
 
 constexpr int real_32f = 0, real_16f = 2, real_16bf = 14;    // cudaDataType
 constexpr int compute_32f = 68, compute_32f_fast_16bf = 75;  // cublasComputeType_t
+constexpr int no_sums_in_16_bits = 16;                       // cublasMath_t
 constexpr size_t workspace_bytes = 32 << 20;
 
 template <class T>
@@ -132,12 +136,17 @@ constexpr int type_of() {
   return __is_same(T, Float16) ? real_16f : real_16bf;
 }
 
+void check_blas(int status, const char* what) {
+  if (status) throw std::runtime_error(std::string("cuBLAS: ") + what + ": status " + std::to_string(status));
+}
+
 void* blas_handle() {
   return of_current<void*>([](int) {
     if (!blas.gemm && !load_blas(""))
       throw std::runtime_error("cuBLAS was not found: pip install nvidia-cublas, or import torch");
     void* handle;
-    check(blas.create(&handle), "cublasCreate");
+    check_blas(blas.create(&handle), "cublasCreate");
+    check_blas(blas.set_math_mode(handle, no_sums_in_16_bits), "cublasSetMathMode");
     return handle;
   });
 }
@@ -172,12 +181,12 @@ void multiply(int64_t m, int64_t n, int64_t k, Matrix<const S> a, Matrix<const S
   Scratch scratch(queue);
   auto* const workspace = scratch.get<unsigned char>(workspace_bytes);
   const std::lock_guard<std::mutex> lock(one_product);
-  check(blas.set_stream(handle, stream(queue)), "cublasSetStream");
-  check(blas.set_workspace(handle, workspace, workspace_bytes), "cublasSetWorkspace");  // set_stream takes the last one away
-  check(blas.gemm(handle, b.transposed, a.transposed, int(n), int(m), int(k), &one, b.data, type_of<S>(), int(b.stride), a.data,
-                  type_of<S>(), int(a.stride), &beta, c.data, type_of<O>(), int(c.stride),
-                  coarse && __is_same(S, float) ? compute_32f_fast_16bf : compute_32f, -1),
-        "cublasGemmEx");
+  check_blas(blas.set_stream(handle, stream(queue)), "cublasSetStream");
+  check_blas(blas.set_workspace(handle, workspace, workspace_bytes), "cublasSetWorkspace");  // set_stream takes the last one away
+  check_blas(blas.gemm(handle, b.transposed, a.transposed, int(n), int(m), int(k), &one, b.data, type_of<S>(), int(b.stride),
+                       a.data, type_of<S>(), int(a.stride), &beta, c.data, type_of<O>(), int(c.stride),
+                       coarse && __is_same(S, float) ? compute_32f_fast_16bf : compute_32f, -1),
+             "cublasGemmEx");
 }
 
 template void multiply(int64_t, int64_t, int64_t, Matrix<const float>, Matrix<const float>, Matrix<float>, bool, bool, Queue);
