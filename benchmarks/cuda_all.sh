@@ -1,22 +1,25 @@
 #!/usr/bin/env bash
 # Builds, tests and measures the CUDA backend on a machine with a GPU, in under ten minutes and without a network:
 #
-#     benchmarks/cuda_all.sh [STAGE ...]      all of: build tests sanitizer bits bench
+#     benchmarks/cuda_all.sh [STAGE ...]      all of: build tests bits mark norm memcheck racecheck long sizes
 #
 # It needs nvcc, a C++ compiler, cmake, ninja, and a Python ($PYTHON, else python3) with pybind11, torch, pytest, hypothesis, typer, rich
-# and matplotlib. Results go to $OUT, else to ./cuda-results: a log per stage, JSON of what was measured, stages.tsv, summary.txt. Each
-# stage has a time limit of its own within $TOTAL seconds for all; one that fails or runs over does not keep the next from running.
+# and matplotlib; pytest-xdist and pytest-timeout, where they are, keep one test that hangs or crashes from ending the others. Results
+# go to ./cuda-results: a log per stage, JSON of what was measured, stages.tsv, summary.txt; where $OUT is set, that has the summary
+# and an archive of all after each stage. Each stage has a time limit of its own within $TOTAL seconds for all; one that fails or runs
+# over does not keep the next from running.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 
 export PYTHON=${PYTHON:-python3}
-export RESULTS=${OUT:-cuda-results}
+export RESULTS=$PWD/cuda-results
 export BUILD=build/cuda-all
 export SITE=$PWD/$BUILD/site # the package as the stages import it
-export PYTHONPATH=$SITE PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
-TOTAL=${TOTAL:-580}
-declare -A LIMITS=([build]=200 [tests]=130 [sanitizer]=70 [bits]=30 [bench]=170)
-STAGES=(build tests sanitizer bits bench)
+export PYTHONPATH=$SITE${PYTHONPATH:+:$PYTHONPATH} PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+export PATH=$PATH:/usr/local/cuda/bin
+TOTAL=${TOTAL:-570}
+declare -A LIMITS=([build]=200 [tests]=130 [bits]=40 [mark]=60 [norm]=40 [memcheck]=60 [racecheck]=60 [long]=60 [sizes]=150)
+STAGES=(build tests bits mark norm memcheck racecheck long sizes)
 
 # The extensions, and beside them the package's Python files.
 stage_build() {
@@ -30,40 +33,42 @@ stage_build() {
   "$PYTHON" -c "import throughtime; from throughtime import _cuda; print(throughtime.__path__[0], _cuda.device_count(), 'devices')"
 }
 
-# On the device where there is one, else on the stand-in, which the tests compile themselves.
+# On the device where there is one, else on the stand-in, which the tests compile themselves. Short tracebacks, for long ones print
+# arguments, and to print an array whose memory is the device's ends the process.
 stage_tests() {
-  "$PYTHON" -m pytest -q -p no:cacheprovider --continue-on-collection-errors --durations=10 --junitxml="$RESULTS/tests.xml" tests/test_cuda*.py
+  local options=(-q -p no:cacheprovider --tb=short --continue-on-collection-errors --durations=10 --junitxml="$RESULTS/tests.xml")
+  if "$PYTHON" -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
+    "$PYTHON" -c "import sys; from throughtime import _cuda; sys.exit(not _cuda.device_count())" || return
+    "$PYTHON" -c "import xdist, pytest_timeout" && options+=(-n 6 --timeout=60 --timeout-method=thread)
+  fi
+  OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2 "$PYTHON" -m pytest "${options[@]}" tests/test_cuda*.py
 }
 
-# Out-of-bounds and misaligned accesses and leaks of the API, then races in shared memory, over a few steps of every kernel.
-stage_sanitizer() {
-  local tool code=0
-  for tool in memcheck racecheck; do
-    echo "== $tool"
-    compute-sanitizer --tool "$tool" --kernel-regex kns=throughtime --error-exitcode 9 "$PYTHON" benchmarks/cuda_same_bits.py --small --runs 1 || code=$?
-  done
-  return "$code"
+# Out-of-bounds and misaligned accesses, and memory given back too early, over a few steps of every kernel. Torch's pool would hide
+# where a tensor ends.
+stage_memcheck() { PYTORCH_NO_CUDA_MEMORY_CACHING=1 sanitize memcheck --track-stream-ordered-races all; }
+# Races in shared memory.
+stage_racecheck() { sanitize racecheck; }
+
+# Our kernels alone: those of torch and cuBLAS take most of the time.
+sanitize() {
+  compute-sanitizer --tool "$@" --kernel-name kns=throughtime --error-exitcode 9 "$PYTHON" benchmarks/cuda_same_bits.py --small --runs 1
 }
 
 stage_bits() {
   "$PYTHON" benchmarks/cuda_same_bits.py --runs 10 | tee "$RESULTS/bits.jsonl"
 }
 
-# The published size first, against everyone; the long list of sizes last, which may be cut off: what it has is written.
-stage_bench() {
-  local code=0
-  bench mark --problems mark --against cudnn flashrnn torch-loop --rounds 3 || code=$?
-  bench layer-norm --problems layer-norm --rounds 5 || code=$?
-  bench long --problems long --types bfloat16 float16 --rounds 3 || code=$?
-  bench sizes --problems sizes --rounds 3 --plot "$RESULTS/sizes.png" || code=$?
-  return "$code"
-}
+# The published size, against everyone; the list of all sizes comes last and may be cut off: what it has is written.
+stage_mark() { bench mark --problems mark --against cudnn flashrnn torch-loop --rounds 3; }
+stage_norm() { bench layer-norm --problems layer-norm --rounds 5; }
+stage_long() { bench long --problems long --types bfloat16 float16 --rounds 3; }
+stage_sizes() { bench sizes --problems sizes --rounds 3 --plot "$RESULTS/sizes.png"; }
 
 # Options after the name of the JSON file.
 bench() {
   local name=$1
   shift
-  echo "== $name"
   "$PYTHON" -c "from throughtime.cli import app; app()" bench --device cuda --json "$RESULTS/bench-$name.json" "$@"
 }
 
@@ -90,17 +95,21 @@ outcome() {
 }
 
 summarise() {
+  local tool name
   {
     nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null || echo "no GPU here: tests run on the stand-in"
     nvcc --version 2>/dev/null | tail -n 1
     column -t -s "$(printf '\t')" "$RESULTS/stages.tsv" 2>/dev/null || cat "$RESULTS/stages.tsv"
     section build "registers and spills" && "$PYTHON" .ci/registers.py "$RESULTS/build.log"
-    section tests "tests" && tail -n 15 "$RESULTS/tests.log"
-    section sanitizer "compute-sanitizer" && grep -E "^==|ERROR SUMMARY|RACECHECK SUMMARY" "$RESULTS/sanitizer.log"
+    section tests "tests" && sed -n "/short test summary/,\$p" "$RESULTS/tests.log" | tail -n 40
+    for tool in memcheck racecheck; do
+      section "$tool" "$tool" && grep -E "ERROR SUMMARY|RACECHECK SUMMARY|\"failed\"" "$RESULTS/$tool.log"
+    done
     section bits "the same bits in ten runs: problems, then those that differ or failed" &&
       { grep -c '"same": true' "$RESULTS/bits.log"; grep -v '"same": true' "$RESULTS/bits.log"; }
-    section bench "bench" && cat "$RESULTS/bench.log"
+    for name in mark norm long sizes; do section "$name" "bench: $name" && cat "$RESULTS/$name.log"; done
   } >"$RESULTS/summary.txt" 2>&1
+  [[ -z ${OUT:-} ]] || { cp "$RESULTS/summary.txt" "$OUT" && tar -czf "$OUT/cuda-results.tar.gz" -C "$RESULTS" .; }
 }
 
 # A heading where the stage left a log.
@@ -116,7 +125,7 @@ main() {
       return 2
     fi
   done
-  mkdir -p "$RESULTS"
+  rm -rf "$RESULTS" && mkdir -p "$RESULTS"
   : >"$RESULTS/stages.tsv"
   for name in "$@"; do
     run_stage "$name"
@@ -126,5 +135,6 @@ main() {
   ! grep -qv "$(printf '\tpassed\t')" "$RESULTS/stages.tsv"
 }
 
-export -f bench stage_build stage_tests stage_sanitizer stage_bits stage_bench
+export -f bench sanitize
+for name in "${STAGES[@]}"; do export -f "stage_$name"; done
 if (($#)); then main "$@"; else main "${STAGES[@]}"; fi

@@ -178,10 +178,12 @@ def test_parameters_load_from_host_and_device():
     module = torch.nn.LSTM(5, 6)
     on_device = {name: tensor.to(DEVICE) for name, tensor in module.state_dict().items()}
     layer = tt.LSTM(5, 6, seed=0).to("cuda")
-    for given in (source.parameters, module.state_dict(), on_device, source.to("cuda", dtype="float16").parameters):
+    halves = copy.deepcopy(source).to("cuda", dtype="float16").parameters
+    for given in (source.parameters, module.state_dict(), on_device, halves):
         layer.load_parameters(given)
         for name, array in layer.parameters.items():
-            expected = given[name].numpy() if hasattr(given[name], "numpy") else given[name]
+            value = given[name].cpu() if isinstance(given[name], torch.Tensor) else given[name]
+            expected = value if isinstance(value, np.ndarray) else value.numpy()
             assert np.array_equal(array.numpy(), expected.astype(np.float32))
     with pytest.raises(ValueError, match="missing 'weight_ih_l0'"):
         layer.load_parameters({})

@@ -22,6 +22,7 @@ from torch_side import laid_out, module_of, together, torch
 
 ours = pytest.importorskip("throughtime.torch")
 
+from throughtime.cuda.backend import force  # noqa: E402
 from throughtime.torch import places  # noqa: E402
 from throughtime.torch.add_layer_norm import operator as add_layer_norm  # noqa: E402
 from throughtime.torch.add_layer_norm import operator_backward as add_layer_norm_backward  # noqa: E402
@@ -633,8 +634,16 @@ def test_calls_go_on_the_current_stream():
 @on_a_gpu
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_a_training_step_is_captured_and_replayed(name, dtype):
-    """Forward and backward in one CUDA graph; other input, the same launches, what an eager call gives."""
+@pytest.mark.parametrize("chunk", [0, 6])
+def test_a_training_step_is_captured_and_replayed(name, dtype, chunk):
+    """Forward and backward in one CUDA graph; other input, the same launches, what an eager call gives. In chunks, whose
+    products go on a second stream, too.
+    """
+    with force(chunk=chunk):
+        capture_and_replay(name, dtype)
+
+
+def capture_and_replay(name, dtype):
     module = getattr(ours, name)(32, 64, 2, bidirectional=True, dtype=dtype, device="cuda")
     x = torch.randn(20, 4, 32, dtype=dtype, device="cuda", requires_grad=True)
     side = torch.cuda.Stream()

@@ -79,7 +79,9 @@ void release(void* block, Queue queue) { cudaFreeAsync(block, stream(queue)); }
 void copy(void* to, const void* from, size_t bytes, Queue queue) {
   check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream(queue)), "copy");
 }
-void fill(void* to, uint8_t byte, size_t bytes, Queue queue) { check(cudaMemsetAsync(to, byte, bytes, stream(queue)), "fill"); }
+void fill(void* to, uint8_t byte, size_t bytes, Queue queue) {
+  if (bytes) check(cudaMemsetAsync(to, byte, bytes, stream(queue)), "fill");
+}
 void synchronise(Queue queue) { check(cudaStreamSynchronize(stream(queue)), "the work before"); }
 void empty_cache() { check(cudaMemPoolTrimTo(pool(), 0), "memory pool"); }
 

@@ -15,8 +15,6 @@ namespace py = pybind11;
 
 namespace {
 
-cuda::Queue queue_of(uintptr_t stream) { return {reinterpret_cast<void*>(stream)}; }
-
 void* address(const py::array& array) { return const_cast<void*>(array.data()); }
 
 bool without_gaps(const py::array& array) { return array.flags() & py::array::c_style; }

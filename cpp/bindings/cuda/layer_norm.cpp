@@ -22,8 +22,6 @@ Sizes describe(const Arrays& from, const char* rows, Problem& p) {
   return shape;
 }
 
-cuda::Queue queue_of(const Arrays& from) { return {reinterpret_cast<void*>(uintptr_t(from.integer("stream")))}; }
-
 template <class S>
 void forward(const Arrays& from) {
   cuda::LayerNormForward<S> p{};
@@ -35,7 +33,7 @@ void forward(const Arrays& from) {
   p.sum = from.optional<S>("sum", shape);
   p.normalised = from.required<S>("normalised", shape);
   p.statistics = from.optional<float>("statistics", {p.N, 3});
-  const cuda::Queue queue = queue_of(from);
+  const cuda::Queue queue = queue_of(uintptr_t(from.integer("stream")));
   const py::gil_scoped_release unlocked;
   cuda::layer_norm_forward(p, queue);
 }
@@ -53,7 +51,7 @@ void backward(const Arrays& from) {
   p.d_weight = from.required<S>("d_weight", {p.F});
   p.d_bias = from.required<S>("d_bias", {p.F});
   p.blocks = from.integer("blocks");
-  const cuda::Queue queue = queue_of(from);
+  const cuda::Queue queue = queue_of(uintptr_t(from.integer("stream")));
   const py::gil_scoped_release unlocked;
   cuda::layer_norm_backward(p, queue);
 }

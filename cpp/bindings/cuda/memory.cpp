@@ -9,14 +9,13 @@
 
 #include "../../cuda/runtime.hpp"
 #include "register.hpp"
+#include "types.hpp"
 
 namespace throughtime {
 
 namespace py = pybind11;
 
 namespace {
-
-cuda::Queue queue_of(uintptr_t stream) { return {reinterpret_cast<void*>(stream)}; }
 
 struct Block {
   void* data;

@@ -32,7 +32,7 @@ cuda::Mode find_mode(const std::string& name) {
 
 cuda::Call describe_call(const py::dict& problem) {
   const Arrays from(problem);
-  cuda::Call call{{reinterpret_cast<void*>(uintptr_t(from.integer("stream")))}};
+  cuda::Call call{queue_of(uintptr_t(from.integer("stream")))};
   if (from.has("terms")) call.terms = int(from.integer("terms"));
   if (call.terms < 1 || call.terms > 3) throw py::value_error("terms: expected 1 to 3");
   if (from.has("mode")) call.mode = find_mode(problem["mode"].cast<std::string>());

@@ -1,4 +1,4 @@
-// 16-bit tensors reach NumPy as arrays of their bits.
+// What comes from Python by another name: types of tensors, whose 16-bit numbers reach NumPy as their bits, and streams.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -6,7 +6,7 @@
 #include <string>
 #include <type_traits>
 
-#include "../../cuda/types.hpp"
+#include "../../cuda/runtime.hpp"
 
 namespace pybind11::detail {
 
@@ -20,6 +20,8 @@ struct npy_format_descriptor<S> {
 }  // namespace pybind11::detail
 
 namespace throughtime {
+
+inline cuda::Queue queue_of(uintptr_t stream) { return {reinterpret_cast<void*>(stream)}; }
 
 // Calls one(S{}) with the type that is called so.
 template <class One>

@@ -91,7 +91,9 @@ def stream(handle: Any) -> Iterator[None]:
     """Send the work of this context to a stream.
 
     An array belongs to the stream on which it was made, and goes back to the pool in its order: the stream must live as
-    long, and whoever reads the array on another one keeps it until that work is done.
+    long, and whoever reads the array on another one keeps it until that work is done. A call here that reads arrays
+    made on another stream does not wait for it: order the two first, as with torch's ``side.wait_stream(...)``. Arrays
+    of other libraries come in ordered.
 
     Parameters
     ----------

@@ -136,7 +136,7 @@ class Recurrent(RNNBase):
         """By way of (T, B, I) and lengths: the kernels take sequences in any order, so states need no sorting."""
         # As sorted, for torch knows these lengths on the CPU, and nothing waits for a GPU to say what it sorted by.
         padded, lengths = pad_packed_sequence(PackedSequence(packed.data, packed.batch_sizes))
-        own_lengths = lengths.to(padded.device)
+        own_lengths = lengths.to(padded.device, non_blocking=True)
         if packed.unsorted_indices is not None:
             padded = padded.index_select(1, packed.unsorted_indices)
             own_lengths = own_lengths.index_select(0, packed.unsorted_indices)

@@ -71,11 +71,13 @@ class Layer:
         return {"inference": inference, "output": output.detach(), "input": self._x.grad, **gradients}
 
     def _forward(self) -> Any:
-        """Inference: nothing is kept for a backward."""
+        """Inference: nothing is kept for a backward, by cuDNN only where the module is not in training."""
+        self._module.eval()
         with torch.no_grad():
             return self._call()
 
     def _step(self, d_output: Any) -> Any:
+        self._module.train()
         self._module.zero_grad()
         self._x.grad = None
         output = self._call()
