@@ -636,8 +636,9 @@ def test_calls_go_on_the_current_stream():
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("chunk", [0, 6])
 def test_a_training_step_is_captured_and_replayed(name, dtype, chunk):
-    """Forward and backward in one CUDA graph; other input, the same launches, what an eager call gives. In chunks, whose
-    products go on a second stream, too.
+    """Forward and backward in one CUDA graph; other input, the same launches, what an eager call gives.
+
+    In chunks too, whose products go on a second stream.
     """
     with force(chunk=chunk):
         capture_and_replay(name, dtype)
