@@ -2,15 +2,22 @@
 // something is asked for that the persistent kernels do not have; nothing was done then.
 #pragma once
 
+#include "../cells/rnn.hpp"
 #include "persistent_backward.hpp"
 
 #include <atomic>
 
 namespace throughtime::cuda {
 
+// Cells that are there for zoneout alone, which persistent kernels do not have.
+template <class C>
+constexpr bool is_for_zoneout = false;
+template <class Activation>
+constexpr bool is_for_zoneout<KeptRNN<Activation>> = true;
+
 // The cells that have persistent kernels: no parameters of units, one product, and nothing that must be known of a whole row.
 template <class C>
-constexpr bool is_persistent = C::phases == Phases::one && unit_values<C>() == 0;
+constexpr bool is_persistent = C::phases == Phases::one && unit_values<C>() == 0 && !is_for_zoneout<C>;
 
 template <class S>
 bool has_zoneout(const Recurrence<S>& p) {
