@@ -48,11 +48,6 @@ TT_DEVICE T shuffle_xor(T value, int mask) {
 
 // Of the blocks of a cluster, neighbours in x. What was written before `arrive` is seen by who has waited.
 #if __CUDA_ARCH__ >= 900
-TT_DEVICE int cluster_rank() {
-  uint32_t rank;
-  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return int(rank);
-}
 TT_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 TT_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 
@@ -65,7 +60,6 @@ TT_DEVICE void store_remote(uint4* own, int rank, uint4 value) {
       : "memory");
 }
 #else  // a cluster is one block
-TT_DEVICE int cluster_rank() { return 0; }
 TT_DEVICE void cluster_arrive() {}
 TT_DEVICE void cluster_wait() { __syncthreads(); }
 TT_DEVICE void store_remote(uint4* own, int, uint4 value) { *own = value; }
@@ -89,11 +83,6 @@ TT_DEVICE void store_fresh(uint4* to, uint4 value) {
   asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(value.x), "r"(value.y), "r"(value.z),
                "r"(value.w)
                : "memory");
-}
-TT_DEVICE uint32_t load_fresh(const uint32_t* from) {
-  uint32_t value;
-  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
-  return value;
 }
 TT_DEVICE void store_fresh(uint32_t* to, uint32_t value) {
   asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");

@@ -193,8 +193,7 @@ void run(const Shape& shape, const std::function<void()>& kernel) {
       b.x = (first + i) % shape.blocks, b.y = (first + i) / shape.blocks, b.threads = shape.threads;
       b.barrier.expected = shape.threads;
       b.cluster_barrier = &clusters[size_t(i / shape.cluster)];
-      b.rank = i % shape.cluster;
-      b.cluster = &blocks[size_t(i - b.rank)];
+      b.cluster = &blocks[size_t(i - i % shape.cluster)];
       b.memory.assign(size_t(shape.shared) + 16, 0xff);
       b.warps.resize(size_t(shape.threads / warp_size));
     }

@@ -47,7 +47,6 @@ struct Block {
   Barrier barrier;
   Barrier* cluster_barrier;
   Block* cluster;  // the first of its cluster
-  int rank;
   std::vector<unsigned char> memory;
   std::vector<Warp> warps;
 };
@@ -146,7 +145,6 @@ TT_DEVICE T shuffle_xor(T value, int mask) {
   return other;
 }
 
-TT_DEVICE int cluster_rank() { return stand_in::self->block->rank; }
 TT_DEVICE void cluster_arrive() {
   stand_in::show_writes(*stand_in::self);
   stand_in::self->cluster_ticket = stand_in::arrive(*stand_in::self->block->cluster_barrier);
