@@ -416,3 +416,16 @@ def threads():
     before = _core.get_num_threads()
     yield _core.set_num_threads
     _core.set_num_threads(before)
+
+
+def interrupt_second_call(monkeypatch, module, name):
+    """Ctrl-C when a function of a module is called for the second time."""
+    real, calls = getattr(module, name), []
+
+    def interrupt(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(module, name, interrupt)

@@ -10,6 +10,8 @@ import sys
 import numpy as np
 import pytest
 
+from conftest import interrupt_second_call
+
 pytest.importorskip("typer")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
@@ -201,15 +203,7 @@ def test_a_wrong_answer_is_not_timed_and_fails_the_command(tiny, monkeypatch):
 
 
 def test_ctrl_c_reports_what_there_is(tiny, monkeypatch):
-    real, calls = command.measure, []
-
-    def interrupt(*arguments):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(command, "measure", interrupt)
+    interrupt_second_call(monkeypatch, command, "measure")
     done = call("--rounds", 1, "--no-memory")
     assert done.exit_code == 130
     assert "interrupted after 1 of 3" in done.output

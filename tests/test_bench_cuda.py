@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from conftest import interrupt_second_call
+
 pytest.importorskip("typer")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
@@ -192,15 +194,7 @@ def test_a_failure_while_timed_leaves_no_time(monkeypatch):
 
 
 def test_ctrl_c_reports_what_there_is(tiny, monkeypatch):
-    real, calls = measure.measure, []
-
-    def interrupt(*arguments):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(measure, "measure", interrupt)
+    interrupt_second_call(monkeypatch, measure, "measure")
     done = call("--types", "float32", "--rounds", 1, "--json", "b.json")
     assert done.exit_code == 130
     assert "interrupted after 1 of 4" in done.output

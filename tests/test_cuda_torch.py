@@ -18,7 +18,7 @@ import throughtime as tt
 from conftest import ALL_TIMESTEPS, TORCH_KINDS, Problem, assert_close
 from stand_in import load_cuda
 from test_cuda import assert_near, bound
-from torch_side import laid_out, module_of, together, torch
+from torch_side import EXTRAS, laid_out, module_of, together, torch
 
 ours = pytest.importorskip("throughtime.torch")
 
@@ -240,15 +240,6 @@ def test_residual_blocks(norm):
 
 
 # Beside the layers of the same device
-
-EXTRAS = [
-    ("LSTM", {"peephole": True}),
-    ("LSTM", {"layer_norm": True, "bidirectional": True}),
-    ("LSTM", {"zoneout": (0.2, 0.1), "weight_dropout": 0.3}),
-    ("LSTM", {"proj_size": 3, "num_layers": 3, "dropout": 0.4, "bidirectional": True}),
-    ("GRU", {"reset_after": False, "num_layers": 2, "dropout": 0.4}),
-    ("RNN", {"zoneout": 0.2, "nonlinearity": "relu"}),
-]
 
 
 @pytest.mark.parametrize(("name", "options"), EXTRAS)

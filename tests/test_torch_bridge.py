@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import throughtime as tt
 from conftest import TORCH_KINDS, Problem, assert_close, assert_same_bits, problems
 from throughtime import _core
-from torch_side import BOUND, arrays, gradient, laid_out, leaves, module_of, together, torch
+from torch_side import BOUND, EXTRAS, arrays, gradient, laid_out, leaves, module_of, together, torch
 
 ours = pytest.importorskip("throughtime.torch")
 
@@ -215,16 +215,6 @@ def test_an_empty_batch(name):
     output.sum().backward()
     assert x.grad.shape == x.shape
     assert all(not parameter.grad.any() for parameter in module.parameters())
-
-
-EXTRAS = [
-    ("LSTM", {"peephole": True}),
-    ("LSTM", {"layer_norm": True, "bidirectional": True}),
-    ("LSTM", {"zoneout": (0.2, 0.1), "weight_dropout": 0.3}),
-    ("LSTM", {"proj_size": 3, "num_layers": 3, "dropout": 0.4, "bidirectional": True}),
-    ("GRU", {"reset_after": False, "num_layers": 2, "dropout": 0.4}),
-    ("RNN", {"zoneout": 0.2, "nonlinearity": "relu"}),
-]
 
 
 @pytest.mark.parametrize(("name", "options"), EXTRAS)

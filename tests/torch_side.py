@@ -58,3 +58,14 @@ def together(values):
 def backward(problem, output, final, d_output):
     d_final = together(problem.d_final_state)
     torch.autograd.backward((output, *together(final)), (torch.tensor(d_output), *(torch.tensor(d) for d in d_final)))
+
+
+# Layers with options that torch has not, or has in other words.
+EXTRAS = [
+    ("LSTM", {"peephole": True}),
+    ("LSTM", {"layer_norm": True, "bidirectional": True}),
+    ("LSTM", {"zoneout": (0.2, 0.1), "weight_dropout": 0.3}),
+    ("LSTM", {"proj_size": 3, "num_layers": 3, "dropout": 0.4, "bidirectional": True}),
+    ("GRU", {"reset_after": False, "num_layers": 2, "dropout": 0.4}),
+    ("RNN", {"zoneout": 0.2, "nonlinearity": "relu"}),
+]

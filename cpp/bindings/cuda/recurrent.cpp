@@ -76,15 +76,16 @@ void backward(const Cell& cell, const cuda::Entries<S>& entries, const py::dict&
   run<S>(entries.backward, p, describe_call(problem));
 }
 
-// Calls with the entries of the problem's type.
+// Calls take(cell, entries) with those of the problem's type.
 template <class Take>
 void with_entries(const std::string& name, const py::dict& problem, const Take& take) {
   const Cell& cell = find(name);
-  const auto type = problem.contains("type") ? problem["type"].cast<std::string>() : std::string("float32");
-  if (type == "float32") take(cell, cell.f32);
-  else if (type == "bfloat16") take(cell, cell.bf16);
-  else if (type == "float16") take(cell, cell.f16);
-  else throw py::value_error("type: expected float32, bfloat16 or float16, got " + type);
+  of_type(problem.contains("type") ? problem["type"].cast<std::string>() : "float32", [&](auto zero) {
+    using S = decltype(zero);
+    if constexpr (std::is_same_v<S, float>) take(cell, cell.f32);
+    else if constexpr (std::is_same_v<S, cuda::BFloat16>) take(cell, cell.bf16);
+    else take(cell, cell.f16);
+  });
 }
 
 }  // namespace
