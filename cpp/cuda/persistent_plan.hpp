@@ -31,7 +31,7 @@ constexpr int most_tiles(int terms) { return terms == 1 ? 2 : 1; }
 
 // Rounds of weights that registers have room for: up to 128 of a thread's 255, fewer where each round brings many sums.
 constexpr int resident_rounds(int tiles_and_terms) {
-  const int fit = (tiles_and_terms < 8 ? 128 : 112) / (4 * tiles_and_terms);
+  const int fit = (tiles_and_terms < 6 ? 128 : 112) / (4 * tiles_and_terms);
   return fit < 1 ? 1 : fit > 8 ? 8 : fit;
 }
 

@@ -66,7 +66,7 @@ class ResidentWeights {
  private:
   template <class Right, class Use, class Left>
   TT_DEVICE static void add_batch(int begin, int end, const Right& right, const Use& use, const Left& left) {
-    constexpr int abreast = tiles > 4 ? 1 : resident < 4 ? resident : 4;  // as registers allow
+    constexpr int abreast = tiles > 4 ? 1 : resident < 4 ? resident : tiles == 4 ? 2 : 4;  // as registers allow
 #pragma unroll
     for (int first = 0; first < resident; first += abreast) {
       if (begin + first >= end) return;
