@@ -77,7 +77,7 @@ struct Backward : Recurrence<S> {
 
 constexpr int32_t no_exponent = INT32_MIN;  // of zero
 
-enum class Family : uint8_t { free, one_row, many_rows, amx };
+enum class Family : uint8_t { free, one_row, many_rows, dot, amx };
 enum class Split : uint8_t { free, sequences, units };
 
 // Choices made by force, for tests; all zero: plan.hpp chooses.
@@ -93,7 +93,8 @@ struct Host {
   int threads;
   bool crowded;      // more threads than cores: waiting yields at once
   int64_t l2_bytes;  // of one core
-  int terms;         // bfloat16 numbers that a float is split into where AMX is used: 3, 2 or 1
+  int terms;         // bfloat16 numbers that a float is split into where their products pay: 3, 2 or 1
+  bool dot;          // whether Family::dot is there, and this processor has its instruction
   Forced forced;
   void* (*allocate)(void* context, size_t bytes);  // scratch for this call, 64-byte aligned
   void (*run)(void* context, void (*body)(void* argument, int thread), void* argument);
@@ -226,6 +227,7 @@ struct ActivationKernels {
 
 struct Kernels {
   int vector_bytes;
+  bool dot;  // whether Family::dot is there
   int count;
   const CellKernels* cells;
   double (*multiply_add)(int64_t rounds);  // float32 in registers alone, on one core; returns the operations

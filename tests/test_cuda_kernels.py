@@ -21,7 +21,7 @@ from conftest import (
     run_reference,
 )
 from cuda_side import BITS, Tape, rounded, run_cuda
-from test_exact import Integers
+from test_exact import SmallIntegers
 from test_lengths import poisoned
 
 STEPWISE = {"mode": "stepwise"}
@@ -157,20 +157,6 @@ def test_infinite_weights_reach_nothing_that_takes_no_part(kind):
     )
     for ours, given in zip(initial, final, strict=True):
         assert_same_bits(ours[:, 0], given[:, 0])
-
-
-class SmallIntegers(Integers):
-    """Of -1, 0 and 1, with no sum of absolute values that reaches the integers that a tensor type no longer holds."""
-
-    def __init__(self, bits, **sizes):
-        object.__setattr__(self, "bits", bits)
-        super().__init__(dtype="float32", **sizes)
-
-    def random(self, what, shape):
-        return np.sign(super().random(what, shape))
-
-    def largest_sum(self):
-        return super().largest_sum() * 2.0 ** (24 - self.bits)
 
 
 @pytest.mark.parametrize("type_", BITS)

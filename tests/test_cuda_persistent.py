@@ -8,7 +8,8 @@ import pytest
 from conftest import assert_close, assert_same_bits, magnification, reference_forward, reference_results, run_reference
 from cuda_side import BITS, run_cuda
 from stand_in import load_cuda
-from test_cuda_kernels import OfType, SmallIntegers, options_of, problem_of, ragged
+from test_cuda_kernels import OfType, options_of, problem_of, ragged
+from test_exact import SmallIntegers
 from test_lengths import poisoned
 from test_precision import LOSS, PRECISIONS
 

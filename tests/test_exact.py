@@ -60,6 +60,20 @@ class Integers(Problem):
         return max(np.max(tensor) for tensor in (*tensors, *grads.parameters.values()))
 
 
+class SmallIntegers(Integers):
+    """Of -1, 0 and 1, with no sum of absolute values that reaches the integers that a tensor type no longer holds."""
+
+    def __init__(self, bits, **sizes):
+        object.__setattr__(self, "bits", bits)
+        super().__init__(dtype="float32", **sizes)
+
+    def random(self, what, shape):
+        return np.sign(super().random(what, shape))
+
+    def largest_sum(self):
+        return super().largest_sum() * 2.0 ** (24 - self.bits)
+
+
 def check_equal(problem, options=None, asked=None):
     options = {"state": problem.state} | (options or {})
     ours = run(problem.layer(), problem.x, options, asked, problem.loss)

@@ -1,4 +1,4 @@
-"""The precision of matrix products: float32's own without AMX, and what three, two and one bfloat16 terms owe."""
+"""The precision of matrix products: float32's own, and what three, two and one bfloat16 terms owe where they are."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import pytest
 
 import throughtime as tt
 from conftest import ALL_TIMESTEPS, KINDS, Problem, assert_close, assert_same_bits, results, run, run_reference
+from test_exact import SmallIntegers, check_equal
 from throughtime import _core
 
 PRECISIONS = ("highest", "high", "medium")
+HERE = tt.show_config("dicts")["matmul precisions"]
 on_amx = pytest.mark.skipif(_core.level() != "amx", reason="the AMX kernels are not in use")
+on_dot = pytest.mark.skipif(not _core.has_dot(), reason="no AVX512_BF16, or its kernels are not in use")
 
 # What a product may lose, relative to itself, in units of float32's roundoff 2^-24. Three terms hold a float, and
 # the dropped products are below 3 * 2^-26. Of two terms the second is at most 2^-9 and the rest at most 2^-18 of the
@@ -22,6 +25,13 @@ LOSS = {"highest": 1, "high": 3 * 2**6, "medium": 2 * 2**15}
 def precision(request):
     tt.set_matmul_precision(request.param)
     yield request.param
+    tt.set_matmul_precision("highest")
+
+
+@pytest.fixture
+def medium():
+    tt.set_matmul_precision("medium")
+    yield
     tt.set_matmul_precision("highest")
 
 
@@ -42,11 +52,11 @@ def test_another_word_is_an_error_that_names_those_there_are(wrong):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("B", [1, 9, 33])
 def test_every_precision_is_within_its_bound(kind, B, precision):
-    """Both directions and layers, lengths, resets. Off AMX, every precision is within float32's bound."""
+    """Directions, layers, lengths, resets. A precision without products of its own is within float32's bound."""
     problem = Problem(kind, T=6, B=B, I=37, H=50, L=2, D=2, dtype="float32", seed=B)
     options = {"state": problem.state, "lengths": problem.lengths, "resets": problem.resets}
     ours = run(problem.layer(), problem.x, options, None, problem.loss)
-    loss = LOSS[precision] if _core.level() == "amx" else 1
+    loss = LOSS[precision] if precision in HERE else 1
     expected = run_reference(problem, options)
     for found in (ours, expected):
         del found["parameter_norms"]
@@ -74,7 +84,27 @@ def test_three_terms_hold_every_bit_of_a_float():
     assert np.array_equal(layer.forward(x).output, x * np.diag(layer.parameters["weight_ih_l0"]))
 
 
-@on_amx
+@on_dot
+@pytest.mark.parametrize("sizes", [(2, 2, 5, 7), (3, 1, 9, 17), (2, 7, 33, 40), (3, 13, 2, 5), (2, 70, 65, 33)])
+def test_small_integers_are_exact_in_pairs(sizes, medium):
+    """Where one bfloat16 number holds them: packing, tiles, tails and odd depths of all products."""
+    T, B, I, H = sizes  # noqa: E741
+    problem = SmallIntegers(8, T=T, B=B, I=I, H=H, D=2)
+    check_equal(problem)
+    check_equal(problem, {"lengths": problem.lengths})
+
+
+@on_dot
+def test_the_fast_products_are_used(medium):
+    """And are not those that "highest" has."""
+    problem = Problem("lstm", T=6, B=3, I=37, H=50, dtype="float32")
+    found = run(problem.layer(), problem.x, None, None, problem.loss)
+    tt.set_matmul_precision("highest")
+    expected = run(problem.layer(), problem.x, None, None, problem.loss)
+    assert not np.array_equal(found["output"], expected["output"])
+
+
+@pytest.mark.parametrize("precision", HERE, indirect=True)
 def test_the_largest_floats_stay_finite(precision):
     layer = tt.RNN(3, 4, nonlinearity="relu", bias=False)
     layer.parameters["weight_ih_l0"][...] = 0.25
@@ -84,10 +114,10 @@ def test_the_largest_floats_stay_finite(precision):
     assert np.allclose(output / x.max(), 0.75, rtol=2**-7)
 
 
-@on_amx
+@pytest.mark.parametrize("precision", HERE, indirect=True)
 @pytest.mark.parametrize("bad", [np.inf, np.nan, *np.array([0x7FFFFFFF, 0xFFFFFFFF], np.uint32).view(np.float32)])
 def test_what_is_not_finite_stays_in_its_sequence_and_after_it(bad, precision):
-    if precision == "medium" and bad == np.inf:
+    if bad == np.inf and (precision == "medium" or _core.level() != "amx"):
         pytest.skip("one term of an infinity is that infinity, and its tanh is finite")
     layer = tt.GRU(4, 6, seed=0)
     x = np.random.default_rng(0).standard_normal((7, 9, 4), np.float32)
@@ -99,15 +129,16 @@ def test_what_is_not_finite_stays_in_its_sequence_and_after_it(bad, precision):
     assert good.all()
 
 
-@on_amx
+@pytest.mark.parametrize("precision", HERE, indirect=True)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("B", [1, 20, 70])
-def test_amx_gives_the_same_bits_for_any_threads_and_split(kind, B, precision, free):
+def test_a_precision_gives_the_same_bits_for_any_threads_and_split(kind, B, precision, free):
+    family = "amx" if _core.level() == "amx" else ""
     problem = Problem(kind, T=9, B=B, I=21, H=70, dtype="float32")
     threads = tt.get_num_threads()
     found = []
     for split, count in (("", 1), ("sequences", 2), ("sequences", 3), ("units", 2), ("units", 5)):
-        _core.force(family="amx", split=split, chunk=4)
+        _core.force(family=family, split=split, chunk=4)
         tt.set_num_threads(count)
         found.append(run(problem.layer(), problem.x, {"state": problem.state}, None, problem.loss))
     tt.set_num_threads(threads)

@@ -44,6 +44,7 @@ void register_config(pybind11::module_& m) {
     return found;
   });
   m.def("level", [] { return level().name; });
+  m.def("has_dot", &has_dot);
   m.def("get_num_threads", &get_num_threads);
   m.def("set_num_threads", &set_num_threads);
   m.def("usable_cores", &usable_cores);

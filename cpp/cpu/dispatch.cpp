@@ -109,6 +109,14 @@ const Level& level() {
   return chosen;
 }
 
+bool has_dot() {
+#if defined(__x86_64__)
+  return level().kernels->dot && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 const CellKernels& find_cell(const char* name) {
   const Kernels& table = *level().kernels;
   for (int i = 0; i < table.count; ++i)

@@ -15,6 +15,7 @@ struct Level {
 
 const std::vector<Level>& levels();   // best first
 const Level& level();                 // the first that this processor supports, or what THROUGHTIME_ISA names
+bool has_dot();                       // whether it and this processor have bfloat16 products on vector registers
 void assume_level(const char* name);  // whatever the processor says: for tests under an emulator, before anything else
 const CellKernels& find_cell(const char* name);
 

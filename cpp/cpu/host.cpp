@@ -15,6 +15,8 @@
 #include <system_error>
 #include <thread>
 
+#include "dispatch.hpp"
+
 namespace throughtime {
 
 namespace {
@@ -158,6 +160,7 @@ Call::Call(std::function<bool()> poll)
            .crowded = count > usable_cores(),
            .l2_bytes = l2_bytes(),
            .terms = get_terms(),
+           .dot = has_dot(),
            .forced = forced,
            .allocate = allocate,
            .run = run,

@@ -15,6 +15,8 @@ void run(const Problem& problem, const Host& host) {
   if constexpr (sizeof(S) == sizeof(float))
     if (family == Family::amx) return Loop<C, S, AmxRows<S, C::recurrent>>::run(problem, host);
 #endif
+  if constexpr (has_dot && sizeof(S) == sizeof(float))
+    if (family == Family::dot) return Loop<C, S, DotRows<S, C::recurrent>>::run(problem, host);
   if (family == Family::one_row) Loop<C, S, OneRow<S, C::recurrent>>::run(problem, host);
   else Loop<C, S, ManyRows<S, C::recurrent>>::run(problem, host);
 }
@@ -36,7 +38,8 @@ struct Table {
   }
   static constexpr CellKernels cells[] = {
       describe(C::name, C::gates, C::states, C::saved, C::projects, C::unit_weights, entries<C, float>, entries<C, double>)...};
-  static constexpr Kernels kernels = {vector_bytes, sizeof...(C), cells, multiply_add, &attention, &layer_norm, activations};
+  static constexpr Kernels kernels = {vector_bytes, has_dot,    sizeof...(C), cells,
+                                      multiply_add, &attention, &layer_norm,  activations};
 };
 
 template <class... C>

@@ -5,6 +5,8 @@
 #include "../cells/cell.hpp"
 #if defined(__AMX_BF16__)
 #include "amx.hpp"
+#elif defined(__AVX512F__) && !defined(TT_VECTOR_BYTES)
+#include "dot.hpp"
 #endif
 #include "gemm.hpp"
 #include "team.hpp"
@@ -38,6 +40,23 @@ struct OneRow {
   using Product = ProductShape;
 };
 
+#if defined(__AVX512F__) && !defined(__AMX_BF16__) && !defined(TT_VECTOR_BYTES)
+constexpr bool has_dot = true;
+
+// Of bfloat16 numbers, one sequence or many.
+template <class S, int gates>
+struct DotRows : ManyRows<S, gates> {
+  template <int of_gates>
+  using With = DotRows<S, of_gates>;
+  using Engine = Dot;
+};
+#else
+constexpr bool has_dot = false;
+
+template <class S, int gates>
+struct DotRows;
+#endif
+
 #if defined(__AMX_BF16__)
 constexpr bool has_amx = true;
 
@@ -57,14 +76,16 @@ struct AmxRows {
 constexpr bool has_amx = false;
 #endif
 
-// The kernels for B sequences: six, three and one product of bfloat16 numbers beat one of floats from so many rows on (measured
-// on tiles alone, on a Sapphire Rapids).
+// The kernels for B sequences: six, three and one product of bfloat16 numbers on AMX beat one of floats from so many rows on
+// (measured on tiles alone, on a Sapphire Rapids); one on vector registers beats it always.
 template <class S>
 Family choose_family(int64_t B, const Host& host) {
-  constexpr bool possible = has_amx && sizeof(S) == sizeof(float);
+  constexpr bool single = sizeof(S) == sizeof(float), amx = has_amx && single;
+  const bool dot = has_dot && single && host.dot && host.terms == 1;
   const Family forced = host.forced.family;
-  if (forced != Family::free && (forced != Family::amx || possible)) return forced;
-  if (possible && B >= (host.terms == 3 ? 8 : host.terms == 2 ? 4 : 2)) return Family::amx;
+  if (forced == Family::amx ? amx : forced != Family::free) return forced;
+  if (amx && B >= (host.terms == 3 ? 8 : host.terms == 2 ? 4 : 2)) return Family::amx;
+  if (dot) return Family::dot;
   return B == 1 ? Family::one_row : Family::many_rows;
 }
 

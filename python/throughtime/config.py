@@ -39,17 +39,25 @@ def get_matmul_precision() -> str:
 
 
 def set_matmul_precision(precision: str) -> None:
-    """Set the precision of float32 matrix products of later calls, where the processor has faster ones (AMX, CUDA).
+    """Set the precision of the float32 matrix products of recurrent layers, of later calls, where there are faster ones.
 
     Parameters
     ----------
     precision : {"highest", "high", "medium"}
         PyTorch's words. ``"highest"``, the default, is float32's own accuracy; ``"high"`` keeps about 16 bits of each
         factor, ``"medium"`` 8 (bfloat16). Sums are float32 always. The gradients of pre-activations are such factors,
-        and bias gradients their sums. On other processors, and for float64, all are ``"highest"``; CUDA has them for
-        float32. A backward, and what it computes again for ``memory=``, has the precision of its own call.
+        and bias gradients their sums. AMX and CUDA have all three, AVX512_BF16 has ``"medium"``; where a precision is
+        missing (:func:`show_config` lists those there are), and for float64, it is ``"highest"``. A backward, and what
+        it computes again for ``memory=``, has the precision of its own call.
     """
     _core.set_terms(3 - _PRECISIONS.index(choice("precision", precision, _PRECISIONS)))
+
+
+def _precisions_here() -> list[str]:
+    """Those that have products of their own on this processor."""
+    if _core.level() == "amx":
+        return list(_PRECISIONS)
+    return ["highest", "medium"] if _core.has_dot() else ["highest"]
 
 
 def empty_cache() -> None:
@@ -72,6 +80,7 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
         "instruction sets compiled": [name for name, _ in compiled],
         "instruction sets of this machine": [name for name, supported in compiled if supported],
         "instruction set in use": _core.level(),
+        "matmul precisions": _precisions_here(),
         "threads": get_num_threads(),
         "cores usable": _core.usable_cores(),
         "CUDA": cuda_state(),

@@ -11,7 +11,9 @@ import throughtime as tt
 from .problems import CELLS, Array, Task
 
 OURS = "throughtime"
-FRAMEWORKS = {"torch": "torch", "torch-loop": "torch", "jax": "jax"}  # contender to the package that it needs
+# Contender to the package that it needs.
+FRAMEWORKS = {"torch": "torch", "torch-bfloat16": "torch", "torch-loop": "torch", "jax": "jax"}
+PRECISIONS = {"torch-bfloat16": "medium"}  # of those that do not compute in float32
 INSTALL = {
     "torch": "pip install torch --index-url https://download.pytorch.org/whl/cpu",
     "jax": "pip install jax",
@@ -96,4 +98,4 @@ def load(name: str, threads: int) -> Maker:
     importlib.import_module("torch").set_num_threads(threads)
     from . import torch_contenders
 
-    return torch_contenders.Torch if name == "torch" else torch_contenders.TorchLoop
+    return torch_contenders.BY_NAME[name]

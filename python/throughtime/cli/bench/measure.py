@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from .accuracy import bound, errors, reference, verdict
-from .contenders import OURS, Contender, Maker, Ours
+from .contenders import OURS, PRECISIONS, Contender, Maker, Ours
 from .memory import peak_memory
 from .problems import Task
 from .timing import backward_seconds, interleave, ratios, step_seconds
@@ -116,8 +116,8 @@ def _check(task: Task, makers: Mapping[str, Maker], precision: str) -> tuple[dic
         contender = make(task)
         first_call = step_seconds(contender)
         found = errors(contender.answers(), expected)
-        ours = isinstance(contender, Ours)
-        outcomes[name] = Outcome(first_call, found, verdict(found, bound(task, precision if ours else "highest")))
+        own = precision if isinstance(contender, Ours) else PRECISIONS.get(name, "highest")
+        outcomes[name] = Outcome(first_call, found, verdict(found, bound(task, own)))
         if isinstance(contender, Ours):
             outcomes[name].tape_bytes = contender.tape.nbytes
         if not outcomes[name].wrong:

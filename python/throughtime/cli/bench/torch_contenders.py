@@ -34,7 +34,7 @@ class Torch:
     def answers(self) -> dict[str, Array]:
         gradients = {self._name(name): value.grad for name, value in self._module.named_parameters()}
         found = {"output": self._output.detach(), "input": self._x.grad, **gradients}
-        return {name: value.numpy() for name, value in found.items()}
+        return {name: value.float().numpy() for name, value in found.items()}
 
     def _make(self, task: Task) -> Any:
         module = getattr(torch.nn, task.cell)(task.problem.I, task.problem.H)
@@ -46,6 +46,18 @@ class Torch:
 
     def _name(self, name: str) -> str:
         return name
+
+
+class TorchBfloat16(Torch):
+    """The same under autocast: parameters and their gradients are float32, all else is bfloat16."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        self._d_output = self._d_output.bfloat16()
+
+    def _run(self) -> Any:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super()._run()
 
 
 class TorchLoop(Torch):
@@ -78,3 +90,6 @@ class TorchLoop(Torch):
 
     def _name(self, name: str) -> str:
         return name + "_l0"
+
+
+BY_NAME = {"torch": Torch, "torch-bfloat16": TorchBfloat16, "torch-loop": TorchLoop}

@@ -1,0 +1,66 @@
+// The product on AVX512_BF16: pairs of bfloat16 numbers multiplied and added into float32, twice as many a cycle as float32's
+// own. Of one term only: more would be slower than float32.
+#pragma once
+
+#include <immintrin.h>
+
+#include "split.hpp"
+
+namespace throughtime::TT_ISA {
+
+// sums (rows, vectors, 16) += rows (rows, 2 pairs) times the packed columns of `vectors` vectors. Compiled for processors that
+// have the instruction, in code for those that may not: it must not be inlined.
+template <int rows, int vectors>
+__attribute__((target("avx512bf16"), noinline)) void add_dots(const Bfloat* row, int64_t stride, const Bfloat* packed,
+                                                              int64_t vector_stride, int64_t pairs, float* sums) {
+  __m512 sum[rows][vectors];
+#pragma GCC unroll 16
+  for (int m = 0; m < rows; ++m)
+#pragma GCC unroll 16
+    for (int v = 0; v < vectors; ++v) sum[m][v] = _mm512_load_ps(sums + (m * vectors + v) * 16);
+  for (int64_t pair = 0; pair < pairs; ++pair) {
+    __m512bh weight[vectors];
+#pragma GCC unroll 16
+    for (int v = 0; v < vectors; ++v) weight[v] = (__m512bh)_mm512_loadu_si512(packed + v * vector_stride + pair * tile_depth);
+#pragma GCC unroll 16
+    for (int m = 0; m < rows; ++m) {
+      int x;
+      __builtin_memcpy(&x, row + m * stride + 2 * pair, sizeof x);
+      const __m512bh both = (__m512bh)_mm512_set1_epi32(x);
+#pragma GCC unroll 16
+      for (int v = 0; v < vectors; ++v) sum[m][v] = _mm512_dpbf16_ps(sum[m][v], both, weight[v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < rows; ++m)
+#pragma GCC unroll 16
+    for (int v = 0; v < vectors; ++v) _mm512_store_ps(sums + (m * vectors + v) * 16, sum[m][v]);
+}
+
+// How a loop does its products with these.
+class Dot : public SplitOperands {
+ public:
+  struct Unit {};
+  using SplitOperands::SplitOperands;
+
+  template <class Shape>
+  void product(int64_t K, const SplitRows& rows, Range range, const Bfloat* packed, Panels panels, const float* initial,
+               Sink<float> sink, Unit&) const {
+    constexpr int vectors = Shape::vectors;
+    const int64_t vector_stride = tile_blocks(K) * tile_size;
+    for (int64_t i = 0; i < panels.count(); ++i) {
+      const int64_t q = panels.turn(i) * vectors;
+      for_groups<Shape::rows>(range.begin, range.end, [&](int64_t first, auto count) __attribute__((always_inline)) {
+        constexpr int n = decltype(count)::value;
+        Vec<float> sums[n][vectors];
+        for (int m = 0; m < n; ++m)
+          for (int v = 0; v < vectors; ++v) sums[m][v] = initial ? load<Vec<float>>(initial + (q + v) * 16) : Vec<float>{};
+        add_dots<n, vectors>(rows.data + first * rows.stride, rows.stride, packed + q * vector_stride, vector_stride,
+                             tile_blocks(K) * (tile_depth / 2), reinterpret_cast<float*>(sums));
+        sink.put(sink.taker, first, n, q, sums[0]);
+      });
+    }
+  }
+};
+
+}  // namespace throughtime::TT_ISA

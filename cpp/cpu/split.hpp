@@ -1,0 +1,157 @@
+// Operands as sums of bfloat16 numbers: a float32 is the sum of up to three of 8 bits each, and a product of two such sums the
+// sum of their larger products in float32 (Henry, Tang and Heinecke 2019): six for float32's accuracy, three for about 2^-16, one
+// for bfloat16's. Left operands are split rows, right ones tiles of 32 x 16, pairs of k side by side.
+#pragma once
+
+#include "gemm.hpp"
+
+namespace throughtime::TT_ISA {
+
+using Bfloat = uint16_t;
+typedef Bfloat Halves __attribute__((vector_size(32)));   // 16 numbers
+typedef Bfloat Pairs __attribute__((vector_size(64)));    // 16 pairs
+typedef uint32_t Words __attribute__((vector_size(64)));  // the bits of 16 floats
+constexpr int64_t tile_rows = 16, tile_depth = 32, tile_size = 512;
+
+TT_INLINE int64_t tile_blocks(int64_t K) { return ceil_div(K, tile_depth); }
+
+// The next term of each number, rounded; the number loses it, exactly: three terms are all of a float32 above 2^-110. What would
+// round to infinity is cut off instead. An infinity leaves a NaN for the terms after it.
+TT_INLINE Halves next_term(Vec<float>& value) {
+  constexpr uint32_t exponent = 0x7f800000, upper = 0xffff0000;
+  Words bits;
+  __builtin_memcpy(&bits, &value, sizeof bits);
+  const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) & upper, quiet = (bits & upper) | 0x400000;
+  const Words kept = value != value ? quiet : (rounded & exponent) != exponent ? rounded : bits & upper;
+  Vec<float> term;
+  __builtin_memcpy(&term, &kept, sizeof term);
+  value -= term;
+  return __builtin_convertvector(kept >> 16, Halves);
+}
+
+// Rows of K numbers, split: (terms, rows, stride), zeros from K to a multiple of the tile's depth.
+struct SplitRows {
+  Bfloat* data;
+  int64_t stride, term_stride;
+  int terms;
+
+  // One line more than the numbers need: rows a power of two apart would share a few sets of the cache.
+  static int64_t padded(int64_t K) { return (tile_blocks(K) + 1) * tile_depth; }
+  static int64_t size(int64_t rows, int64_t K, int terms) { return terms * rows * padded(K); }
+
+  SplitRows() = default;
+  SplitRows(Bfloat* data, int64_t rows, int64_t K, int terms)
+      : data(data), stride(padded(K)), term_stride(rows * stride), terms(terms) {}
+
+  SplitRows from(int64_t row) const {
+    SplitRows rest = *this;
+    rest.data += row * stride;
+    return rest;
+  }
+
+  TT_INLINE void put(int64_t row, int64_t k, Vec<float> value) const {
+    for (int i = 0; i < terms; ++i) store(data + i * term_stride + row * stride + k, next_term(value));
+  }
+
+  TT_INLINE Vec<float> get(int64_t row, int64_t k) const {
+    Vec<float> sum = {};
+    for (int i = 0; i < terms; ++i) {
+      const Words bits = __builtin_convertvector(load<Halves>(data + i * term_stride + row * stride + k), Words) << 16;
+      Vec<float> term;
+      __builtin_memcpy(&term, &bits, sizeof term);
+      sum += term;
+    }
+    return sum;
+  }
+
+  // Null is a row of zeros.
+  void set(int64_t row, const float* from, int64_t K) const {
+    for (int64_t k = 0; k < tile_blocks(K) * tile_depth; k += 16)
+      put(row, k, from && k < K ? load_some<Vec<float>>(from + k, K - k) : Vec<float>{});
+  }
+};
+
+// Two rows of 16 numbers as the pairs of a tile's row.
+TT_INLINE Pairs pair_up(Halves upper, Halves lower) {
+  return __builtin_shufflevector(upper, lower, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10, 26, 11,
+                                 27, 12, 28, 13, 29, 14, 30, 15, 31);
+}
+
+// What Amx in amx.hpp and Dot in dot.hpp have in common: how operands lie.
+class SplitOperands {
+ public:
+  static constexpr bool splits = true;
+  using Weight = Bfloat;
+  using Room = Bfloat;
+  using Rows = SplitRows;
+  using Columns = SplitRows;
+
+  explicit SplitOperands(const Host& host) : terms_(host.terms) {}
+
+  int64_t packed_size(int64_t K, int64_t vectors) const { return vectors * tile_blocks(K) * terms_ * tile_size; }
+  int64_t room_size(int64_t rows, int64_t K) const { return SplitRows::size(rows, K, terms_); }
+  SplitRows rows(Bfloat* room, int64_t count, int64_t K) const { return {room, count, K, terms_}; }
+  SplitRows columns(Bfloat* room, int64_t count, int64_t K) const { return {room, count, K, terms_}; }
+  static int64_t columns_padded(int64_t K) { return tile_blocks(K) * tile_depth; }
+  SplitRows rows_of(const SplitRows& columns, const float**, int64_t begin, int64_t) const { return columns.from(begin); }
+
+  // As in pack.hpp, in tiles: (vector, block of k, term, 16 pairs of k, 16 columns, 2).
+  template <int>
+  void pack_rows(const float* weight, int64_t K, Interleaved order, Range range, Bfloat* packed) const {
+    for (int64_t q = range.begin; q < range.end; ++q)
+      for (int64_t block = 0; block < tile_blocks(K); ++block) {
+        Vec<float> pairs[3][16];  // of one lane, then of one pair
+        for (int lane = 0; lane < 16; ++lane) {
+          const int64_t row = order.row(q, lane);
+          for (int half = 0; half < 2; ++half) {
+            const int64_t k = block * tile_depth + half * 16;
+            Vec<float> value = row < 0 || k >= K ? Vec<float>{} : load_some<Vec<float>>(weight + row * K + k, K - k);
+            for (int i = 0; i < terms_; ++i) store(reinterpret_cast<Bfloat*>(&pairs[i][lane]) + half * 16, next_term(value));
+          }
+        }
+        for (int i = 0; i < terms_; ++i) {
+          transpose(pairs[i]);
+          for (int pair = 0; pair < 16; ++pair) store(tile(packed, K, q, block, i) + pair * tile_depth, pairs[i][pair]);
+        }
+      }
+  }
+
+  template <int vectors>
+  void pack_columns(const float* weight, int64_t N, Interleaved order, Range range, Bfloat* packed) const {
+    const int64_t K = order.vectors() * 16;
+    const auto value = [&](int64_t k, int64_t column) {
+      const int64_t row = k < K ? order.row(k / 16, k % 16) : -1;
+      return row < 0 || column >= N ? Vec<float>{} : load_some<Vec<float>>(weight + row * N + column, N - column);
+    };
+    for (int64_t q = range.begin * vectors; q < range.end * vectors; ++q)
+      for (int64_t k = 0; k < tile_blocks(K) * tile_depth; k += 2) {
+        Vec<float> upper = value(k, q * 16), lower = value(k + 1, q * 16);
+        for (int i = 0; i < terms_; ++i) {
+          const Halves term = next_term(upper);
+          store(tile(packed, K, q, k / tile_depth, i) + k % tile_depth * 16, pair_up(term, next_term(lower)));
+        }
+      }
+  }
+
+  // `count` vectors of columns, from vector `first` on, of rows that are summed over: `row(r)` is where the r-th of K lies.
+  template <class Row>
+  void pack_split(const SplitRows& rows, int64_t K, int64_t first, int count, Bfloat* packed, const Row& row) const {
+    for (int64_t q = 0; q < count; ++q)
+      for (int64_t k = 0; k < tile_blocks(K) * tile_depth; k += 2)
+        for (int i = 0; i < terms_; ++i) {
+          const auto part = [&](int64_t k) {
+            return k < K ? load<Halves>(rows.data + i * rows.term_stride + row(k) * rows.stride + (first + q) * 16) : Halves{};
+          };
+          store(tile(packed, K, q, k / tile_depth, i) + k % tile_depth * 16, pair_up(part(k), part(k + 1)));
+        }
+  }
+
+ protected:
+  Bfloat* tile(Bfloat* packed, int64_t K, int64_t q, int64_t block, int term) const {
+    return packed + ((q * tile_blocks(K) + block) * terms_ + term) * tile_size;
+  }
+
+  int terms_;
+};
+
+}  // namespace throughtime::TT_ISA
