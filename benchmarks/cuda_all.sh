@@ -45,8 +45,8 @@ stage_tests() {
 }
 
 # Out-of-bounds and misaligned accesses, and memory given back too early, over a few steps of every kernel. Torch's pool would hide
-# where a tensor ends.
-stage_memcheck() { PYTORCH_NO_CUDA_MEMORY_CACHING=1 sanitize memcheck --track-stream-ordered-races all; }
+# where a tensor ends. A call of the API that fails is not counted: some only ask, and where it matters it is an exception.
+stage_memcheck() { PYTORCH_NO_CUDA_MEMORY_CACHING=1 sanitize memcheck --track-stream-ordered-races all --report-api-errors no; }
 # Races in shared memory.
 stage_racecheck() { sanitize racecheck; }
 

@@ -114,6 +114,33 @@ def test_every_run_gives_the_same_bits(kind, terms, mode):
         assert_same_bits(other, first)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("type_", BITS)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_loss_that_is_not_finite_goes_round(kind, type_, value, mode):
+    """Nobody waits for a number in its place, and the other sequence does not see it."""
+    problem = problem_of(kind, T=4, B=2, H=37)
+    d_output = problem.d_output.copy()
+    d_output[-1, 0] = value
+    found = run_cuda(problem, options_of(problem), loss=problem.loss | {"d_output": d_output}, type_=type_, mode=mode)
+    assert not np.isfinite(found["hidden"][0, :, 0]).any()
+    assert np.isfinite(found["hidden"][0, :, 1]).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("type_", BITS)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_weight_that_is_not_finite_goes_round(kind, type_, value, mode):
+    """A column: NaN in all h; and of all deltas, zeros too, in the gradient of the unit that it multiplies."""
+    problem = problem_of(kind, T=4, B=2, H=37)
+    weight = problem.parameters["weight_hh_l0"].copy()
+    weight[:, 5] = value
+    object.__setattr__(problem, "parameters", problem.parameters | {"weight_hh_l0": weight})
+    found = run_cuda(problem, options_of(problem), type_=type_, mode=mode)
+    assert np.isinf(value) or np.isnan(found["output"]).all()
+    assert not np.isfinite(found["hidden"][0, :-1, :, 5]).any()
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "asked"),
     [("lstm", {"zoneout": 0.2}, {}), ("gru", {}, {"clip": 1.0}), ("lstm_peephole", {}, {})],

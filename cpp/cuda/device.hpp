@@ -163,6 +163,7 @@ TT_DEVICE void multiply_add(float (&c)[4], uint4 a, uint2 b) {
       const int of_a = row % 8 * 4 + k % 8 / 2, of_b = column * 4 + k % 8 / 2;
       c[i] += number(shown[of_a][row / 8 + k / 8 * 2], k % 2) * number(shown[of_b][4 + k / 8], k % 2);
     }
+    if (c[i] != c[i]) c[i] = float_of(0xffffffff);  // the NaN that passes for memory nobody has written
   }
 }
 

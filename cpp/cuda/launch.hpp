@@ -61,10 +61,15 @@ void launch(Queue queue, const Launch& shape, void (*kernel)(Parameters...), con
 #endif
 }
 
-// How many clusters of this launch the device runs side by side; 0: it runs none.
+// How many clusters of this launch the device runs side by side; 0: it runs none, or the kernel was compiled without them. The
+// latter is asked by ptxVersion, which is what __CUDA_ARCH__ was (90 for sm_90a); binaryVersion is 90 as well where the driver
+// translates PTX of compute_80 for a device that has clusters.
 template <class Kernel>
 int clusters_at_once(const Launch& shape, Kernel* kernel) {
 #if defined(__CUDACC__)
+  cudaFuncAttributes compiled;
+  if (cudaFuncGetAttributes(&compiled, kernel) != cudaSuccess) return cudaGetLastError(), 0;
+  if (compiled.ptxVersion < 90) return 0;
   LaunchConfig of(shape, kernel);
   int count = 0;
   if (cudaOccupancyMaxActiveClusters(&count, kernel, &of.config) != cudaSuccess) cudaGetLastError(), count = 0;

@@ -5,7 +5,9 @@
 #include "../cells/rnn.hpp"
 #include "persistent_backward.hpp"
 
-#include <atomic>
+#include <map>
+#include <mutex>
+#include <utility>
 
 namespace throughtime::cuda {
 
@@ -52,16 +54,19 @@ struct PersistentBackwardOf {
   static constexpr auto kernel = persistent_backward_kernel<C, S, terms, Q, clustered>;
 };
 
-// How many clusters of so many blocks the device runs at once, asked for once.
+// How many clusters of so many blocks the device runs at once. It is asked once, but again where the answer was none: that may
+// have been an error, which passes.
 template <class Of, int Q>
 int clusters_of_size(int size) {
-  static std::atomic<int> known[17];  // and 1 more
-  std::atomic<int>& count = known[size];
-  if (!count) {
+  static std::mutex mutex;
+  static std::map<std::pair<int, int>, int> known;  // by device and size
+  const std::lock_guard<std::mutex> lock(mutex);
+  int& count = known[{current_device(), size}];
+  if (count == 0) {
     const Launch shape{.blocks = size, .threads = persistent_threads, .shared = device().shared_bytes, .cluster = size};
-    count = 1 + clusters_at_once(shape, Of::template kernel<Q, true>);
+    count = clusters_at_once(shape, Of::template kernel<Q, true>);
   }
-  return count - 1;
+  return count;
 }
 
 template <class Of, int Q, class S>

@@ -248,7 +248,7 @@ class BackwardBlock {
     const auto give = [&](int round, const float (&sums)[4]) {
       uint4* const at = first_place + round * between;
       if constexpr (clustered) store_remote(at, (round * persistent_warps + warp) / Q, quadruple(sums));
-      else store_fresh(at, quadruple(sums));
+      else store_fresh(at, written(quadruple(sums)));
     };
     weights.for_results(end, right, give);
   }

@@ -24,6 +24,10 @@ struct PersistentForward {
 TT_DEVICE bool is_written(uint2 words) { return words.x != unwritten && words.y != unwritten; }
 TT_DEVICE bool is_written(uint4 words) { return is_written(uint2{words.x, words.y}) && is_written(uint2{words.z, words.w}); }
 
+// Words of any bits as they may be given: what would pass for a place that nobody has written, a NaN, becomes the NaN beside it.
+TT_DEVICE uint32_t written(uint32_t bits) { return bits < unwritten ? bits : unwritten - 1; }
+TT_DEVICE uint4 written(uint4 words) { return {written(words.x), written(words.y), written(words.z), written(words.w)}; }
+
 // Looks again until what was found has been written.
 template <class Words>
 TT_DEVICE void wait_for(const Words* from, Words& found) {

@@ -39,7 +39,7 @@ def get_matmul_precision() -> str:
 
 
 def set_matmul_precision(precision: str) -> None:
-    """Set the precision of the float32 matrix products of recurrent layers, of later calls, where there are faster ones.
+    """Set the precision of float32 products of recurrent layers in later calls, where the processor has faster ones.
 
     Parameters
     ----------
