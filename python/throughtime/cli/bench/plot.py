@@ -28,8 +28,11 @@ def save_ratio_figure(path: Path, results: Sequence[Result], title: str) -> None
         _draw(axes, name, groups, results)
     panels[0].set_yticks(range(len(groups)), groups)
     panels[0].set_ylim(len(groups) - 0.5, -0.5)
+    cells = {result.task.cell for result in results if result.others}
     looks = [
-        Patch(facecolor=colour, hatch=hatch, edgecolor="black", label=cell) for cell, (colour, hatch) in _LOOKS.items()
+        Patch(facecolor=colour, hatch=hatch, edgecolor="black", label=cell)
+        for cell, (colour, hatch) in _LOOKS.items()
+        if cell in cells
     ]
     figure.legend(handles=looks, loc="outside right upper", handlelength=3, handleheight=1.5)
     figure.savefig(path, dpi=150)
