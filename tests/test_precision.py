@@ -19,6 +19,9 @@ on_dot = pytest.mark.skipif(not _core.has_dot(), reason="no AVX512_BF16, or its 
 # the dropped products are below 3 * 2^-26. Of two terms the second is at most 2^-9 and the rest at most 2^-18 of the
 # number: dropped are the product of the second ones and both rests. Of one term the rest is at most 2^-9, twice.
 LOSS = {"highest": 1, "high": 3 * 2**6, "medium": 2 * 2**15}
+# For "medium" such a bound, the worst case at every step, passes 1 and holds nothing. Roundings are as good as
+# independent: a sum loses no larger a part than its terms, twice 2^-9; ten times that, for the constants left out.
+ROUNDED = 10 * 2**-8
 
 
 @pytest.fixture(params=PRECISIONS)
@@ -56,11 +59,13 @@ def test_every_precision_is_within_its_bound(kind, B, precision):
     problem = Problem(kind, T=6, B=B, I=37, H=50, L=2, D=2, dtype="float32", seed=B)
     options = {"state": problem.state, "lengths": problem.lengths, "resets": problem.resets}
     ours = run(problem.layer(), problem.x, options, None, problem.loss)
-    loss = LOSS[precision] if precision in HERE else 1
+    bound = problem.bound * LOSS[precision if precision in HERE else "highest"]
+    if kind != "rnn_relu":  # whose units near zero change sides; its integers are exact, below
+        bound = min(bound, ROUNDED)
     expected = run_reference(problem, options)
     for found in (ours, expected):
         del found["parameter_norms"]
-    assert_close(ours, expected, problem.bound * loss)
+    assert_close(ours, expected, bound)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -85,23 +90,41 @@ def test_three_terms_hold_every_bit_of_a_float():
 
 
 @on_dot
-@pytest.mark.parametrize("sizes", [(2, 2, 5, 7), (3, 1, 9, 17), (2, 7, 33, 40), (3, 13, 2, 5), (2, 70, 65, 33)])
-def test_small_integers_are_exact_in_pairs(sizes, medium):
+@pytest.mark.parametrize(("T", "B"), [(2, 2), (3, 1), (3, 13), (2, 7), (1, 1), (1, 2)])
+@pytest.mark.parametrize(("I", "H"), [(5, 7), (9, 17), (33, 40), (65, 33), (97, 66)])
+def test_small_integers_are_exact_in_pairs(T, B, I, H, medium):  # noqa: E741
     """Where one bfloat16 number holds them: packing, tiles, tails and odd depths of all products."""
-    T, B, I, H = sizes  # noqa: E741
     problem = SmallIntegers(8, T=T, B=B, I=I, H=H, D=2)
     check_equal(problem)
     check_equal(problem, {"lengths": problem.lengths})
 
 
 @on_dot
-def test_the_fast_products_are_used(medium):
-    """And are not those that "highest" has."""
-    problem = Problem("lstm", T=6, B=3, I=37, H=50, dtype="float32")
-    found = run(problem.layer(), problem.x, None, None, problem.loss)
+@pytest.mark.parametrize("B", [1, 3, 33])
+def test_the_fast_products_are_used(B, medium):
+    """Forward and backward: neither gives what that of "highest" does."""
+    problem = Problem("lstm", T=6, B=B, I=37, H=50, dtype="float32")
+    output = problem.layer().forward(problem.x).output
     tt.set_matmul_precision("highest")
-    expected = run(problem.layer(), problem.x, None, None, problem.loss)
-    assert not np.array_equal(found["output"], expected["output"])
+    tape = problem.layer().forward(problem.x)
+    assert not np.array_equal(output, tape.output)
+    expected = tape.backward(problem.d_output)
+    tt.set_matmul_precision("medium")
+    found = tape.backward(problem.d_output)
+    assert not np.array_equal(found.input, expected.input)
+    assert not np.array_equal(found.parameters["weight_hh_l0"], expected.parameters["weight_hh_l0"])
+
+
+@on_dot
+def test_long_sums_are_cut(medium):
+    """One running float32 sum of 100,000 ones times ones of 8 bits would lose the last of these."""
+    B = 100_000
+    layer = tt.RNN(1, 1, nonlinearity="relu", bias=False)
+    for name in layer.parameters:
+        layer.parameters[name][...] = 1
+    x = np.full((1, B, 1), 1 + 2**-7, np.float32)
+    grads = layer.forward(x).backward(np.full((1, B, 1), 1 + 2**-7, np.float32))
+    assert abs(grads.parameters["weight_ih_l0"].item() / B / (1 + 2**-7) ** 2 - 1) < 1e-5
 
 
 @pytest.mark.parametrize("precision", HERE, indirect=True)

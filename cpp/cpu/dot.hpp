@@ -8,6 +8,9 @@
 
 namespace throughtime::TT_ISA {
 
+// Longer sums are cut. One running sum of 4096 products has an error of 3e-6, nothing beside bfloat16's; of 100,000, 1.3e-3.
+constexpr int64_t dot_blocks = 128;
+
 // sums (rows, vectors, 16) += rows (rows, 2 pairs) times the packed columns of `vectors` vectors. Compiled for processors that
 // have the instruction, in code for those that may not: it must not be inlined.
 template <int rows, int vectors>
@@ -47,16 +50,23 @@ class Dot : public SplitOperands {
   void product(int64_t K, const SplitRows& rows, Range range, const Bfloat* packed, Panels panels, const float* initial,
                Sink<float> sink, Unit&) const {
     constexpr int vectors = Shape::vectors;
-    const int64_t vector_stride = tile_blocks(K) * tile_size;
+    const int64_t blocks = tile_blocks(K), vector_stride = blocks * tile_size;
     for (int64_t i = 0; i < panels.count(); ++i) {
       const int64_t q = panels.turn(i) * vectors;
       for_groups<Shape::rows>(range.begin, range.end, [&](int64_t first, auto count) __attribute__((always_inline)) {
         constexpr int n = decltype(count)::value;
-        Vec<float> sums[n][vectors];
+        Vec<float> sums[n][vectors], part[n][vectors];
         for (int m = 0; m < n; ++m)
           for (int v = 0; v < vectors; ++v) sums[m][v] = initial ? load<Vec<float>>(initial + (q + v) * 16) : Vec<float>{};
-        add_dots<n, vectors>(rows.data + first * rows.stride, rows.stride, packed + q * vector_stride, vector_stride,
-                             tile_blocks(K) * (tile_depth / 2), reinterpret_cast<float*>(sums));
+        for (int64_t k = 0; k < blocks; k += dot_blocks) {
+          const int64_t deep = blocks - k < dot_blocks ? blocks - k : dot_blocks;
+          if (k > 0) __builtin_memset(part, 0, sizeof part);
+          add_dots<n, vectors>(rows.data + first * rows.stride + k * tile_depth, rows.stride,
+                               packed + q * vector_stride + k * tile_size, vector_stride, deep * (tile_depth / 2),
+                               reinterpret_cast<float*>(k > 0 ? part : sums));
+          for (int m = 0; k > 0 && m < n; ++m)
+            for (int v = 0; v < vectors; ++v) sums[m][v] += part[m][v];
+        }
         sink.put(sink.taker, first, n, q, sums[0]);
       });
     }
