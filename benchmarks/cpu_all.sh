@@ -13,6 +13,7 @@ export PYTHON=${PYTHON:-python3}
 export RESULTS=$PWD/cpu-results
 export SITE=$PWD/build/cpu-all/site # the package as it is imported here
 export PYTHONPATH=$SITE${PYTHONPATH:+:$PYTHONPATH} PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 THROUGHTIME_NUM_THREADS=2
+PARTS=(build check lstm others)
 declare -A LIMITS=([build]=${BUILD_LIMIT:-300} [check]=150 [lstm]=300 [others]=200)
 
 part_build() {
@@ -50,7 +51,7 @@ main() {
   local name code failed=0
   mkdir -p "$RESULTS"
   for name in "$@"; do
-    [[ -n ${LIMITS[$name]:-} ]] || { echo "$name: expected some of build check lstm others" >&2; return 2; }
+    [[ -n ${LIMITS[$name]:-} ]] || { echo "$name: expected some of ${PARTS[*]}" >&2; return 2; }
   done
   for name in "$@"; do
     code=0
@@ -63,5 +64,5 @@ main() {
   return $((failed != 0))
 }
 
-export -f part_build part_check part_lstm part_others bench throughtime
-if (($#)); then main "$@"; else main build check lstm others; fi
+export -f "${PARTS[@]/#/part_}" bench throughtime
+if (($#)); then main "$@"; else main "${PARTS[@]}"; fi
