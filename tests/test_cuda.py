@@ -404,8 +404,7 @@ def test_the_matmul_precision_is_the_process_s(precision):
         tt.set_matmul_precision("highest")
     loss = {"highest": 1, "high": 3 * 2**6, "medium": 2 * 2**15}[precision]  # see test_precision.py
     assert_close(found, expected, bound(problem, "float32") * loss)
-    if precision != "high":  # which some ways to run have as highest
-        assert np.array_equal(found, before) == (precision == "highest")
+    assert np.array_equal(found, before) == (precision == "highest")
 
 
 def test_the_kernels_are_told_stream_and_way(monkeypatch):

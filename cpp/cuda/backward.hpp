@@ -21,7 +21,7 @@ class BackwardLoop {
         scratch(call.queue),
         chunk_size(chunk_steps(p.T, p.B, G, p.H, call)),
         states(kept_states<S>(p)),
-        products(p, call.terms == 1, chunk_size, scratch),
+        products(p, call.terms, chunk_size, scratch),
         beside(call.queue, chunk_size < p.T) {
     for (int i = 0; i < N; ++i) carried[i] = scratch.get<float>(state_size<S>(p, i));
     for (int turn = 0; turn < (chunk_size < p.T ? 2 : 1); ++turn) deltas[turn] = make_deltas();

@@ -1,37 +1,13 @@
-// How the factors and the result of a product lie across a warp for the tensor cores (mma.m16n8k16), and floats as sums of
-// bfloat16s. A tile of the left factor is 16 x 16, of the right one 16 x 8 (16 units, 8 sequences), of the result 16 x 8.
+// How the factors and the result of a product lie across a warp for the tensor cores (mma.m16n8k16). A tile of the left factor is
+// 16 x 16, of the right one 16 x 8 (16 units, 8 sequences), of the result 16 x 8.
 #pragma once
 
-#include "launch.hpp"
+#include "split.hpp"
 
 namespace throughtime::cuda {
 
 constexpr int tile = 16, columns = 8;
 constexpr int result_floats = tile * columns;  // of a tile, also the pairs (unit, sequence) of one
-
-// The type that the tensor cores multiply.
-template <class S>
-struct FactorOf {
-  using type = BFloat16;
-};
-template <>
-struct FactorOf<Float16> {
-  using type = Float16;
-};
-template <class S>
-using Factor = typename FactorOf<S>::type;
-
-// The value as a sum of so many numbers, each the nearest to what is left; near the largest float that would be infinity, and the
-// number is cut off instead. A NaN becomes one whose bits are not all ones, for those mark memory that is not yet written.
-template <class S, int terms>
-TT_DEVICE void split(float value, Factor<S> (&parts)[terms]) {
-  for (int i = 0; i < terms; ++i) {
-    from_float(value, parts[i]);
-    if (i + 1 == terms) break;
-    if ((parts[i].bits & 0x7fff) == 0x7f80) parts[i] = {uint16_t(bits_of(value) >> 16)};
-    value -= to_float(parts[i]);
-  }
-}
 
 TT_DEVICE uint32_t word(uint16_t low, uint16_t high) { return uint32_t(high) << 16 | low; }
 

@@ -28,9 +28,9 @@ class BackwardProducts {
   static constexpr bool two_products = C::phases == Phases::two_products;
 
  public:
-  BackwardProducts(const Backward<S>& problem, bool is_coarse, int64_t chunk, Scratch& scratch)
+  BackwardProducts(const Backward<S>& problem, int of_terms, int64_t chunk, Scratch& scratch)
       : p(problem),
-        coarse(is_coarse),
+        terms(of_terms),
         x_stride(p.lengths ? 0 : matrix_stride(p.x, p.B, p.I)),
         d_input_stride(p.lengths ? 0 : matrix_stride(p.d_input, p.B, p.I)),
         inputs(G * p.H, p.I, p.d_weights[weight_ih], scratch),
@@ -68,19 +68,19 @@ class BackwardProducts {
     const Matrix<const S> delta{of.x, inputs.rows}, weight{p.weights[weight_ih], p.I};
     if (d_input_stride) {
       const Matrix<S> into{p.d_input.data + of.chunk.t0 * p.d_input.time, d_input_stride};
-      multiply<S, S>(rows(of), p.I, inputs.rows, delta, weight, into, p.add_to_input, coarse, queue);
+      chunk_product<S, S>(rows(of), p.I, inputs.rows, delta, weight, into, p.add_to_input, terms, queue);
       return;
     }
-    multiply<S, float>(rows(of), p.I, inputs.rows, delta, weight, {d_x, p.I}, false, coarse, queue);
+    chunk_product<S, float>(rows(of), p.I, inputs.rows, delta, weight, {d_x, p.I}, false, terms, queue);
     launch(queue, over(rows(of), p.I), scatter_rows<S>, ChunkRows<S>{p, of.chunk.t0, p.I, inactive}, d_x, p.d_input,
            p.add_to_input);
   }
 
   void parameter_gradients(const Deltas<S>& of, Queue queue) {
     const Matrix<const S> x = find_x(of.chunk, queue);
-    inputs.add(rows(of), of.x, x, coarse, queue);
-    recurrent.add(rows(of), of.r, {of.hidden, p.P}, coarse, queue);
-    if (second) second->add(rows(of), of.second, {of.middle, p.H}, coarse, queue);
+    inputs.add(rows(of), of.x, x, terms, queue);
+    recurrent.add(rows(of), of.r, {of.hidden, p.P}, terms, queue);
+    if (second) second->add(rows(of), of.second, {of.middle, p.H}, terms, queue);
     if (values > 0) {
       sum_columns(rows(of), values * p.H, of.unit, unit_sums, adds_units, queue);
       adds_units = true;
@@ -130,7 +130,7 @@ class BackwardProducts {
   }
 
   const Backward<S> p;
-  bool coarse;
+  int terms;
   int64_t x_stride, d_input_stride;  // as matrices; 0: they are gathered and scattered
   Side<S> inputs, recurrent;
   std::optional<Side<S>> second;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../cells/cell.hpp"
+#include "chunk_product.hpp"
 #include "chunks.hpp"
 #include "rows.hpp"
 
@@ -10,8 +11,7 @@ namespace throughtime::cuda {
 template <class C, class S>
 class Projection {
  public:
-  Projection(const Recurrence<S>& problem, const Call& call, int64_t chunk, Scratch& scratch)
-      : p(problem), coarse(call.terms == 1) {
+  Projection(const Recurrence<S>& problem, const Call& call, int64_t chunk, Scratch& scratch) : p(problem), terms(call.terms) {
     stride = matrix_stride(p.x, p.B, p.I);
     if (!stride) gathered = scratch.get<S>(chunk * p.B * p.I);
   }
@@ -24,12 +24,12 @@ class Projection {
       launch(queue, over(rows, p.I), gather_rows<S>, ChunkRows<S>{p, chunk.t0, p.I, 0}, p.x, gathered);
       x = {gathered, p.I};
     }
-    multiply<S, float>(rows, columns, p.I, x, {p.weights[weight_ih], p.I, true}, {into, columns}, false, coarse, queue);
+    chunk_product<S, float>(rows, columns, p.I, x, {p.weights[weight_ih], p.I, true}, {into, columns}, false, terms, queue);
   }
 
  private:
   const Recurrence<S> p;
-  bool coarse;
+  int terms;
   int64_t stride;
   S* gathered = nullptr;  // (chunk B, I), where x is no matrix as it stands
 };

@@ -72,17 +72,17 @@ class SavedAgain {
   // `hidden` (rows, P): h before each step, zeros where an episode starts.
   PerStep<S> run(const Chunk& chunk, const S* hidden, const StateRows<S>& states) {
     const int64_t count = chunk.count() * p.B, columns = C::recurrent * p.H;
-    const bool coarse = call.terms == 1;
     rows.t0 = chunk.t0;
     rows.into = by_step(p, into, p.B * C::saved * p.H, chunk);
     for (int i = 0; i < C::states; ++i) rows.before[i] = by_step<const S>(p, states.before(p, i, 0), state_size(p, i));
     projection.run(chunk, rows.input, call.queue);
-    multiply<S, float>(count, columns, p.P, {hidden, p.P}, {p.weights[weight_hh], p.P, true}, {rows.recurrent, columns}, false,
-                       coarse, call.queue);
+    chunk_product<S, float>(count, columns, p.P, {hidden, p.P}, {p.weights[weight_hh], p.P, true}, {rows.recurrent, columns},
+                            false, call.terms, call.queue);
     launch(call.queue, over(count, p.H), save_rows<C, S>, rows, false);
     if constexpr (Rows::finishes) {
       const S* weight = second_part<C>(p.weights, p, weight_hh);
-      multiply<S, float>(count, p.P, p.H, {rows.middle, p.H}, {weight, p.H, true}, {rows.second, p.P}, false, coarse, call.queue);
+      chunk_product<S, float>(count, p.P, p.H, {rows.middle, p.H}, {weight, p.H, true}, {rows.second, p.P}, false, call.terms,
+                              call.queue);
       launch(call.queue, over(count, p.H), save_rows<C, S>, rows, true);
     }
     return rows.into;

@@ -2,6 +2,7 @@
 // the gradient of what the product gave. Sums are float32.
 #pragma once
 
+#include "chunk_product.hpp"
 #include "rows.hpp"
 
 namespace throughtime::cuda {
@@ -19,8 +20,8 @@ class Side {
   }
 
   // Of a chunk of so many rows.
-  void add(int64_t count, const S* delta, Matrix<const S> operand, bool coarse, Queue queue) {
-    multiply<S, float>(rows, features, count, {delta, rows, true}, operand, {weight_sums, features}, adds, coarse, queue);
+  void add(int64_t count, const S* delta, Matrix<const S> operand, int terms, Queue queue) {
+    chunk_product<S, float>(rows, features, count, {delta, rows, true}, operand, {weight_sums, features}, adds, terms, queue);
     if (owns_bias) sum_columns(count, rows, delta, bias_sums, adds, queue);
     adds = true;
   }
