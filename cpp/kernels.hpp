@@ -156,32 +156,33 @@ struct AttentionKernels {
 };
 
 // Residual add and LayerNorm of N rows of F features; see cpu/layer_norm.hpp for the equations. Arrays are contiguous.
-template <class S>
+template <class S, class Statistics = S>
 struct LayerNormForward {
   int64_t N, F;
-  double scale, eps;
-  const S* x;       // (N, F)
-  const S* branch;  // (N, F), or null: x itself is normalised, and there is no sum
-  const S* weight;  // (F)
-  const S* bias;    // (F)
-  S* sum;           // (N, F): x + scale branch, or null
-  S* normalised;    // (N, F)
-  S* statistics;    // (N, 3): what a backward needs of each row, or null
+  Statistics scale;
+  double eps;
+  const S* x;              // (N, F)
+  const S* branch;         // (N, F), or null: x itself is normalised, and there is no sum
+  const S* weight;         // (F)
+  const S* bias;           // (F)
+  S* sum;                  // (N, F): x + scale branch, or null
+  S* normalised;           // (N, F)
+  Statistics* statistics;  // (N, 3): what a backward needs of each row, or null
 };
 
-template <class S>
+template <class S, class Statistics = S>
 struct LayerNormBackward {
   int64_t N, F;
-  double scale;
-  const S* sum;           // (N, F); x where there was no branch
-  const S* weight;        // (F)
-  const S* statistics;    // (N, 3)
-  const S* d_sum;         // (N, F), or null
-  const S* d_normalised;  // (N, F)
-  S* d_x;                 // (N, F)
-  S* d_branch;            // (N, F): scale d_x, or null
-  S* d_weight;            // (F)
-  S* d_bias;              // (F)
+  Statistics scale;
+  const S* sum;                  // (N, F); x where there was no branch
+  const S* weight;               // (F)
+  const Statistics* statistics;  // (N, 3)
+  const S* d_sum;                // (N, F), or null
+  const S* d_normalised;         // (N, F)
+  S* d_x;                        // (N, F)
+  S* d_branch;                   // (N, F): scale d_x, or null
+  S* d_weight;                   // (F)
+  S* d_bias;                     // (F)
 };
 
 template <class S>

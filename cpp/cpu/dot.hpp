@@ -2,11 +2,14 @@
 // own. Of one term only: more would be slower than float32.
 #pragma once
 
+#if defined(__AVX512F__) && !defined(__AMX_BF16__) && !defined(TT_VECTOR_BYTES)
 #include <immintrin.h>
 
 #include "split.hpp"
 
 namespace throughtime::TT_ISA {
+
+constexpr bool has_dot = true;
 
 // Longer sums are cut. One running sum of 4096 products has an error of 3e-6, nothing beside bfloat16's; of 100,000, 1.3e-3.
 constexpr int64_t dot_blocks = 128;
@@ -74,3 +77,9 @@ class Dot : public SplitOperands {
 };
 
 }  // namespace throughtime::TT_ISA
+#else
+namespace throughtime::TT_ISA {
+constexpr bool has_dot = false;
+class Dot;
+}  // namespace throughtime::TT_ISA
+#endif

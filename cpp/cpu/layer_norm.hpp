@@ -73,7 +73,7 @@ class LayerNormForwardRows {
   // The sum, and its mean as far as S holds it, from differences from the first number: where all are equal, these are exactly
   // zero.
   TT_INLINE S add(int64_t at, S* to) const {
-    const S scale = S(p.scale);
+    const S scale = p.scale;
     const auto sum = [&](int64_t j, int64_t count) {
       const V x = load_some<V>(p.x + at + j, count);
       return p.branch ? x + scale * load_some<V>(p.branch + at + j, count) : x;
@@ -147,7 +147,7 @@ class LayerNormBackwardRows {
       store_some(d_weight + j, load_some<V>(d_weight + j, count) + d * n, count);
       store_some(d_bias + j, load_some<V>(d_bias + j, count) + d, count);
     });
-    const S g_mean = S(mean_of<S>(g_sum, p.F)), gn_mean = S(mean_of<S>(gn_sum, p.F)), scale = S(p.scale);
+    const S g_mean = S(mean_of<S>(g_sum, p.F)), gn_mean = S(mean_of<S>(gn_sum, p.F)), scale = p.scale;
     for_registers<S>(p.F, [&](int64_t j, int64_t count, int) {
       __builtin_prefetch(p.d_normalised + next + j);
       __builtin_prefetch(p.sum + next + j);

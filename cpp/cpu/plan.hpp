@@ -5,9 +5,8 @@
 #include "../cells/cell.hpp"
 #if defined(__AMX_BF16__)
 #include "amx.hpp"
-#elif defined(__AVX512F__) && !defined(TT_VECTOR_BYTES)
-#include "dot.hpp"
 #endif
+#include "dot.hpp"
 #include "gemm.hpp"
 #include "team.hpp"
 
@@ -40,9 +39,6 @@ struct OneRow {
   using Product = ProductShape;
 };
 
-#if defined(__AVX512F__) && !defined(__AMX_BF16__) && !defined(TT_VECTOR_BYTES)
-constexpr bool has_dot = true;
-
 // Of bfloat16 numbers, one sequence or many.
 template <class S, int gates>
 struct DotRows : ManyRows<S, gates> {
@@ -50,12 +46,6 @@ struct DotRows : ManyRows<S, gates> {
   using With = DotRows<S, of_gates>;
   using Engine = Dot;
 };
-#else
-constexpr bool has_dot = false;
-
-template <class S, int gates>
-struct DotRows;
-#endif
 
 #if defined(__AMX_BF16__)
 constexpr bool has_amx = true;

@@ -10,44 +10,20 @@
 // multiprocessor, written and read once: under 2 % of the traffic from 100 rows a block on.
 #pragma once
 
+#include "../kernels.hpp"
 #include "runtime.hpp"
 
 namespace throughtime::cuda {
 
-// N rows of F features, without gaps.
 template <class S>
-struct LayerNormForward {
-  int64_t N, F;
-  float scale, eps;
-  const S* x;         // (N, F)
-  const S* branch;    // (N, F), or null: x itself is normalised, and there is no sum
-  const S* weight;    // (F)
-  const S* bias;      // (F)
-  S* sum;             // (N, F): x + scale branch, or null
-  S* normalised;      // (N, F)
-  float* statistics;  // (N, 3): what a backward needs of each row, or null
-};
-
+using LayerNormForward = throughtime::LayerNormForward<S, float>;
 template <class S>
-struct LayerNormBackward {
-  int64_t N, F;
-  float scale;
-  const S* sum;             // (N, F); x where there was no branch
-  const S* weight;          // (F)
-  const float* statistics;  // (N, 3)
-  const S* d_sum;           // (N, F), or null
-  const S* d_normalised;    // (N, F)
-  S* d_x;                   // (N, F)
-  S* d_branch;              // (N, F): scale d_x, or null
-  S* d_weight;              // (F)
-  S* d_bias;                // (F)
-  int64_t blocks;           // by force, for tests; 0: chosen
-};
+using LayerNormBackward = throughtime::LayerNormBackward<S, float>;
 
-// S is float, BFloat16 or Float16.
+// S is float, BFloat16 or Float16. `blocks`: by force, for tests; 0: chosen.
 template <class S>
 void layer_norm_forward(const LayerNormForward<S>&, Queue);
 template <class S>
-void layer_norm_backward(const LayerNormBackward<S>&, Queue);
+void layer_norm_backward(const LayerNormBackward<S>&, int64_t blocks, Queue);
 
 }  // namespace throughtime::cuda

@@ -52,14 +52,14 @@ Resident plan_stages(int blocks, int64_t fixed_bytes, int64_t stage_bytes) {
 
 // False: the rows are too long for the device's shared memory; nothing was done then.
 template <class S, int E, int V>
-bool walk_rows(const LayerNormBackward<S>& p, const RowPlan& plan, Queue queue) {
+bool walk_rows(const LayerNormBackward<S>& p, const RowPlan& plan, int64_t blocks_by_force, Queue queue) {
   const int64_t array = Stages<Word<S, E>, V>::array_bytes(plan.threads), stage = array * (p.d_sum ? 3 : 2);
   const int64_t fixed = RowThreads::shared_bytes + array;
   const int wanted = E == 1 ? resident_threads : std::min(resident_threads, pieces_of_stage / V);
   const Resident resident = plan_stages(std::max(1, wanted / plan.threads), fixed, stage);
   if (resident.stages == 0) return false;
   const int64_t all = int64_t(device().multiprocessors) * resident.blocks;
-  const int blocks = int(std::min(p.blocks ? p.blocks : all, p.N));
+  const int blocks = int(std::min(blocks_by_force ? blocks_by_force : all, p.N));
   Scratch scratch(queue);
   float* const parts = scratch.get<float>(2 * p.F * blocks);
   const Launch shape{.blocks = blocks, .threads = plan.threads, .shared = fixed + resident.stages * stage};
@@ -69,12 +69,12 @@ bool walk_rows(const LayerNormBackward<S>& p, const RowPlan& plan, Queue queue) 
 }
 
 template <class S, int E>
-void walk_long_rows(const LayerNormBackward<S>& p, Queue queue) {
+void walk_long_rows(const LayerNormBackward<S>& p, int64_t blocks_by_force, Queue queue) {
   constexpr int threads = 128;
   launch(queue, {.blocks = int(p.N), .threads = most_row_threads, .shared = RowThreads::shared_bytes}, backward_long_rows<S, E>,
          p);
   const int across = int((p.F + threads - 1) / threads);
-  const int64_t wanted = p.blocks ? p.blocks : int64_t(device().multiprocessors) * 2048 / threads / across + 1;
+  const int64_t wanted = blocks_by_force ? blocks_by_force : int64_t(device().multiprocessors) * 2048 / threads / across + 1;
   const int stretches = int(std::min(wanted, p.N));
   Scratch scratch(queue);
   float* const parts = scratch.get<float>(2 * p.F * stretches);
@@ -85,7 +85,7 @@ void walk_long_rows(const LayerNormBackward<S>& p, Queue queue) {
 }  // namespace
 
 template <class S>
-void layer_norm_backward(const LayerNormBackward<S>& p, Queue queue) {
+void layer_norm_backward(const LayerNormBackward<S>& p, int64_t blocks, Queue queue) {
   if (p.N == 0) {
     fill(p.d_weight, 0, size_t(p.F) * sizeof(S), queue);
     fill(p.d_bias, 0, size_t(p.F) * sizeof(S), queue);
@@ -96,13 +96,13 @@ void layer_norm_backward(const LayerNormBackward<S>& p, Queue queue) {
   with_shape<S>(plan, [&](auto of) {
     using Shape = decltype(of);
     if constexpr (Shape::V > 0)
-      if (walk_rows<S, Shape::E, Shape::V>(p, plan, queue)) return;
-    walk_long_rows<S, Shape::E>(p, queue);
+      if (walk_rows<S, Shape::E, Shape::V>(p, plan, blocks, queue)) return;
+    walk_long_rows<S, Shape::E>(p, blocks, queue);
   });
 }
 
-template void layer_norm_backward(const LayerNormBackward<float>&, Queue);
-template void layer_norm_backward(const LayerNormBackward<BFloat16>&, Queue);
-template void layer_norm_backward(const LayerNormBackward<Float16>&, Queue);
+template void layer_norm_backward(const LayerNormBackward<float>&, int64_t, Queue);
+template void layer_norm_backward(const LayerNormBackward<BFloat16>&, int64_t, Queue);
+template void layer_norm_backward(const LayerNormBackward<Float16>&, int64_t, Queue);
 
 }  // namespace throughtime::cuda

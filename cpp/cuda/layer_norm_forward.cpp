@@ -107,7 +107,7 @@ TT_KERNEL TT_LAUNCH_BOUNDS(most_row_threads, 2) void forward_rows(LayerNormForwa
   RowThreads of(width);
   const int64_t row = int64_t(block()) * (threads() / width) + of.row;
   const Sum<S, E, V> sum(p, row, of);
-  const RowStatistics statistics = measure(sum, of, float(p.F), p.eps);
+  const RowStatistics statistics = measure(sum, of, float(p.F), float(p.eps));
   sum.each([&](int j, const float (&s)[E]) {
     float weight[E], y[E];
     unpack<S, E>(*words<S, E>(p.weight + j), weight);
