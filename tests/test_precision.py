@@ -8,6 +8,7 @@ import pytest
 import throughtime as tt
 from conftest import ALL_TIMESTEPS, KINDS, Problem, assert_close, assert_same_bits, results, run, run_reference
 from test_exact import SmallIntegers, check_equal
+from test_process import run_python
 from throughtime import _core
 
 PRECISIONS = ("highest", "high", "medium")
@@ -113,6 +114,23 @@ def test_the_fast_products_are_used(B, medium):
     found = tape.backward(problem.d_output)
     assert not np.array_equal(found.input, expected.input)
     assert not np.array_equal(found.parameters["weight_hh_l0"], expected.parameters["weight_hh_l0"])
+
+
+@on_dot
+@pytest.mark.skipif("amx" not in dict(_core.levels()), reason="the AMX kernels are not compiled in")
+def test_one_sequence_has_the_same_bits_with_amx_as_without():
+    """It takes no tiles; where the processor has none, the first one would end the process."""
+    script = """
+import numpy as np, throughtime as tt
+from throughtime import _core
+_core.assume_level({!r})
+tt.set_matmul_precision("medium")
+x = np.linspace(-1, 1, 5 * 33, dtype=np.float32).reshape(5, 1, 33)
+grads = tt.LSTM(33, 50, seed=0).forward(x).backward(np.ones((5, 1, 50), np.float32))
+print(grads.input.tobytes().hex(), grads.parameters["weight_hh_l0"].tobytes().hex())
+"""
+    without, with_amx = (run_python(script.format(level)) for level in ("v4", "amx"))
+    assert without == with_amx
 
 
 @on_dot

@@ -2,7 +2,7 @@
 // own. Of one term only: more would be slower than float32.
 #pragma once
 
-#if defined(__AVX512F__) && !defined(__AMX_BF16__) && !defined(TT_VECTOR_BYTES)
+#if defined(__AVX512F__) && !defined(TT_VECTOR_BYTES)
 #include <immintrin.h>
 
 #include "split.hpp"

@@ -67,7 +67,7 @@ constexpr bool has_amx = false;
 #endif
 
 // The kernels for B sequences: six, three and one product of bfloat16 numbers on AMX beat one of floats from so many rows on
-// (measured on tiles alone, on a Sapphire Rapids); one on vector registers beats it always (Zen 5).
+// (measured on tiles alone, on a Sapphire Rapids); one on vector registers beats floats always (Zen 5).
 template <class S>
 Family choose_family(int64_t B, const Host& host) {
   constexpr bool single = sizeof(S) == sizeof(float), amx = has_amx && single;
