@@ -60,7 +60,7 @@ stage_bits() {
 }
 
 # The published size, against everyone; the list of all sizes comes last and may be cut off: what it has is written.
-stage_mark() { bench mark --problems mark --against cudnn flashrnn torch-loop --rounds 3; }
+stage_mark() { bench mark --problems mark --precision highest high --against cudnn flashrnn torch-loop --rounds 3; }
 stage_norm() { bench layer-norm --problems layer-norm --rounds 5; }
 stage_long() { bench long --problems long --types bfloat16 float16 --rounds 3; }
 stage_sizes() { bench sizes --problems sizes --rounds 3 --plot "$RESULTS/sizes.png"; }
