@@ -18,7 +18,7 @@ export SITE=$PWD/$BUILD/site # the package as the stages import it
 export PYTHONPATH=$SITE${PYTHONPATH:+:$PYTHONPATH} PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 export PATH=$PATH:/usr/local/cuda/bin
 TOTAL=${TOTAL:-570}
-declare -A LIMITS=([build]=200 [tests]=130 [bits]=40 [mark]=60 [norm]=40 [memcheck]=60 [racecheck]=60 [long]=60 [sizes]=150)
+declare -A LIMITS=([build]=200 [tests]=130 [bits]=40 [mark]=80 [norm]=40 [memcheck]=60 [racecheck]=60 [long]=60 [sizes]=150)
 STAGES=(build tests bits mark norm memcheck racecheck long sizes)
 
 # The extensions, and beside them the package's Python files.

@@ -65,10 +65,10 @@ def repeat(problem: Problem, numbers: Numbers, device: Device, runs: int) -> dic
 def main(device: Device, problems: tuple[Problem, ...], runs: int) -> int:
     differing = 0
     for problem in problems:
-        for type in TYPES:
-            line: dict[str, object] = {"problem": problem.name, "numbers": type, "runs": runs}
+        for numbers in (*map(Numbers, TYPES), Numbers("float32", "high")):
+            line: dict[str, object] = {"problem": problem.name, "numbers": str(numbers), "runs": runs}
             try:
-                line |= repeat(problem, Numbers(type), device, runs)
+                line |= repeat(problem, numbers, device, runs)
             except Exception as error:  # the others go on
                 line |= {"same": False, "failed": repr(error)}
             differing += not line["same"]

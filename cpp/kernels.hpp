@@ -155,7 +155,8 @@ struct AttentionKernels {
   AttentionEntries<double> f64;
 };
 
-// Residual add and LayerNorm of N rows of F features; see cpu/layer_norm.hpp for the equations. Arrays are contiguous.
+// Residual add and LayerNorm of N rows of F features; see cpu/layer_norm.hpp for the equations. Arrays are contiguous. What is
+// found of a row has the type Statistics: S, but float where S has 16 bits.
 template <class S, class Statistics = S>
 struct LayerNormForward {
   int64_t N, F;

@@ -175,7 +175,7 @@ def test_small_integers_are_exact(type_, terms, sizes):
     options = {"state": problem.state, "lengths": problem.lengths}
     expected = run_reference(problem, options)
     assert all(np.any(expected["parameters"][name]) for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0"))
-    for memory in ("full", 2):
+    for memory in ("full", "states", 2):
         found = run_cuda(problem, options, type_=type_, terms=terms, memory=memory, **STEPWISE)
         del found["parameter_norms"]  # which are no integers
         assert_close(found, {name: expected[name] for name in found}, 0)
@@ -195,7 +195,13 @@ class Ones(Problem):
 @pytest.mark.parametrize("sizes", [{"I": 3, "H": 33}, {"I": 16, "H": 64}])
 @pytest.mark.parametrize(
     ("type_", "terms", "T", "B"),
-    [("float32", 3, 7, 589), ("float32", 1, 7, 589), ("bfloat16", 1, 17, 240), ("float16", 1, 23, 89)],
+    [
+        ("float32", 3, 7, 589),
+        ("float32", 2, 7, 589),
+        ("float32", 1, 7, 589),
+        ("bfloat16", 1, 17, 240),
+        ("float16", 1, 23, 89),
+    ],
 )
 def test_a_skinny_deep_product_counts_its_rows(type_, terms, T, B, sizes):
     """Thousands of them, no multiple of 32, and a number that the type holds."""
@@ -203,6 +209,30 @@ def test_a_skinny_deep_product_counts_its_rows(type_, terms, T, B, sizes):
     tape = Tape(problem, {"state": problem.state}, type_=type_, terms=terms, **STEPWISE)
     found = tape.backward({"d_output": problem.d_output}, wants=("parameters",))["parameters"]
     assert_close(found, {name: np.full(shape, np.float32(T * B)) for name, shape in problem.shapes.items()}, 0)
+
+
+class BetweenOnes(Problem):
+    """A relu RNN of one step whose numbers are all 1 + 2^-10, the weights' on the diagonal."""
+
+    def random(self, what, shape):
+        return np.full(shape, 1 + 2**-10, self.dtype)
+
+    @cached_property
+    def parameters(self):
+        of = {name: np.zeros(shape, self.dtype) for name, shape in self.shapes.items()}
+        return of | {"weight_ih_l0": self.random("weight_ih_l0", self.I) * np.eye(self.I, dtype=self.dtype)}
+
+
+@pytest.mark.parametrize(("terms", "product"), [(3, 1 + 2**-9 + 2**-20), (2, 1 + 2**-9), (1, 1.0)])
+def test_products_have_the_terms_of_their_precision(terms, product):
+    """The input's, dx, dW_ih, dW_hh: of two terms all but the product of the second ones, exactly."""
+    problem = BetweenOnes("rnn_relu", T=1, B=1, I=5, H=5, dtype="float32")
+    tape = Tape(problem, {"state": problem.state}, terms=terms, **STEPWISE)
+    found = tape.backward({"d_output": problem.d_output}, wants=("input", "parameters"))
+    assert_close(tape.device.get(tape.output), np.full((1, 1, 5), product, np.float32), 0)
+    assert_close(found["input"], np.full((1, 1, 5), product, np.float32), 0)
+    for name in ("weight_ih_l0", "weight_hh_l0"):
+        assert_close(found["parameters"][name], np.full((5, 5), product, np.float32), 0)
 
 
 class OfType(Problem):

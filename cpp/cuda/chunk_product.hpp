@@ -1,6 +1,6 @@
 // The products over all rows of a chunk. Factors that are float32 are taken as they are, as one bfloat16 number, or as the sum of
-// two: then a b is a0 b1 + a0 b0 + a1 b0, one product of three times the depth, [a0 a0 a1] times [b1 b0 b0], whose sums stay in
-// registers.
+// two: then a b is a0 b1 + a0 b0 + a1 b0, one product of three times the depth, [a0 a0 a1] times [b1 b0 b0], so that three
+// results need not meet in memory.
 #pragma once
 
 #include "places.hpp"
