@@ -156,7 +156,7 @@ struct AttentionKernels {
 };
 
 // Residual add and LayerNorm of N rows of F features; see cpu/layer_norm.hpp for the equations. Arrays are contiguous. What is
-// found of a row has the type Statistics: S, but float where S has 16 bits.
+// found of a row has the type Statistics, and the scale as well: S, but float where S has 16 bits.
 template <class S, class Statistics = S>
 struct LayerNormForward {
   int64_t N, F;
