@@ -64,10 +64,31 @@ TT_INLINE void for_pairs(const Left& left, const Right& right, const Multiply& m
   multiply();
 }
 
+// Rows of results that their taker does not have yet: it gets them a few at a time between the products of the next block, for
+// tiles and vector registers work at the same time.
+struct Waiting {
+  Sink<float> sink;
+  const float* sums;  // (rows, width)
+  int64_t width, first, q;
+  int count = 0, each = 0;
+
+  // Hands them over during so many calls of `some`.
+  void pace(int64_t calls) { each = calls > 0 ? int(ceil_div(count, calls)) : 0; }
+  TT_INLINE void some() { hand(each < count ? each : count); }
+  void rest() { hand(count); }
+
+ private:
+  TT_INLINE void hand(int rows) {
+    if (rows == 0) return;
+    sink.put(sink.taker, first, rows, q, reinterpret_cast<const Vec<float>*>(sums));
+    first += rows, count -= rows, sums += rows * width;
+  }
+};
+
 // Two tiles of rows times two vectors.
 template <int terms>
-TT_INLINE void multiply_square(const Block& b) {
-  for (int64_t k = 0; k < b.blocks; ++k)
+TT_INLINE void multiply_square(const Block& b, Waiting& waiting) {
+  for (int64_t k = 0; k < b.blocks; ++k) {
     for_pairs<terms>(
         [&](int term) __attribute__((always_inline)) {
           const Bfloat* from = b.rows + term * b.term_stride + k * tile_depth;
@@ -85,11 +106,13 @@ TT_INLINE void multiply_square(const Block& b) {
           _tile_dpbf16ps(2, 5, 6);
           _tile_dpbf16ps(3, 5, 7);
         });
+    waiting.some();
+  }
 }
 
 // One tile of rows times up to four vectors, for four sums hide the latency. The same products in the same order as above.
 template <int terms, int vectors>
-TT_INLINE void multiply_line(const Block& b) {
+TT_INLINE void multiply_line(const Block& b, Waiting& waiting) {
   for (int64_t k = 0; k < b.blocks; ++k) {
     const Bfloat* tiles = b.tiles + k * terms * tile_size;
     for_pairs<terms>(
@@ -108,6 +131,7 @@ TT_INLINE void multiply_line(const Block& b) {
             _tile_dpbf16ps(3, 4, 5);
           }
         });
+    waiting.some();
   }
 }
 
@@ -132,13 +156,16 @@ class Amx : public SplitOperands {
   void multiply(int64_t K, const SplitRows& rows, Range range, const Bfloat* packed, Panels panels, const float* initial,
                 Sink<float> sink, TileUnit& unit) const {
     constexpr int64_t width = vectors * 16, most = 2 * tile_rows;
-    alignas(64) float sums[most * width], part[most * width];
+    alignas(64) float room[2][most * width], part[most * width];
+    float *sums = room[0], *other = room[1];
+    Waiting waiting{sink, nullptr, width, 0, 0};
     const int64_t blocks = tile_blocks(K), vector_stride = blocks * terms * tile_size;
     for (int64_t i = 0; i < panels.count(); ++i) {
       const int64_t panel = panels.turn(i);
       for (int64_t first = range.begin; first < range.end; first += most) {
         const int count = int(range.end - first < most ? range.end - first : most), upper = count < 16 ? count : 16;
         unit.shape(upper, count - upper);
+        waiting.pace(blocks * vectors / (count <= tile_rows && vectors % 4 == 0 ? 4 : 2));
         for (int64_t k = 0; k == 0 || k < blocks; k += summed_blocks) {
           const Block block{rows.data + first * rows.stride + k * tile_depth,
                             packed + panel * vectors * vector_stride + k * terms * tile_size,
@@ -147,33 +174,37 @@ class Amx : public SplitOperands {
                             vector_stride,
                             blocks - k < summed_blocks ? blocks - k : summed_blocks};
           if (k == 0) {
-            multiply_rows<terms, vectors>(block, count, initial ? initial + panel * width : nullptr, sums);
+            multiply_rows<terms, vectors>(block, count, initial ? initial + panel * width : nullptr, sums, waiting);
           } else {
-            multiply_rows<terms, vectors>(block, count, nullptr, part);
+            multiply_rows<terms, vectors>(block, count, nullptr, part, waiting);
             for (int64_t at = 0; at < count * width; at += 16)
               store(sums + at, load<Vec<float>>(sums + at) + load<Vec<float>>(part + at));
           }
         }
-        sink.put(sink.taker, first, count, panel * vectors, reinterpret_cast<const Vec<float>*>(sums));
+        waiting.rest();
+        waiting.sums = sums, waiting.first = first, waiting.q = panel * vectors, waiting.count = count;
+        float* const filled = sums;
+        sums = other, other = filled;
       }
     }
+    waiting.rest();
   }
 
   // Up to 32 rows times all vectors of a panel.
   template <int terms, int vectors>
-  static void multiply_rows(const Block& panel, int count, const float* initial, float* sums) {
+  static void multiply_rows(const Block& panel, int count, const float* initial, float* sums, Waiting& waiting) {
     for (int v = 0; v<vectors; v += count> tile_rows || v + 4 > vectors ? 2 : 4) {
       Block block = panel;
       block.tiles += v * block.vector_stride;
       const float* bias = initial ? initial + v * 16 : nullptr;
-      if (count > tile_rows) square<terms>(block, bias, sums + v * 16, vectors * 16);
-      else if (v + 4 <= vectors) line<terms, 4>(block, bias, sums + v * 16, vectors * 16);
-      else line<terms, 2>(block, bias, sums + v * 16, vectors * 16);
+      if (count > tile_rows) square<terms>(block, bias, sums + v * 16, vectors * 16, waiting);
+      else if (v + 4 <= vectors) line<terms, 4>(block, bias, sums + v * 16, vectors * 16, waiting);
+      else line<terms, 2>(block, bias, sums + v * 16, vectors * 16, waiting);
     }
   }
 
   template <int terms>
-  static void square(const Block& block, const float* bias, float* sums, int64_t width) {
+  static void square(const Block& block, const float* bias, float* sums, int64_t width, Waiting& waiting) {
     if (bias) {  // the same for every row
       _tile_loadd(0, bias, 0);
       _tile_loadd(1, bias + 16, 0);
@@ -185,7 +216,7 @@ class Amx : public SplitOperands {
       _tile_zero(2);
       _tile_zero(3);
     }
-    multiply_square<terms>(block);
+    multiply_square<terms>(block, waiting);
     _tile_stored(0, sums, width * 4);
     _tile_stored(1, sums + 16, width * 4);
     _tile_stored(2, sums + tile_rows * width, width * 4);
@@ -193,7 +224,7 @@ class Amx : public SplitOperands {
   }
 
   template <int terms, int vectors>
-  static void line(const Block& block, const float* bias, float* sums, int64_t width) {
+  static void line(const Block& block, const float* bias, float* sums, int64_t width, Waiting& waiting) {
     if (bias) {
       _tile_loadd(0, bias, 0);
       _tile_loadd(1, bias + 16, 0);
@@ -209,7 +240,7 @@ class Amx : public SplitOperands {
         _tile_zero(3);
       }
     }
-    multiply_line<terms, vectors>(block);
+    multiply_line<terms, vectors>(block, waiting);
     _tile_stored(0, sums, width * 4);
     _tile_stored(1, sums + 16, width * 4);
     if constexpr (vectors == 4) {
