@@ -59,20 +59,17 @@ class Side {
     const int count = int(order.vectors() - q < Product::vectors ? order.vectors() - q : Product::vectors);
     const auto row = [=](int64_t r) { return r < wrap ? first + r : r - wrap; };
     double total[Product::vectors * L] = {};
-    const auto add = [&](int v, V value) {
-      for (int lane = 0; lane < L; ++lane) total[v * L + lane] += double(value[lane]);
-    };
     if constexpr (Engine::splits) {
       engine.pack_split(delta.split(), height, q, count, packed, row);
       for (int64_t r = 0; r < height; ++r)
-        for (int v = 0; v < count; ++v) add(v, delta.get(row(r), (q + v) * L));
+        for (int v = 0; v < count; ++v) add_to(total + v * L, delta.get(row(r), (q + v) * L));
     } else {
       for (int64_t r = 0; r < height; ++r) {
         const S* from = delta.row(row(r)) + q * L;
         for (int v = 0; v < count; ++v) {
           const V value = load<V>(from + v * L);
           store(packed + (r * Product::vectors + v) * L, value);
-          add(v, value);
+          add_to(total + v * L, value);
         }
       }
     }
@@ -88,10 +85,8 @@ class Side {
       const auto rows = engine.rows_of(columns, room, begin, count);
       const auto put = [&](int64_t first, int number, int64_t, const V* of_chunk) {
         for (int64_t i = begin + first; i < begin + first + number; ++i, of_chunk += Product::vectors)
-          for (int v = 0; v < Product::vectors && q + v < order.vectors(); ++v) {
-            double* into = sums + i * row_size() + (q + v) * L;
-            for (int lane = 0; lane < L; ++lane) into[lane] += double(of_chunk[v][lane]);
-          }
+          for (int v = 0; v < Product::vectors && q + v < order.vectors(); ++v)
+            add_to(sums + i * row_size() + (q + v) * L, of_chunk[v]);
       };
       const S* none = nullptr;
       engine.template product<Product>(height, rows, {0, count}, packed, {0, 1}, none, sink<S>(put), unit);

@@ -80,6 +80,20 @@ struct CountLanes<0, i...> {
   using type = Lanes<i...>;
 };
 
+template <int first, int... i>
+TT_INLINE Vec<double> in_double(Vec<float> value, Lanes<i...>) {
+  return __builtin_convertvector(__builtin_shufflevector(value, value, (first + i)...), Vec<double>);
+}
+
+// sums += value, lane by lane, in float64. Element by element GCC takes one lane at a time.
+TT_INLINE void add_to(double* sums, Vec<double> value) { store(sums, load<Vec<double>>(sums) + value); }
+TT_INLINE void add_to(double* sums, Vec<float> value) {
+  constexpr int half = lanes<double>;
+  using All = typename CountLanes<half>::type;
+  add_to(sums, in_double<0>(value, All{}));
+  add_to(sums + half, in_double<half>(value, All{}));
+}
+
 // One stage of a transposition: exchange the off-diagonal blocks of `size` lanes between two registers `size` rows apart.
 template <int size, class V, int... i>
 TT_INLINE void exchange_blocks(V& upper, V& lower, Lanes<i...>) {
