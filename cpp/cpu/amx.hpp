@@ -44,10 +44,10 @@ class TileUnit {
 
 // One block of sums, over all of K.
 struct Block {
-  const Bfloat *rows, *tiles;   // the first row's first term; the first vector's first tile
-  int64_t stride, term_stride;  // of the rows
-  int64_t vector_stride;        // of the tiles
-  int64_t blocks;               // of K
+  const Bfloat *rows, *tiles;         // the first row's first term; the first vector's first tile
+  int64_t term_stride, block_stride;  // of the rows
+  int64_t vector_stride;              // of the tiles
+  int64_t blocks;                     // of K
 };
 
 // Calls left(term) and right(term) to load, multiply() for each pair of terms: one side is replaced at a time. The order of the
@@ -91,9 +91,9 @@ TT_INLINE void multiply_square(const Block& b, Waiting& waiting) {
   for (int64_t k = 0; k < b.blocks; ++k) {
     for_pairs<terms>(
         [&](int term) __attribute__((always_inline)) {
-          const Bfloat* from = b.rows + term * b.term_stride + k * tile_depth;
-          _tile_loadd(4, from, b.stride * 2);
-          _tile_loadd(5, from + tile_rows * b.stride, b.stride * 2);
+          const Bfloat* from = b.rows + term * b.term_stride + k * b.block_stride;
+          _tile_loadd(4, from, 64);
+          _tile_loadd(5, from + tile_size, 64);
         },
         [&](int term) __attribute__((always_inline)) {
           const Bfloat* from = b.tiles + (k * terms + term) * tile_size;
@@ -116,8 +116,7 @@ TT_INLINE void multiply_line(const Block& b, Waiting& waiting) {
   for (int64_t k = 0; k < b.blocks; ++k) {
     const Bfloat* tiles = b.tiles + k * terms * tile_size;
     for_pairs<terms>(
-        [&](int term)
-            __attribute__((always_inline)) { _tile_loadd(4, b.rows + term * b.term_stride + k * tile_depth, b.stride * 2); },
+        [&](int term) __attribute__((always_inline)) { _tile_loadd(4, b.rows + term * b.term_stride + k * b.block_stride, 64); },
         [&](int term) __attribute__((always_inline)) { tiles = b.tiles + (k * terms + term) * tile_size; },
         [&]() __attribute__((always_inline)) {
           _tile_loadd(5, tiles, 64);
@@ -139,7 +138,7 @@ TT_INLINE void multiply_line(const Block& b, Waiting& waiting) {
 class Amx : public SplitOperands {
  public:
   using Unit = TileUnit;
-  using SplitOperands::SplitOperands;
+  explicit Amx(const Host& host) : SplitOperands(host, true) {}
 
   template <class Shape>
   void product(int64_t K, const SplitRows& rows, Range range, const Bfloat* packed, Panels panels, const float* initial,
@@ -167,10 +166,10 @@ class Amx : public SplitOperands {
         unit.shape(upper, count - upper);
         waiting.pace(blocks * vectors / (count <= tile_rows && vectors % 4 == 0 ? 4 : 2));
         for (int64_t k = 0; k == 0 || k < blocks; k += summed_blocks) {
-          const Block block{rows.data + first * rows.stride + k * tile_depth,
+          const Block block{rows.data + first * tile_depth + k * rows.block_stride,
                             packed + panel * vectors * vector_stride + k * terms * tile_size,
-                            rows.stride,
                             rows.term_stride,
+                            rows.block_stride,
                             vector_stride,
                             blocks - k < summed_blocks ? blocks - k : summed_blocks};
           if (k == 0) {

@@ -47,7 +47,7 @@ __attribute__((target("avx512bf16"), noinline)) void add_dots(const Bfloat* row,
 class Dot : public SplitOperands {
  public:
   struct Unit {};
-  using SplitOperands::SplitOperands;
+  explicit Dot(const Host& host) : SplitOperands(host, false) {}
 
   template <class Shape>
   void product(int64_t K, const SplitRows& rows, Range range, const Bfloat* packed, Panels panels, const float* initial,

@@ -32,7 +32,7 @@ class Side {
     }
     const int64_t size = Engine::splits ? engine.room_size(features, padded_rows) : features * padded_rows;
     columns = engine.columns(scratch<Weight>(host, size), features, padded_rows);
-    sums = scratch<double>(host, features * row_size());
+    sums = scratch<double>(host, sums_size());
   }
 
   int64_t row_size() const { return order.vectors() * L; }
@@ -42,7 +42,7 @@ class Side {
     const auto clear = [](double* data, Range range) {
       __builtin_memset(data + range.begin, 0, size_t(range.end - range.begin) * sizeof(double));
     };
-    clear(sums, share(features * row_size(), parts, index));
+    clear(sums, share(sums_size(), parts, index));
     if (!shares) clear(bias, share(row_size(), parts, index));
   }
 
@@ -85,8 +85,7 @@ class Side {
       const auto rows = engine.rows_of(columns, room, begin, count);
       const auto put = [&](int64_t first, int number, int64_t, const V* of_chunk) {
         for (int64_t i = begin + first; i < begin + first + number; ++i, of_chunk += Product::vectors)
-          for (int v = 0; v < Product::vectors && q + v < order.vectors(); ++v)
-            add_to(sums + i * row_size() + (q + v) * L, of_chunk[v]);
+          for (int v = 0; v < Product::vectors && q + v < order.vectors(); ++v) add_to(sum_of(i, q + v), of_chunk[v]);
       };
       const S* none = nullptr;
       engine.template product<Product>(height, rows, {0, count}, packed, {0, 1}, none, sink<S>(put), unit);
@@ -104,13 +103,19 @@ class Side {
   }
 
  private:
+  int64_t sums_size() const { return Product::panels(order.vectors()) * features * Product::vectors * L; }
+  // Of vector q of row i.
+  double* sum_of(int64_t i, int64_t q) const {
+    return sums + ((q / Product::vectors * features + i) * Product::vectors + q % Product::vectors) * L;
+  }
+
   // Rows of the gradient from columns of the sums, a square at a time.
   void unpack_rows(int64_t q, S* d_weight) const {
     for (int64_t i = 0; i < features; i += L) {
       const int64_t count = features - i < L ? features - i : L;
       V block[L] = {};
       for (int k = 0; k < count; ++k)
-        for (int lane = 0; lane < L; ++lane) block[k][lane] = S(sums[(i + k) * row_size() + q * L + lane]);
+        for (int lane = 0; lane < L; ++lane) block[k][lane] = S(sum_of(i + k, q)[lane]);
       TT_ISA::transpose(block);
       for (int lane = 0; lane < L; ++lane)
         if (const int64_t row = order.row(q, lane); row >= 0) store_some(d_weight + row * features + i, block[lane], count);
@@ -118,8 +123,8 @@ class Side {
   }
 
   typename Engine::Columns columns;  // (features, padded rows)
-  double* sums;                      // (features, row_size): weight gradient so far, transposed, gates interleaved
-  double* bias;                      // (row_size): its gradient so far
+  double* sums;  // (panels, features, Product::vectors, lanes): weight gradient so far, transposed, gates interleaved
+  double* bias;  // (row_size): its gradient so far
   int64_t places;
   const Side* shares;
 };

@@ -29,19 +29,24 @@ TT_INLINE Halves next_term(Vec<float>& value) {
   return __builtin_convertvector(kept >> 16, Halves);
 }
 
-// Rows of K numbers, split: (terms, rows, stride), zeros from K to a multiple of the tile's depth.
+// Rows of K numbers, split, zeros from K to a multiple of the tile's depth: (blocks of 32 k, terms, rows, 32), so that a tile is
+// one piece of memory wherever its rows begin, or (terms, rows, K).
 struct SplitRows {
   Bfloat* data;
-  int64_t stride, term_stride;
+  int64_t stride, term_stride, block_stride;
   int terms;
 
-  // One line more than the numbers need: rows a power of two apart would share a few sets of the cache.
-  static int64_t padded(int64_t K) { return (tile_blocks(K) + 1) * tile_depth; }
-  static int64_t size(int64_t rows, int64_t K, int terms) { return terms * rows * padded(K); }
-
-  SplitRows() = default;
-  SplitRows(Bfloat* data, int64_t rows, int64_t K, int terms)
-      : data(data), stride(padded(K)), term_stride(rows * stride), terms(terms) {}
+  // An odd number of lines between terms, or rows: a power of two would share a few sets of the cache.
+  static SplitRows in_tiles(Bfloat* data, int64_t rows, int terms) {
+    const int64_t term_stride = (rows | 1) * tile_depth;
+    return {data, tile_depth, term_stride, terms * term_stride, terms};
+  }
+  static SplitRows in_lines(Bfloat* data, int64_t rows, int64_t K, int terms) {
+    const int64_t stride = (tile_blocks(K) | 1) * tile_depth;
+    return {data, stride, rows * stride, tile_depth, terms};
+  }
+  // Room for either.
+  static int64_t size(int64_t rows, int64_t K, int terms) { return terms * (rows | 1) * (tile_blocks(K) | 1) * tile_depth; }
 
   SplitRows from(int64_t row) const {
     SplitRows rest = *this;
@@ -49,14 +54,20 @@ struct SplitRows {
     return rest;
   }
 
+  TT_INLINE Bfloat* at(int64_t row, int64_t k) const {
+    return data + row * stride + int64_t(uint64_t(k) / tile_depth) * block_stride + int64_t(uint64_t(k) % tile_depth);
+  }
+
   TT_INLINE void put(int64_t row, int64_t k, Vec<float> value) const {
-    for (int i = 0; i < terms; ++i) store(data + i * term_stride + row * stride + k, next_term(value));
+    Bfloat* const to = at(row, k);
+    for (int i = 0; i < terms; ++i) store(to + i * term_stride, next_term(value));
   }
 
   TT_INLINE Vec<float> get(int64_t row, int64_t k) const {
+    const Bfloat* const from = at(row, k);
     Vec<float> sum = {};
     for (int i = 0; i < terms; ++i) {
-      const Words bits = __builtin_convertvector(load<Halves>(data + i * term_stride + row * stride + k), Words) << 16;
+      const Words bits = __builtin_convertvector(load<Halves>(from + i * term_stride), Words) << 16;
       Vec<float> term;
       __builtin_memcpy(&term, &bits, sizeof term);
       sum += term;
@@ -86,12 +97,14 @@ class SplitOperands {
   using Rows = SplitRows;
   using Columns = SplitRows;
 
-  explicit SplitOperands(const Host& host) : terms_(host.terms) {}
+  SplitOperands(const Host& host, bool in_tiles) : terms_(host.terms), in_tiles_(in_tiles) {}
 
   int64_t packed_size(int64_t K, int64_t vectors) const { return vectors * tile_blocks(K) * terms_ * tile_size; }
   int64_t room_size(int64_t rows, int64_t K) const { return SplitRows::size(rows, K, terms_); }
-  SplitRows rows(Bfloat* room, int64_t count, int64_t K) const { return {room, count, K, terms_}; }
-  SplitRows columns(Bfloat* room, int64_t count, int64_t K) const { return {room, count, K, terms_}; }
+  SplitRows rows(Bfloat* room, int64_t count, int64_t K) const {
+    return in_tiles_ ? SplitRows::in_tiles(room, count, terms_) : SplitRows::in_lines(room, count, K, terms_);
+  }
+  SplitRows columns(Bfloat* room, int64_t count, int64_t K) const { return rows(room, count, K); }
   static int64_t columns_padded(int64_t K) { return tile_blocks(K) * tile_depth; }
   SplitRows rows_of(const SplitRows& columns, const float**, int64_t begin, int64_t) const { return columns.from(begin); }
 
@@ -140,7 +153,7 @@ class SplitOperands {
       for (int64_t k = 0; k < tile_blocks(K) * tile_depth; k += 2)
         for (int i = 0; i < terms_; ++i) {
           const auto part = [&](int64_t k) {
-            return k < K ? load<Halves>(rows.data + i * rows.term_stride + row(k) * rows.stride + (first + q) * 16) : Halves{};
+            return k < K ? load<Halves>(rows.at(row(k), (first + q) * 16) + i * rows.term_stride) : Halves{};
           };
           store(tile(packed, K, q, k / tile_depth, i) + k % tile_depth * 16, pair_up(part(k), part(k + 1)));
         }
@@ -152,6 +165,7 @@ class SplitOperands {
   }
 
   int terms_;
+  bool in_tiles_;
 };
 
 }  // namespace throughtime::TT_ISA
