@@ -138,6 +138,7 @@ TT_INLINE void multiply_line(const Block& b, Waiting& waiting) {
 class Amx : public SplitOperands {
  public:
   using Unit = TileUnit;
+  static constexpr int64_t panels_at_once = 16, long_chunk = 512;
   explicit Amx(const Host& host) : SplitOperands(host, true) {}
 
   template <class Shape>
@@ -147,7 +148,10 @@ class Amx : public SplitOperands {
     const auto multiply = terms_ == 3   ? &Amx::multiply<3, Shape::vectors>
                           : terms_ == 2 ? &Amx::multiply<2, Shape::vectors>
                                         : &Amx::multiply<1, Shape::vectors>;
-    (this->*multiply)(K, rows, range, packed, panels, initial, sink, unit);
+    const int64_t near = rows_near(tile_blocks(K) * terms_);
+    for (int64_t begin = range.begin; begin < range.end; begin += near)
+      (this->*multiply)(K, rows, {begin, range.end - begin < near ? range.end : begin + near}, packed, panels, initial, sink,
+                        unit);
   }
 
  private:
@@ -187,6 +191,12 @@ class Amx : public SplitOperands {
       }
     }
     waiting.rest();
+  }
+
+  // So many rows stay in the cache beside the panels that pass by.
+  static int64_t rows_near(int64_t tiles) {
+    const int64_t rows = 768 * 1024 / (tiles * 64 + 1) / 32 * 32;
+    return rows < 32 ? 32 : rows;
   }
 
   // Up to 32 rows times all vectors of a panel.

@@ -46,7 +46,8 @@ class BackwardLoop {
     chunk_rows = plan.chunk * p.B;
     delta_rows = chunk_rows + p.B;
     column_size = Engine::columns_padded(chunk_rows);
-    panels = scratch<Weight>(host, host.threads * engine.packed_size(column_size, Product::vectors));
+    panels_size = engine.packed_size(column_size, Engine::panels_at_once * Product::vectors);
+    panels = scratch<Weight>(host, host.threads * panels_size);
     // A step's delta must outlive its chunk by one step, so steps take turns in chunk + 1 places. Where a cell is not split, x
     // and h share theirs.
     const auto prepare = [&](Side& side, Interleaved order, int64_t features, const Side* shared = nullptr) {
@@ -103,7 +104,7 @@ class BackwardLoop {
     Range b, j, q;            // sequences, vectors of units and of features of h
     const S **rows, **other;  // room for a row of the chunk each
     S** targets;
-    Weight* panel;           // of the chunk's delta
+    Weight* panels;          // of the chunk's delta
     uint8_t *rules, *later;  // of the step, and of the step after
     S* scales;               // what clipping makes of each sequence's carried gradient
   };
@@ -136,7 +137,6 @@ class BackwardLoop {
   void work(int thread) {
     const FlushSubnormals flush;
     typename Engine::Unit unit;
-    const int64_t panel_size = engine.packed_size(column_size, Product::vectors);
     Mine mine{thread,
               unit,
               plan.rows(p.B, thread),
@@ -145,7 +145,7 @@ class BackwardLoop {
               rows + 3 * thread * room_rows,
               nullptr,
               nullptr,
-              panels + thread * panel_size,
+              panels + thread * panels_size,
               rules + 2 * thread * p.B,
               rules + (2 * thread + 1) * p.B,
               scales + thread * p.B};
@@ -563,19 +563,20 @@ class BackwardLoop {
     }
   }
 
-  // Panel by panel, packed just before it is used.
+  // Some panels at a time, packed just before they are used.
   void weight_gradients(const Mine& mine, int64_t begin, int64_t end) {
-    const int64_t height = (end - begin) * p.B;
-    const auto add = [&](const Side& side, int64_t panel) {
-      side.add_gradient(engine, height, panel, mine.panel, mine.rows, room_rows, mine.unit);
+    const int64_t height = (end - begin) * p.B, size = engine.packed_size(height, Product::vectors);
+    const auto add = [&](const Side& side, Range some) {
+      side.add_gradient(engine, height, some, mine.panels, mine.rows, room_rows, mine.unit);
     };
     for_sides([&](const Side& side) {
       if (!side.has_own_delta()) return;
       const Range own = share(Product::panels(side.order.vectors()), host.threads, mine.thread);
-      for (int64_t panel = own.begin; panel < own.end; ++panel) {
-        side.pack(engine, delta_row(begin), height, panel, mine.panel);
-        add(side, panel);
-        if (!C::split && &side == &inputs) add(recurrent, panel);
+      for (Range some = {own.begin, own.begin}; some.begin < own.end; some.begin = some.end) {
+        for (; some.end < own.end && some.end < some.begin + Engine::panels_at_once; ++some.end)
+          side.pack(engine, delta_row(begin), height, some.end, mine.panels + (some.end - some.begin) * size);
+        add(side, some);
+        if (!C::split && &side == &inputs) add(recurrent, some);
       }
     });
     if constexpr (values > 0) unit_gradients.close_chunk(begin, end, host.threads, mine.thread);
@@ -682,7 +683,7 @@ class BackwardLoop {
   CarriedNorms<S, C::states> carried_norms;
   Flow<S> flow;
   S* d_states[max_states];  // (rows, B, P), (rows, B, H): of all timesteps, or for the flow's norms of the chunk; or null
-  Weight* panels;           // of delta, one a thread
+  Weight* panels;           // of delta, some a thread
   S* zeros;                 // the state before an episode
   S* middle;                // (chunk rows, H): what the second product multiplied with
   S* notes;                 // one row a thread
@@ -690,6 +691,7 @@ class BackwardLoop {
   uint8_t* rules;
   S* scales;
   double* norms = nullptr;
+  int64_t panels_size;
 };
 
 }  // namespace throughtime::TT_ISA

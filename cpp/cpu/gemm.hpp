@@ -48,6 +48,8 @@ template <class S>
 class Fma {
  public:
   static constexpr bool splits = false;  // whether left operands are copies, made where their numbers are
+  // Of delta, panels that are packed before their products; rows of a chunk where weights are many.
+  static constexpr int64_t panels_at_once = 1, long_chunk = 2048;
   using Weight = S;
   using Room = const S*;
   struct Rows {

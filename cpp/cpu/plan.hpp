@@ -107,7 +107,7 @@ template <class C, class Tiles, class S>
 Plan make_plan(const Recurrence<S>& p, const Host& host, const typename Tiles::Engine& engine) {
   // Each chunk adds to dW, which costs memory traffic, and its delta should stay in cache. LSTM's backward of 512 units: 86, 76,
   // 71, 69, 66 ms with 128, 256, 512, 1024, 2048 rows; of 256 units: 222, 201, 190, 190, 188 (Zen 5).
-  const int64_t rows_per_chunk = C::gates * p.H * (p.I + p.H) < 1 << 20 ? 512 : 2048;
+  const int64_t rows_per_chunk = C::gates * p.H * (p.I + p.H) < 1 << 20 ? 512 : Tiles::Engine::long_chunk;
   Plan plan;
   const int64_t chunk = host.forced.chunk ? host.forced.chunk : ceil_div(rows_per_chunk, p.B > 0 ? p.B : 1);
   plan.chunk = chunk < p.T ? chunk : p.T;

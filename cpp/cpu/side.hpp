@@ -76,19 +76,20 @@ class Side {
     for (int i = 0; i < count * L; ++i) bias[q * L + i] += total[i];
   }
 
-  // Adds columns^T times that panel; there is room for so many rows.
-  void add_gradient(const Engine& engine, int64_t height, int64_t panel, const Weight* packed, const S** room, int64_t room_rows,
+  // Adds columns^T times those panels; there is room for so many rows.
+  void add_gradient(const Engine& engine, int64_t height, Range panels, const Weight* packed, const S** room, int64_t room_rows,
                     typename Engine::Unit& unit) const {
-    const int64_t q = panel * Product::vectors;
+    const int64_t q = panels.begin * Product::vectors;
     for (int64_t begin = 0; begin < features; begin += room_rows) {
       const int64_t count = features - begin < room_rows ? features - begin : room_rows;
       const auto rows = engine.rows_of(columns, room, begin, count);
-      const auto put = [&](int64_t first, int number, int64_t, const V* of_chunk) {
+      const auto put = [&](int64_t first, int number, int64_t to, const V* of_chunk) {
         for (int64_t i = begin + first; i < begin + first + number; ++i, of_chunk += Product::vectors)
-          for (int v = 0; v < Product::vectors && q + v < order.vectors(); ++v) add_to(sum_of(i, q + v), of_chunk[v]);
+          for (int v = 0; v < Product::vectors && q + to + v < order.vectors(); ++v) add_to(sum_of(i, q + to + v), of_chunk[v]);
       };
       const S* none = nullptr;
-      engine.template product<Product>(height, rows, {0, count}, packed, {0, 1}, none, sink<S>(put), unit);
+      engine.template product<Product>(height, rows, {0, count}, packed, {0, panels.end - panels.begin}, none, sink<S>(put),
+                                       unit);
     }
   }
 
