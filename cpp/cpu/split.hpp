@@ -15,18 +15,30 @@ constexpr int64_t tile_rows = 16, tile_depth = 32, tile_size = 512;
 
 TT_INLINE int64_t tile_blocks(int64_t K) { return ceil_div(K, tile_depth); }
 
-// The next term of each number, rounded; the number loses it, exactly: three terms are all of a float32 above 2^-110. What would
-// round to infinity is cut off instead. An infinity leaves a NaN for the terms after it.
-TT_INLINE Halves next_term(Vec<float>& value) {
-  constexpr uint32_t exponent = 0x7f800000, upper = 0xffff0000;
+TT_INLINE Words bits_of(Vec<float> value) {
   Words bits;
   __builtin_memcpy(&bits, &value, sizeof bits);
-  const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) & upper, quiet = (bits & upper) | 0x400000;
-  const Words kept = value != value ? quiet : (rounded & exponent) != exponent ? rounded : bits & upper;
+  return bits;
+}
+
+// Takes the upper halves of these bits from each number, exactly.
+TT_INLINE Halves take_term(Words kept, Vec<float>& value) {
   Vec<float> term;
   __builtin_memcpy(&term, &kept, sizeof term);
   value -= term;
   return __builtin_convertvector(kept >> 16, Halves);
+}
+
+// take(i, term i of each number), rounded: three terms are all of a float32 above 2^-110. What would round to infinity is cut off
+// instead. An infinity leaves a NaN for the terms after it, and a NaN in the first term is one whatever follows.
+template <class Take>
+TT_INLINE void for_terms(int terms, Vec<float> value, const Take& take) {
+  constexpr uint32_t upper = 0xffff0000, size = 0x7fffffff, rounds_to_infinity = 0x7f7f8000;
+  const auto rounded = [](Words bits) { return (bits + 0x7fff + ((bits >> 16) & 1)) & upper; };
+  const Words bits = bits_of(value), cut = value != value ? bits | 0x400000 : bits;
+  take(0, take_term((bits & size) < rounds_to_infinity ? rounded(bits) : cut & upper, value));
+  if (terms > 1) take(1, take_term(rounded(bits_of(value)), value));
+  if (terms > 2) take(2, __builtin_convertvector(bits_of(value) >> 16, Halves));
 }
 
 // Rows of K numbers, split, zeros from K to a multiple of the tile's depth: (blocks of 32 k, terms, rows, 32), so that a tile is
@@ -60,7 +72,7 @@ struct SplitRows {
 
   TT_INLINE void put(int64_t row, int64_t k, Vec<float> value) const {
     Bfloat* const to = at(row, k);
-    for (int i = 0; i < terms; ++i) store(to + i * term_stride, next_term(value));
+    for_terms(terms, value, [&](int i, Halves term) __attribute__((always_inline)) { store(to + i * term_stride, term); });
   }
 
   TT_INLINE Vec<float> get(int64_t row, int64_t k) const {
@@ -118,8 +130,9 @@ class SplitOperands {
           const int64_t row = order.row(q, lane);
           for (int half = 0; half < 2; ++half) {
             const int64_t k = block * tile_depth + half * 16;
-            Vec<float> value = row < 0 || k >= K ? Vec<float>{} : load_some<Vec<float>>(weight + row * K + k, K - k);
-            for (int i = 0; i < terms_; ++i) store(reinterpret_cast<Bfloat*>(&pairs[i][lane]) + half * 16, next_term(value));
+            const Vec<float> value = row < 0 || k >= K ? Vec<float>{} : load_some<Vec<float>>(weight + row * K + k, K - k);
+            for_terms(terms_, value,
+                      [&](int i, Halves term) { store(reinterpret_cast<Bfloat*>(&pairs[i][lane]) + half * 16, term); });
           }
         }
         for (int i = 0; i < terms_; ++i) {
@@ -138,20 +151,20 @@ class SplitOperands {
     };
     for (int64_t q = range.begin * vectors; q < range.end * vectors; ++q)
       for (int64_t k = 0; k < tile_blocks(K) * tile_depth; k += 2) {
-        Vec<float> upper = value(k, q * 16), lower = value(k + 1, q * 16);
-        for (int i = 0; i < terms_; ++i) {
-          const Halves term = next_term(upper);
-          store(tile(packed, K, q, k / tile_depth, i) + k % tile_depth * 16, pair_up(term, next_term(lower)));
-        }
+        Halves upper[3];
+        for_terms(terms_, value(k, q * 16), [&](int i, Halves term) { upper[i] = term; });
+        for_terms(terms_, value(k + 1, q * 16), [&](int i, Halves term) {
+          store(tile(packed, K, q, k / tile_depth, i) + k % tile_depth * 16, pair_up(upper[i], term));
+        });
       }
   }
 
   // `count` vectors of columns, from vector `first` on, of rows that are summed over: `row(r)` is where the r-th of K lies.
   template <class Row>
   void pack_split(const SplitRows& rows, int64_t K, int64_t first, int count, Bfloat* packed, const Row& row) const {
-    for (int64_t q = 0; q < count; ++q)
-      for (int64_t k = 0; k < tile_blocks(K) * tile_depth; k += 2)
-        for (int i = 0; i < terms_; ++i) {
+    for (int64_t k = 0; k < tile_blocks(K) * tile_depth; k += 2)
+      for (int i = 0; i < terms_; ++i)
+        for (int64_t q = 0; q < count; ++q) {
           const auto part = [&](int64_t k) {
             return k < K ? load<Halves>(rows.at(row(k), (first + q) * 16) + i * rows.term_stride) : Halves{};
           };
