@@ -115,14 +115,17 @@ class BackwardLoop {
     const S* before[C::states];  // (B, H)
     const S* after[C::states];
     const S* saved;
-    int64_t delta_row;  // among all places
-    int64_t row;        // among the chunk's
-    int64_t state_row;  // among those of d_states
+    int64_t delta_row;                                  // among all places
+    int64_t row;                                        // among the chunk's
+    int64_t state_row;                                  // among those of d_states
+    const S *coming_saved, *coming_cell, *coming_loss;  // of the step that comes next, or of this one
   };
 
   Moment moment(int64_t s, int64_t begin) const {
-    const int64_t t = steps.time(s), row = (s - begin) * p.B;
-    Moment at{s, t, {}, {}, history.saved(steps, s), delta_row(s), row, asks_flow() ? row : t * p.B};
+    const int64_t t = steps.time(s), row = (s - begin) * p.B, coming = s > 0 ? s - 1 : s;
+    Moment at{s, t, {}, {}, history.saved(steps, s), delta_row(s), row, asks_flow() ? row : t * p.B, {}, {}, {}};
+    at.coming_saved = history.saved(steps, coming), at.coming_cell = history.state(C::states - 1, coming);
+    if (p.d_output.data) at.coming_loss = p.d_output.data + steps.time(coming) * p.d_output.time;
     for (int i = 0; i < C::states; ++i) at.before[i] = history.state(i, s), at.after[i] = history.state(i, s + 1);
     return at;
   }
@@ -487,6 +490,15 @@ class BackwardLoop {
     for (int i = 0; i < C::saved; ++i) a[i] = load<V>(saved_at(at, b, j) + i * L);
     for (int i = first_state; i < C::states; ++i)
       old[i] = mine.rules[b] & fresh ? V{} : load_some<V>(at.before[i] + b * p.H + j * L, p.H - j * L);
+    fetch(at, b, j);
+  }
+
+  // What the next step reads lies too far apart for the processor to foresee.
+  TT_INLINE void fetch(const Moment& at, int64_t b, int64_t j) const {
+    for (int i = 0; i < C::saved; ++i)
+      __builtin_prefetch(at.coming_saved + ((b * plan.unit_vectors + j) * C::saved + i) * L, 0, 2);
+    __builtin_prefetch(at.coming_cell + b * p.H + j * L, 0, 2);
+    if (at.coming_loss) __builtin_prefetch(at.coming_loss + b * p.d_output.batch + j * L, 0, 2);
   }
 
   // A step that is not taken hands on what it receives, from state `first` on.

@@ -48,8 +48,11 @@ class Side {
 
   // The chunk's x, h or m; null rows are zeros.
   void transpose(const S* const* rows, Range range) const {
-    for (int64_t r = range.begin; r < range.end; r += L)
+    for (int64_t r = range.begin; r < range.end; r += L) {
+      for (int64_t next = r + L; next < range.end && next < r + 2 * L; ++next)
+        for (int64_t k = 0; rows[next] && k < features; k += 64 / int64_t(sizeof(S))) __builtin_prefetch(rows[next] + k, 0, 2);
       transpose_rows(rows + r, range.end - r, features, [this, r](int64_t k, V value) { columns.put(k, r, value); });
+    }
   }
 
   // A panel of the delta of `height` rows, which begin at place `first` and go on at 0 after the last. The bias's gradient is
