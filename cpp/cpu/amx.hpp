@@ -64,31 +64,38 @@ TT_INLINE void for_pairs(const Left& left, const Right& right, const Multiply& m
   multiply();
 }
 
-// Rows of results that their taker does not have yet: it gets them a few at a time between the products of the next block, for
-// tiles and vector registers work at the same time.
+// Rows of results that their taker does not have yet: it gets them one by one between the products of the next block, for tiles
+// and vector registers work at the same time.
 struct Waiting {
   Sink<float> sink;
   const float* sums;  // (rows, width)
-  int64_t width, first, q;
-  int count = 0, each = 0;
+  int64_t width, first, q, calls, due;
+  int count = 0, left = 0;
 
-  // Hands them over during so many calls of `some`.
-  void pace(int64_t calls) { each = calls > 0 ? int(ceil_div(count, calls)) : 0; }
-  TT_INLINE void some() { hand(each < count ? each : count); }
-  void rest() { hand(count); }
+  void take(const float* of_block, int64_t of_first, int64_t of_q, int rows) {
+    sums = of_block, first = of_first, q = of_q, count = left = rows;
+  }
+  // Spreads them over so many calls of `some`.
+  void pace(int64_t number) { calls = number > 0 ? number : 1, due = 0; }
+  TT_INLINE void some() {
+    for (due += count; due >= calls; due -= calls) hand(1);
+  }
+  void rest() { hand(left); }
 
  private:
   TT_INLINE void hand(int rows) {
-    if (rows == 0) return;
+    if (left == 0) return;
     sink.put(sink.taker, first, rows, q, reinterpret_cast<const Vec<float>*>(sums));
-    first += rows, count -= rows, sums += rows * width;
+    first += rows, left -= rows, sums += rows * width;
   }
 };
+
+constexpr int pairs_of(int terms) { return terms * (terms + 1) / 2; }
 
 // Two tiles of rows times two vectors.
 template <int terms>
 TT_INLINE void multiply_square(const Block& b, Waiting& waiting) {
-  for (int64_t k = 0; k < b.blocks; ++k) {
+  for (int64_t k = 0; k < b.blocks; ++k)
     for_pairs<terms>(
         [&](int term) __attribute__((always_inline)) {
           const Bfloat* from = b.rows + term * b.term_stride + k * b.block_stride;
@@ -100,14 +107,13 @@ TT_INLINE void multiply_square(const Block& b, Waiting& waiting) {
           _tile_loadd(6, from, 64);
           _tile_loadd(7, from + b.vector_stride, 64);
         },
-        []() __attribute__((always_inline)) {
+        [&]() __attribute__((always_inline)) {
           _tile_dpbf16ps(0, 4, 6);
           _tile_dpbf16ps(1, 4, 7);
           _tile_dpbf16ps(2, 5, 6);
           _tile_dpbf16ps(3, 5, 7);
+          waiting.some();
         });
-    waiting.some();
-  }
 }
 
 // One tile of rows times up to four vectors, for four sums hide the latency. The same products in the same order as above.
@@ -129,8 +135,8 @@ TT_INLINE void multiply_line(const Block& b, Waiting& waiting) {
             _tile_loadd(5, tiles + 3 * b.vector_stride, 64);
             _tile_dpbf16ps(3, 4, 5);
           }
+          waiting.some();
         });
-    waiting.some();
   }
 }
 
@@ -161,14 +167,14 @@ class Amx : public SplitOperands {
     constexpr int64_t width = vectors * 16, most = 2 * tile_rows;
     alignas(64) float room[2][most * width], part[most * width];
     float *sums = room[0], *other = room[1];
-    Waiting waiting{sink, nullptr, width, 0, 0};
+    Waiting waiting{sink, nullptr, width, 0, 0, 1, 0};
     const int64_t blocks = tile_blocks(K), vector_stride = blocks * terms * tile_size;
     for (int64_t i = 0; i < panels.count(); ++i) {
       const int64_t panel = panels.turn(i);
       for (int64_t first = range.begin; first < range.end; first += most) {
         const int count = int(range.end - first < most ? range.end - first : most), upper = count < 16 ? count : 16;
         unit.shape(upper, count - upper);
-        waiting.pace(blocks * vectors / (count <= tile_rows && vectors % 4 == 0 ? 4 : 2));
+        waiting.pace(blocks * pairs_of(terms) * vectors / (count > tile_rows || vectors % 4 ? 2 : 4));
         for (int64_t k = 0; k == 0 || k < blocks; k += summed_blocks) {
           const Block block{rows.data + first * tile_depth + k * rows.block_stride,
                             packed + panel * vectors * vector_stride + k * terms * tile_size,
@@ -185,7 +191,7 @@ class Amx : public SplitOperands {
           }
         }
         waiting.rest();
-        waiting.sums = sums, waiting.first = first, waiting.q = panel * vectors, waiting.count = count;
+        waiting.take(sums, first, panel * vectors, count);
         float* const filled = sums;
         sums = other, other = filled;
       }

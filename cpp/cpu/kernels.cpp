@@ -13,7 +13,9 @@ void run(const Problem& problem, const Host& host) {
   const Family family = choose_family<S>(problem.B, host);
 #if defined(__AMX_BF16__)
   if constexpr (sizeof(S) == sizeof(float))
-    if (family == Family::amx) return Loop<C, S, AmxRows<S, C::recurrent>>::run(problem, host);
+    if (family == Family::amx)
+      return problem.B > tile_rows ? Loop<C, S, AmxRows<S, C::recurrent, 2>>::run(problem, host)
+                                   : Loop<C, S, AmxRows<S, C::recurrent, 4>>::run(problem, host);
 #endif
   if constexpr (has_dot && sizeof(S) == sizeof(float))
     if (family == Family::dot) return Loop<C, S, DotRows<S, C::recurrent>>::run(problem, host);

@@ -50,16 +50,17 @@ struct DotRows : ManyRows<S, gates> {
 #if defined(__AMX_BF16__)
 constexpr bool has_amx = true;
 
-// Blocks of 32 x 2, up to 16 rows of 16 x 4: an even number of vectors.
-template <class S, int gates>
+// Blocks of 32 x 2, up to 16 rows of 16 x 4: an even number of vectors. Backwards narrow panels leave less of the cell's work for
+// after the last product, where 32 x 2 has its four sums anyway.
+template <class S, int gates, int back = 4>
 struct AmxRows {
   template <int of_gates>
-  using With = AmxRows<S, of_gates>;
+  using With = AmxRows<S, of_gates, back>;
   using Engine = Amx;
   static constexpr int units = gates == 1 ? 4 : gates < 4 ? 2 : 1;
   using Forward = Shape<32, gates * units, 1>;
   using Again = Forward;
-  using Backward = Shape<32, 4, 1>;
+  using Backward = Shape<32, back, 1>;
   using Product = Shape<32, 2, 1>;
 };
 #else
