@@ -66,7 +66,11 @@ class BackwardLoop {
     rules = scratch<uint8_t>(host, 2 * host.threads * p.B);
     scales = scratch<S>(host, host.threads * p.B);
     if (p.clip > 0) carried_norms.prepare(host, p.B, plan.hidden_vectors, plan.unit_vectors);
-    for (int i = 0; i < C::states; ++i) d_states[i] = p.d_states[i];
+    for (int i = 0; i < C::states; ++i) {
+      const int64_t width = history.width(i);
+      d_states[i] = p.d_states[i];
+      streams[i] = Engine::splits && d_states[i] && width % L == 0 && streamable(d_states[i], p.T * p.B * width);
+    }
     if (asks_flow()) flow.prepare(p, host), d_states[0] = scratch<S>(host, chunk_rows * p.P);
     if (asks_norms()) norms = scratch<double>(host, host.threads * norms_room().total());
     __builtin_memset(zeros, 0, size_t(p.P) * sizeof(S));
@@ -162,6 +166,7 @@ class BackwardLoop {
       for (; end > first; end = end > first + plan.chunk ? end - plan.chunk : first)
         if (!chunk(mine, end > first + plan.chunk ? end - plan.chunk : first, end)) return;
     }
+    stream_fence();
     if (p.d_initial[0]) initial_gradient(mine);
     if (asks_weights()) unpack_weights(mine);
   }
@@ -529,7 +534,9 @@ class BackwardLoop {
 
   TT_INLINE void put_state(const Moment& at, int i, int64_t b, int64_t j, V total) const {
     const int64_t width = history.width(i);
-    if (d_states[i]) store_some(d_states[i] + (at.state_row + b) * width + j * L, total, width - j * L);
+    S* const to = d_states[i] + (at.state_row + b) * width + j * L;
+    if (streams[i]) stream(to, total);
+    else if (d_states[i]) store_some(to, total, width - j * L);
   }
 
   TT_INLINE void add_loss(const Moment& at, int i, int64_t b, int64_t j, V& dn) const {
@@ -704,6 +711,7 @@ class BackwardLoop {
   S* scales;
   double* norms = nullptr;
   int64_t panels_size;
+  bool streams[max_states] = {};  // whether d_states are stored past the cache
 };
 
 }  // namespace throughtime::TT_ISA

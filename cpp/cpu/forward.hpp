@@ -152,6 +152,7 @@ class ForwardLoop {
         if (plan.unit_parts > 1 && !team.wait(mine.thread)) return false;
       }
     }
+    if (streams) stream_fence();
     return true;
   }
 
@@ -333,7 +334,7 @@ class ForwardLoop {
   template <int n>
   TT_INLINE void save(const Moment& at, int64_t b, int64_t j, const V (&a)[n]) const {
     S* saved = saved_at(at, b, j);
-    for (int i = 0; i < C::saved; ++i) store(saved + i * L, a[i]);
+    for (int i = 0; i < C::saved; ++i) streams ? stream(saved + i * L, a[i]) : store(saved + i * L, a[i]);
   }
 
   // State i of units j after the step.
@@ -397,6 +398,8 @@ class ForwardLoop {
   History<S> history;
   Zoneout<S> zoneout;
   const bool zoned[max_states] = {zoneout.any(0), zoneout.any(1)};
+  // Saved values that fill a cache are past it when the backward comes to them.
+  const bool streams = Engine::splits && C::phases == Phases::one && streamable(p.saved, p.T* history.saved_size);
   Interleaved order, recurrent_order, second_order;
   int64_t row_size, room_size;
   Weight *weight_packed, *recurrent_packed, *second_packed;

@@ -56,6 +56,12 @@ TT_INLINE void stream(S* to, V value) {
 #endif
 }
 
+// Whether to store so many numbers in that way: it is worth while for arrays of 16 MB.
+template <class S>
+TT_INLINE bool streamable(const S* to, int64_t count) {
+  return count * int64_t(sizeof(S)) >= int64_t(1) << 24 && reinterpret_cast<uintptr_t>(to) % vector_bytes == 0;
+}
+
 TT_INLINE void stream_fence() {
 #if defined(__x86_64__)
   __builtin_ia32_sfence();
