@@ -61,6 +61,7 @@ class ForwardLoop {
     zeros = scratch<S>(host, p.P);
     room_size = engine.room_size(plan.chunk * p.B, most_features > p.H ? most_features : p.H);
     room = scratch<typename Engine::Room>(host, host.threads * room_size);
+    if (Engine::splits) shared_room = scratch<typename Engine::Room>(host, plan.row_parts * room_size);
     rules = scratch<uint8_t>(host, 2 * host.threads * p.B);
     moments = scratch<Moment>(host, host.threads * plan.chunk);
     __builtin_memset(zeros, 0, size_t(p.P) * sizeof(S));
@@ -145,7 +146,7 @@ class ForwardLoop {
     for (int64_t begin = first; begin < last; begin += plan.chunk) {
       const int64_t end = begin + plan.chunk < last ? begin + plan.chunk : last;
       if (team.interrupted(mine.thread)) return false;
-      project(mine, begin, end);
+      if (!project(mine, begin, end)) return false;
       for (int64_t s = begin; s < end; ++s) {
         find_rules(mine, s);
         if (!step(mine, moment(s, mine.projected + (s - begin) * mine.count() * row_size))) return false;
@@ -159,7 +160,7 @@ class ForwardLoop {
   // What steps `begin` to `end` - 1, at most a chunk of them, saved: again, from states that are all kept. No step waits for
   // another, so their recurrent products are one. False when the call is to stop.
   bool save_again(const Mine& mine, int64_t begin, int64_t end) {
-    project(mine, begin, end);
+    if (!project(mine, begin, end)) return false;
     Moment* at = moments + mine.thread * plan.chunk;
     const int64_t count = mine.count(), own = plan.chunk * mine.b.begin;
     const Range all{0, (end - begin) * count};
@@ -214,12 +215,18 @@ class ForwardLoop {
     return at;
   }
 
-  void project(const Mine& mine, int64_t begin, int64_t end) {
-    const Rows rows = engine.rows(mine.room, (end - begin) * mine.count(), p.I);
-    int64_t count = 0;
-    for (int64_t s = begin; s < end; ++s)
-      for (int64_t b = mine.b.begin; b < mine.b.end; ++b)
-        rows.set(count++, p.x.data + steps.time(s) * p.x.time + b * p.x.batch, p.I);
+  // False when the call is to stop.
+  bool project(const Mine& mine, int64_t begin, int64_t end) {
+    const int64_t own = mine.count(), count = (end - begin) * own;
+    // Copies are made once for all threads of the same sequences.
+    typename Engine::Room* const to = Engine::splits ? shared_room + mine.thread / plan.unit_parts * room_size : mine.room;
+    const Rows rows = engine.rows(to, count, p.I);
+    const Range part = Engine::splits ? share(count, plan.unit_parts, mine.thread % plan.unit_parts) : Range{0, count};
+    for (int64_t r = part.begin; r < part.end; ++r) {
+      const int64_t s = begin + r / own, b = mine.b.begin + r % own;
+      rows.set(r, p.x.data + steps.time(s) * p.x.time + b * p.x.batch, p.I);
+    }
+    if (Engine::splits && plan.unit_parts > 1 && !team.wait(mine.thread)) return false;
     const int64_t vectors = mine.j.end * G;
     const Panels panels{mine.j.begin * G / Product::vectors, Product::panels(vectors)};
     const auto put = [&](int64_t first, int count, int64_t q, const V* sums) {
@@ -227,6 +234,7 @@ class ForwardLoop {
         for (int v = 0; v < Product::vectors && q + v < vectors; ++v) store(mine.projected + r * row_size + (q + v) * L, sums[v]);
     };
     engine.template product<Product>(p.I, rows, {0, count}, weight_packed, panels, bias, sink<S>(put), mine.unit);
+    return true;
   }
 
   void find_rules(const Mine& mine, int64_t s) {
@@ -406,7 +414,7 @@ class ForwardLoop {
   S *bias, *recurrent_bias, *second_bias;  // interleaved
   const S* unit_packed;                    // (units, values, lanes)
   S *projected, *zeros;
-  typename Engine::Room* room;
+  typename Engine::Room *room, *shared_room;
   uint8_t* rules;
   Moment* moments;
   Rows hidden[2];             // where left operands are copies: h before a step, and before the one after it
