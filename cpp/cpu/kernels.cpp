@@ -10,7 +10,7 @@ namespace throughtime::TT_ISA {
 
 template <template <class, class, class> class Loop, class C, class S, class Problem>
 void run(const Problem& problem, const Host& host) {
-  const Family family = choose_family<S>(problem.B, host);
+  const Family family = choose_family<S>(problem.B, C::gates * problem.H, host);
 #if defined(__AMX_BF16__)
   if constexpr (sizeof(S) == sizeof(float))
     if (family == Family::amx)

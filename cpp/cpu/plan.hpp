@@ -67,15 +67,15 @@ struct AmxRows {
 constexpr bool has_amx = false;
 #endif
 
-// The kernels for B sequences: six, three and one product of bfloat16 numbers on AMX beat one of floats from so many rows on
-// (measured on tiles alone, on a Sapphire Rapids); one on vector registers beats floats always (Zen 5).
+// The kernels for B sequences: six, three and one product of bfloat16 numbers on AMX beat one of floats from so many rows on, six
+// of few gates from more (Sapphire Rapids); one on vector registers beats floats always (Zen 5).
 template <class S>
-Family choose_family(int64_t B, const Host& host) {
+Family choose_family(int64_t B, int64_t gate_rows, const Host& host) {
   constexpr bool single = sizeof(S) == sizeof(float), amx = has_amx && single;
   const bool dot = has_dot && single && host.dot && host.terms == 1;
   const Family forced = host.forced.family;
   if (forced == Family::amx ? amx : forced != Family::free) return forced;
-  if (amx && B >= (host.terms == 3 ? 8 : host.terms == 2 ? 4 : 2)) return Family::amx;
+  if (amx && B >= (host.terms == 3 ? (gate_rows < 256 ? 16 : 8) : host.terms == 2 ? 3 : 2)) return Family::amx;
   if (dot) return Family::dot;
   return B == 1 ? Family::one_row : Family::many_rows;
 }
