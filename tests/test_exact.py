@@ -129,6 +129,22 @@ def test_any_number_of_threads_gives_the_same_bits(kind, T, B, I, H, dtype, thre
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("H", [150, 192])
+def test_one_sequence_has_the_same_bits_on_any_number_of_threads(kind, H, dtype, threads):
+    """A thread begins a step with what it made itself, in the step before."""
+    problem = Problem(kind, T=12, B=1, I=7, H=H, dtype=dtype)
+    layer = problem.layer()
+
+    def with_threads(n):
+        threads(n)
+        return run(layer, problem.x, {"state": problem.state}, loss=problem.loss)
+
+    expected = with_threads(1)
+    for n in (2, 3, 5):
+        assert_same_bits(with_threads(n), expected, f"{n} threads")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_same_call_gives_the_same_bits(kind, dtype):
     problem = Problem(kind, T=30, B=33, I=17, H=24, dtype=dtype)
     layer = problem.layer()

@@ -180,7 +180,8 @@ class BackwardLoop {
     if (asks_weights()) transpose_operands(mine, begin, end);
     for (int64_t s = end - 1; s >= begin; --s) {
       if (!step(mine, moment(s, begin))) return false;
-      if (plan.unit_parts > 1 && !team.wait(mine.thread)) return false;
+      if (meets_within) team.arrive(mine.thread);
+      else if (plan.unit_parts > 1 && !team.wait(mine.thread)) return false;
     }
     if (!team.wait(mine.thread)) return false;
     if (asks_flow()) flow_norms(mine, begin, end);
@@ -286,14 +287,14 @@ class BackwardLoop {
   template <class Put>
   bool receive(const Mine& mine, const Moment& at, const Put& put) {
     if (!rescales) {
-      for_carried(mine, at.s + 1, [&](int64_t b, int64_t q, V h) { put(b, q, load<V>(units(0, b, q)) + h); });
-      return true;
+      return for_carried(mine, at.s + 1, [&](int64_t b, int64_t q, V h) { put(b, q, load<V>(units(0, b, q)) + h); });
     }
     if (asks_flow()) flow.clear(mine.thread, mine.b);
-    for_carried(mine, at.s + 1, [&](int64_t b, int64_t q, V h) {
+    const bool goes_on = for_carried(mine, at.s + 1, [&](int64_t b, int64_t q, V h) {
       store(units(0, b, q), load<V>(units(0, b, q)) + h);
       gather(mine, 0, b, q);
     });
+    if (!goes_on) return false;
     for (int i = 1; i < C::states; ++i)
       for (int64_t b = mine.b.begin; b < mine.b.end; ++b)
         for (int64_t j = mine.j.begin; j < mine.j.end; ++j) gather(mine, i, b, j);
@@ -320,9 +321,9 @@ class BackwardLoop {
   }
 
   // put(b, j, h): what step `later` sends back to h through its recurrent product; zero where no gradient crosses, whatever the
-  // weights hold.
+  // weights hold. False when the call is to stop.
   template <class Put>
-  void for_carried(const Mine& mine, int64_t later, const Put& put) {
+  bool for_carried(const Mine& mine, int64_t later, const Put& put) {
     const int64_t K = later < p.T ? recurrent.row_size() : 0;
     const Rows rows = recurrent.delta.rows(delta_row(later), mine.b, mine.rows);
     const Panels panels = panels_of(mine.q, later);
@@ -330,7 +331,15 @@ class BackwardLoop {
       for (int64_t b = first; b < first + count; ++b, sums += back)
         for (int v = 0; v < back && j + v < mine.q.end; ++v) put(b, j + v, mine.later[b] ? V{} : sums[v]);
     };
-    engine.template product<typename Tiles::Backward>(K, rows, mine.b, recurrent_packed, panels, none, sink<S>(tile), mine.unit);
+    if constexpr (Tiles::halves) {
+      const auto ready = [&] { return !meets_within || team.wait_for_arrived(mine.thread); };
+      return engine.template product_of_halves<typename Tiles::Backward>(
+          K, rows, mine.b, recurrent_packed, panels, none, sink<S>(tile), {mine.j.begin * R * L, mine.j.end * R * L}, ready);
+    } else {
+      engine.template product<typename Tiles::Backward>(K, rows, mine.b, recurrent_packed, panels, none, sink<S>(tile),
+                                                        mine.unit);
+      return true;
+    }
   }
 
   static Panels panels_of(Range j, int64_t s) { return {j.begin / back, ceil_div(j.end, back), s % 2 != 0}; }
@@ -690,6 +699,8 @@ class BackwardLoop {
   Zoneout<S> zoneout;
   const bool zoned[max_states] = {zoneout.any(0), zoneout.any(1)};
   const bool rescales = p.clip > 0 || asks_flow();
+  // Whether a step waits for the one before not at its start, but within its product. What rescales reads the others' norms.
+  const bool meets_within = Tiles::halves && C::phases == Phases::one && plan.unit_parts > 1 && !rescales;
   Forward<S> forward;      // the same problem, for `again`
   Again* again = nullptr;  // where states or saved values were not kept
   int64_t chunk_rows, delta_rows, column_size, room_rows;

@@ -150,7 +150,8 @@ class ForwardLoop {
       for (int64_t s = begin; s < end; ++s) {
         find_rules(mine, s);
         if (!step(mine, moment(s, mine.projected + (s - begin) * mine.count() * row_size))) return false;
-        if (plan.unit_parts > 1 && !team.wait(mine.thread)) return false;
+        if (meets_within) team.arrive(mine.thread);
+        else if (plan.unit_parts > 1 && !team.wait(mine.thread)) return false;
       }
     }
     if (streams) stream_fence();
@@ -264,8 +265,16 @@ class ForwardLoop {
       for (int64_t b = first; b < first + count; ++b, sums += units * R)
         for (int u = 0; u < units && q / R + u < mine.j.end; ++u) apply(mine, at, b, q / R + u, sums + u * R);
     };
-    engine.template product<typename Tiles::Forward>(p.P, rows, mine.b, recurrent_packed, panels_of<units>(mine.j, at.s),
-                                                     recurrent_bias, sink<S>(put), mine.unit);
+    const Panels panels = panels_of<units>(mine.j, at.s);
+    if constexpr (Tiles::halves) {
+      const auto ready = [&] { return !meets_within || team.wait_for_arrived(mine.thread); };
+      if (!engine.template product_of_halves<typename Tiles::Forward>(p.P, rows, mine.b, recurrent_packed, panels, recurrent_bias,
+                                                                      sink<S>(put), {mine.q.begin * L, mine.q.end * L}, ready))
+        return false;
+    } else {
+      engine.template product<typename Tiles::Forward>(p.P, rows, mine.b, recurrent_packed, panels, recurrent_bias, sink<S>(put),
+                                                       mine.unit);
+    }
     if constexpr (C::phases != Phases::one) {
       if (plan.unit_parts > 1 && !team.wait(mine.thread)) return false;
       if constexpr (two_products) second_product(mine, at);
@@ -408,6 +417,8 @@ class ForwardLoop {
   const bool zoned[max_states] = {zoneout.any(0), zoneout.any(1)};
   // Saved values that fill a cache are past it when the backward comes to them.
   const bool streams = Engine::splits && C::phases == Phases::one && streamable(p.saved, p.T* history.saved_size);
+  // Whether a step waits for the one before not at its start, but within its product.
+  const bool meets_within = Tiles::halves && C::phases == Phases::one && plan.unit_parts > 1;
   Interleaved order, recurrent_order, second_order;
   int64_t row_size, room_size;
   Weight *weight_packed, *recurrent_packed, *second_packed;

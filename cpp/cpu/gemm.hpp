@@ -107,6 +107,43 @@ class Fma {
       });
     }
   }
+
+  // The same, row by row, the two halves of K summed apart. Numbers `own` of the rows are this thread's: a half among them is
+  // summed before ready(), after which the others' are there too; false if it says so.
+  template <class Shape, class Ready>
+  bool product_of_halves(int64_t K, const Rows& rows, Range range, const S* packed, Panels panels, const S* initial, Sink<S> sink,
+                         Range own, const Ready& ready) const {
+    using V = Vec<S>;
+    constexpr int vectors = Shape::vectors, room = 64;
+    const int64_t middle = K / 2;
+    const auto sum = [&](int64_t r, int64_t panel, bool upper, V(&sums)[1][vectors]) __attribute__((always_inline)) {
+      const int64_t k = upper ? middle : 0;
+      const S* const row[1] = {rows.row[r] + k};
+      for (int v = 0; v < vectors; ++v)
+        sums[0][v] = initial && !upper ? load<V>(initial + (panel * vectors + v) * lanes<S>) : V{};
+      tile<Shape::ways>(upper ? K - middle : middle, row, packed + (panel * K + k) * vectors * lanes<S>, sums);
+    };
+    const bool upper = own.begin > 0, has_half = upper ? own.begin <= middle && own.end >= K : own.end >= middle && own.end < K;
+    const bool ahead = K > 0 && has_half && range.end - range.begin == 1 && panels.count() * vectors <= room;
+    V early[room];
+    for (int64_t i = 0; ahead && i < panels.count(); ++i) {
+      V sums[1][vectors];
+      sum(range.begin, panels.turn(i), upper, sums);
+      for (int v = 0; v < vectors; ++v) early[i * vectors + v] = sums[0][v];
+    }
+    if (!ready()) return false;
+    for (int64_t i = 0; i < panels.count(); ++i)
+      for (int64_t r = range.begin; r < range.end; ++r) {
+        V sums[1][vectors], others[1][vectors];
+        sum(r, panels.turn(i), ahead && !upper, sums);
+        if (ahead)
+          for (int v = 0; v < vectors; ++v) others[0][v] = early[i * vectors + v];
+        else sum(r, panels.turn(i), true, others);
+        for (int v = 0; v < vectors; ++v) sums[0][v] += others[0][v];
+        sink.put(sink.taker, r, 1, panels.turn(i) * vectors, sums[0]);
+      }
+    return true;
+  }
 };
 
 }  // namespace throughtime::TT_ISA

@@ -16,6 +16,7 @@ namespace throughtime::TT_ISA {
 // backwards some vectors of units; and of the products outside it. Many sequences: 12 sums fill 16 registers, 24 fill 32.
 template <class S, int gates>
 struct ManyRows {
+  static constexpr bool halves = false;  // whether a step's sums are cut in two, of which one can begin before a barrier
   template <int of_gates>
   using With = ManyRows<S, of_gates>;
   using Engine = Fma<S>;
@@ -29,6 +30,7 @@ struct ManyRows {
 // One sequence: at least eight sums in flight hide the latency, and narrow tiles leave work for every thread.
 template <class S, int gates>
 struct OneRow {
+  static constexpr bool halves = true;
   template <int of_gates>
   using With = OneRow<S, of_gates>;
   using Engine = Fma<S>;
@@ -54,6 +56,7 @@ constexpr bool has_amx = true;
 // after the last product, where 32 x 2 has its four sums anyway.
 template <class S, int gates, int back = 4>
 struct AmxRows {
+  static constexpr bool halves = false;
   template <int of_gates>
   using With = AmxRows<S, of_gates, back>;
   using Engine = Amx;

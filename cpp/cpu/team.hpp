@@ -33,8 +33,14 @@ class Team {
   // Waits for all threads; false when the call is to stop, which a thread must then do at once. Each thread writes a line of its
   // own and reads the others'.
   bool wait(int thread) {
-    const int64_t turn = doors_[thread].passed + 1;
-    __atomic_store_n(&doors_[thread].passed, turn, __ATOMIC_RELEASE);
+    arrive(thread);
+    return wait_for_arrived(thread);
+  }
+
+  // Its two parts: what this thread wrote before is for the others to read; what they wrote before they arrived as often is here.
+  void arrive(int thread) { __atomic_store_n(&doors_[thread].passed, doors_[thread].passed + 1, __ATOMIC_RELEASE); }
+  bool wait_for_arrived(int thread) const {
+    const int64_t turn = doors_[thread].passed;
     for (int i = 0; i < host_.threads; ++i)
       if (!wait_for(doors_[i].passed, turn)) return false;
     return !stopped();
