@@ -43,7 +43,8 @@ struct Recurrence {
   double zoneout[max_states];               // where there is no mask: the part of the old state in the new one
   S* states[max_states];                    // (rows, B, P), (rows, B, H); see cpu/history.hpp
   int64_t every;  // the states before every so many steps and the last one are kept; 0: those of all timesteps
-  S* saved;       // (T, B, units, saved, lanes): what the cell keeps for its backward, or null
+  S* saved;       // what the cell keeps for its backward, or null: (T, units, B, saved, lanes), or where a cell sees whole rows
+                  // (T, B, units, saved, lanes)
 };
 
 template <class S>
@@ -117,7 +118,7 @@ struct UnitWeight {
 struct CellKernels {
   const char* name;
   int gates, states, saved;
-  bool projects;
+  bool projects, whole_rows;
   UnitWeight unit_weights[max_unit_weights];  // up to one without a name
   Entries<float> f32;
   Entries<double> f64;

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 import reference
 from throughtime import _core
 
-if os.environ.get("THROUGHTIME_EMULATE_AMX"):
+EMULATES_AMX = bool(os.environ.get("THROUGHTIME_EMULATE_AMX"))  # the AMX kernels, for every number of sequences
+if EMULATES_AMX:
     from emulation import emulate_amx
 
     emulate_amx()
@@ -405,9 +406,8 @@ def kind(request):
 @pytest.fixture
 def free():
     """The library's own choices again after a test that forces some."""
-    family = "amx" if _core.level() == "amx" else ""  # which the emulated tests force everywhere
     yield
-    _core.force(family=family)
+    _core.force(family="amx" if EMULATES_AMX else "")
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import pytest
 import reference
 import throughtime as tt
 from conftest import KINDS, Problem, assert_close, assert_same_bits, run, run_reference, wide
+from throughtime import _core
 
 # Small sizes around every register and tile, with T, B, I and H all different; then some of many tiles.
 SIZES = [
@@ -129,10 +130,11 @@ def test_any_number_of_threads_gives_the_same_bits(kind, T, B, I, H, dtype, thre
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("H", [150, 192])
-def test_one_sequence_has_the_same_bits_on_any_number_of_threads(kind, H, dtype, threads):
-    """A thread begins a step with what it made itself, in the step before."""
-    problem = Problem(kind, T=12, B=1, I=7, H=H, dtype=dtype)
+@pytest.mark.parametrize(("T", "B", "H"), [(12, 1, 150), (70, 1, 192), (12, 9, 150), (12, 40, 192)])
+def test_threads_that_exchange_halves_of_a_sum_give_the_same_bits(kind, T, B, H, dtype, threads, free):
+    """Without `clip`, a thread begins a step's sums with its own units, while the other finishes the step before."""
+    _core.force(family="amx" if _core.level() == "amx" and B > 1 else "", chunk=5)
+    problem = Problem(kind, T=T, B=B, I=7, H=H, dtype=dtype)
     layer = problem.layer()
 
     def with_threads(n):

@@ -108,8 +108,8 @@ Sizes state_shape(const Recurrence<S>& p, int64_t rows, int i) {
 
 template <class S>
 S* saved(const CellKernels& cell, const Recurrence<S>& p, auto& from) {
-  Sizes shape = saved_shape<S>(cell, p.H);
-  shape.insert(shape.begin(), {p.T, p.B});
+  Sizes shape = saved_shape<S>(cell, p.B, p.H);
+  shape.insert(shape.begin(), p.T);
   return from.template next<S>(shape);
 }
 

@@ -14,11 +14,11 @@ const Entries<S>& entries(const CellKernels& cell) {
   else return cell.f64;
 }
 
-// Of one step and sequence: (units, saved, lanes).
+// Of one step, in vectors of units: (units, B, saved, lanes), or (B, units, saved, lanes) where a cell sees whole rows.
 template <class S>
-Sizes saved_shape(const CellKernels& cell, int64_t H) {
-  const int64_t lanes = level().kernels->vector_bytes / int64_t(sizeof(S));
-  return {(H + lanes - 1) / lanes, cell.saved, lanes};
+Sizes saved_shape(const CellKernels& cell, int64_t B, int64_t H) {
+  const int64_t lanes = level().kernels->vector_bytes / int64_t(sizeof(S)), units = (H + lanes - 1) / lanes;
+  return {cell.whole_rows ? B : units, cell.whole_rows ? units : B, cell.saved, lanes};
 }
 
 }  // namespace throughtime

@@ -7,7 +7,7 @@
 
 namespace throughtime {
 
-// `saved_shape(H)` is what the cell saves of one step and sequence.
+// `saved_shape(B, H)` is what the cell saves of one step.
 template <class S, class Cell, class SavedShape>
 void describe(const Cell& cell, const Arrays& from, const SavedShape& saved_shape, Recurrence<S>& p) {
   const Sizes x = from.shape("x", 3), weight = from.shape("weight_hh", 2);
@@ -32,8 +32,8 @@ void describe(const Cell& cell, const Arrays& from, const SavedShape& saved_shap
     if (zoneout.is_array(state_names[i])) p.zoneout_mask[i] = zoneout.optional<const uint8_t>(state_names[i], {p.T, p.B, width});
     else p.zoneout[i] = zoneout.number(state_names[i]);
   }
-  Sizes saved = saved_shape(p.H);
-  saved.insert(saved.begin(), {p.T, p.B});
+  Sizes saved = saved_shape(p.B, p.H);
+  saved.insert(saved.begin(), p.T);
   p.saved = from.optional<S>("saved", saved);
 }
 

@@ -13,7 +13,7 @@ namespace {
 
 template <class S>
 void describe(const CellKernels& cell, const Arrays& from, Recurrence<S>& p) {
-  describe(cell, from, [&cell](int64_t H) { return saved_shape<S>(cell, H); }, p);
+  describe(cell, from, [&cell](int64_t B, int64_t H) { return saved_shape<S>(cell, B, H); }, p);
   p.lengths = from.lengths("lengths", p.T, p.B);
 }
 
@@ -67,8 +67,8 @@ void register_recurrent(py::module_& m) {
       if (parameter.name) shapes[parameter.name] = py::tuple(py::cast(parameter.shape));
     return shapes;
   });
-  m.def("saved_shape", [](const std::string& cell, bool float64, int64_t hidden_size) {
-    return py::tuple(py::cast((float64 ? saved_shape<double> : saved_shape<float>)(find_cell(cell.c_str()), hidden_size)));
+  m.def("saved_shape", [](const std::string& cell, bool float64, int64_t batch, int64_t hidden_size) {
+    return py::tuple(py::cast((float64 ? saved_shape<double> : saved_shape<float>)(find_cell(cell.c_str()), batch, hidden_size)));
   });
 }
 

@@ -10,7 +10,8 @@ namespace throughtime::TT_ISA {
 // Longer sums are cut: of 4096 products, one running sum has an error of 5.3e-7, cut ones 2.4e-7.
 constexpr int64_t summed_blocks = 16;
 
-// What a thread's tile registers are set up for. Tiles 0 to 3 hold sums, 4 (and 5) rows, the others the right operand.
+// A thread's tile registers: 0 to 3 hold sums, 4 (and 5) rows, the others the right operand. It also keeps the sums of the last
+// block and passes them to their sink row by row between the products of the next block, which hides the latency of both.
 class TileUnit {
  public:
   TileUnit() = default;
@@ -38,8 +39,39 @@ class TileUnit {
     _tile_loadconfig(&config);
   }
 
+  // Room for a block's sums (rows, width).
+  float* sums() { return rooms_[turn_]; }
+  float* part() { return rooms_[2]; }
+
+  // Gives the sink rows `first` to `first` + `rows` - 1 of `sums`, some of them at each `advance`.
+  void hand_over(Sink<float> sink, int64_t first, int rows, int64_t q, int64_t width) {
+    finish();
+    sink_ = sink, first_ = first, left_ = rows, q_ = q, width_ = width, next_ = sums();
+    turn_ = 1 - turn_;
+  }
+  // Spreads the rows evenly over so many calls of `advance`.
+  void pace(int64_t calls) { calls_ = calls > 0 ? calls : 1, count_ = left_, due_ = 0; }
+  TT_INLINE void advance() {
+    for (due_ += count_; due_ >= calls_; due_ -= calls_)
+      if (left_ > 0) hand_row();
+  }
+  void finish() {
+    while (left_ > 0) hand_row();
+  }
+
+  static constexpr int most_rows = 2 * tile_rows, most_vectors = 6;
+
  private:
-  int upper_ = 0, lower_ = 0;
+  TT_INLINE void hand_row() {
+    sink_.put(sink_.taker, first_, 1, q_, reinterpret_cast<const Vec<float>*>(next_));
+    ++first_, --left_, next_ += width_;
+  }
+
+  int upper_ = 0, lower_ = 0, turn_ = 0;
+  Sink<float> sink_;
+  int64_t first_, q_, width_, left_ = 0, count_ = 0, calls_ = 1, due_ = 0;
+  const float* next_;
+  alignas(64) float rooms_[3][most_rows * most_vectors * 16];
 };
 
 // One block of sums, over all of K.
@@ -64,37 +96,11 @@ TT_INLINE void for_pairs(const Left& left, const Right& right, const Multiply& m
   multiply();
 }
 
-// Rows of results that their taker does not have yet: it gets them one by one between the products of the next block, for tiles
-// and vector registers work at the same time.
-struct Waiting {
-  Sink<float> sink;
-  const float* sums;  // (rows, width)
-  int64_t width, first, q, calls, due;
-  int count = 0, left = 0;
-
-  void take(const float* of_block, int64_t of_first, int64_t of_q, int rows) {
-    sums = of_block, first = of_first, q = of_q, count = left = rows;
-  }
-  // Spreads them over so many calls of `some`.
-  void pace(int64_t number) { calls = number > 0 ? number : 1, due = 0; }
-  TT_INLINE void some() {
-    for (due += count; due >= calls; due -= calls) hand(1);
-  }
-  void rest() { hand(left); }
-
- private:
-  TT_INLINE void hand(int rows) {
-    if (left == 0) return;
-    sink.put(sink.taker, first, rows, q, reinterpret_cast<const Vec<float>*>(sums));
-    first += rows, left -= rows, sums += rows * width;
-  }
-};
-
 constexpr int pairs_of(int terms) { return terms * (terms + 1) / 2; }
 
 // Two tiles of rows times two vectors.
 template <int terms>
-TT_INLINE void multiply_square(const Block& b, Waiting& waiting) {
+TT_INLINE void multiply_square(const Block& b, TileUnit& unit) {
   for (int64_t k = 0; k < b.blocks; ++k)
     for_pairs<terms>(
         [&](int term) __attribute__((always_inline)) {
@@ -112,13 +118,13 @@ TT_INLINE void multiply_square(const Block& b, Waiting& waiting) {
           _tile_dpbf16ps(1, 4, 7);
           _tile_dpbf16ps(2, 5, 6);
           _tile_dpbf16ps(3, 5, 7);
-          waiting.some();
+          unit.advance();
         });
 }
 
 // One tile of rows times up to four vectors, for four sums hide the latency. The same products in the same order as above.
 template <int terms, int vectors>
-TT_INLINE void multiply_line(const Block& b, Waiting& waiting) {
+TT_INLINE void multiply_line(const Block& b, TileUnit& unit) {
   for (int64_t k = 0; k < b.blocks; ++k) {
     const Bfloat* tiles = b.tiles + k * terms * tile_size;
     for_pairs<terms>(
@@ -135,7 +141,7 @@ TT_INLINE void multiply_line(const Block& b, Waiting& waiting) {
             _tile_loadd(5, tiles + 3 * b.vector_stride, 64);
             _tile_dpbf16ps(3, 4, 5);
           }
-          waiting.some();
+          unit.advance();
         });
   }
 }
@@ -144,82 +150,93 @@ TT_INLINE void multiply_line(const Block& b, Waiting& waiting) {
 class Amx : public SplitOperands {
  public:
   using Unit = TileUnit;
+  static constexpr bool overlaps = true;
   static constexpr int64_t panels_at_once = 16, long_chunk = 512;
   explicit Amx(const Host& host) : SplitOperands(host, true) {}
 
   template <class Shape>
   void product(int64_t K, const SplitRows& rows, Range range, const Bfloat* packed, Panels panels, const float* initial,
                Sink<float> sink, TileUnit& unit) const {
+    start_product<Shape>({0, K, K}, rows, range, packed, panels, initial, sink, unit);
+    unit.finish();
+  }
+
+  // Part of a product over K: the sums from `begin` to `end`, multiples of a tile's depth or K.
+  struct Depth {
+    int64_t begin, end, K;
+  };
+
+  // Leaves the last block's sums to the next product or to unit.finish(); the sink must live until then.
+  template <class Shape>
+  void start_product(Depth depth, const SplitRows& rows, Range range, const Bfloat* packed, Panels panels, const float* initial,
+                     Sink<float> sink, TileUnit& unit) const {
+    static_assert(Shape::vectors <= TileUnit::most_vectors);
     asm volatile("" ::: "memory");  // GCC 12 does not know that loading a tile reads memory
     const auto multiply = terms_ == 3   ? &Amx::multiply<3, Shape::vectors>
                           : terms_ == 2 ? &Amx::multiply<2, Shape::vectors>
                                         : &Amx::multiply<1, Shape::vectors>;
-    const int64_t near = rows_near(tile_blocks(K) * terms_);
+    const int64_t near = rows_near(tile_blocks(depth.end - depth.begin) * terms_);
     for (int64_t begin = range.begin; begin < range.end; begin += near)
-      (this->*multiply)(K, rows, {begin, range.end - begin < near ? range.end : begin + near}, packed, panels, initial, sink,
+      (this->*multiply)(depth, rows, {begin, range.end - begin < near ? range.end : begin + near}, packed, panels, initial, sink,
                         unit);
   }
 
  private:
   template <int terms, int vectors>
-  void multiply(int64_t K, const SplitRows& rows, Range range, const Bfloat* packed, Panels panels, const float* initial,
+  void multiply(Depth depth, const SplitRows& rows, Range range, const Bfloat* packed, Panels panels, const float* initial,
                 Sink<float> sink, TileUnit& unit) const {
-    constexpr int64_t width = vectors * 16, most = 2 * tile_rows;
-    alignas(64) float room[2][most * width], part[most * width];
-    float *sums = room[0], *other = room[1];
-    Waiting waiting{sink, nullptr, width, 0, 0, 1, 0};
-    const int64_t blocks = tile_blocks(K), vector_stride = blocks * terms * tile_size;
+    constexpr int64_t width = vectors * 16, most = TileUnit::most_rows;
+    const int64_t begin = depth.begin / tile_depth, end = tile_blocks(depth.end),
+                  vector_stride = tile_blocks(depth.K) * terms * tile_size;
     for (int64_t i = 0; i < panels.count(); ++i) {
       const int64_t panel = panels.turn(i);
       for (int64_t first = range.begin; first < range.end; first += most) {
         const int count = int(range.end - first < most ? range.end - first : most), upper = count < 16 ? count : 16;
+        float* const sums = unit.sums();
         unit.shape(upper, count - upper);
-        waiting.pace(blocks * pairs_of(terms) * vectors / (count > tile_rows || vectors % 4 ? 2 : 4));
-        for (int64_t k = 0; k == 0 || k < blocks; k += summed_blocks) {
+        unit.pace((end - begin) * pairs_of(terms) * vectors / (count > tile_rows || vectors % 4 ? 2 : 4));
+        for (int64_t k = begin; k == begin || k < end; k += summed_blocks) {
           const Block block{rows.data + first * tile_depth + k * rows.block_stride,
                             packed + panel * vectors * vector_stride + k * terms * tile_size,
                             rows.term_stride,
                             rows.block_stride,
                             vector_stride,
-                            blocks - k < summed_blocks ? blocks - k : summed_blocks};
-          if (k == 0) {
-            multiply_rows<terms, vectors>(block, count, initial ? initial + panel * width : nullptr, sums, waiting);
+                            end - k < summed_blocks ? end - k : summed_blocks};
+          if (k == begin) {
+            multiply_rows<terms, vectors>(block, count, initial ? initial + panel * width : nullptr, sums, unit);
           } else {
-            multiply_rows<terms, vectors>(block, count, nullptr, part, waiting);
+            multiply_rows<terms, vectors>(block, count, nullptr, unit.part(), unit);
             for (int64_t at = 0; at < count * width; at += 16)
-              store(sums + at, load<Vec<float>>(sums + at) + load<Vec<float>>(part + at));
+              store(sums + at, load<Vec<float>>(sums + at) + load<Vec<float>>(unit.part() + at));
           }
         }
-        waiting.rest();
-        waiting.take(sums, first, panel * vectors, count);
-        float* const filled = sums;
-        sums = other, other = filled;
+        unit.hand_over(sink, first, count, panel * vectors, width);
       }
     }
-    waiting.rest();
   }
 
-  // So many rows stay in the cache beside the panels that pass by.
+  // How many rows pass all panels before the next ones do: as many as stay in L2 beside the panels that pass by.
   static int64_t rows_near(int64_t tiles) {
-    const int64_t rows = 768 * 1024 / (tiles * 64 + 1) / 32 * 32;
-    return rows < 32 ? 32 : rows;
+    constexpr int64_t block = TileUnit::most_rows;
+    const int64_t rows = 768 * 1024 / (tiles * 64 + 1) / block * block;
+    return rows < block ? block : rows;
   }
 
   // Up to 32 rows times all vectors of a panel.
   template <int terms, int vectors>
-  static void multiply_rows(const Block& panel, int count, const float* initial, float* sums, Waiting& waiting) {
+  static void multiply_rows(const Block& panel, int count, const float* initial, float* sums, TileUnit& unit) {
     for (int v = 0; v<vectors; v += count> tile_rows || v + 4 > vectors ? 2 : 4) {
       Block block = panel;
       block.tiles += v * block.vector_stride;
       const float* bias = initial ? initial + v * 16 : nullptr;
-      if (count > tile_rows) square<terms>(block, bias, sums + v * 16, vectors * 16, waiting);
-      else if (v + 4 <= vectors) line<terms, 4>(block, bias, sums + v * 16, vectors * 16, waiting);
-      else line<terms, 2>(block, bias, sums + v * 16, vectors * 16, waiting);
+      if (count > tile_rows) square<terms>(block, bias, sums + v * 16, vectors * 16, unit);
+      else if (v + 4 <= vectors) line<terms, 4>(block, bias, sums + v * 16, vectors * 16, unit);
+      else line<terms, 2>(block, bias, sums + v * 16, vectors * 16, unit);
     }
   }
 
   template <int terms>
-  static void square(const Block& block, const float* bias, float* sums, int64_t width, Waiting& waiting) {
+  static void square(const Block& block, const float* bias, float* sums, int64_t width, TileUnit& unit) {
     if (bias) {  // the same for every row
       _tile_loadd(0, bias, 0);
       _tile_loadd(1, bias + 16, 0);
@@ -231,7 +248,7 @@ class Amx : public SplitOperands {
       _tile_zero(2);
       _tile_zero(3);
     }
-    multiply_square<terms>(block, waiting);
+    multiply_square<terms>(block, unit);
     _tile_stored(0, sums, width * 4);
     _tile_stored(1, sums + 16, width * 4);
     _tile_stored(2, sums + tile_rows * width, width * 4);
@@ -239,7 +256,7 @@ class Amx : public SplitOperands {
   }
 
   template <int terms, int vectors>
-  static void line(const Block& block, const float* bias, float* sums, int64_t width, Waiting& waiting) {
+  static void line(const Block& block, const float* bias, float* sums, int64_t width, TileUnit& unit) {
     if (bias) {
       _tile_loadd(0, bias, 0);
       _tile_loadd(1, bias + 16, 0);
@@ -255,7 +272,7 @@ class Amx : public SplitOperands {
         _tile_zero(3);
       }
     }
-    multiply_line<terms, vectors>(block, waiting);
+    multiply_line<terms, vectors>(block, unit);
     _tile_stored(0, sums, width * 4);
     _tile_stored(1, sums + 16, width * 4);
     if constexpr (vectors == 4) {

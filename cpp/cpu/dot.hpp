@@ -47,6 +47,7 @@ __attribute__((target("avx512bf16"), noinline)) void add_dots(const Bfloat* row,
 class Dot : public SplitOperands {
  public:
   struct Unit {};
+  static constexpr bool overlaps = false;
   static constexpr int64_t panels_at_once = 1, long_chunk = 2048;
   explicit Dot(const Host& host) : SplitOperands(host, false) {}
 

@@ -15,6 +15,7 @@ template <class C, class S, class Tiles>
 class ForwardLoop {
   using V = Vec<S>;
   using Engine = typename Tiles::Engine;
+  using ChunkEngine = typename Tiles::ChunkEngine;
   using Product = typename Tiles::Product;
   using Rows = typename Engine::Rows;
   using Weight = typename Engine::Weight;
@@ -25,15 +26,16 @@ class ForwardLoop {
 
  public:
   static void* operator new(size_t, void* place) { return place; }
+  using Unit = Units<Engine, ChunkEngine>;
 
   // What one thread works on.
   struct Mine {
     int thread;
-    typename Engine::Unit& unit;
+    Unit& unit;
     Range b, j, q;                // sequences, vectors of units and of features of h
     typename Engine::Room* room;  // for a row of the chunk each
     uint8_t *rules, *next_rules;  // of the step and the one after it, one a sequence
-    S* projected;                 // (chunk steps, own sequences, row_size)
+    S* projected;                 // (units, chunk steps, own sequences, gates, lanes)
     int64_t count() const { return b.end - b.begin; }
   };
 
@@ -42,6 +44,7 @@ class ForwardLoop {
         host(host),
         team(team),
         engine(host),
+        chunk_engine(host),
         plan(make_plan<C, Tiles>(p, host, engine)),
         steps{p, 0},
         history(history),
@@ -52,16 +55,16 @@ class ForwardLoop {
     row_size = plan.unit_vectors * G * L;
     const int64_t projection_vectors = Product::panels(order.vectors()) * Product::vectors;
     const int64_t recurrent_vectors = ceil_div(plan.unit_vectors, units) * units * R;
-    const int64_t most_features = p.I > p.P ? p.I : p.P;
-    weight_packed = scratch<Weight>(host, engine.packed_size(p.I, projection_vectors));
+    weight_packed = scratch<typename ChunkEngine::Weight>(host, chunk_engine.packed_size(p.I, projection_vectors));
     recurrent_packed = scratch<Weight>(host, engine.packed_size(p.P, recurrent_vectors));
     bias = packed_bias(p.weights[bias_ih], order, projection_vectors);
     recurrent_bias = packed_bias(p.weights[bias_hh], recurrent_order, recurrent_vectors);
     projected = scratch<S>(host, plan.chunk * p.B * row_size);
     zeros = scratch<S>(host, p.P);
-    room_size = engine.room_size(plan.chunk * p.B, most_features > p.H ? most_features : p.H);
+    room_size = engine.room_size(plan.chunk * p.B, p.P > p.H ? p.P : p.H);
     room = scratch<typename Engine::Room>(host, host.threads * room_size);
-    if (Engine::splits) shared_room = scratch<typename Engine::Room>(host, plan.row_parts * room_size);
+    x_size = chunk_engine.room_size(plan.chunk * p.B, p.I);
+    x_room = scratch<typename ChunkEngine::Room>(host, (ChunkEngine::splits ? plan.row_parts : host.threads) * x_size);
     rules = scratch<uint8_t>(host, 2 * host.threads * p.B);
     moments = scratch<Moment>(host, host.threads * plan.chunk);
     __builtin_memset(zeros, 0, size_t(p.P) * sizeof(S));
@@ -106,7 +109,7 @@ class ForwardLoop {
     const auto work = [](void* self, int thread) {
       const FlushSubnormals flush;
       ForwardLoop& loop = *static_cast<ForwardLoop*>(self);
-      typename Engine::Unit unit;
+      Unit unit;
       loop.pack(thread);
       if (loop.team.wait(thread)) loop.advance(loop.mine(thread, unit), 0, loop.p.T);
     };
@@ -116,7 +119,7 @@ class ForwardLoop {
   // The thread's part of the weights, before anything else. A barrier must follow.
   void pack(int thread) {
     const Range own = share(order.vectors(), host.threads, thread);
-    engine.template pack_rows<Product::vectors>(p.weights[weight_ih], p.I, order, own, weight_packed);
+    chunk_engine.template pack_rows<Product::vectors>(p.weights[weight_ih], p.I, order, own, weight_packed);
     const Range recurrent = share(recurrent_order.vectors(), host.threads, thread);
     engine.template pack_rows<units * R>(p.weights[weight_hh], p.P, recurrent_order, recurrent, recurrent_packed);
     if constexpr (two_products)
@@ -124,7 +127,7 @@ class ForwardLoop {
                                                share(second_order.vectors(), host.threads, thread), second_packed);
   }
 
-  Mine mine(int thread, typename Engine::Unit& unit) const {
+  Mine mine(int thread, Unit& unit) const {
     const Range b = plan.rows(p.B, thread);
     return {thread,
             unit,
@@ -149,7 +152,7 @@ class ForwardLoop {
       if (!project(mine, begin, end)) return false;
       for (int64_t s = begin; s < end; ++s) {
         find_rules(mine, s);
-        if (!step(mine, moment(s, mine.projected + (s - begin) * mine.count() * row_size))) return false;
+        if (!step(mine, moment(s, mine.projected + (s - begin) * mine.count() * G * L))) return false;
         if (meets_within) team.arrive(mine.thread);
         else if (plan.unit_parts > 1 && !team.wait(mine.thread)) return false;
       }
@@ -167,7 +170,7 @@ class ForwardLoop {
     const Range all{0, (end - begin) * count};
     const Rows rows = engine.rows(mine.room, all.end, p.P);
     for (int64_t s = begin; s < end; ++s) {
-      at[s - begin] = moment(s, mine.projected + (s - begin) * count * row_size);
+      at[s - begin] = moment(s, mine.projected + (s - begin) * count * G * L);
       for (int64_t b = mine.b.begin; b < mine.b.end; ++b)
         rows.set((s - begin) * count + b - mine.b.begin, starts(s, b) ? zeros : at[s - begin].before[0] + b * p.P, p.P);
     }
@@ -181,7 +184,7 @@ class ForwardLoop {
         }
     };
     engine.template product<typename Tiles::Again>(p.P, rows, all, recurrent_packed, panels_of<units>(mine.j, 0), recurrent_bias,
-                                                   sink<S>(put), mine.unit);
+                                                   sink<S>(put), mine.unit.steps());
     if (C::phases != Phases::one && plan.unit_parts > 1 && !team.wait(mine.thread)) return false;
     if constexpr (two_products && !C::projects) {
       const auto finish = [&](int64_t first, int number, int64_t q, const V* sums) {
@@ -194,7 +197,7 @@ class ForwardLoop {
       };
       engine.template product<typename Second::Again>(p.H, middle.rows(own, all, mine.room), all, second_packed,
                                                       panels_of<Second::units>(mine.q, 0), second_bias, sink<S>(finish),
-                                                      mine.unit);
+                                                      mine.unit.steps());
     }
     return true;
   }
@@ -203,7 +206,7 @@ class ForwardLoop {
   // Where one step finds its rows.
   struct Moment {
     int64_t s, t;
-    const S* projected;          // (own sequences, row_size)
+    const S* projected;          // of the first vector of units: (own sequences, gates, lanes)
     const S* before[C::states];  // (B, H)
     S* after[C::states];
     S* saved;  // or null
@@ -219,23 +222,29 @@ class ForwardLoop {
   // False when the call is to stop.
   bool project(const Mine& mine, int64_t begin, int64_t end) {
     const int64_t own = mine.count(), count = (end - begin) * own;
-    // Copies are made once for all threads of the same sequences.
-    typename Engine::Room* const to = Engine::splits ? shared_room + mine.thread / plan.unit_parts * room_size : mine.room;
-    const Rows rows = engine.rows(to, count, p.I);
-    const Range part = Engine::splits ? share(count, plan.unit_parts, mine.thread % plan.unit_parts) : Range{0, count};
+    constexpr bool copies = ChunkEngine::splits;  // made once for all threads of the same sequences
+    const auto rows = chunk_engine.rows(x_room + (copies ? mine.thread / plan.unit_parts : mine.thread) * x_size, count, p.I);
+    const Range part = copies ? share(count, plan.unit_parts, mine.thread % plan.unit_parts) : Range{0, count};
     for (int64_t r = part.begin; r < part.end; ++r) {
       const int64_t s = begin + r / own, b = mine.b.begin + r % own;
       rows.set(r, p.x.data + steps.time(s) * p.x.time + b * p.x.batch, p.I);
     }
-    if (Engine::splits && plan.unit_parts > 1 && !team.wait(mine.thread)) return false;
+    if (copies && plan.unit_parts > 1 && !team.wait(mine.thread)) return false;
     const int64_t vectors = mine.j.end * G;
     const Panels panels{mine.j.begin * G / Product::vectors, Product::panels(vectors)};
     const auto put = [&](int64_t first, int count, int64_t q, const V* sums) {
       for (int64_t r = first; r < first + count; ++r, sums += Product::vectors)
-        for (int v = 0; v < Product::vectors && q + v < vectors; ++v) store(mine.projected + r * row_size + (q + v) * L, sums[v]);
+        for (int v = 0; v < Product::vectors && q + v < vectors; ++v)
+          store(projected_at(mine, mine.projected, (q + v) / G, r) + (q + v) % G * L, sums[v]);
     };
-    engine.template product<Product>(p.I, rows, {0, count}, weight_packed, panels, bias, sink<S>(put), mine.unit);
+    chunk_engine.template product<Product>(p.I, rows, {0, count}, weight_packed, panels, bias, sink<S>(put), mine.unit.chunks());
     return true;
+  }
+
+  // As in saved_place: rows of the same units are neighbours.
+  template <class P>
+  TT_INLINE P* projected_at(const Mine& mine, P* first, int64_t j, int64_t row) const {
+    return first + (j * plan.chunk * mine.count() + row) * G * L;
   }
 
   void find_rules(const Mine& mine, int64_t s) {
@@ -273,7 +282,7 @@ class ForwardLoop {
         return false;
     } else {
       engine.template product<typename Tiles::Forward>(p.P, rows, mine.b, recurrent_packed, panels, recurrent_bias, sink<S>(put),
-                                                       mine.unit);
+                                                       mine.unit.steps());
     }
     if constexpr (C::phases != Phases::one) {
       if (plan.unit_parts > 1 && !team.wait(mine.thread)) return false;
@@ -290,7 +299,7 @@ class ForwardLoop {
     };
     engine.template product<typename Second::Forward>(p.H, middle.rows(0, mine.b, mine.room), mine.b, second_packed,
                                                       panels_of<Second::units>(mine.q, at.s), second_bias, sink<S>(put),
-                                                      mine.unit);
+                                                      mine.unit.steps());
   }
 
   // The cell of one vector of units of one sequence; r is the recurrent part of its pre-activations.
@@ -340,13 +349,15 @@ class ForwardLoop {
 
   TT_INLINE void load_inputs(const Mine& mine, const Moment& at, int64_t b, int64_t j, bool starts, V (&old)[C::states],
                              V (&x)[G]) const {
-    const S* projection = at.projected + (b - mine.b.begin) * row_size + j * G * L;
+    const S* projection = projected_at(mine, at.projected, j, b - mine.b.begin);
     for (int i = first_state; i < C::states; ++i)
       old[i] = starts ? V{} : load_some<V>(at.before[i] + b * p.H + j * L, p.H - j * L);
     for (int g = 0; g < G; ++g) x[g] = load<V>(projection + g * L);
   }
 
-  S* saved_at(const Moment& at, int64_t b, int64_t j) const { return at.saved + (b * plan.unit_vectors + j) * C::saved * L; }
+  S* saved_at(const Moment& at, int64_t b, int64_t j) const {
+    return at.saved + saved_place<C>(b, j, p.B, plan.unit_vectors) * C::saved * L;
+  }
 
   template <int n>
   TT_INLINE void save(const Moment& at, int64_t b, int64_t j, const V (&a)[n]) const {
@@ -410,22 +421,25 @@ class ForwardLoop {
   const Host& host;
   Team& team;
   Engine engine;
+  ChunkEngine chunk_engine;
   Plan plan;
   Steps<S> steps;
   History<S> history;
   Zoneout<S> zoneout;
   const bool zoned[max_states] = {zoneout.any(0), zoneout.any(1)};
-  // Saved values that fill a cache are past it when the backward comes to them.
+  // Large saved values bypass the cache: they would be evicted before the backward reads them.
   const bool streams = Engine::splits && C::phases == Phases::one && streamable(p.saved, p.T* history.saved_size);
   // Whether a step waits for the one before not at its start, but within its product.
   const bool meets_within = Tiles::halves && C::phases == Phases::one && plan.unit_parts > 1;
   Interleaved order, recurrent_order, second_order;
-  int64_t row_size, room_size;
-  Weight *weight_packed, *recurrent_packed, *second_packed;
+  int64_t row_size, room_size, x_size;
+  typename ChunkEngine::Weight* weight_packed;
+  Weight *recurrent_packed, *second_packed;
   S *bias, *recurrent_bias, *second_bias;  // interleaved
   const S* unit_packed;                    // (units, values, lanes)
   S *projected, *zeros;
-  typename Engine::Room *room, *shared_room;
+  typename Engine::Room* room;
+  typename ChunkEngine::Room* x_room;
   uint8_t* rules;
   Moment* moments;
   Rows hidden[2];             // where left operands are copies: h before a step, and before the one after it

@@ -41,14 +41,31 @@ struct Panels {
 
   int64_t count() const { return end - begin; }
   int64_t turn(int64_t i) const { return downwards ? end - 1 - i : begin + i; }
+  Panels but_first() const { return downwards ? Panels{begin, end - 1, true} : Panels{begin + 1, end}; }
+};
+
+// What a thread's products keep from call to call: one unit if steps and chunks share an engine.
+template <class Steps, class Chunks>
+struct Units {
+  typename Steps::Unit of_steps;
+  typename Chunks::Unit of_chunks;
+  typename Steps::Unit& steps() { return of_steps; }
+  typename Chunks::Unit& chunks() { return of_chunks; }
+};
+template <class Engine>
+struct Units<Engine, Engine> {
+  typename Engine::Unit unit;
+  typename Engine::Unit& steps() { return unit; }
+  typename Engine::Unit& chunks() { return unit; }
 };
 
 // How a loop does its products on vector registers; Amx in amx.hpp does them on tiles.
 template <class S>
 class Fma {
  public:
-  static constexpr bool splits = false;  // whether left operands are copies, made where their numbers are
-  // Of delta, panels that are packed before their products; rows of a chunk where weights are many.
+  static constexpr bool splits = false;    // whether left operands are copies, made where their numbers are
+  static constexpr bool overlaps = false;  // whether start_product may leave its last results to the next product
+  // Panels of delta packed before their products; rows of a chunk if the weights are large.
   static constexpr int64_t panels_at_once = 1, long_chunk = 2048;
   using Weight = S;
   using Room = const S*;
@@ -108,8 +125,9 @@ class Fma {
     }
   }
 
-  // The same, row by row, the two halves of K summed apart. Numbers `own` of the rows are this thread's: a half among them is
-  // summed before ready(), after which the others' are there too; false if it says so.
+  // The same row by row, where a sum is that over the lower half of K plus that over the upper half. This thread has written
+  // `own` of the left operand. If a half lies within, it is summed before calling ready(), which waits for the rest; returns
+  // false if that does.
   template <class Shape, class Ready>
   bool product_of_halves(int64_t K, const Rows& rows, Range range, const S* packed, Panels panels, const S* initial, Sink<S> sink,
                          Range own, const Ready& ready) const {

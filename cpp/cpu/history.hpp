@@ -3,9 +3,17 @@
 // n * every steps and the last row the final one; those between lie in a window of scratch, used again and again.
 #pragma once
 
+#include "../cells/cell.hpp"
 #include "../steps.hpp"
 
 namespace throughtime::TT_ISA {
+
+// The place, within a step, of what is saved of vector j of sequence b. A panel of tiles visits all sequences of its units in
+// turn, so these are neighbours; for a cell that sees whole rows, the vectors of a row are.
+template <class C>
+TT_INLINE int64_t saved_place(int64_t b, int64_t j, int64_t B, int64_t vectors) {
+  return C::phases == Phases::rows ? b * vectors + j : j * B + b;
+}
 
 template <class S>
 struct History {

@@ -12,10 +12,14 @@ template <template <class, class, class> class Loop, class C, class S, class Pro
 void run(const Problem& problem, const Host& host) {
   const Family family = choose_family<S>(problem.B, C::gates * problem.H, host);
 #if defined(__AMX_BF16__)
-  if constexpr (sizeof(S) == sizeof(float))
+  if constexpr (sizeof(S) == sizeof(float)) {
     if (family == Family::amx)
       return problem.B > tile_rows ? Loop<C, S, AmxRows<S, C::recurrent, 2>>::run(problem, host)
                                    : Loop<C, S, AmxRows<S, C::recurrent, 4>>::run(problem, host);
+    if (family != Family::dot && chunks_fill_tiles<C>(problem))
+      return family == Family::one_row ? Loop<C, S, ChunksOnTiles<OneRow, S, C::recurrent>>::run(problem, host)
+                                       : Loop<C, S, ChunksOnTiles<ManyRows, S, C::recurrent>>::run(problem, host);
+  }
 #endif
   if constexpr (has_dot && sizeof(S) == sizeof(float))
     if (family == Family::dot) return Loop<C, S, DotRows<S, C::recurrent>>::run(problem, host);
@@ -32,14 +36,14 @@ extern const ActivationKernels activations[];
 
 template <class... C>
 struct Table {
-  static constexpr CellKernels describe(const char* name, int gates, int states, int saved, bool projects,
+  static constexpr CellKernels describe(const char* name, int gates, int states, int saved, bool projects, bool whole_rows,
                                         const UnitWeight (&weights)[max_unit_weights], Entries<float> f32, Entries<double> f64) {
-    CellKernels cell{name, gates, states, saved, projects, {}, f32, f64};
+    CellKernels cell{name, gates, states, saved, projects, whole_rows, {}, f32, f64};
     for (int i = 0; i < max_unit_weights; ++i) cell.unit_weights[i] = weights[i];
     return cell;
   }
-  static constexpr CellKernels cells[] = {
-      describe(C::name, C::gates, C::states, C::saved, C::projects, C::unit_weights, entries<C, float>, entries<C, double>)...};
+  static constexpr CellKernels cells[] = {describe(C::name, C::gates, C::states, C::saved, C::projects, C::phases == Phases::rows,
+                                                   C::unit_weights, entries<C, float>, entries<C, double>)...};
   static constexpr Kernels kernels = {vector_bytes, has_dot,    sizeof...(C), cells,
                                       multiply_add, &attention, &layer_norm,  activations};
 };

@@ -19,7 +19,8 @@ struct ManyRows {
   static constexpr bool halves = false;  // whether a step's sums are cut in two, of which one can begin before a barrier
   template <int of_gates>
   using With = ManyRows<S, of_gates>;
-  using Engine = Fma<S>;
+  using Engine = Fma<S>;       // of the recurrence
+  using ChunkEngine = Engine;  // of the products outside it
   static constexpr int units = gates <= ProductShape::vectors ? ProductShape::vectors / gates : 1;
   using Forward = Shape<(registers == 32 ? 24 : 12) / (gates * units), gates * units, 1>;
   using Again = Forward;
@@ -34,6 +35,7 @@ struct OneRow {
   template <int of_gates>
   using With = OneRow<S, of_gates>;
   using Engine = Fma<S>;
+  using ChunkEngine = Engine;
   static constexpr int units = gates == 1 ? 4 : 2;
   using Forward = Shape < 1, gates *units, registers == 32 || gates<4 ? 2 : 1>;
   using Again = Shape<registers == 32 ? 3 : 1, gates * units, 1>;  // of many steps, where the states are known
@@ -47,6 +49,7 @@ struct DotRows : ManyRows<S, gates> {
   template <int of_gates>
   using With = DotRows<S, of_gates>;
   using Engine = Dot;
+  using ChunkEngine = Engine;
 };
 
 #if defined(__AMX_BF16__)
@@ -60,11 +63,26 @@ struct AmxRows {
   template <int of_gates>
   using With = AmxRows<S, of_gates, back>;
   using Engine = Amx;
+  using ChunkEngine = Engine;
   static constexpr int units = gates == 1 ? 4 : gates < 4 ? 2 : 1;
   using Forward = Shape<32, gates * units, 1>;
   using Again = Forward;
   using Backward = Shape<32, back, 1>;
   using Product = Shape<32, 2, 1>;
+};
+
+// For too few sequences to fill tiles: the recurrence on vector registers, the products of a chunk on tiles.
+template <class C, class S>
+bool chunks_fill_tiles(const Recurrence<S>& p) {
+  return p.T * p.B >= 4 * tile_rows && C::gates * p.H >= 256 && p.I + p.P >= 64;  // smaller: not measured
+}
+
+template <template <class, int> class Rows, class S, int gates>
+struct ChunksOnTiles : Rows<S, gates> {
+  template <int of_gates>
+  using With = ChunksOnTiles<Rows, S, of_gates>;
+  using ChunkEngine = Amx;
+  using Product = typename AmxRows<S, gates>::Product;
 };
 #else
 constexpr bool has_amx = false;
@@ -111,7 +129,7 @@ template <class C, class Tiles, class S>
 Plan make_plan(const Recurrence<S>& p, const Host& host, const typename Tiles::Engine& engine) {
   // Each chunk adds to dW, which costs memory traffic, and its delta should stay in cache. LSTM's backward of 512 units: 86, 76,
   // 71, 69, 66 ms with 128, 256, 512, 1024, 2048 rows; of 256 units: 222, 201, 190, 190, 188 (Zen 5).
-  const int64_t rows_per_chunk = C::gates * p.H * (p.I + p.H) < 1 << 20 ? 512 : Tiles::Engine::long_chunk;
+  const int64_t rows_per_chunk = C::gates * p.H * (p.I + p.H) < 1 << 20 ? 512 : Tiles::ChunkEngine::long_chunk;
   Plan plan;
   const int64_t chunk = host.forced.chunk ? host.forced.chunk : ceil_div(rows_per_chunk, p.B > 0 ? p.B : 1);
   plan.chunk = chunk < p.T ? chunk : p.T;

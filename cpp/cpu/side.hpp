@@ -10,7 +10,7 @@ namespace throughtime::TT_ISA {
 template <class S, class Tiles>
 class Side {
   using V = Vec<S>;
-  using Engine = typename Tiles::Engine;
+  using Engine = typename Tiles::ChunkEngine;
   using Product = typename Tiles::Product;
   using Weight = typename Engine::Weight;
   static constexpr int L = lanes<S>;
@@ -63,9 +63,17 @@ class Side {
     const auto row = [=](int64_t r) { return r < wrap ? first + r : r - wrap; };
     double total[Product::vectors * L] = {};
     if constexpr (Engine::splits) {
-      engine.pack_split(delta.split(), height, q, count, packed, row);
-      for (int64_t r = 0; r < height; ++r)
-        for (int v = 0; v < count; ++v) add_to(total + v * L, delta.get(row(r), (q + v) * L));
+      // First terms have 8 bits each, so their sum over a block is exact unless their exponents differ by 11.
+      V firsts[Product::vectors] = {}, others[Product::vectors] = {};
+      const auto add = [&](int64_t v, int term, auto pairs) { (term == 0 ? firsts : others)[v] += sum_of_pairs(pairs); };
+      const auto close_block = [&] {
+        for (int v = 0; v < count; ++v) {
+          add_to(total + v * L, firsts[v]);
+          add_to(total + v * L, others[v]);
+          firsts[v] = others[v] = V{};
+        }
+      };
+      engine.pack_split(delta.split(), height, q, count, packed, row, add, close_block);
     } else {
       for (int64_t r = 0; r < height; ++r) {
         const S* from = delta.row(row(r)) + q * L;

@@ -100,6 +100,17 @@ TT_INLINE Pairs pair_up(Halves upper, Halves lower) {
                                  27, 12, 28, 13, 29, 14, 30, 15, 31);
 }
 
+// Both numbers of each pair, added.
+TT_INLINE Vec<float> sum_of_pairs(Pairs pairs) {
+  Words bits;
+  __builtin_memcpy(&bits, &pairs, sizeof bits);
+  const Words first = bits << 16, second = bits & 0xffff0000;
+  Vec<float> a, b;
+  __builtin_memcpy(&a, &first, sizeof a);
+  __builtin_memcpy(&b, &second, sizeof b);
+  return a + b;
+}
+
 // What Amx in amx.hpp and Dot in dot.hpp have in common: how operands lie.
 class SplitOperands {
  public:
@@ -159,17 +170,31 @@ class SplitOperands {
       }
   }
 
-  // `count` vectors of columns, from vector `first` on, of rows that are summed over: `row(r)` is where the r-th of K lies.
-  template <class Row>
-  void pack_split(const SplitRows& rows, int64_t K, int64_t first, int count, Bfloat* packed, const Row& row) const {
-    for (int64_t k = 0; k < tile_blocks(K) * tile_depth; k += 2)
-      for (int i = 0; i < terms_; ++i)
+  // `count` vectors of columns, from vector `first` on, of rows that are summed over: `row(r)` is where the r-th of K lies. Calls
+  // seen(vector, term, pairs) for what it packs and closed() after each block of a tile's depth.
+  template <class Row, class Seen, class Closed>
+  void pack_split(const SplitRows& rows, int64_t K, int64_t first, int count, Bfloat* packed, const Row& row, const Seen& seen,
+                  const Closed& closed) const {
+    for (int64_t block = 0; block < tile_blocks(K); ++block) {
+      for (int64_t pair = 0; pair < tile_depth / 2; ++pair) {
+        const int64_t k = block * tile_depth + 2 * pair;
         for (int64_t q = 0; q < count; ++q) {
-          const auto part = [&](int64_t k) {
-            return k < K ? load<Halves>(rows.at(row(k), (first + q) * 16) + i * rows.term_stride) : Halves{};
-          };
-          store(tile(packed, K, q, k / tile_depth, i) + k % tile_depth * 16, pair_up(part(k), part(k + 1)));
+          const Bfloat *const upper = k < K ? rows.at(row(k), (first + q) * 16) : nullptr, *const lower =
+                                                                                               k + 1 < K
+                                                                                                   ? rows.at(row(k + 1),
+                                                                                                             (first + q) * 16)
+                                                                                                   : nullptr;
+          Bfloat* const to = tile(packed, K, q, block, 0) + pair * tile_depth;
+          for (int i = 0; i < terms_; ++i) {
+            const Pairs both = pair_up(upper ? load<Halves>(upper + i * rows.term_stride) : Halves{},
+                                       lower ? load<Halves>(lower + i * rows.term_stride) : Halves{});
+            store(to + i * tile_size, both);
+            seen(q, i, both);
+          }
         }
+      }
+      closed();
+    }
   }
 
  protected:

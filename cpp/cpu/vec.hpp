@@ -56,7 +56,7 @@ TT_INLINE void stream(S* to, V value) {
 #endif
 }
 
-// Whether to store so many numbers in that way: it is worth while for arrays of 16 MB.
+// Whether an array is large enough, and aligned, for `stream`: 16 MB.
 template <class S>
 TT_INLINE bool streamable(const S* to, int64_t count) {
   return count * int64_t(sizeof(S)) >= int64_t(1) << 24 && reinterpret_cast<uintptr_t>(to) % vector_bytes == 0;
@@ -91,7 +91,7 @@ TT_INLINE Vec<double> in_double(Vec<float> value, Lanes<i...>) {
   return __builtin_convertvector(__builtin_shufflevector(value, value, (first + i)...), Vec<double>);
 }
 
-// sums += value, lane by lane, in float64. Element by element GCC takes one lane at a time.
+// sums += value in float64. GCC 12 converts lane by lane unless whole registers are shuffled.
 TT_INLINE void add_to(double* sums, Vec<double> value) { store(sums, load<Vec<double>>(sums) + value); }
 TT_INLINE void add_to(double* sums, Vec<float> value) {
   constexpr int half = lanes<double>;

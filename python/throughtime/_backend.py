@@ -39,9 +39,9 @@ class Host:
         _core.layer_norm_backward(problem)
 
     @staticmethod
-    def saved_shape(cell: str, dtype: Any, units: int) -> tuple[int, ...]:
-        """Of what the backward needs of one step and sequence."""
-        return _core.saved_shape(cell, dtype == np.float64, units)
+    def saved_shape(cell: str, dtype: Any, batch: int, units: int) -> tuple[int, ...]:
+        """Of what the backward needs of one step."""
+        return _core.saved_shape(cell, dtype == np.float64, batch, units)
 
     # New arrays
 

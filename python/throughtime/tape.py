@@ -610,8 +610,7 @@ def _state_shapes(layer: Recurrent, steps: int, batch: int, every: int) -> list[
 
 
 def _saved_shape(layer: Recurrent, steps: int, batch: int) -> tuple[int, ...]:
-    shape = layer._backend.saved_shape(layer._cell, layer.dtype, layer.hidden_size)
-    return (steps, batch, *shape)
+    return (steps, *layer._backend.saved_shape(layer._cell, layer.dtype, batch, layer.hidden_size))
 
 
 def steps_between(memory: str | int | None, steps: int) -> int:

@@ -20,7 +20,7 @@ const Cell& find(const std::string& name) {
   throw py::value_error("no cell is named " + name);
 }
 
-Sizes saved_shape(const Cell& cell, int64_t H) { return {cell.saved, H}; }
+Sizes saved_shape(const Cell& cell, int64_t B, int64_t H) { return {B, cell.saved, H}; }
 
 cuda::Mode find_mode(const std::string& name) {
   if (name == "free") return cuda::Mode::free;
@@ -47,7 +47,7 @@ template <class S>
 void describe_problem(const Cell& cell, const Arrays& from, Recurrence<S>& p) {
   const Sizes x = from.shape("x", 3);
   if (x[1] < 1 || x[2] < 1) throw py::value_error("x: expected at least one sequence and one feature");
-  describe(cell, from, [&cell](int64_t H) { return saved_shape(cell, H); }, p);
+  describe(cell, from, [&cell](int64_t B, int64_t H) { return saved_shape(cell, B, H); }, p);
   p.lengths = from.optional<const int64_t>("lengths", {p.B});
 }
 
@@ -97,8 +97,9 @@ void register_cuda_recurrent(py::module_& m) {
   m.def("backward", [](const std::string& cell, const py::dict& problem, const py::dict& gradients) {
     with_entries(cell, problem, [&](const Cell& found, const auto& entries) { backward(found, entries, problem, gradients); });
   });
-  m.def("saved_shape",
-        [](const std::string& cell, int64_t hidden_size) { return py::tuple(py::cast(saved_shape(find(cell), hidden_size))); });
+  m.def("saved_shape", [](const std::string& cell, int64_t batch, int64_t hidden_size) {
+    return py::tuple(py::cast(saved_shape(find(cell), batch, hidden_size)));
+  });
 }
 
 }  // namespace throughtime

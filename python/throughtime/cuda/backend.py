@@ -54,8 +54,8 @@ class Cuda:
         extension().layer_norm_backward(_call(problem, problem["sum"].dtype))
 
     @staticmethod
-    def saved_shape(cell: str, dtype: Any, units: int) -> tuple[int, ...]:
-        return tuple(extension().saved_shape(cell, units))
+    def saved_shape(cell: str, dtype: Any, batch: int, units: int) -> tuple[int, ...]:
+        return tuple(extension().saved_shape(cell, batch, units))
 
     # New arrays
 

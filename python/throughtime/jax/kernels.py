@@ -45,6 +45,11 @@ class Kind:
         return operands[:state], operands[state : state + self.states], operands[state + self.states :]
 
     @property
+    def saved_axis(self) -> int:
+        """Where B is in what the cell saves."""
+        return 1 if _core.saved_shape(self.cell, False, 2, 1)[0] == 2 else 2
+
+    @property
     def common_axes(self) -> tuple[int | None, ...]:
         """Where B is in what every call begins with."""
         return (1, 0, *(None,) * self.parameters)
@@ -63,7 +68,7 @@ def forward(kind: Kind, common: Operands, state: Operands, *, keep: bool) -> lis
     widths = kind.widths(weight_hh)
     shapes = [(steps, batch, widths[0]), *((steps + 2 if keep else 2, batch, width) for width in widths)]
     if keep:
-        shapes.append((steps, batch, *_core.saved_shape(kind.cell, x.dtype == np.float64, widths[-1])))
+        shapes.append((steps, *_core.saved_shape(kind.cell, x.dtype == np.float64, batch, widths[-1])))
     return _call("throughtime_forward", kind, shapes, [*common, *state])
 
 

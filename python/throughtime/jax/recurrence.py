@@ -45,10 +45,10 @@ def _differentiable(kind: Kind, input: bool, parameters: bool) -> Function:
         kept, loss = operands[count : count + kind.states + 1], operands[count + kind.states + 1 :]
         return backward(kind, operands[:count], kept, loss, input=input, parameters=parameters)
 
-    keep = foldable(run_forward, (*common_axes, *(0,) * kind.states), (1, *states, 1))
+    keep = foldable(run_forward, (*common_axes, *(0,) * kind.states), (1, *states, kind.saved_axis))
     pull = foldable(
         run_backward,
-        (*common_axes, *states, 1, 1, *(0,) * kind.states),
+        (*common_axes, *states, kind.saved_axis, 1, *(0,) * kind.states),
         (*(0,) * kind.states, *(1,) * input, *sums, *(1,) * len(kind.timesteps)),
     )
 
