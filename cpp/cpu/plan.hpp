@@ -16,7 +16,7 @@ namespace throughtime::TT_ISA {
 // backwards some vectors of units; and of the products outside it. Many sequences: 12 sums fill 16 registers, 24 fill 32.
 template <class S, int gates>
 struct ManyRows {
-  static constexpr bool halves = false;  // whether a step's sums are cut in two, of which one can begin before a barrier
+  static constexpr bool halves = false;  // whether a step's sums are two halves, one of which can start before a barrier
   template <int of_gates>
   using With = ManyRows<S, of_gates>;
   using Engine = Fma<S>;       // of the recurrence
@@ -55,8 +55,8 @@ struct DotRows : ManyRows<S, gates> {
 #if defined(__AMX_BF16__)
 constexpr bool has_amx = true;
 
-// Blocks of 32 x 2, up to 16 rows of 16 x 4: an even number of vectors. Backwards narrow panels leave less of the cell's work for
-// after the last product, where 32 x 2 has its four sums anyway.
+// Blocks of 32 x 2, for up to 16 rows 16 x 4: an even number of vectors. Backwards, narrow panels leave less of the cell's work
+// until after the last product.
 template <class S, int gates, int back = 4>
 struct AmxRows {
   static constexpr bool halves = false;
@@ -88,8 +88,8 @@ struct ChunksOnTiles : Rows<S, gates> {
 constexpr bool has_amx = false;
 #endif
 
-// The kernels for B sequences: six, three and one product of bfloat16 numbers on AMX beat one of floats from so many rows on, six
-// of few gates from more (Sapphire Rapids); one on vector registers beats floats always (Zen 5).
+// The kernels for B sequences. Sapphire Rapids: six, three and one bfloat16 products on AMX beat one of floats from 8, 3 and 2
+// rows on, six with few gates from 16. Zen 5: one on vector registers always does.
 template <class S>
 Family choose_family(int64_t B, int64_t gate_rows, const Host& host) {
   constexpr bool single = sizeof(S) == sizeof(float), amx = has_amx && single;

@@ -1,6 +1,6 @@
-// One product of a step, with x, with h or the second one, and the gradient of its weight: delta, the gradient of what the
-// product gave, lies in rows; where a product sums over these, it is packed panel by panel. Sums have two levels: each chunk from
-// zero, chunks in float64.
+// The delta of one of a step's products (W_ih x, W_hh h or the second one), kept as rows, and the gradient of that product's
+// weight. A product that sums over these rows packs them panel by panel. Sums have two levels: each chunk from zero, chunks in
+// float64.
 #pragma once
 
 #include "operand.hpp"

@@ -29,8 +29,8 @@ TT_INLINE Halves take_term(Words kept, Vec<float>& value) {
   return __builtin_convertvector(kept >> 16, Halves);
 }
 
-// take(i, term i of each number), rounded: three terms are all of a float32 above 2^-110. What would round to infinity is cut off
-// instead. An infinity leaves a NaN for the terms after it, and a NaN in the first term is one whatever follows.
+// Calls take(i, term i of each number), rounded; three terms represent any float32 above 2^-110. Values that would round to
+// infinity are truncated. After an infinity the next term is NaN.
 template <class Take>
 TT_INLINE void for_terms(int terms, Vec<float> value, const Take& take) {
   constexpr uint32_t upper = 0xffff0000, size = 0x7fffffff, rounds_to_infinity = 0x7f7f8000;
@@ -41,14 +41,14 @@ TT_INLINE void for_terms(int terms, Vec<float> value, const Take& take) {
   if (terms > 2) take(2, __builtin_convertvector(bits_of(value) >> 16, Halves));
 }
 
-// Rows of K numbers, split, zeros from K to a multiple of the tile's depth: (blocks of 32 k, terms, rows, 32), so that a tile is
-// one piece of memory wherever its rows begin, or (terms, rows, K).
+// Split rows of K numbers, padded with zeros to a multiple of the tile's depth: (blocks of 32 k, terms, rows, 32), in which a
+// tile is contiguous wherever its rows begin, or (terms, rows, K).
 struct SplitRows {
   Bfloat* data;
   int64_t stride, term_stride, block_stride;
   int terms;
 
-  // An odd number of lines between terms, or rows: a power of two would share a few sets of the cache.
+  // An odd number of cache lines between terms or rows: powers of two would map to few cache sets.
   static SplitRows in_tiles(Bfloat* data, int64_t rows, int terms) {
     const int64_t term_stride = (rows | 1) * tile_depth;
     return {data, tile_depth, term_stride, terms * term_stride, terms};
@@ -57,7 +57,7 @@ struct SplitRows {
     const int64_t stride = (tile_blocks(K) | 1) * tile_depth;
     return {data, stride, rows * stride, tile_depth, terms};
   }
-  // Room for either.
+  // Enough for either layout.
   static int64_t size(int64_t rows, int64_t K, int terms) { return terms * (rows | 1) * (tile_blocks(K) | 1) * tile_depth; }
 
   SplitRows from(int64_t row) const {
@@ -100,7 +100,7 @@ TT_INLINE Pairs pair_up(Halves upper, Halves lower) {
                                  27, 12, 28, 13, 29, 14, 30, 15, 31);
 }
 
-// Both numbers of each pair, added.
+// The sum of both numbers of each pair.
 TT_INLINE Vec<float> sum_of_pairs(Pairs pairs) {
   Words bits;
   __builtin_memcpy(&bits, &pairs, sizeof bits);
