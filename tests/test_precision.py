@@ -199,3 +199,18 @@ def test_every_family_serves_every_number_of_sequences(kind, family, free):
             for found in (ours, expected):
                 del found["parameter_norms"]
             assert_close(ours, expected, problem.bound)
+
+
+@on_amx
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("B", "memory"), [(1, "full"), (1, "states"), (3, "full"), (5, "states")])
+def test_few_sequences_with_the_products_of_a_chunk_on_tiles(kind, B, memory, free):
+    """The recurrence is on vector registers; at least 64 rows and 256 gates."""
+    _core.force(family="one_row" if B == 1 else "many_rows", chunk=30)
+    problem = Problem(kind, T=70, B=B, I=40, H=256 if kind.startswith("rnn") else 100, dtype="float32")
+    options = {"state": problem.state, "lengths": problem.lengths}
+    ours = run(problem.layer(), problem.x, options | {"memory": memory}, None, problem.loss)
+    expected = run_reference(problem, options)
+    for found in (ours, expected):
+        del found["parameter_norms"]
+    assert_close(ours, expected, problem.bound)

@@ -74,12 +74,12 @@ class TileUnit {
   alignas(64) float rooms_[3][most_rows * most_vectors * 16];
 };
 
-// One block of sums, over all of K.
+// One block of sums, over a part of K.
 struct Block {
   const Bfloat *rows, *tiles;         // the first row's first term; the first vector's first tile
   int64_t term_stride, block_stride;  // of the rows
   int64_t vector_stride;              // of the tiles
-  int64_t blocks;                     // of K
+  int64_t blocks;                     // of that part
 };
 
 // Calls left(term) and right(term) to load, multiply() for each pair of terms: one side is replaced at a time. The order of the
@@ -194,7 +194,7 @@ class Amx : public SplitOperands {
         const int count = int(range.end - first < most ? range.end - first : most), upper = count < 16 ? count : 16;
         float* const sums = unit.sums();
         unit.shape(upper, count - upper);
-        unit.pace((end - begin) * pairs_of(terms) * vectors / (count > tile_rows || vectors % 4 ? 2 : 4));
+        unit.pace((end - begin) * pairs_of(terms) * (count > tile_rows ? vectors / 2 : vectors / 4 + vectors % 4 / 2));
         for (int64_t k = begin; k == begin || k < end; k += summed_blocks) {
           const Block block{rows.data + first * tile_depth + k * rows.block_stride,
                             packed + panel * vectors * vector_stride + k * terms * tile_size,

@@ -73,13 +73,13 @@ class BackwardLoop {
     for (int i = 0; i < C::states; ++i) {
       const int64_t width = history.width(i);
       d_states[i] = p.d_states[i];
-      streams[i] = Engine::splits && d_states[i] && width % L == 0 && streamable(d_states[i], p.T * p.B * width);
+      streams[i] = Engine::overlaps && d_states[i] && width % L == 0 && streamable(d_states[i], p.T * p.B * width);
     }
     if constexpr (Engine::overlaps) {
       halves_size = back_panels(plan.hidden_vectors) * back * p.B * L;
       halves = scratch<S>(host, 2 * plan.unit_parts * halves_size);
     }
-    if (asks_flow()) flow.prepare(p, host), d_states[0] = scratch<S>(host, chunk_rows * p.P);
+    if (asks_flow()) flow.prepare(p, host), d_states[0] = scratch<S>(host, chunk_rows * p.P), streams[0] = false;
     if (asks_norms()) norms = scratch<double>(host, host.threads * norms_room().total());
     __builtin_memset(zeros, 0, size_t(p.P) * sizeof(S));
     __builtin_memset(rules, 0, size_t(2 * host.threads * p.B));
@@ -332,12 +332,12 @@ class BackwardLoop {
   // weights hold. False when the call is to stop.
   template <class Put>
   bool for_carried(const Mine& mine, int64_t later, const Put& put) {
-    const int64_t K = later < p.T ? recurrent.row_size() : 0;
     const Rows rows = delta_rows_of(recurrent, delta_row(later), mine);
-    const Panels panels = panels_of(mine.q, later);
     if constexpr (Engine::overlaps) {
       return for_carried_in_halves(mine, later, rows, put);
     } else {
+      const int64_t K = later < p.T ? recurrent.row_size() : 0;
+      const Panels panels = panels_of(mine.q, later);
       const auto tile = [&](int64_t first, int count, int64_t j, const V* sums) {
         for (int64_t b = first; b < first + count; ++b, sums += back)
           for (int v = 0; v < back && j + v < mine.q.end; ++v) put(b, j + v, mine.later[b] ? V{} : sums[v]);
@@ -612,10 +612,11 @@ class BackwardLoop {
   }
 
   TT_INLINE void put_state(const Moment& at, int i, int64_t b, int64_t j, V total) const {
+    if (!d_states[i]) return;
     const int64_t width = history.width(i);
     S* const to = d_states[i] + (at.state_row + b) * width + j * L;
     if (streams[i]) stream(to, total);
-    else if (d_states[i]) store_some(to, total, width - j * L);
+    else store_some(to, total, width - j * L);
   }
 
   TT_INLINE void add_loss(const Moment& at, int i, int64_t b, int64_t j, V& dn) const {
@@ -778,8 +779,8 @@ class BackwardLoop {
   Forward<S> forward;      // the same problem, for `again`
   Again* again = nullptr;  // where states or saved values were not kept
   int64_t chunk_rows, delta_rows, column_size, room_rows;
-  ChunkWeight* weight_packed;
-  Weight *recurrent_packed, *second_packed;  // summed over gates
+  ChunkWeight* weight_packed;  // the weights, packed for sums over gates
+  Weight *recurrent_packed, *second_packed;
   S* carry[max_states];  // (B, features of h), (B, units): elementwise part of what flows back, and between steps at rest all of
                          // it
   Side inputs, recurrent, second;

@@ -223,6 +223,7 @@ class ForwardLoop {
   bool project(const Mine& mine, int64_t begin, int64_t end) {
     const int64_t own = mine.count(), count = (end - begin) * own;
     constexpr bool copies = ChunkEngine::splits;  // made once for all threads of the same sequences
+    if (copies && meets_within && !team.wait_for_arrived(mine.thread)) return false;  // some may still read the last ones
     const auto rows = chunk_engine.rows(x_room + (copies ? mine.thread / plan.unit_parts : mine.thread) * x_size, count, p.I);
     const Range part = copies ? share(count, plan.unit_parts, mine.thread % plan.unit_parts) : Range{0, count};
     for (int64_t r = part.begin; r < part.end; ++r) {
@@ -428,7 +429,7 @@ class ForwardLoop {
   Zoneout<S> zoneout;
   const bool zoned[max_states] = {zoneout.any(0), zoneout.any(1)};
   // Large saved values bypass the cache: they would be evicted before the backward reads them.
-  const bool streams = Engine::splits && C::phases == Phases::one && streamable(p.saved, p.T* history.saved_size);
+  const bool streams = Engine::overlaps && C::phases == Phases::one && p.saved && streamable(p.saved, p.T* history.saved_size);
   // Whether a step waits for the one before not at its start, but within its product.
   const bool meets_within = Tiles::halves && C::phases == Phases::one && plan.unit_parts > 1;
   Interleaved order, recurrent_order, second_order;

@@ -125,9 +125,9 @@ class Fma {
     }
   }
 
-  // The same row by row, where a sum is that over the lower half of K plus that over the upper half. This thread has written
-  // `own` of the left operand. If a half lies within, it is summed before calling ready(), which waits for the rest; returns
-  // false if that does.
+  // The same row by row, as the sum over the lower half of K plus the sum over the upper half. This thread has written the
+  // numbers `own` of the left operand. If they contain a half, it is summed before ready(), which waits for the rest; false if
+  // ready() is.
   template <class Shape, class Ready>
   bool product_of_halves(int64_t K, const Rows& rows, Range range, const S* packed, Panels panels, const S* initial, Sink<S> sink,
                          Range own, const Ready& ready) const {

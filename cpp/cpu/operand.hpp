@@ -1,5 +1,5 @@
-// A left operand that a loop makes itself, vector by vector: on vector registers it lies in rows; on tiles it is split as it is
-// made, and lies in rows as well where somebody reads these.
+// A left operand produced by the loop, vector by vector. The FMA engine keeps it as rows; the others split it into bfloat16 terms
+// on the fly, and keep rows too if `readable`.
 #pragma once
 
 #include "plan.hpp"
@@ -26,10 +26,6 @@ class Operand {
     if (!Engine::splits || data_) store(data_ + row * size_ + k, value);
     if constexpr (Engine::splits) split_.put(row, k, value);
   }
-  TT_INLINE V get(int64_t row, int64_t k) const {
-    if constexpr (Engine::splits) return split_.get(row, k);
-    else return load<V>(data_ + row * size_ + k);
-  }
 
   // Those in `range`, counted from row `first`; `room` is for a pointer each.
   template <class Room>
@@ -44,7 +40,6 @@ class Operand {
 
   const S* row(int64_t r) const { return data_ + r * size_; }
   const Rows& split() const { return split_; }
-  int64_t size() const { return size_; }
 
  private:
   S* data_ = nullptr;

@@ -63,7 +63,7 @@ class Side {
     const auto row = [=](int64_t r) { return r < wrap ? first + r : r - wrap; };
     double total[Product::vectors * L] = {};
     if constexpr (Engine::splits) {
-      // First terms have 8 bits each, so their sum over a block is exact unless their exponents differ by 11.
+      // First terms have 8 bits each, so their sum over a block is exact unless their exponents differ by more than 11.
       V firsts[Product::vectors] = {}, others[Product::vectors] = {};
       const auto add = [&](int64_t v, int term, auto pairs) { (term == 0 ? firsts : others)[v] += sum_of_pairs(pairs); };
       const auto close_block = [&] {

@@ -75,18 +75,6 @@ struct SplitRows {
     for_terms(terms, value, [&](int i, Halves term) __attribute__((always_inline)) { store(to + i * term_stride, term); });
   }
 
-  TT_INLINE Vec<float> get(int64_t row, int64_t k) const {
-    const Bfloat* const from = at(row, k);
-    Vec<float> sum = {};
-    for (int i = 0; i < terms; ++i) {
-      const Words bits = __builtin_convertvector(load<Halves>(from + i * term_stride), Words) << 16;
-      Vec<float> term;
-      __builtin_memcpy(&term, &bits, sizeof term);
-      sum += term;
-    }
-    return sum;
-  }
-
   // Null is a row of zeros.
   void set(int64_t row, const float* from, int64_t K) const {
     for (int64_t k = 0; k < tile_blocks(K) * tile_depth; k += 16)
@@ -179,15 +167,13 @@ class SplitOperands {
       for (int64_t pair = 0; pair < tile_depth / 2; ++pair) {
         const int64_t k = block * tile_depth + 2 * pair;
         for (int64_t q = 0; q < count; ++q) {
-          const Bfloat *const upper = k < K ? rows.at(row(k), (first + q) * 16) : nullptr, *const lower =
-                                                                                               k + 1 < K
-                                                                                                   ? rows.at(row(k + 1),
-                                                                                                             (first + q) * 16)
-                                                                                                   : nullptr;
+          const auto from = [&](int64_t k) { return k < K ? rows.at(row(k), (first + q) * 16) : nullptr; };
+          const auto term = [&](const Bfloat* at, int i) { return at ? load<Halves>(at + i * rows.term_stride) : Halves{}; };
+          const Bfloat* const upper = from(k);
+          const Bfloat* const lower = from(k + 1);
           Bfloat* const to = tile(packed, K, q, block, 0) + pair * tile_depth;
           for (int i = 0; i < terms_; ++i) {
-            const Pairs both = pair_up(upper ? load<Halves>(upper + i * rows.term_stride) : Halves{},
-                                       lower ? load<Halves>(lower + i * rows.term_stride) : Halves{});
+            const Pairs both = pair_up(term(upper, i), term(lower, i));
             store(to + i * tile_size, both);
             seen(q, i, both);
           }

@@ -37,7 +37,8 @@ class Team {
     return wait_for_arrived(thread);
   }
 
-  // Its two parts: what this thread wrote before is for the others to read; what they wrote before they arrived as often is here.
+  // Its two parts: `arrive` publishes what this thread has written; `wait_for_arrived` waits until every other thread has arrived
+  // as often as this one.
   void arrive(int thread) { __atomic_store_n(&doors_[thread].passed, doors_[thread].passed + 1, __ATOMIC_RELEASE); }
   bool wait_for_arrived(int thread) const {
     const int64_t turn = doors_[thread].passed;
