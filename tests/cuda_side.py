@@ -101,7 +101,7 @@ class Tape:
         T, B, H = problem.T, problem.B, problem.H
         self.widths = (problem.width, H)[: len(self.layer._state_names)]
         self.states = [self._new_states(s, width, options) for s, width in enumerate(self.widths)]
-        shape = (T, *self.device.cuda.saved_shape(self.layer._cell, B, H))
+        shape = (T, B, *self.device.cuda.saved_shape(self.layer._cell, H))
         self.saved = [self.device.empty(shape) if memory == "full" else None for _ in range(problem.D)]
         self.output = self.device.empty_rows((T, B, problem.D * problem.width), batch_first)
         for d in range(problem.D):

@@ -67,9 +67,14 @@ void register_recurrent(py::module_& m) {
       if (parameter.name) shapes[parameter.name] = py::tuple(py::cast(parameter.shape));
     return shapes;
   });
-  m.def("saved_shape", [](const std::string& cell, bool float64, int64_t batch, int64_t hidden_size) {
-    return py::tuple(py::cast((float64 ? saved_shape<double> : saved_shape<float>)(find_cell(cell.c_str()), batch, hidden_size)));
+  // Without the batch, which may be a symbol in Python: (units, saved, lanes).
+  m.def("saved_shape", [](const std::string& cell, bool float64, int64_t hidden_size) {
+    const CellKernels& found = find_cell(cell.c_str());
+    Sizes shape = (float64 ? saved_shape<double> : saved_shape<float>)(found, 1, hidden_size);
+    shape.erase(shape.begin() + (found.whole_rows ? 0 : 1));
+    return py::tuple(py::cast(shape));
   });
+  m.def("sees_whole_rows", [](const std::string& cell) { return find_cell(cell.c_str()).whole_rows; });
 }
 
 }  // namespace throughtime

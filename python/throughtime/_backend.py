@@ -41,7 +41,8 @@ class Host:
     @staticmethod
     def saved_shape(cell: str, dtype: Any, batch: int, units: int) -> tuple[int, ...]:
         """Of what the backward needs of one step."""
-        return _core.saved_shape(cell, dtype == np.float64, batch, units)
+        vectors, *rest = _core.saved_shape(cell, dtype == np.float64, units)
+        return (batch, vectors, *rest) if _core.sees_whole_rows(cell) else (vectors, batch, *rest)
 
     # New arrays
 

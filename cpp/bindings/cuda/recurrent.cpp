@@ -97,9 +97,8 @@ void register_cuda_recurrent(py::module_& m) {
   m.def("backward", [](const std::string& cell, const py::dict& problem, const py::dict& gradients) {
     with_entries(cell, problem, [&](const Cell& found, const auto& entries) { backward(found, entries, problem, gradients); });
   });
-  m.def("saved_shape", [](const std::string& cell, int64_t batch, int64_t hidden_size) {
-    return py::tuple(py::cast(saved_shape(find(cell), batch, hidden_size)));
-  });
+  m.def("saved_shape",
+        [](const std::string& cell, int64_t hidden_size) { return py::make_tuple(find(cell).saved, hidden_size); });
 }
 
 }  // namespace throughtime

@@ -55,7 +55,7 @@ class Cuda:
 
     @staticmethod
     def saved_shape(cell: str, dtype: Any, batch: int, units: int) -> tuple[int, ...]:
-        return tuple(extension().saved_shape(cell, batch, units))
+        return (batch, *extension().saved_shape(cell, units))
 
     # New arrays
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from .. import _core
+from .._backend import Host
 
 if not hasattr(_core, "jax_handlers"):
     raise ImportError(
@@ -47,7 +47,7 @@ class Kind:
     @property
     def saved_axis(self) -> int:
         """Where B is in what the cell saves."""
-        return 1 if _core.saved_shape(self.cell, False, 2, 1)[0] == 2 else 2
+        return 1 if _core.sees_whole_rows(self.cell) else 2
 
     @property
     def common_axes(self) -> tuple[int | None, ...]:
@@ -68,7 +68,7 @@ def forward(kind: Kind, common: Operands, state: Operands, *, keep: bool) -> lis
     widths = kind.widths(weight_hh)
     shapes = [(steps, batch, widths[0]), *((steps + 2 if keep else 2, batch, width) for width in widths)]
     if keep:
-        shapes.append((steps, *_core.saved_shape(kind.cell, x.dtype == np.float64, batch, widths[-1])))
+        shapes.append((steps, *Host.saved_shape(kind.cell, x.dtype, batch, widths[-1])))
     return _call("throughtime_forward", kind, shapes, [*common, *state])
 
 
