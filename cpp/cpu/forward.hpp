@@ -430,7 +430,7 @@ class ForwardLoop {
   const bool zoned[max_states] = {zoneout.any(0), zoneout.any(1)};
   // Large saved values bypass the cache: they would be evicted before the backward reads them.
   const bool streams = Engine::overlaps && C::phases == Phases::one && p.saved && streamable(p.saved, p.T* history.saved_size);
-  // Whether a step waits for the one before not at its start, but within its product.
+  // Whether a step waits for the previous one inside its product rather than before it.
   const bool meets_within = Tiles::halves && C::phases == Phases::one && plan.unit_parts > 1;
   Interleaved order, recurrent_order, second_order;
   int64_t row_size, room_size, x_size;
