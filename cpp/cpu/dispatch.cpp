@@ -14,12 +14,9 @@
 
 namespace throughtime {
 
-#if defined(__x86_64__)
-#if defined(TT_HAS_AMX)
 namespace amx {
 extern const Kernels* const kernels;
 }
-#endif
 namespace v2 {
 extern const Kernels* const kernels;
 }
@@ -29,16 +26,14 @@ extern const Kernels* const kernels;
 namespace v4 {
 extern const Kernels* const kernels;
 }
-#else
 namespace neon {
 extern const Kernels* const kernels;
 }
-#endif
 
 #if defined(__x86_64__)
 namespace {
 
-bool has_avx512() {
+[[maybe_unused]] bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
@@ -59,22 +54,27 @@ bool has_amx() {
 #endif
 
 const std::vector<Level>& levels() {
-#if defined(__x86_64__)
   static const std::vector<Level> all = {
 #if defined(TT_HAS_AMX)
       {"amx", amx::kernels, has_amx},
 #endif
+#if defined(TT_HAS_V4)
       {"v4", v4::kernels, has_avx512},
+#endif
+#if defined(TT_HAS_V3)
       {"v3", v3::kernels,
        [] {
          return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
                 __builtin_cpu_supports("bmi2");
        }},
-      {"v2", v2::kernels, [] { return bool(__builtin_cpu_supports("sse4.2")) && __builtin_cpu_supports("popcnt"); }},
-  };
-#else
-  static const std::vector<Level> all = {{"neon", neon::kernels, [] { return true; }}};
 #endif
+#if defined(TT_HAS_V2)
+      {"v2", v2::kernels, [] { return bool(__builtin_cpu_supports("sse4.2")) && __builtin_cpu_supports("popcnt"); }},
+#endif
+#if defined(TT_HAS_NEON)
+      {"neon", neon::kernels, [] { return true; }},
+#endif
+  };
   return all;
 }
 
