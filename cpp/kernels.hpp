@@ -81,10 +81,11 @@ constexpr int32_t no_exponent = INT32_MIN;  // of zero
 enum class Family : uint8_t { free, one_row, many_rows, dot, amx };
 enum class Split : uint8_t { free, sequences, units };
 
-// Choices made by force, for tests; all zero: plan.hpp chooses.
+// Choices made by force, for tests; all zero: plan.hpp chooses. Eight bytes, to be atomic.
 struct Forced {
   Family family;
   Split split;
+  uint16_t rest;  // a thread rests after every so many phases; see team.hpp
   int32_t chunk;  // steps
 };
 
@@ -93,14 +94,20 @@ struct Host {
   void* context;
   int threads;
   bool crowded;      // more threads than cores: waiting yields at once
+  int64_t patience;  // 50 us on the processor's counter; see team.hpp
   int64_t l2_bytes;  // of one core
   int terms;         // bfloat16 numbers that a float is split into where their products pay: 3, 2 or 1
   bool dot;          // whether Family::dot is there, and this processor has its instruction
   Forced forced;
   void* (*allocate)(void* context, size_t bytes);  // scratch for this call, 64-byte aligned
+  // body(argument, thread) on the calling thread, which is number 0, and on up to threads - 1 others, as they come.
   void (*run)(void* context, void (*body)(void* argument, int thread), void* argument);
   void (*yield)();
-  bool (*interrupted)(void* context);  // asked by one thread, between chunks
+  void (*nap)();                                   // sleeps for about 50 us
+  void (*found_crowded)(void* context);            // a thread of this call is not running
+  void (*rest)(void* context);                     // sleeps until called back, or until thread 0 has left its body
+  void (*call_back)(void* context, bool resting);  // asked by thread 0 between chunks
+  bool (*interrupted)(void* context);              // asked by one thread, between chunks
 };
 
 template <class S>

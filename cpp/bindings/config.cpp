@@ -9,6 +9,7 @@
 
 #include "../cpu/dispatch.hpp"
 #include "../cpu/host.hpp"
+#include "../cpu/openmp.hpp"
 
 namespace throughtime {
 
@@ -57,14 +58,31 @@ void register_config(pybind11::module_& m) {
   // For tests: "" and 0 leave the choice free.
   m.def(
       "force",
-      [](const std::string& family, const std::string& split, int32_t chunk) {
+      [](const std::string& family, const std::string& split, int32_t chunk, uint16_t rest) {
         const std::map<std::string, Family> families = {
             {"", Family::free}, {"one_row", Family::one_row}, {"many_rows", Family::many_rows}, {"amx", Family::amx}};
         const std::map<std::string, Split> splits = {{"", Split::free}, {"sequences", Split::sequences}, {"units", Split::units}};
         if (chunk < 0) throw pybind11::value_error("chunk: expected 0 or more");
-        force({families.at(family), splits.at(split), chunk});
+        force({families.at(family), splits.at(split), rest, chunk});
       },
-      pybind11::arg("family") = "", pybind11::arg("split") = "", pybind11::arg("chunk") = 0);
+      pybind11::arg("family") = "", pybind11::arg("split") = "", pybind11::arg("chunk") = 0, pybind11::arg("rest") = 0);
+  // The addresses of an OpenMP runtime's functions, 0 for those that it lacks; see openmp.hpp.
+  m.def("borrow_threads", [](const std::map<std::string, uintptr_t>& functions) {
+    const auto find = [&](const char* name, auto& to) {
+      const auto found = functions.find(name);
+      to = reinterpret_cast<std::remove_reference_t<decltype(to)>>(found == functions.end() ? 0 : found->second);
+    };
+    OpenMP runtime{};
+    find("GOMP_parallel", runtime.parallel);
+    find("__kmpc_fork_call", runtime.fork_call);
+    find("__kmpc_push_num_threads", runtime.push_num_threads);
+    find("__kmpc_global_thread_num", runtime.global_thread_num);
+    find("omp_in_parallel", runtime.in_parallel);
+    find("omp_get_thread_num", runtime.thread_num);
+    find("omp_get_max_threads", runtime.max_threads);
+    borrow(runtime);
+  });
+  m.def("times_crowded", &times_crowded);
   m.def("empty_cache", [] { pool_trim(0); });
   m.def("peak", &peak, pybind11::call_guard<pybind11::gil_scoped_release>());
 }

@@ -20,6 +20,7 @@ class BackwardLoop {
   using Product = typename Tiles::Product;
   using Rows = typename Engine::Rows;
   using Side = TT_ISA::Side<S, Tiles>;
+  using Unit = typename Again::Unit;
   using Weight = typename Engine::Weight;
   using ChunkWeight = typename ChunkEngine::Weight;
   static constexpr int L = lanes<S>, G = C::gates, R = C::recurrent, back = Tiles::Backward::vectors;
@@ -93,6 +94,8 @@ class BackwardLoop {
       unit_gradients.prepare(host, p.B, p.H, asks_norms() ? plan.chunk : 1);
     }
     if (p.every || (C::saved && !p.saved)) prepare_again();
+    all_parts = scratch<Mine>(host, host.threads);
+    for (int i = 0; i < host.threads; ++i) all_parts[i] = part_of_work(i);
   }
 
   static int64_t back_panels(int64_t vectors) { return Tiles::Backward::panels(vectors); }
@@ -110,16 +113,45 @@ class BackwardLoop {
     again = new (scratch<Again>(host, 1)) Again(forward, host, team, own);
   }
 
+  // What one part of the work is, and who does it.
   struct Mine {
-    int thread;
-    typename Again::Unit& unit;
+    int part;
     Range b, j, q;            // sequences, vectors of units and of features of h
     const S **rows, **other;  // room for a row of the chunk each
     S** targets;
     ChunkWeight* panels;     // of the chunk's delta
     uint8_t *rules, *later;  // of the step, and of the step after
     S* scales;               // what clipping makes of each sequence's carried gradient
+    int thread = 0;
+    Unit* unit = nullptr;  // the thread's
   };
+
+  Mine part_of_work(int part) const {
+    const S** const own = rows + 3 * part * room_rows;
+    return {part,
+            plan.rows(p.B, part),
+            plan.units(part),
+            plan.hidden(part),
+            own,
+            own + room_rows,
+            const_cast<S**>(own + 2 * room_rows),
+            panels + part * panels_size,
+            rules + 2 * part * p.B,
+            rules + (2 * part + 1) * p.B,
+            scales + part * p.B};
+  }
+
+  Mine mine(int part, int thread, Unit& unit) const {
+    Mine own = all_parts[part];
+    own.thread = thread, own.unit = &unit;
+    return own;
+  }
+
+  // each(body): a phase of the team's, body(mine) for every part.
+  auto each_part(int thread, Unit& unit) {
+    return
+        [this, thread, &unit](const auto& body) { return team.each(thread, [&](int part) { body(mine(part, thread, unit)); }); };
+  }
 
   // Where one step finds its rows.
   struct Moment {
@@ -151,67 +183,102 @@ class BackwardLoop {
 
   void work(int thread) {
     const FlushSubnormals flush;
-    typename Again::Unit unit;
-    Mine mine{thread,
-              unit,
-              plan.rows(p.B, thread),
-              plan.units(thread),
-              plan.hidden(thread),
-              rows + 3 * thread * room_rows,
-              nullptr,
-              nullptr,
-              panels + thread * panels_size,
-              rules + 2 * thread * p.B,
-              rules + (2 * thread + 1) * p.B,
-              scales + thread * p.B};
-    mine.other = mine.rows + room_rows;
-    mine.targets = const_cast<S**>(mine.other + room_rows);
-    prepare(mine);
-    if (!team.wait(thread)) return;
+    Unit unit;
+    team.enter(thread);
+    const auto each = each_part(thread, unit);
+    if (!each([&](const Mine& mine) { prepare(mine); })) return;
     for (int64_t end = p.T; end > 0;) {
       const int64_t first = history.window_before(end);
-      if (p.every && !(again->advance(again->mine(thread, unit), first, end) && team.wait(thread))) return;
+      if (p.every && !again->advance(thread, unit, first, end)) return;
       for (; end > first; end = end > first + plan.chunk ? end - plan.chunk : first)
-        if (!chunk(mine, end > first + plan.chunk ? end - plan.chunk : first, end)) return;
+        if (!chunk(thread, unit, end > first + plan.chunk ? end - plan.chunk : first, end)) return;
     }
     stream_fence();
-    if (p.d_initial[0]) initial_gradient(mine);
-    if (asks_weights()) unpack_weights(mine);
+    if (exchanges && p.d_initial[0]) each([&](const Mine& mine) { send_half(mine, 0); });
+    each([&](const Mine& mine) {
+      if (p.d_initial[0]) initial_gradient(mine);
+      if (asks_weights()) unpack_weights(mine);
+    });
   }
 
   // False when the call is to stop.
-  bool chunk(const Mine& mine, int64_t begin, int64_t end) {
-    if (team.interrupted(mine.thread)) return false;
-    if (again && !p.every && !again->save_again(again->mine(mine.thread, mine.unit), begin, end)) return false;
-    if constexpr (C::phases != Phases::one)
-      if (again && !team.wait(mine.thread)) return false;
-    if (asks_weights()) transpose_operands(mine, begin, end);
-    for (int64_t s = end - 1; s >= begin; --s) {
-      if (!step(mine, moment(s, begin))) return false;
-      if (meets_within) team.arrive(mine.thread);
-      else if (plan.unit_parts > 1 && !exchanges && !team.wait(mine.thread)) return false;
-    }
-    if (!team.wait(mine.thread)) return false;
-    if (asks_flow()) flow_norms(mine, begin, end);
-    if (p.d_input.data) input_gradient(mine, begin, end);
-    return (!asks_weights() || parameter_gradients(mine, begin, end)) && team.wait(mine.thread);
+  bool chunk(int thread, Unit& unit, int64_t begin, int64_t end) {
+    const auto each = each_part(thread, unit);
+    if (team.interrupted(thread)) return false;
+    if (again && !p.every && !again->save_again(thread, unit, begin, end)) return false;
+    if (asks_weights() && !each([&](const Mine& mine) { transpose_operands(mine, begin, end); })) return false;
+    if (!take_steps(thread, unit, begin, end)) return false;
+    if (two_products && asks_weights() && !each([&](const Mine& mine) { transpose_middle(mine, begin, end); })) return false;
+    if (values > 0 && asks_norms() && !each([&](const Mine& mine) { step_norms(mine, begin, end); })) return false;
+    return each([&](const Mine& mine) {
+      if (asks_flow()) flow_norms(mine, begin, end);
+      if (p.d_input.data) input_gradient(mine, begin, end);
+      if (values == 0 && asks_norms()) step_norms(mine, begin, end);
+      if (asks_weights()) weight_gradients(mine, begin, end);
+    });
   }
 
-  bool parameter_gradients(const Mine& mine, int64_t begin, int64_t end) {
-    if constexpr (two_products) {
-      transpose_middle(mine, begin, end);
-      if (!team.wait(mine.thread)) return false;
+  // Where parts share no sequence, none waits for another before the chunk's end.
+  bool take_steps(int thread, Unit& unit, int64_t begin, int64_t end) {
+    const auto each = each_part(thread, unit);
+    if (exchanges) return exchanging_steps(thread, unit, begin, end);
+    if constexpr (Tiles::halves && C::phases == Phases::one)
+      if (plan.unit_parts > 1 && !rescales) return overlapped_steps(thread, unit, begin, end);
+    if (plan.unit_parts > 1) return steps_of_chunk(each, begin, end);
+    return each([&](const Mine& mine) {
+      const auto alone = [&mine](const auto& body) {
+        body(mine);
+        return true;
+      };
+      steps_of_chunk(alone, begin, end);
+    });
+  }
+
+  template <class Each>
+  bool steps_of_chunk(const Each& each, int64_t begin, int64_t end) {
+    for (int64_t s = end - 1; s >= begin; --s) {
+      const Moment at = moment(s, begin);
+      if (rescales && !each([&](const Mine& mine) { gather(mine, at); })) return false;
+      if (!each([&](const Mine& mine) { step(mine, at, {}); })) return false;
+      if constexpr (two_products) {
+        if (!each([&](const Mine& mine) { second_product(mine, at); })) return false;
+      } else if constexpr (whole_rows) {
+        if (!each([&](const Mine& mine) { apply_rows(mine, at); })) return false;
+      }
     }
-    if (asks_norms()) {
-      step_norms(mine, begin, end);
-      if (values > 0 && !team.wait(mine.thread)) return false;
-    }
-    weight_gradients(mine, begin, end);
     return true;
   }
 
+  // Steps that wait for the one after them inside their product.
+  bool overlapped_steps(int thread, Unit& unit, int64_t begin, int64_t end) {
+    for (int64_t s = end - 1; s >= begin; --s) {
+      team.start(thread, [&](int part) { overlapped_step(part, thread, unit, s, begin, team.phase(thread)); });
+      team.rest_if_asked(thread);
+    }
+    return team.finish(thread, team.phase(thread),
+                       [&](int part) { overlapped_step(part, thread, unit, begin, begin, team.phase(thread)); });
+  }
+
+  void overlapped_step(int part, int thread, Unit& unit, int64_t s, int64_t begin, int64_t phase) {
+    const auto finished = [&] {
+      return team.finish(thread, phase - 1, [&](int part) { overlapped_step(part, thread, unit, s + 1, begin, phase - 1); });
+    };
+    step(mine(part, thread, unit), moment(s, begin), when(finished));
+  }
+
+  // Steps whose parts exchange halves of their sums. No thread rests on the way, and none runs another's part while it waits: its
+  // tiles still hold sums of its own.
+  bool exchanging_steps(int thread, Unit& unit, int64_t begin, int64_t end) {
+    for (int64_t s = end - 1; s >= begin; --s) {
+      const int64_t sending = team.start(thread, [&](int part) { send_half(mine(part, thread, unit), s + 1); });
+      const auto sent = [&] { return team.finish(thread, sending); };
+      team.start(thread, [&](int part) { step(mine(part, thread, unit), moment(s, begin), when(sent)); });
+    }
+    return team.finish(thread, team.phase(thread));
+  }
+
   void prepare(const Mine& mine) {
-    const int t = mine.thread, n = host.threads;
+    const int t = mine.part, n = host.threads;
     if (again) again->pack(t);
     const Range input_panels = share(p.d_input.data ? Product::panels(ceil_div(p.I, L)) : 0, n, t);
     chunk_engine.template pack_columns<Product::vectors>(p.weights[weight_ih], p.I, inputs.order, input_panels, weight_packed);
@@ -247,7 +314,7 @@ class BackwardLoop {
   // The chunk's x and h, transposed; rows that take no part are zero whatever they hold (padding may be NaN).
   void transpose_operands(const Mine& mine, int64_t begin, int64_t end) {
     const int64_t count = (end - begin) * p.B;
-    const Range own = share(ChunkEngine::columns_padded(count), host.threads, mine.thread, L);
+    const Range own = share(ChunkEngine::columns_padded(count), host.threads, mine.part, L);
     for (int64_t r = own.begin; r < own.end; ++r) {
       if (r >= count) {
         mine.rows[r] = mine.other[r] = nullptr;
@@ -265,7 +332,7 @@ class BackwardLoop {
   // The second product's operand, which the steps have made.
   void transpose_middle(const Mine& mine, int64_t begin, int64_t end) {
     const int64_t count = (end - begin) * p.B;
-    const Range own = share(ChunkEngine::columns_padded(count), host.threads, mine.thread, L);
+    const Range own = share(ChunkEngine::columns_padded(count), host.threads, mine.part, L);
     for (int64_t r = own.begin; r < own.end; ++r) {
       const bool idle = r >= count || (steps.ruled() && steps.rule(begin + r / p.B, r % p.B) & inactive);
       mine.rows[r] = idle ? nullptr : middle + r * p.H;
@@ -275,49 +342,46 @@ class BackwardLoop {
 
   const S* x(int64_t s, int64_t b) const { return p.x.data + steps.time(s) * p.x.time + b * p.x.batch; }
 
-  bool step(const Mine& mine, const Moment& at) {
+  // The recurrent product of the step after, and the cell's first phase.
+  void step(const Mine& mine, const Moment& at, const Ready& ready) {
     if (steps.ruled()) find_rules(mine, at.s);
-    if constexpr (C::phases == Phases::one) {
-      return receive(mine, at, [&](int64_t b, int64_t j, V dh) { apply(mine, at, b, j, dh); });
-    } else if constexpr (two_products) {
-      if (!receive(mine, at, [&](int64_t b, int64_t q, V dh) { arrive(mine, at, b, q, dh); })) return false;
-      if (plan.unit_parts > 1 && !team.wait(mine.thread)) return false;
-      second_product(mine, at);
-    } else {
-      if (!receive(mine, at, [&](int64_t b, int64_t j, V dh) { store(units(0, b, j), dh); })) return false;
-      if (plan.unit_parts > 1 && !team.wait(mine.thread)) return false;
-      apply_rows(mine, at);
-    }
-    return true;
+    receive(mine, at, ready, [&](int64_t b, int64_t q, V dh) {
+      if constexpr (C::phases == Phases::one) apply(mine, at, b, q, dh);
+      else if constexpr (two_products) arrive(mine, at, b, q, dh);
+      else store(units(0, b, q), dh);
+    });
   }
 
-  // put(b, q, dh): the gradient that h receives from the step after. False when the call is to stop.
+  // put(b, q, dh): the gradient that h receives from the step after.
   template <class Put>
-  bool receive(const Mine& mine, const Moment& at, const Put& put) {
+  void receive(const Mine& mine, const Moment& at, const Ready& ready, const Put& put) {
     if (!rescales) {
-      return for_carried(mine, at.s + 1, [&](int64_t b, int64_t q, V h) { put(b, q, load<V>(units(0, b, q)) + h); });
+      for_carried(mine, at.s + 1, ready, [&](int64_t b, int64_t q, V h) { put(b, q, load<V>(units(0, b, q)) + h); });
+      return;
     }
-    if (asks_flow()) flow.clear(mine.thread, mine.b);
-    const bool goes_on = for_carried(mine, at.s + 1, [&](int64_t b, int64_t q, V h) {
-      store(units(0, b, q), load<V>(units(0, b, q)) + h);
-      gather(mine, 0, b, q);
-    });
-    if (!goes_on) return false;
-    for (int i = 1; i < C::states; ++i)
-      for (int64_t b = mine.b.begin; b < mine.b.end; ++b)
-        for (int64_t j = mine.j.begin; j < mine.j.end; ++j) gather(mine, i, b, j);
-    if (plan.unit_parts > 1 && !team.wait(mine.thread)) return false;
     for (int64_t b = mine.b.begin; b < mine.b.end; ++b) asks_flow() ? find_exponent(mine, at, b) : find_scale(mine, at, b);
     for (int64_t b = mine.b.begin; b < mine.b.end; ++b)
       for (int64_t q = mine.q.begin; q < mine.q.end; ++q) {
         const V scaled = load<V>(units(0, b, q)) * mine.scales[b];
-        put(b, q, asks_flow() ? scaled + flow.loss(mine.thread, at.t, b, q) : scaled);
+        put(b, q, asks_flow() ? scaled + flow.loss(mine.part, at.t, b, q) : scaled);
       }
-    return true;
+  }
+
+  // Where the carried gradient is rescaled, its norm comes first, which takes all parts.
+  void gather(const Mine& mine, const Moment& at) {
+    if (steps.ruled()) find_rules(mine, at.s);
+    if (asks_flow()) flow.clear(mine.part, mine.b);
+    for_carried(mine, at.s + 1, {}, [&](int64_t b, int64_t q, V h) {
+      store(units(0, b, q), load<V>(units(0, b, q)) + h);
+      gather(mine, 0, b, q);
+    });
+    for (int i = 1; i < C::states; ++i)
+      for (int64_t b = mine.b.begin; b < mine.b.end; ++b)
+        for (int64_t j = mine.j.begin; j < mine.j.end; ++j) gather(mine, i, b, j);
   }
 
   TT_INLINE void gather(const Mine& mine, int i, int64_t b, int64_t j) const {
-    if (asks_flow()) flow.gather(mine.thread, b, load<V>(units(i, b, j)));
+    if (asks_flow()) flow.gather(mine.part, b, load<V>(units(i, b, j)));
     else carried_norms.gather(i, b, j, units(i, b, j));
   }
 
@@ -329,12 +393,12 @@ class BackwardLoop {
   }
 
   // put(b, j, h): what step `later` sends back to h through its recurrent product; zero where no gradient crosses, whatever the
-  // weights hold. False when the call is to stop.
+  // weights hold. Where the product is two halves, it asks ready() between them; false: the call is to stop.
   template <class Put>
-  bool for_carried(const Mine& mine, int64_t later, const Put& put) {
+  void for_carried(const Mine& mine, int64_t later, const Ready& ready, const Put& put) {
     const Rows rows = delta_rows_of(recurrent, delta_row(later), mine);
     if constexpr (Engine::overlaps) {
-      return for_carried_in_halves(mine, later, rows, put);
+      for_carried_in_halves(mine, later, rows, ready, put);
     } else {
       const int64_t K = later < p.T ? recurrent.row_size() : 0;
       const Panels panels = panels_of(mine.q, later);
@@ -342,35 +406,23 @@ class BackwardLoop {
         for (int64_t b = first; b < first + count; ++b, sums += back)
           for (int v = 0; v < back && j + v < mine.q.end; ++v) put(b, j + v, mine.later[b] ? V{} : sums[v]);
       };
-      if constexpr (Tiles::halves) {
-        const auto ready = [&] { return !meets_within || team.wait_for_arrived(mine.thread); };
-        return engine.template product_of_halves<typename Tiles::Backward>(
+      if constexpr (Tiles::halves)
+        engine.template product_of_halves<typename Tiles::Backward>(
             K, rows, mine.b, recurrent_packed, panels, none, sink<S>(tile), {mine.j.begin * R * L, mine.j.end * R * L}, ready);
-      } else {
+      else
         engine.template product<typename Tiles::Backward>(K, rows, mine.b, recurrent_packed, panels, none, sink<S>(tile),
-                                                          mine.unit.steps());
-        return true;
-      }
+                                                          mine.unit->steps());
     }
   }
 
   // The same on tiles. A sum is that over the lower half of the units plus that over the upper half, each from zero, whatever the
-  // number of threads. Each of two threads owns one half: it first sums its half for the other's units and sends that, then for
+  // number of threads. Each of two parts owns one half: it first sums its half for the other's units and sends that, then for
   // its own units. Sums are fewer cache lines than delta: 256 instead of 1536 a step for an LSTM of 256 units and 32 sequences.
   template <class Put>
-  bool for_carried_in_halves(const Mine& mine, int64_t later, const Rows& rows, const Put& put) {
-    const int64_t K = later < p.T ? recurrent.row_size() : 0, middle = K > 0 ? lower_units() * R * L : 0;
+  void for_carried_in_halves(const Mine& mine, int64_t later, const Rows& rows, const Ready& ready, const Put& put) {
+    const int64_t K = depth(later), middle = middle_of(K);
     const Panels own = panels_of(mine.q, later);
-    const int part = mine.thread % plan.unit_parts;
-    const auto start = [&](int64_t begin, int64_t end, Panels panels, Sink<S> to) {
-      engine.template start_product<typename Tiles::Backward>({begin, end, K}, rows, mine.b, recurrent_packed, panels, none, to,
-                                                              mine.unit.steps());
-    };
-    S *const sent = half_sums(later, part), *const received = half_sums(later, exchanges ? 1 - part : part);
-    const auto send = [&](int64_t first, int count, int64_t q, const V* sums) {
-      for (int64_t b = first; b < first + count; ++b)
-        for (int v = 0; v < back; ++v) store(half_sum(sent, b, q + v), *sums++);
-    };
+    const S* const received = half_sums(later, exchanges ? 1 - mine.part % 2 : mine.part % plan.unit_parts);
     const auto tile = [&](int64_t first, int count, int64_t q, const V* sums) {
       for (int64_t b = first; b < first + count; ++b, sums += back)
         for (int v = 0; v < back && q + v < mine.q.end; ++v) {
@@ -378,23 +430,50 @@ class BackwardLoop {
           put(b, q + v, mine.later[b] ? V{} : sum);
         }
     };
-    if (!exchanges || K == 0) {
-      if (middle > 0) start(0, middle, own, sink<S>(send));
-      start(middle, K, own, sink<S>(tile));
-      mine.unit.steps().finish();
-      return true;
+    if (exchanges && K > 0) {
+      const Range half = half_of(mine, K);
+      // With a single block of rows, `tile` gets no sums before the second panel.
+      const bool ahead = mine.b.end - mine.b.begin <= Tiles::Backward::rows;
+      if (ahead) start_half(mine, half, K, rows, {own.turn(0), own.turn(0) + 1}, sink<S>(tile));
+      if (!ready()) return mine.unit->steps().finish();
+      start_half(mine, half, K, rows, ahead ? own.but_first() : own, sink<S>(tile));
+      mine.unit->steps().finish();
+    } else {
+      const auto send = sends_to(half_sums(later, mine.part % plan.unit_parts));
+      if (middle > 0) start_half(mine, {0, middle}, K, rows, own, sink<S>(send));
+      start_half(mine, {middle, K}, K, rows, own, sink<S>(tile));
+      mine.unit->steps().finish();
     }
-    const int64_t begin = part == 0 ? 0 : middle, end = part == 0 ? middle : K;
-    start(begin, end, panels_of(plan.hidden(mine.thread + 1 - 2 * part), later), sink<S>(send));
-    mine.unit.steps().finish();
-    team.arrive(mine.thread);
-    // With a single block of rows, `tile` gets no sums before the second panel.
-    const bool ahead = mine.b.end - mine.b.begin <= Tiles::Backward::rows;
-    if (ahead) start(begin, end, {own.turn(0), own.turn(0) + 1}, sink<S>(tile));
-    if (!team.wait_for_arrived(mine.thread)) return false;
-    start(begin, end, ahead ? own.but_first() : own, sink<S>(tile));
-    mine.unit.steps().finish();
-    return true;
+  }
+
+  // Exchanged sums: this part's half of those for the other part's units.
+  void send_half(const Mine& mine, int64_t later) {
+    if constexpr (Engine::overlaps) {
+      const int64_t K = depth(later), part = mine.part % 2;
+      if (K == 0) return;
+      const auto send = sends_to(half_sums(later, int(part)));
+      const Panels others = panels_of(plan.hidden(mine.part + 1 - 2 * int(part)), later);
+      start_half(mine, half_of(mine, K), K, delta_rows_of(recurrent, delta_row(later), mine), others, sink<S>(send));
+      mine.unit->steps().finish();
+    }
+  }
+
+  auto sends_to(S* sent) const {
+    return [this, sent](int64_t first, int count, int64_t q, const V* sums) {
+      for (int64_t b = first; b < first + count; ++b)
+        for (int v = 0; v < back; ++v) store(half_sum(sent, b, q + v), *sums++);
+    };
+  }
+
+  void start_half(const Mine& mine, Range half, int64_t K, const Rows& rows, Panels panels, Sink<S> to) {
+    engine.template start_product<typename Tiles::Backward>({half.begin, half.end, K}, rows, mine.b, recurrent_packed, panels,
+                                                            none, to, mine.unit->steps());
+  }
+
+  int64_t depth(int64_t later) const { return later < p.T ? recurrent.row_size() : 0; }
+  int64_t middle_of(int64_t K) const { return K > 0 ? lower_units() * R * L : 0; }
+  Range half_of(const Mine& mine, int64_t K) const {
+    return mine.part % 2 == 0 ? Range{0, middle_of(K)} : Range{middle_of(K), K};
   }
 
   // The delta of a step as the recurrence reads it.
@@ -410,7 +489,10 @@ class BackwardLoop {
   int64_t lower_units() const { return share(plan.unit_vectors, 2, 0, Plan::quantum).end; }
   // The half sums that a thread sends: (panels of units, B, back, lanes). Two slots, for even and odd steps.
   S* half_sums(int64_t step, int part) const { return halves + (step % 2 * plan.unit_parts + part) * halves_size; }
-  S* half_sum(S* sums, int64_t b, int64_t q) const { return sums + ((q / back * p.B + b) * back + q % back) * L; }
+  template <class P>
+  P* half_sum(P* sums, int64_t b, int64_t q) const {
+    return sums + ((q / back * p.B + b) * back + q % back) * L;
+  }
 
   static Panels panels_of(Range j, int64_t s) { return {j.begin / back, ceil_div(j.end, back), s % 2 != 0}; }
 
@@ -424,9 +506,9 @@ class BackwardLoop {
   }
 
   void find_exponent(const Mine& mine, const Moment& at, int64_t b) const {
-    const int first = mine.thread / plan.unit_parts * plan.unit_parts;
-    mine.scales[b] = flow.rescale(mine.thread, first, plan.unit_parts, at.t, b, mine.rules[b] & inactive);
-    if (mine.j.begin == 0 && mine.j.end > 0) p.exponent[at.t * p.B + b] = flow.exponent(mine.thread, b);
+    const int first = mine.part / plan.unit_parts * plan.unit_parts;
+    mine.scales[b] = flow.rescale(mine.part, first, plan.unit_parts, at.t, b, mine.rules[b] & inactive);
+    if (mine.j.begin == 0 && mine.j.end > 0) p.exponent[at.t * p.B + b] = flow.exponent(mine.part, b);
   }
 
   TT_INLINE V carried(const Mine& mine, int i, int64_t b, int64_t j) const {
@@ -494,7 +576,7 @@ class BackwardLoop {
     };
     const Rows rows = delta_rows_of(second, at.delta_row, mine);
     engine.template product<typename Tiles::Backward>(second.row_size(), rows, mine.b, second_packed, panels_of(mine.j, at.s),
-                                                      none, sink<S>(put), mine.unit.steps());
+                                                      none, sink<S>(put), mine.unit->steps());
   }
 
   // Second phase: dm is the gradient of what the second product multiplied with.
@@ -548,7 +630,7 @@ class BackwardLoop {
   };
 
   void apply_rows(const Mine& mine, const Moment& at) {
-    const Range own_rows = plan.whole_rows(p.B, mine.thread);
+    const Range own_rows = plan.whole_rows(p.B, mine.part);
     for (int64_t b = own_rows.begin; b < own_rows.end; ++b) {
       if (mine.rules[b] & inactive) {
         for (int64_t j = 0; j < plan.unit_vectors; ++j) {
@@ -560,7 +642,7 @@ class BackwardLoop {
         continue;
       }
       const S* c = mine.rules[b] & fresh ? nullptr : at.before[C::states - 1] + b * p.H;
-      Row row{{p.H, saved_at(at, b, 0), c, unit_packed, notes + mine.thread * Row::notes_size(p.H)}, *this, mine, at, b};
+      Row row{{p.H, saved_at(at, b, 0), c, unit_packed, notes + mine.part * Row::notes_size(p.H)}, *this, mine, at, b};
       C::backward_row(row);
     }
   }
@@ -635,7 +717,7 @@ class BackwardLoop {
   }
 
   void input_gradient(const Mine& mine, int64_t begin, int64_t end) {
-    const Range own = share((end - begin) * p.B, host.threads, mine.thread, Product::rows);
+    const Range own = share((end - begin) * p.B, host.threads, mine.part, Product::rows);
     for (int64_t r = own.begin; r < own.end; ++r) {
       const int64_t s = begin + r / p.B, b = r % p.B;
       mine.targets[r] = p.d_input.data + steps.time(s) * p.d_input.time + b * p.d_input.batch;
@@ -659,7 +741,7 @@ class BackwardLoop {
     for (int i = 0; i < 2; ++i) {
       const auto rows = inputs.delta.rows(i ? -wrap : first, parts[i], mine.rows);
       chunk_engine.template product<Product>(inputs.row_size(), rows, parts[i], weight_packed, panels, none, sink<S>(put),
-                                             mine.unit.chunks());
+                                             mine.unit->chunks());
     }
   }
 
@@ -667,11 +749,11 @@ class BackwardLoop {
   void weight_gradients(const Mine& mine, int64_t begin, int64_t end) {
     const int64_t height = (end - begin) * p.B, size = chunk_engine.packed_size(height, Product::vectors);
     const auto add = [&](const Side& side, Range some) {
-      side.add_gradient(chunk_engine, height, some, mine.panels, mine.rows, room_rows, mine.unit.chunks());
+      side.add_gradient(chunk_engine, height, some, mine.panels, mine.rows, room_rows, mine.unit->chunks());
     };
     for_sides([&](const Side& side) {
       if (!side.has_own_delta()) return;
-      const Range own = share(Product::panels(side.order.vectors()), host.threads, mine.thread);
+      const Range own = share(Product::panels(side.order.vectors()), host.threads, mine.part);
       for (Range some = {own.begin, own.begin}; some.begin < own.end; some.begin = some.end) {
         for (; some.end < own.end && some.end < some.begin + ChunkEngine::panels_at_once; ++some.end)
           side.pack(chunk_engine, delta_row(begin), height, some.end, mine.panels + (some.end - some.begin) * size);
@@ -679,18 +761,17 @@ class BackwardLoop {
         if (!C::split && &side == &inputs) add(recurrent, some);
       }
     });
-    if constexpr (values > 0) unit_gradients.close_chunk(begin, end, host.threads, mine.thread);
+    if constexpr (values > 0) unit_gradients.close_chunk(begin, end, host.threads, mine.part);
   }
 
   void flow_norms(const Mine& mine, int64_t begin, int64_t end) const {
-    const Range own = share(end - begin, host.threads, mine.thread);
-    for (int64_t i = own.begin; i < own.end; ++i)
-      flow.find_norms(mine.thread, steps.time(begin + i), d_states[0] + i * p.B * p.P);
+    const Range own = share(end - begin, host.threads, mine.part);
+    for (int64_t i = own.begin; i < own.end; ++i) flow.find_norms(mine.part, steps.time(begin + i), d_states[0] + i * p.B * p.P);
   }
 
   void step_norms(const Mine& mine, int64_t begin, int64_t end) {
-    const Range own = share(end - begin, host.threads, mine.thread);
-    StepNorms<S> norm(norms + mine.thread * norms_room().total(), norms_room());
+    const Range own = share(end - begin, host.threads, mine.part);
+    StepNorms<S> norm(norms + mine.part * norms_room().total(), norms_room());
     for (int64_t s = begin + own.begin; s < begin + own.end; ++s) {
       const int64_t t = steps.time(s);
       const Norms x = side_norms(mine, norm, inputs, s, begin), h = side_norms(mine, norm, recurrent, s, begin);
@@ -740,7 +821,7 @@ class BackwardLoop {
   // The same product once more carries the first step's delta to the initial state.
   void initial_gradient(const Mine& mine) {
     if (steps.ruled()) find_rules(mine, -1);
-    for_carried(mine, 0, [&](int64_t b, int64_t q, V h) {
+    for_carried(mine, 0, {}, [&](int64_t b, int64_t q, V h) {
       store_some(p.d_initial[0] + b * p.P + q * L, load<V>(units(0, b, q)) + h, p.P - q * L);
     });
     for (int i = 1; i < C::states; ++i)
@@ -751,14 +832,14 @@ class BackwardLoop {
 
   void unpack_weights(const Mine& mine) {
     const auto unpack = [&](const Side& side, S* d_weight, S* d_bias) {
-      side.unpack(host.threads, mine.thread, d_weight, C::bias_inside ? nullptr : d_bias);
+      side.unpack(host.threads, mine.part, d_weight, C::bias_inside ? nullptr : d_bias);
     };
     unpack(inputs, p.d_weights[weight_ih], p.d_weights[bias_ih]);
     unpack(recurrent, p.d_weights[weight_hh], p.d_weights[bias_hh]);
     if constexpr (two_products)
       unpack(second, second_part<C>(p.d_weights, p, weight_hh), second_part<C>(p.d_weights, p, bias_hh));
     if constexpr (values > 0)
-      if (mine.thread == 0) unit_gradients.unpack(p.d_weights);
+      if (mine.part == 0) unit_gradients.unpack(p.d_weights);
   }
 
   const Backward<S>& p;
@@ -772,9 +853,7 @@ class BackwardLoop {
   Zoneout<S> zoneout;
   const bool zoned[max_states] = {zoneout.any(0), zoneout.any(1)};
   const bool rescales = p.clip > 0 || asks_flow();
-  // Whether a step waits for the previous one inside its product rather than before it. Rescaling needs all threads' norms first.
-  const bool meets_within = Tiles::halves && C::phases == Phases::one && plan.unit_parts > 1 && !rescales;
-  // Whether two threads exchange their halves of a step's sums instead of its delta.
+  // Whether two parts exchange their halves of a step's sums instead of its delta.
   const bool exchanges = Engine::overlaps && C::phases == Phases::one && plan.unit_parts == 2 && !rescales;
   Forward<S> forward;      // the same problem, for `again`
   Again* again = nullptr;  // where states or saved values were not kept
@@ -796,6 +875,7 @@ class BackwardLoop {
   S* middle;  // (chunk rows, H): what the second product multiplied with
   S* notes;   // one row a thread
   const S** rows;
+  Mine* all_parts;
   uint8_t* rules;
   S* scales;
   double* norms = nullptr;

@@ -28,14 +28,15 @@ class ForwardLoop {
   static void* operator new(size_t, void* place) { return place; }
   using Unit = Units<Engine, ChunkEngine>;
 
-  // What one thread works on.
+  // What one part of the work is, and who does it.
   struct Mine {
-    int thread;
-    Unit& unit;
+    int part;
     Range b, j, q;                // sequences, vectors of units and of features of h
     typename Engine::Room* room;  // for a row of the chunk each
     uint8_t *rules, *next_rules;  // of the step and the one after it, one a sequence
     S* projected;                 // (units, chunk steps, own sequences, gates, lanes)
+    int thread = 0;
+    Unit* unit = nullptr;  // the thread's
     int64_t count() const { return b.end - b.begin; }
   };
 
@@ -69,6 +70,8 @@ class ForwardLoop {
     moments = scratch<Moment>(host, host.threads * plan.chunk);
     __builtin_memset(zeros, 0, size_t(p.P) * sizeof(S));
     __builtin_memset(rules, 0, size_t(2 * host.threads * p.B));
+    all_parts = scratch<Mine>(host, host.threads);
+    for (int i = 0; i < host.threads; ++i) all_parts[i] = part_of_work(i);
     if constexpr (Engine::splits)
       for (Rows& rows : hidden) {
         const int64_t size = engine.room_size(p.B, p.P);
@@ -110,52 +113,31 @@ class ForwardLoop {
       const FlushSubnormals flush;
       ForwardLoop& loop = *static_cast<ForwardLoop*>(self);
       Unit unit;
-      loop.pack(thread);
-      if (loop.team.wait(thread)) loop.advance(loop.mine(thread, unit), 0, loop.p.T);
+      loop.team.enter(thread);
+      if (loop.team.each(thread, [&](int part) { loop.pack(part); })) loop.advance(thread, unit, 0, loop.p.T);
     };
     host.run(host.context, work, &loop);
   }
 
-  // The thread's part of the weights, before anything else. A barrier must follow.
-  void pack(int thread) {
-    const Range own = share(order.vectors(), host.threads, thread);
+  // A part of the weights, before anything else.
+  void pack(int part) {
+    const Range own = share(order.vectors(), host.threads, part);
     chunk_engine.template pack_rows<Product::vectors>(p.weights[weight_ih], p.I, order, own, weight_packed);
-    const Range recurrent = share(recurrent_order.vectors(), host.threads, thread);
+    const Range recurrent = share(recurrent_order.vectors(), host.threads, part);
     engine.template pack_rows<units * R>(p.weights[weight_hh], p.P, recurrent_order, recurrent, recurrent_packed);
     if constexpr (two_products)
       engine.template pack_rows<Second::units>(second_part<C>(p.weights, p, weight_hh), p.H, second_order,
-                                               share(second_order.vectors(), host.threads, thread), second_packed);
-  }
-
-  Mine mine(int thread, Unit& unit) const {
-    const Range b = plan.rows(p.B, thread);
-    return {thread,
-            unit,
-            b,
-            plan.units(thread),
-            plan.hidden(thread),
-            room + thread * room_size,
-            rules + 2 * thread * p.B,
-            rules + (2 * thread + 1) * p.B,
-            projected + plan.chunk * b.begin * row_size};
+                                               share(second_order.vectors(), host.threads, part), second_packed);
   }
 
   // Steps `first` to `last` - 1; false when the call is to stop.
-  bool advance(const Mine& mine, int64_t first, int64_t last) {
-    if constexpr (Engine::splits) {
-      split_states(mine, first);
-      if (plan.unit_parts > 1 && !team.wait(mine.thread)) return false;
-    }
+  bool advance(int thread, Unit& unit, int64_t first, int64_t last) {
+    const auto each = each_part(thread, unit);
+    if constexpr (Engine::splits)
+      if (!each([&](const Mine& mine) { split_states(mine, first); })) return false;
     for (int64_t begin = first; begin < last; begin += plan.chunk) {
       const int64_t end = begin + plan.chunk < last ? begin + plan.chunk : last;
-      if (team.interrupted(mine.thread)) return false;
-      if (!project(mine, begin, end)) return false;
-      for (int64_t s = begin; s < end; ++s) {
-        find_rules(mine, s);
-        if (!step(mine, moment(s, mine.projected + (s - begin) * mine.count() * G * L))) return false;
-        if (meets_within) team.arrive(mine.thread);
-        else if (plan.unit_parts > 1 && !team.wait(mine.thread)) return false;
-      }
+      if (team.interrupted(thread) || !project(each, begin, end) || !take_steps(thread, unit, begin, end)) return false;
     }
     if (streams) stream_fence();
     return true;
@@ -163,42 +145,10 @@ class ForwardLoop {
 
   // What steps `begin` to `end` - 1, at most a chunk of them, saved: again, from states that are all kept. No step waits for
   // another, so their recurrent products are one. False when the call is to stop.
-  bool save_again(const Mine& mine, int64_t begin, int64_t end) {
-    if (!project(mine, begin, end)) return false;
-    Moment* at = moments + mine.thread * plan.chunk;
-    const int64_t count = mine.count(), own = plan.chunk * mine.b.begin;
-    const Range all{0, (end - begin) * count};
-    const Rows rows = engine.rows(mine.room, all.end, p.P);
-    for (int64_t s = begin; s < end; ++s) {
-      at[s - begin] = moment(s, mine.projected + (s - begin) * count * G * L);
-      for (int64_t b = mine.b.begin; b < mine.b.end; ++b)
-        rows.set((s - begin) * count + b - mine.b.begin, starts(s, b) ? zeros : at[s - begin].before[0] + b * p.P, p.P);
-    }
-    const auto put = [&](int64_t first, int number, int64_t q, const V* sums) {
-      for (int64_t r = first; r < first + number; ++r, sums += units * R)
-        for (int u = 0; u < units && q / R + u < mine.j.end; ++u) {
-          const int64_t s = int(r) / int(count), b = mine.b.begin + int(r) % int(count), j = q / R + u;
-          V old[C::states], next[C::states], m;
-          evaluate(mine, at[s], b, j, starts(begin + s, b), sums + u * R, old, next, m);
-          if constexpr (two_products) middle.put(own + r, j * L, m);
-        }
-    };
-    engine.template product<typename Tiles::Again>(p.P, rows, all, recurrent_packed, panels_of<units>(mine.j, 0), recurrent_bias,
-                                                   sink<S>(put), mine.unit.steps());
-    if (C::phases != Phases::one && plan.unit_parts > 1 && !team.wait(mine.thread)) return false;
-    if constexpr (two_products && !C::projects) {
-      const auto finish = [&](int64_t first, int number, int64_t q, const V* sums) {
-        for (int64_t r = first; r < first + number; ++r, sums += Second::units)
-          for (int u = 0; u < Second::units && q + u < mine.q.end; ++u) {
-            const int64_t s = int(r) / int(count), b = mine.b.begin + int(r) % int(count);
-            V old[C::states], next[C::states];
-            evaluate_second(mine, at[s], b, q + u, starts(begin + s, b), sums + u, old, next);
-          }
-      };
-      engine.template product<typename Second::Again>(p.H, middle.rows(own, all, mine.room), all, second_packed,
-                                                      panels_of<Second::units>(mine.q, 0), second_bias, sink<S>(finish),
-                                                      mine.unit.steps());
-    }
+  bool save_again(int thread, Unit& unit, int64_t begin, int64_t end) {
+    const auto each = each_part(thread, unit);
+    if (!project(each, begin, end) || !each([&](const Mine& mine) { evaluate_again(mine, begin, end); })) return false;
+    if constexpr (two_products && !C::projects) return each([&](const Mine& mine) { finish_again(mine, begin, end); });
     return true;
   }
 
@@ -212,34 +162,158 @@ class ForwardLoop {
     S* saved;  // or null
   };
 
-  Moment moment(int64_t s, const S* projection) const {
-    Moment at{s, steps.time(s), projection, {}, {}, history.saved(steps, s)};
+  Mine part_of_work(int part) const {
+    const Range b = plan.rows(p.B, part);
+    return {part,
+            b,
+            plan.units(part),
+            plan.hidden(part),
+            room + part * room_size,
+            rules + 2 * part * p.B,
+            rules + (2 * part + 1) * p.B,
+            projected + plan.chunk * b.begin * row_size};
+  }
+
+  Mine mine(int part, int thread, Unit& unit) const {
+    Mine own = all_parts[part];
+    own.thread = thread, own.unit = &unit;
+    return own;
+  }
+
+  // each(body): a phase of the team's, body(mine) for every part.
+  auto each_part(int thread, Unit& unit) const {
+    return
+        [this, thread, &unit](const auto& body) { return team.each(thread, [&](int part) { body(mine(part, thread, unit)); }); };
+  }
+
+  // Where parts share no sequence, none waits for another before the chunk's end.
+  bool take_steps(int thread, Unit& unit, int64_t begin, int64_t end) {
+    if constexpr (Tiles::halves && C::phases == Phases::one)
+      if (plan.unit_parts > 1) return overlapped_steps(thread, unit, begin, end);
+    const auto each = each_part(thread, unit);
+    if (plan.unit_parts > 1) return steps_of_chunk(each, begin, end);
+    return each([&](const Mine& mine) {
+      const auto alone = [&mine](const auto& body) {
+        body(mine);
+        return true;
+      };
+      steps_of_chunk(alone, begin, end);
+    });
+  }
+
+  template <class Each>
+  bool steps_of_chunk(const Each& each, int64_t begin, int64_t end) {
+    const auto at = [&](const Mine& mine, int64_t s) { return moment(mine, s, begin); };
+    for (int64_t s = begin; s < end; ++s) {
+      if (!each([&](const Mine& mine) { step(mine, at(mine, s), {}); })) return false;
+      if constexpr (two_products) {
+        if (!each([&](const Mine& mine) { second_product(mine, at(mine, s)); })) return false;
+      } else if constexpr (C::phases == Phases::rows) {
+        if (!each([&](const Mine& mine) { apply_rows(mine, at(mine, s)); })) return false;
+      }
+    }
+    return true;
+  }
+
+  // Steps that wait for the one before them inside their product.
+  bool overlapped_steps(int thread, Unit& unit, int64_t begin, int64_t end) {
+    for (int64_t s = begin; s < end; ++s) {
+      team.start(thread, [&](int part) { overlapped_step(part, thread, unit, s, begin, team.phase(thread)); });
+      team.rest_if_asked(thread);
+    }
+    return team.finish(thread, team.phase(thread),
+                       [&](int part) { overlapped_step(part, thread, unit, end - 1, begin, team.phase(thread)); });
+  }
+
+  void overlapped_step(int part, int thread, Unit& unit, int64_t s, int64_t begin, int64_t phase) {
+    const Mine own = mine(part, thread, unit);
+    const auto finished = [&] {
+      return team.finish(thread, phase - 1, [&](int part) { overlapped_step(part, thread, unit, s - 1, begin, phase - 1); });
+    };
+    step(own, moment(own, s, begin), when(finished));
+  }
+
+  // The cells of a chunk, from states that are all kept.
+  void evaluate_again(const Mine& mine, int64_t begin, int64_t end) {
+    Moment* at = moments + mine.part * plan.chunk;
+    const int64_t count = mine.count(), own = plan.chunk * mine.b.begin;
+    const Range all{0, (end - begin) * count};
+    const Rows rows = engine.rows(mine.room, all.end, p.P);
+    for (int64_t s = begin; s < end; ++s) {
+      at[s - begin] = moment(mine, s, begin);
+      for (int64_t b = mine.b.begin; b < mine.b.end; ++b)
+        rows.set((s - begin) * count + b - mine.b.begin, starts(s, b) ? zeros : at[s - begin].before[0] + b * p.P, p.P);
+    }
+    const auto put = [&](int64_t first, int number, int64_t q, const V* sums) {
+      for (int64_t r = first; r < first + number; ++r, sums += units * R)
+        for (int u = 0; u < units && q / R + u < mine.j.end; ++u) {
+          const int64_t s = int(r) / int(count), b = mine.b.begin + int(r) % int(count), j = q / R + u;
+          V old[C::states], next[C::states], m;
+          evaluate(mine, at[s], b, j, starts(begin + s, b), sums + u * R, old, next, m);
+          if constexpr (two_products) middle.put(own + r, j * L, m);
+        }
+    };
+    engine.template product<typename Tiles::Again>(p.P, rows, all, recurrent_packed, panels_of<units>(mine.j, 0), recurrent_bias,
+                                                   sink<S>(put), mine.unit->steps());
+  }
+
+  // And their second products.
+  void finish_again(const Mine& mine, int64_t begin, int64_t end) {
+    const Moment* at = moments + mine.part * plan.chunk;
+    const int64_t count = mine.count(), own = plan.chunk * mine.b.begin;
+    const Range all{0, (end - begin) * count};
+    const auto finish = [&](int64_t first, int number, int64_t q, const V* sums) {
+      for (int64_t r = first; r < first + number; ++r, sums += Second::units)
+        for (int u = 0; u < Second::units && q + u < mine.q.end; ++u) {
+          const int64_t s = int(r) / int(count), b = mine.b.begin + int(r) % int(count);
+          V old[C::states], next[C::states];
+          evaluate_second(mine, at[s], b, q + u, starts(begin + s, b), sums + u, old, next);
+        }
+    };
+    engine.template product<typename Second::Again>(p.H, middle.rows(own, all, mine.room), all, second_packed,
+                                                    panels_of<Second::units>(mine.q, 0), second_bias, sink<S>(finish),
+                                                    mine.unit->steps());
+  }
+
+  Moment moment(const Mine& mine, int64_t s, int64_t begin) const {
+    Moment at{s, steps.time(s), mine.projected + (s - begin) * mine.count() * G * L, {}, {}, history.saved(steps, s)};
     if (C::phases != Phases::one && !at.saved) at.saved = spare;
     for (int i = 0; i < C::states; ++i) at.before[i] = history.state(i, s), at.after[i] = history.after(i, s + 1);
     return at;
   }
 
-  // False when the call is to stop.
-  bool project(const Mine& mine, int64_t begin, int64_t end) {
-    const int64_t own = mine.count(), count = (end - begin) * own;
-    constexpr bool copies = ChunkEngine::splits;  // made once for all threads of the same sequences
-    if (copies && meets_within && !team.wait_for_arrived(mine.thread)) return false;  // some may still read the last ones
-    const auto rows = chunk_engine.rows(x_room + (copies ? mine.thread / plan.unit_parts : mine.thread) * x_size, count, p.I);
-    const Range part = copies ? share(count, plan.unit_parts, mine.thread % plan.unit_parts) : Range{0, count};
-    for (int64_t r = part.begin; r < part.end; ++r) {
+  // x W^T + b of a chunk.
+  template <class Each>
+  bool project(const Each& each, int64_t begin, int64_t end) {
+    // Where rows are copies, parts that share sequences make them together.
+    if (ChunkEngine::splits && !each([&](const Mine& mine) {
+          const int64_t count = (end - begin) * mine.count();
+          set_inputs(mine, begin, count, share(count, plan.unit_parts, mine.part % plan.unit_parts));
+        }))
+      return false;
+    return each([&](const Mine& mine) { project(mine, begin, end); });
+  }
+
+  auto set_inputs(const Mine& mine, int64_t begin, int64_t count, Range range) const {
+    const int64_t own = mine.count(), place = ChunkEngine::splits ? mine.part / plan.unit_parts : mine.part;
+    const auto rows = chunk_engine.rows(x_room + place * x_size, count, p.I);
+    for (int64_t r = range.begin; r < range.end; ++r) {
       const int64_t s = begin + r / own, b = mine.b.begin + r % own;
       rows.set(r, p.x.data + steps.time(s) * p.x.time + b * p.x.batch, p.I);
     }
-    if (copies && plan.unit_parts > 1 && !team.wait(mine.thread)) return false;
-    const int64_t vectors = mine.j.end * G;
+    return rows;
+  }
+
+  void project(const Mine& mine, int64_t begin, int64_t end) {
+    const int64_t count = (end - begin) * mine.count(), vectors = mine.j.end * G;
+    const auto rows = set_inputs(mine, begin, count, {ChunkEngine::splits ? count : 0, count});
     const Panels panels{mine.j.begin * G / Product::vectors, Product::panels(vectors)};
     const auto put = [&](int64_t first, int count, int64_t q, const V* sums) {
       for (int64_t r = first; r < first + count; ++r, sums += Product::vectors)
         for (int v = 0; v < Product::vectors && q + v < vectors; ++v)
           store(projected_at(mine, mine.projected, (q + v) / G, r) + (q + v) % G * L, sums[v]);
     };
-    chunk_engine.template product<Product>(p.I, rows, {0, count}, weight_packed, panels, bias, sink<S>(put), mine.unit.chunks());
-    return true;
+    chunk_engine.template product<Product>(p.I, rows, {0, count}, weight_packed, panels, bias, sink<S>(put), mine.unit->chunks());
   }
 
   // As in saved_place: rows of the same units are neighbours.
@@ -261,8 +335,10 @@ class ForwardLoop {
     return {j.begin / units, ceil_div(j.end, units), s % 2 != 0};
   }
 
-  // False when the call is to stop.
-  bool step(const Mine& mine, const Moment& at) {
+  // The recurrent product and the cell. Where the product is two halves, it asks ready() between them; false: the call is to
+  // stop.
+  void step(const Mine& mine, const Moment& at, const Ready& ready) {
+    find_rules(mine, at.s);
     Rows rows;
     if constexpr (Engine::splits) {
       rows = hidden[at.s % 2];
@@ -276,21 +352,12 @@ class ForwardLoop {
         for (int u = 0; u < units && q / R + u < mine.j.end; ++u) apply(mine, at, b, q / R + u, sums + u * R);
     };
     const Panels panels = panels_of<units>(mine.j, at.s);
-    if constexpr (Tiles::halves) {
-      const auto ready = [&] { return !meets_within || team.wait_for_arrived(mine.thread); };
-      if (!engine.template product_of_halves<typename Tiles::Forward>(p.P, rows, mine.b, recurrent_packed, panels, recurrent_bias,
-                                                                      sink<S>(put), {mine.q.begin * L, mine.q.end * L}, ready))
-        return false;
-    } else {
+    if constexpr (Tiles::halves)
+      engine.template product_of_halves<typename Tiles::Forward>(p.P, rows, mine.b, recurrent_packed, panels, recurrent_bias,
+                                                                 sink<S>(put), {mine.q.begin * L, mine.q.end * L}, ready);
+    else
       engine.template product<typename Tiles::Forward>(p.P, rows, mine.b, recurrent_packed, panels, recurrent_bias, sink<S>(put),
-                                                       mine.unit.steps());
-    }
-    if constexpr (C::phases != Phases::one) {
-      if (plan.unit_parts > 1 && !team.wait(mine.thread)) return false;
-      if constexpr (two_products) second_product(mine, at);
-      else apply_rows(mine, at);
-    }
-    return true;
+                                                       mine.unit->steps());
   }
 
   void second_product(const Mine& mine, const Moment& at) {
@@ -300,7 +367,7 @@ class ForwardLoop {
     };
     engine.template product<typename Second::Forward>(p.H, middle.rows(0, mine.b, mine.room), mine.b, second_packed,
                                                       panels_of<Second::units>(mine.q, at.s), second_bias, sink<S>(put),
-                                                      mine.unit.steps());
+                                                      mine.unit->steps());
   }
 
   // The cell of one vector of units of one sequence; r is the recurrent part of its pre-activations.
@@ -396,10 +463,10 @@ class ForwardLoop {
   };
 
   void apply_rows(const Mine& mine, const Moment& at) {
-    const Range own = plan.whole_rows(p.B, mine.thread);
+    const Range own = plan.whole_rows(p.B, mine.part);
     for (int64_t b = own.begin; b < own.end; ++b) {
       const S* c = mine.rules[b] & fresh ? nullptr : at.before[C::states - 1] + b * p.H;
-      Row row{{p.H, saved_at(at, b, 0), c, unit_packed, notes + mine.thread * Row::notes_size(p.H)}, *this, mine, at, b};
+      Row row{{p.H, saved_at(at, b, 0), c, unit_packed, notes + mine.part * Row::notes_size(p.H)}, *this, mine, at, b};
       C::forward_row(row);
     }
   }
@@ -430,8 +497,6 @@ class ForwardLoop {
   const bool zoned[max_states] = {zoneout.any(0), zoneout.any(1)};
   // Large saved values bypass the cache: they would be evicted before the backward reads them.
   const bool streams = Engine::overlaps && C::phases == Phases::one && p.saved && streamable(p.saved, p.T* history.saved_size);
-  // Whether a step waits for the previous one inside its product rather than before it.
-  const bool meets_within = Tiles::halves && C::phases == Phases::one && plan.unit_parts > 1;
   Interleaved order, recurrent_order, second_order;
   int64_t row_size, room_size, x_size;
   typename ChunkEngine::Weight* weight_packed;
@@ -443,6 +508,7 @@ class ForwardLoop {
   typename ChunkEngine::Room* x_room;
   uint8_t* rules;
   Moment* moments;
+  Mine* all_parts;
   Rows hidden[2];             // where left operands are copies: h before a step, and before the one after it
   Operand<S, Engine> middle;  // of the second product
   S* spare = nullptr;         // what the cell saves for its second phase, where nothing is kept: of one step

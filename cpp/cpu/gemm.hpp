@@ -33,6 +33,19 @@ Sink<S> sink(const Taker& taker) {
           }};
 }
 
+// Asked between the halves of a product; false: the call is to stop.
+struct Ready {
+  const void* asked = nullptr;
+  bool (*ask)(const void*) = [](const void*) { return true; };
+
+  bool operator()() const { return ask(asked); }
+};
+
+template <class Question>
+Ready when(const Question& question) {
+  return {&question, [](const void* self) { return bool((*static_cast<const Question*>(self))()); }};
+}
+
 // The panels of a product. Weights that overflow the cache are read up and down in turn, so that the last ones read are found
 // there.
 struct Panels {
@@ -128,9 +141,9 @@ class Fma {
   // The same row by row, as the sum over the lower half of K plus the sum over the upper half. This thread has written the
   // numbers `own` of the left operand. If they contain a half, it is summed before ready(), which waits for the rest; false if
   // ready() is.
-  template <class Shape, class Ready>
+  template <class Shape>
   bool product_of_halves(int64_t K, const Rows& rows, Range range, const S* packed, Panels panels, const S* initial, Sink<S> sink,
-                         Range own, const Ready& ready) const {
+                         Range own, const Ready& ready = {}) const {
     using V = Vec<S>;
     constexpr int vectors = Shape::vectors, room = 64;
     const int64_t middle = K / 2;

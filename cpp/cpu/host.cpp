@@ -1,93 +1,27 @@
-// The team of threads. Workers spin for a while after their work, so that the next call finds them awake, then sleep. The team is
-// never destroyed: its threads may outlive main, and a forked child, which has none of them, starts a new one.
+// What the kernels need of the process: settings, threads, memory.
 #include "host.hpp"
 
-#include <pthread.h>
 #include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstdlib>
-#include <functional>
 #include <stdexcept>
 #include <string>
-#include <system_error>
 #include <thread>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "crowd.hpp"
 #include "dispatch.hpp"
+#include "openmp.hpp"
+#include "workers.hpp"
 
 namespace throughtime {
 
 namespace {
-
-class Workers {
- public:
-  std::atomic_flag busy;  // set by the call that uses them; a signal's handler may call from within a call
-
-  // Starts what is missing of so many threads, the caller's included; returns how many there are, should the system refuse.
-  int prepare(int threads) {
-    while (int(doors_.size()) < threads - 1) {
-      auto door = std::make_unique<Door>();
-      try {
-        std::thread(&Workers::work, this, std::ref(*door), int(doors_.size()) + 1).detach();
-      } catch (const std::system_error&) {
-        break;
-      }
-      doors_.push_back(std::move(door));
-    }
-    return std::min(threads, int(doors_.size()) + 1);
-  }
-
-  void run(int threads, void (*body)(void*, int), void* argument) {
-    body_ = body;
-    argument_ = argument;
-    running_.store(threads - 1, std::memory_order_relaxed);
-    for (int i = 0; i < threads - 1; ++i) {
-      doors_[size_t(i)]->turn.fetch_add(1);  // sequentially consistent: notify must not look for sleepers before it
-      doors_[size_t(i)]->turn.notify_one();
-    }
-    body(argument, 0);
-    while (running_.load(std::memory_order_acquire) != 0) std::this_thread::yield();
-  }
-
- private:
-  // One a worker, so that a call wakes only those it needs, and no other can take its turn for its own.
-  struct Door {
-    alignas(64) std::atomic<uint32_t> turn{0};
-  };
-
-  void work(Door& door, int thread) {
-    for (uint32_t seen = 0;; ++seen) {
-      const auto awake_until = std::chrono::steady_clock::now() + std::chrono::milliseconds(2);
-      while (door.turn.load(std::memory_order_acquire) == seen) {
-        std::this_thread::yield();
-        if (std::chrono::steady_clock::now() > awake_until) door.turn.wait(seen, std::memory_order_acquire);
-      }
-      body_(argument_, thread);
-      running_.fetch_sub(1, std::memory_order_release);
-    }
-  }
-
-  std::vector<std::unique_ptr<Door>> doors_;
-  void (*body_)(void*, int) = nullptr;
-  void* argument_ = nullptr;
-  alignas(64) std::atomic<int> running_{0};
-};
-
-std::atomic<Workers*> current_workers{nullptr};
-
-Workers& workers() {
-  static const int registered = pthread_atfork(nullptr, nullptr, [] { current_workers = nullptr; });
-  (void)registered;
-  Workers* found = current_workers;
-  if (!found) {
-    auto* fresh = new Workers;
-    if (current_workers.compare_exchange_strong(found, fresh)) return *fresh;
-    delete fresh;
-  }
-  return *found;
-}
 
 constexpr long most_threads = 1024;
 
@@ -118,6 +52,38 @@ std::atomic<int>& threads() {
   return count;
 }
 
+std::atomic<bool>& threads_are_set() {
+  static std::atomic<bool> set{[] {
+    const char* own = std::getenv("THROUGHTIME_NUM_THREADS");
+    return own && *own;
+  }()};
+  return set;
+}
+
+// The processor's counter, which the kernels read, against the clock, since this library was loaded.
+int64_t ticks() {
+#if defined(__aarch64__)
+  int64_t count;
+  asm volatile("mrs %0, cntvct_el0" : "=r"(count));
+  return count;
+#else
+  return int64_t(__builtin_ia32_rdtsc());
+#endif
+}
+
+const int64_t first_ticks = ticks();
+const auto first_time = std::chrono::steady_clock::now();
+
+int64_t ticks_in(std::chrono::duration<double> time) {
+  static const double per_second = [] {
+    const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - first_time;
+    return double(ticks() - first_ticks) / passed.count();
+  }();
+  return int64_t(per_second * time.count());
+}
+
+Crowd crowd;
+
 int64_t l2_bytes() {
   static const int64_t bytes = [] {
     int64_t found = 0;
@@ -147,17 +113,24 @@ int get_terms() { return terms; }
 void set_terms(int count) { terms = count; }
 void force(const Forced& choices) { forced = choices; }
 
-int get_num_threads() { return threads(); }
-void set_num_threads(int count) { threads() = count; }
+int get_num_threads() {
+  const int borrowed = threads_are_set() ? 0 : borrowed_threads();
+  return borrowed ? borrowed : threads().load();
+}
+void set_num_threads(int count) {
+  threads() = count;
+  threads_are_set() = true;
+}
+
+int64_t times_crowded() { return crowd.times(); }
 
 Call::Call(std::function<bool()> poll)
-    : has_team_(!workers().busy.test_and_set()),
-      poll_(std::move(poll)),
-      next_poll_(std::chrono::steady_clock::now() + std::chrono::milliseconds(100)) {
-  const int count = has_team_ ? workers().prepare(get_num_threads()) : 1;
+    : poll_(std::move(poll)), next_poll_(std::chrono::steady_clock::now() + std::chrono::milliseconds(100)) {
+  const int count = take_threads();
   host_ = {.context = this,
            .threads = count,
            .crowded = count > usable_cores(),
+           .patience = ticks_in(std::chrono::microseconds(50)),
            .l2_bytes = l2_bytes(),
            .terms = get_terms(),
            .dot = has_dot(),
@@ -165,11 +138,30 @@ Call::Call(std::function<bool()> poll)
            .allocate = allocate,
            .run = run,
            .yield = [] { std::this_thread::yield(); },
+           .nap = [] { std::this_thread::sleep_for(std::chrono::microseconds(1)); },  // and the system's slack of 50 us
+           .found_crowded = [](void*) { crowd.found(); },
+           .rest = rest,
+           .call_back = call_back,
            .interrupted = interrupted};
 }
 
 Call::~Call() {
-  if (has_team_) workers().busy.clear();
+  if (pool_ == Pool::own) Workers::instance().busy.clear();
+}
+
+// How many threads this call has. Borrowed ones would come at once: where the cores are busy, this thread works alone.
+int Call::take_threads() {
+  const int count = get_num_threads(), borrowed = borrowed_threads();
+  if (count == 1 || borrowed == 1) return 1;
+  if (count <= borrowed) {
+    if (crowd.lasts()) return 1;
+    pool_ = Pool::borrowed;
+    borrowed_ = borrowed;
+    return count;
+  }
+  if (Workers::instance().busy.test_and_set()) return 1;
+  pool_ = Pool::own;
+  return Workers::instance().prepare(count);
 }
 
 void* Call::allocate(void* self, size_t bytes) {
@@ -179,9 +171,21 @@ void* Call::allocate(void* self, size_t bytes) {
 }
 
 void Call::run(void* self, void (*body)(void*, int), void* argument) {
-  const int count = static_cast<Call*>(self)->host_.threads;
-  if (count == 1) body(argument, 0);
-  else workers().run(count, body, argument);
+  auto& call = *static_cast<Call*>(self);
+  if (call.host_.threads == 1) return body(argument, 0);
+  call.body_ = body;
+  call.argument_ = argument;
+  call.over_ = false;
+  const auto enter = [](void* self, int thread) {
+    auto& call = *static_cast<Call*>(self);
+    if (thread < call.host_.threads) call.body_(call.argument_, thread);
+    if (thread == 0) call.over_ = true, call.wake();
+  };
+  if (call.pool_ == Pool::borrowed) return run_borrowed(call.borrowed_, enter, &call);
+  call.posted_ = !crowd.lasts();
+  if (call.posted_) Workers::instance().post(call.host_.threads, body, argument);
+  enter(&call, 0);
+  if (call.posted_) Workers::instance().close(call.host_.threads);
 }
 
 bool Call::interrupted(void* self) {
@@ -190,6 +194,25 @@ bool Call::interrupted(void* self) {
   if (now < call.next_poll_) return false;
   call.next_poll_ = now + std::chrono::milliseconds(100);
   return call.stopped_ = call.poll_();
+}
+
+void Call::rest(void* self) {
+  auto& call = *static_cast<Call*>(self);
+  const uint32_t seen = call.wakes_;
+  if (!call.over_) call.wakes_.wait(seen);
+}
+
+void Call::call_back(void* self, bool resting) {
+  auto& call = *static_cast<Call*>(self);
+  const bool waiting = call.pool_ == Pool::own && !call.posted_;
+  if ((!resting && !waiting) || (crowd.lasts() && !call.host_.forced.rest)) return;
+  if (resting) call.wake();
+  if (waiting) call.posted_ = true, Workers::instance().post(call.host_.threads, call.body_, call.argument_);
+}
+
+void Call::wake() {
+  ++wakes_;
+  wakes_.notify_all();
 }
 
 }  // namespace throughtime

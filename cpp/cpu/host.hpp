@@ -1,6 +1,7 @@
 // What the kernels need of the process, built for the baseline: threads, scratch memory, cache size, interrupts.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <functional>
 #include <memory>
@@ -18,6 +19,8 @@ int get_terms();  // see Host
 void set_terms(int count);
 void force(const Forced& choices);
 
+int64_t times_crowded();  // how often threads of ours were found not running
+
 // One call's hold on the process: its threads (alone, where another call has the team) and its scratch memory.
 class Call {
  public:
@@ -34,11 +37,23 @@ class Call {
     void operator()(void* block) const { pool_release(block); }
   };
 
+  enum class Pool { none, own, borrowed };
+
   static void* allocate(void* self, size_t bytes);
   static void run(void* self, void (*body)(void*, int), void* argument);
   static bool interrupted(void* self);
+  static void rest(void* self);
+  static void call_back(void* self, bool resting);
+  int take_threads();
+  void wake();
 
-  bool has_team_;
+  Pool pool_ = Pool::none;
+  int borrowed_ = 0;                    // threads in each parallel region, of which this call may use fewer
+  void (*body_)(void*, int) = nullptr;  // of the run in progress
+  void* argument_ = nullptr;
+  bool posted_ = false;             // whether own workers were asked to come
+  std::atomic<bool> over_{false};   // thread 0 has left its body
+  std::atomic<uint32_t> wakes_{0};  // threads at rest were woken so often
   std::vector<std::unique_ptr<void, Release>> scratch_;
   std::function<bool()> poll_;
   std::chrono::steady_clock::time_point next_poll_;

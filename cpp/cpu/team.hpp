@@ -1,4 +1,7 @@
-// The threads of one call: a barrier between steps, a stop that reaches every thread, and the floating-point mode of kernels.
+// The threads of one call. Work is cut into parts, one for each thread, and runs in phases: a phase runs its body once for every
+// part. A thread runs its own part; where the owner of a part is not there (not awake yet, or at rest because its core is busy
+// with something else), another thread runs that part as well. So a call starts at once, may lose threads and gets them back, and
+// a part is the same work whoever runs it.
 #pragma once
 
 #if !defined(__aarch64__)
@@ -26,53 +29,178 @@ TT_INLINE void pause() {
 
 class Team {
  public:
-  explicit Team(const Host& host) : host_(host), doors_(scratch<Door>(host, host.threads)) {
-    for (int i = 0; i < host.threads; ++i) doors_[i].passed = 0;
+  explicit Team(const Host& host) : host_(host), seats_(scratch<Seat>(host, host.threads)) {
+    for (int i = 0; i < host.threads; ++i) seats_[i] = {};
+    seats_[0].here = 1;
   }
 
-  // Waits for all threads; false when the call is to stop, which a thread must then do at once. Each thread writes a line of its
-  // own and reads the others'.
-  bool wait(int thread) {
-    arrive(thread);
-    return wait_for_arrived(thread);
+  // The first call of each thread.
+  void enter(int thread) { publish(seats_[thread].here, 1); }
+
+  // One phase: returns when body(part) is done for every part; false when the call is to stop.
+  template <class Body>
+  bool each(int thread, const Body& body) {
+    const int64_t phase = start(thread, body);
+    rest_if_asked(thread);
+    return finish(thread, phase, body);
   }
 
-  // Its two parts: `arrive` publishes what this thread has written; `wait_for_arrived` waits until every other thread has arrived
-  // as often as this one.
-  void arrive(int thread) { __atomic_store_n(&doors_[thread].passed, doors_[thread].passed + 1, __ATOMIC_RELEASE); }
-  bool wait_for_arrived(int thread) const {
-    const int64_t turn = doors_[thread].passed;
-    for (int i = 0; i < host_.threads; ++i)
-      if (!wait_for(doors_[i].passed, turn)) return false;
-    return !stopped();
+  // Its first half: runs the thread's own part and those whose owners are not there. Returns the number of the phase.
+  template <class Body>
+  int64_t start(int thread, const Body& body) {
+    const int64_t phase = ++seats_[thread].phase;
+    if (host_.threads == 1) {
+      body(0);
+    } else {
+      wait_for(seats_[thread].done, phase - 1);  // another thread may be running this part still
+      run_part(thread, phase, body);
+      for (int i = 0; i < host_.threads; ++i)
+        if (!read(seats_[i].here)) run_part(i, phase, body);
+    }
+    return phase;
+  }
+
+  // Its second half: waits until every part of this phase is done. May be called in the body of the next phase.
+  template <class Body>
+  bool finish(int thread, int64_t phase, const Body& body) {
+    return wait(thread, phase, [&](int part) { return !read(seats_[part].here) && run_part(part, phase, body); });
+  }
+
+  // The same, but leaves other parts to the threads that start this phase.
+  bool finish(int thread, int64_t phase) {
+    return wait(thread, phase, [](int) { return false; });
+  }
+
+  // The phase that a thread has started last.
+  int64_t phase(int thread) const { return seats_[thread].phase; }
+
+  // Between phases: a thread that was asked to rest sleeps until it is called back. The others run its parts meanwhile.
+  void rest_if_asked(int thread) {
+    Seat& own = seats_[thread];
+    if (thread == 0 || (!read(own.asked) && !(host_.forced.rest && own.phase % host_.forced.rest == 0))) return;
+    publish(own.asked, 0);
+    publish(own.here, 0);
+    __atomic_fetch_add(&resting_, 1, __ATOMIC_SEQ_CST);
+    host_.rest(host_.context);
+    __atomic_fetch_sub(&resting_, 1, __ATOMIC_SEQ_CST);
+    publish(own.here, 1);
+    own.since = ticks();
   }
 
   // Waits until another thread has counted so far; false when the call is to stop.
   bool wait_for(const int64_t& count, int64_t least) const {
-    for (int spins = 0; __atomic_load_n(&count, __ATOMIC_ACQUIRE) < least; ++spins) {
+    const int64_t begun = ticks();
+    while (read(count) < least) {
       if (stopped()) return false;
-      if (host_.crowded || spins > 20000) host_.yield();
-      else pause();
+      wait_a_little(ticks() - begun > host_.patience);
     }
     return true;
   }
 
-  // Asked by every thread between chunks; the first one looks for an interrupt on behalf of all.
+  // Asked by every thread between chunks; the first one looks for an interrupt on behalf of all, and calls threads back.
   bool interrupted(int thread) {
-    if (thread == 0 && host_.interrupted(host_.context)) __atomic_store_n(&stop_, true, __ATOMIC_RELEASE);
+    if (thread == 0) {
+      if (host_.interrupted(host_.context)) publish(stop_, true);
+      host_.call_back(host_.context, read(resting_) != 0);
+    }
     return stopped();
   }
 
  private:
-  struct alignas(64) Door {
-    int64_t passed;
+  // What is known of a thread and of its part, by who writes it.
+  struct Seat {
+    alignas(64) int64_t claimed;  // the part's last phase that somebody runs or has run
+    alignas(64) int64_t done;     // and that is done
+    alignas(64) int64_t here;     // whether the thread runs its part itself
+    int64_t asked;                // whether it is to rest
+    alignas(64) int64_t phase;    // that the thread has started last
+    int64_t since;                // ticks: when it last had nothing to wait for
   };
 
-  bool stopped() const { return __atomic_load_n(&stop_, __ATOMIC_ACQUIRE); }
+  template <class T>
+  static T read(const T& value) {
+    return __atomic_load_n(&value, __ATOMIC_ACQUIRE);
+  }
+  template <class T, class Value>
+  static void publish(T& to, Value value) {
+    __atomic_store_n(&to, T(value), __ATOMIC_RELEASE);
+  }
+
+  // The processor's counter.
+  static int64_t ticks() {
+#if defined(__aarch64__)
+    int64_t count;
+    asm volatile("mrs %0, cntvct_el0" : "=r"(count));
+    return count;
+#else
+    return int64_t(__builtin_ia32_rdtsc());
+#endif
+  }
+
+  bool stopped() const { return read(stop_); }
+
+  // Whether this thread has run it.
+  template <class Body>
+  bool run_part(int part, int64_t phase, const Body& body) {
+    Seat& seat = seats_[part];
+    int64_t before = phase - 1;
+    if (read(seat.done) != before ||
+        !__atomic_compare_exchange_n(&seat.claimed, &before, phase, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
+      return false;
+    body(part);
+    publish(seat.done, phase);
+    return true;
+  }
+
+  // Until every part of this phase is done; helps(part) may do one.
+  template <class Help>
+  bool wait(int thread, int64_t phase, const Help& helps) {
+    if (host_.threads > 1) {
+      for (int i = 0; i < host_.threads; ++i)
+        if (read(seats_[i].done) < phase && !wait_for_part(thread, i, phase, helps)) return false;
+      seats_[thread].since = ticks();
+    }
+    return !stopped();
+  }
+
+  // A part that takes longer than this thread's own work, and 50 us more, belongs to a thread that is not running: there are more
+  // busy threads than cores. One of ours then rests: that thread, or if it is the caller the last one.
+  template <class Help>
+  bool wait_for_part(int thread, int part, int64_t phase, const Help& helps) {
+    const int64_t begun = ticks(), worked = begun - seats_[thread].since;
+    bool long_wait = false, asked = false;
+    for (int spins = 1; read(seats_[part].done) < phase; ++spins) {
+      if (stopped()) return false;
+      if (helps(part)) break;
+      if (long_wait || spins % 32 == 0) {
+        const int64_t waited = ticks() - begun - host_.patience;
+        long_wait = waited > worked / 4;
+        if (waited > worked && !asked) ask_to_rest(part), asked = true;
+      }
+      wait_a_little(long_wait);
+    }
+    return true;
+  }
+
+  void ask_to_rest(int part) {
+    int last = part;
+    for (int i = 1; part == 0 && i < host_.threads; ++i)
+      if (read(seats_[i].here)) last = i;
+    if (last == 0) return;
+    host_.found_crowded(host_.context);
+    publish(seats_[last].asked, 1);
+  }
+
+  void wait_a_little(bool gives_up) const {
+    if (gives_up) host_.nap();
+    else if (host_.crowded) host_.yield();
+    else pause();
+  }
 
   const Host& host_;
-  Door* doors_;
+  Seat* seats_;
   alignas(64) bool stop_ = false;
+  alignas(64) int64_t resting_ = 0;  // threads
 };
 
 // Subnormals are zero while this lives: a product with one costs over a hundred cycles. The caller's mode comes back.

@@ -17,9 +17,12 @@ except ModuleNotFoundError as error:
         raise
     raise ImportError('throughtime.torch needs PyTorch: pip install "throughtime[torch]"') from None
 
+from . import threads as _threads
 from .blocks import AddLayerNorm, ResidualBlock
 from .modules import GRU, LSTM, RNN
 from .recording import record
 from .replacing import replace
+
+_threads.borrow()
 
 __all__ = ["GRU", "LSTM", "RNN", "AddLayerNorm", "ResidualBlock", "record", "replace"]
