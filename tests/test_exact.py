@@ -146,6 +146,26 @@ def test_threads_that_exchange_halves_of_a_sum_give_the_same_bits(kind, T, B, H,
         assert_same_bits(with_threads(n), expected, f"{n} threads")
 
 
+@pytest.mark.parametrize("split", ["units", "sequences"])
+@pytest.mark.parametrize(("T", "B", "H"), [(40, 1, 150), (25, 9, 70), (12, 40, 128)])
+@pytest.mark.parametrize("memory", ["full", "checkpoint"])
+def test_threads_that_rest_and_return_give_the_same_bits(kind, T, B, H, memory, split, threads, free):
+    """A thread leaves its part to the others after every few phases, and comes back at a chunk's end."""
+    family = "amx" if _core.level() == "amx" and B > 1 else ""
+    problem = Problem(kind, T=T, B=B, I=7, H=H, dtype="float32")
+    layer = problem.layer()
+
+    def with_threads(n, rest, clip=None):
+        threads(n)
+        _core.force(family=family, split=split, chunk=7, rest=rest)
+        return run(layer, problem.x, {"state": problem.state, "memory": memory}, {"clip": clip}, problem.loss)
+
+    expected, clipped = with_threads(1, 0), with_threads(1, 0, clip=1.0)
+    for n, rest in [(2, 1), (2, 3), (3, 2), (5, 4)]:
+        assert_same_bits(with_threads(n, rest), expected, f"{n} threads, rest after {rest} phases")
+    assert_same_bits(with_threads(3, 2, clip=1.0), clipped)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_same_call_gives_the_same_bits(kind, dtype):
     problem = Problem(kind, T=30, B=33, I=17, H=24, dtype=dtype)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -79,3 +80,38 @@ def test_import_loads_no_extras():
 def run_python(script):
     command = [sys.executable, "-c", textwrap.dedent(script)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+BUSY = """
+import time
+end = time.monotonic() + 60
+while time.monotonic() < end:
+    pass
+"""
+
+
+@pytest.mark.skipif(_core.usable_cores() > 16, reason="would keep too many cores busy")
+def test_busy_neighbours_do_not_make_threads_wait_for_each_other():
+    """With a barrier at every step a call takes as many time slices as it has steps: 27 times the time of one thread."""
+    layer = tt.LSTM(128, 128, seed=0)
+    x = np.zeros((1000, 1, 128), np.float32)
+    before = tt.get_num_threads()
+
+    def seconds(threads):
+        tt.set_num_threads(threads)
+        taken = []
+        for _ in range(9):
+            begin = time.perf_counter()
+            layer.forward(x)
+            taken.append(time.perf_counter() - begin)
+        return sorted(taken)[4]
+
+    neighbours = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(_core.usable_cores())]
+    try:
+        time.sleep(0.5)
+        assert min(seconds(2) / seconds(1) for _ in range(3)) < 3
+    finally:
+        for neighbour in neighbours:
+            neighbour.kill()
+            neighbour.wait()
+        tt.set_num_threads(before)

@@ -114,8 +114,8 @@ S* saved(const CellKernels& cell, const Recurrence<S>& p, auto& from) {
 }
 
 template <class Problem>
-void run(void (*kernel)(const Problem&, const Host&), const Problem& problem) {
-  Call call([] { return false; });  // nobody to interrupt it: signals are Python's
+void run(void (*kernel)(const Problem&, const Host&), const Problem& problem, double operations) {
+  Call call([] { return false; }, operations);  // nobody to interrupt it: signals are Python's
   kernel(problem, call.host());
 }
 
@@ -138,7 +138,7 @@ void forward(const CellKernels& cell, const Options& options, Operands operands,
   }
   if (!p.every) p.saved = saved(cell, p, results);
   if (!operands.done() || !results.done()) throw std::invalid_argument("fewer buffers expected than given");
-  run(entries<S>(cell).forward, p);
+  run(entries<S>(cell).forward, p, operations(cell, p));
 }
 
 // Operands: as `describe` takes them, all states, what the cell saved, and the gradients of output and final states. Results: the
@@ -165,7 +165,7 @@ void backward(const CellKernels& cell, const Options& options, Operands operands
   if (options.d_cell) p.d_states[1] = results.next<S>(state_shape(p, p.T, 1));
   if (options.d_gates) p.d_gates = results.next<S>({p.T, p.B, cell.gates * p.H});
   if (!operands.done() || !results.done()) throw std::invalid_argument("fewer buffers expected than given");
-  run(entries<S>(cell).backward, p);
+  run(entries<S>(cell).backward, p, 2 * operations(cell, p));
 }
 
 using Kernel = void (*)(const CellKernels&, const Options&, Operands, Results);

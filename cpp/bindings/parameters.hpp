@@ -21,4 +21,10 @@ Sizes saved_shape(const CellKernels& cell, int64_t B, int64_t H) {
   return {cell.whole_rows ? B : units, cell.whole_rows ? units : B, cell.saved, lanes};
 }
 
+// Of the products of one pass.
+template <class S>
+double operations(const CellKernels& cell, const Recurrence<S>& p) {
+  return 2.0 * double(cell.gates * p.H) * double(p.I + p.P) * double(p.T * p.B);
+}
+
 }  // namespace throughtime

@@ -22,7 +22,7 @@ void forward(const CellKernels& cell, const Arrays& from) {
   Forward<S> p{};
   describe(cell, from, p);
   p.output = from.view<S>("output", {p.T, p.B, p.P});
-  run(entries<S>(cell).forward, p);
+  run(entries<S>(cell).forward, p, operations(cell, p));
 }
 
 template <class S>
@@ -40,7 +40,7 @@ void backward(const CellKernels& cell, const Arrays& from, const Arrays& gradien
   describe(cell, from, p);
   describe_gradients(cell, gradients, p);
   if (gradients.has("exponent")) describe_flow(gradients, p);
-  run(entries<S>(cell).backward, p);
+  run(entries<S>(cell).backward, p, 2 * operations(cell, p));
 }
 
 }  // namespace

@@ -23,18 +23,20 @@ inline void take_gil(PyThreadState* state) {
 #endif
 }
 
-// Runs the kernel without the GIL, but for a look at signals now and then.
+// Runs the kernel without the GIL, but for a look at signals now and then. `operations`: see Call.
 template <class Problem>
-void run(void (*kernel)(const Problem&, const Host&), const Problem& problem) {
+void run(void (*kernel)(const Problem&, const Host&), const Problem& problem, double operations = 0) {
   PyThreadState* state = PyEval_SaveThread();
   bool stopped = false;
   try {
-    Call call([&state] {
-      take_gil(state);
-      const bool interrupted = PyErr_CheckSignals() != 0;
-      state = PyEval_SaveThread();
-      return interrupted;
-    });
+    Call call(
+        [&state] {
+          take_gil(state);
+          const bool interrupted = PyErr_CheckSignals() != 0;
+          state = PyEval_SaveThread();
+          return interrupted;
+        },
+        operations);
     kernel(problem, call.host());
     stopped = call.stopped();
   } catch (...) {

@@ -17,6 +17,7 @@
 #include "crowd.hpp"
 #include "dispatch.hpp"
 #include "openmp.hpp"
+#include "wake.hpp"
 #include "workers.hpp"
 
 namespace throughtime {
@@ -83,6 +84,11 @@ int64_t ticks_in(std::chrono::duration<double> time) {
 }
 
 Crowd crowd;
+Wake own_wake(20e3), borrowed_wake(5e3);
+
+double nanoseconds_since(std::chrono::steady_clock::time_point begin) {
+  return std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now() - begin).count();
+}
 
 int64_t l2_bytes() {
   static const int64_t bytes = [] {
@@ -124,8 +130,9 @@ void set_num_threads(int count) {
 
 int64_t times_crowded() { return crowd.times(); }
 
-Call::Call(std::function<bool()> poll)
-    : poll_(std::move(poll)), next_poll_(std::chrono::steady_clock::now() + std::chrono::milliseconds(100)) {
+Call::Call(std::function<bool()> poll, double operations)
+    : operations_(operations), poll_(std::move(poll)), begun_(std::chrono::steady_clock::now()) {
+  next_poll_ = begun_ + std::chrono::milliseconds(100);
   const int count = take_threads();
   host_ = {.context = this,
            .threads = count,
@@ -147,6 +154,7 @@ Call::Call(std::function<bool()> poll)
 
 Call::~Call() {
   if (pool_ == Pool::own) Workers::instance().busy.clear();
+  if (operations_ > 0 && !stopped_) Wake::worked(operations_, nanoseconds_since(begun_), host_.threads);
 }
 
 // How many threads this call has. Borrowed ones would come at once: where the cores are busy, this thread works alone.
@@ -154,14 +162,20 @@ int Call::take_threads() {
   const int count = get_num_threads(), borrowed = borrowed_threads();
   if (count == 1 || borrowed == 1) return 1;
   if (count <= borrowed) {
-    if (crowd.lasts()) return 1;
+    if (crowd.lasts() || !pays(borrowed_wake)) return 1;
     pool_ = Pool::borrowed;
     borrowed_ = borrowed;
     return count;
   }
-  if (Workers::instance().busy.test_and_set()) return 1;
+  if (!pays(own_wake) || Workers::instance().busy.test_and_set()) return 1;
   pool_ = Pool::own;
   return Workers::instance().prepare(count);
+}
+
+// For tests, choices by force hold for small problems too.
+bool Call::pays(Wake& wake) const {
+  const Forced choices = forced;
+  return operations_ == 0 || choices.split != Split::free || choices.chunk || choices.rest || wake.pays(operations_);
 }
 
 void* Call::allocate(void* self, size_t bytes) {
@@ -175,17 +189,35 @@ void Call::run(void* self, void (*body)(void*, int), void* argument) {
   if (call.host_.threads == 1) return body(argument, 0);
   call.body_ = body;
   call.argument_ = argument;
-  call.over_ = false;
-  const auto enter = [](void* self, int thread) {
-    auto& call = *static_cast<Call*>(self);
-    if (thread < call.host_.threads) call.body_(call.argument_, thread);
-    if (thread == 0) call.over_ = true, call.wake();
-  };
-  if (call.pool_ == Pool::borrowed) return run_borrowed(call.borrowed_, enter, &call);
-  call.posted_ = !crowd.lasts();
-  if (call.posted_) Workers::instance().post(call.host_.threads, body, argument);
-  enter(&call, 0);
-  if (call.posted_) Workers::instance().close(call.host_.threads);
+  call.over_ = call.woken_ = false;
+  call.run_begun_ = std::chrono::steady_clock::now();
+  const bool borrows = call.pool_ == Pool::borrowed;
+  call.posted_ = borrows || !crowd.lasts();
+  if (borrows) {
+    run_borrowed(call.borrowed_, enter, &call);
+  } else {
+    if (call.posted_) Workers::instance().post(call.host_.threads, enter, &call);
+    enter(&call, 0);
+    if (call.posted_) Workers::instance().close(call.host_.threads);
+  }
+}
+
+// What every thread of a run does.
+void Call::enter(void* self, int thread) {
+  auto& call = *static_cast<Call*>(self);
+  if (thread >= call.host_.threads) return;
+  if (thread == 1) call.note_wake();
+  call.body_(call.argument_, thread);
+  if (thread == 0) {
+    if (call.posted_) call.note_wake();
+    call.over_ = true;
+    call.wake();
+  }
+}
+
+// The second thread has come; or it has not, but the work is done.
+void Call::note_wake() {
+  if (!woken_.exchange(true)) (pool_ == Pool::borrowed ? borrowed_wake : own_wake).took(nanoseconds_since(run_begun_));
 }
 
 bool Call::interrupted(void* self) {
@@ -207,7 +239,7 @@ void Call::call_back(void* self, bool resting) {
   const bool waiting = call.pool_ == Pool::own && !call.posted_;
   if ((!resting && !waiting) || (crowd.lasts() && !call.host_.forced.rest)) return;
   if (resting) call.wake();
-  if (waiting) call.posted_ = true, Workers::instance().post(call.host_.threads, call.body_, call.argument_);
+  if (waiting) call.posted_ = true, Workers::instance().post(call.host_.threads, enter, &call);
 }
 
 void Call::wake() {

@@ -21,11 +21,14 @@ void force(const Forced& choices);
 
 int64_t times_crowded();  // how often threads of ours were found not running
 
+class Wake;
+
 // One call's hold on the process: its threads (alone, where another call has the team) and its scratch memory.
 class Call {
  public:
-  // `poll` is asked now and then, on the calling thread, whether the call is to stop.
-  explicit Call(std::function<bool()> poll);
+  // `poll` is asked now and then, on the calling thread, whether the call is to stop. `operations` is the number of its
+  // floating-point operations where that is known: a call that is short stays on one thread.
+  explicit Call(std::function<bool()> poll, double operations = 0);
   ~Call();
   Call(const Call&) = delete;
 
@@ -44,19 +47,27 @@ class Call {
   static bool interrupted(void* self);
   static void rest(void* self);
   static void call_back(void* self, bool resting);
+  static void enter(void* self, int thread);
   int take_threads();
+  bool pays(Wake& wake) const;
+  void note_wake();
   void wake();
 
+  using Time = std::chrono::steady_clock::time_point;
+
+  double operations_;
   Pool pool_ = Pool::none;
   int borrowed_ = 0;                    // threads in each parallel region, of which this call may use fewer
   void (*body_)(void*, int) = nullptr;  // of the run in progress
   void* argument_ = nullptr;
+  Time run_begun_;
+  std::atomic<bool> woken_{false};  // the second thread has come
   bool posted_ = false;             // whether own workers were asked to come
   std::atomic<bool> over_{false};   // thread 0 has left its body
   std::atomic<uint32_t> wakes_{0};  // threads at rest were woken so often
   std::vector<std::unique_ptr<void, Release>> scratch_;
   std::function<bool()> poll_;
-  std::chrono::steady_clock::time_point next_poll_;
+  Time begun_, next_poll_;
   bool stopped_ = false;
   Host host_;
 };

@@ -36,7 +36,10 @@ def borrow() -> None:
 def _libraries() -> list[str | None]:
     """Where torch's own calls into the runtime lead: what all libraries see, then what torch's library depends on."""
     folder = Path(torch.__file__).parent / "lib"
-    return [None, *(str(path) for name in ("libtorch_cpu.so", "libtorch_cpu.dylib") if (path := folder / name).exists())]
+    return [
+        None,
+        *(str(path) for name in ("libtorch_cpu.so", "libtorch_cpu.dylib") if (path := folder / name).exists()),
+    ]
 
 
 def _functions(library: str | None) -> dict[str, int]:
