@@ -235,6 +235,98 @@ struct ActivationKernels {
   ActivationEntries<double> f64;
 };
 
+// Rows of a table by their numbers, and back. Arrays are contiguous, and every index is in [0, count).
+template <class S>
+struct EmbeddingForward {
+  int64_t N, F, count;
+  const int64_t* indices;  // (N)
+  const S* weight;         // (count, F)
+  S* output;               // (N, F)
+};
+
+template <class S>
+struct EmbeddingBackward {
+  int64_t N, F, count;
+  const int64_t* indices;  // (N)
+  const S* d_output;       // (N, F)
+  S* d_weight;             // (count, F): zero where an index does not occur
+};
+
+// Cross entropy of N rows of C logits, of which `kept` are not ignored, and the gradient of its mean. Arrays are contiguous.
+template <class S>
+struct CrossEntropy {
+  int64_t N, C, kept;
+  int64_t ignore_index;
+  const S* logits;         // (N, C)
+  const int64_t* targets;  // (N): in [0, C), or ignore_index
+  S* d_logits;             // (N, C)
+  double* total;           // the sum over rows
+};
+
+template <class S>
+struct SquaredError {
+  int64_t N;
+  const S* prediction;  // (N)
+  const S* target;      // (N)
+  S* d_prediction;      // (N): 2 (prediction - target) / N
+  double* total;        // the sum of squares
+};
+
+template <class S>
+struct TrainingEntries {
+  void (*embedding_forward)(const EmbeddingForward<S>&, const Host&);
+  void (*embedding_backward)(const EmbeddingBackward<S>&, const Host&);
+  void (*cross_entropy)(const CrossEntropy<S>&, const Host&);
+  void (*squared_error)(const SquaredError<S>&, const Host&);
+};
+
+// A contiguous piece of a parameter or gradient, with what an optimiser needs beside it. Types may differ from piece to piece.
+struct Segment {
+  int64_t size;  // at most segment_size
+  bool is_double;
+  void* value;
+  const void* gradient;
+  void* state[2];   // momentum of SGD; mean and mean square of Adam
+  int64_t updates;  // of this parameter, the one to come included
+};
+
+// Numbers that a thread takes at a time: 10 us of Adam in float32 (AMD EPYC with AVX2), far more than taking them costs.
+constexpr int64_t segment_size = 1 << 14;
+
+struct Segments {
+  int64_t count;
+  const Segment* data;
+  bool overlap;  // some share memory: they are taken in order
+};
+
+struct SGDUpdate : Segments {
+  double lr, momentum;
+};
+
+struct AdamUpdate : Segments {
+  double lr, beta1, beta2, eps;
+  double penalty;  // times the parameter, added to its gradient
+  double decay;    // what the parameter is multiplied by first
+};
+
+struct GradientNorm : Segments {
+  double* norm;
+};
+
+struct GradientScale : Segments {
+  double factor;
+};
+
+// What is done between forward and backward, and after both.
+struct TrainingKernels {
+  TrainingEntries<float> f32;
+  TrainingEntries<double> f64;
+  void (*sgd)(const SGDUpdate&, const Host&);
+  void (*adam)(const AdamUpdate&, const Host&);
+  void (*norm)(const GradientNorm&, const Host&);
+  void (*scale)(const GradientScale&, const Host&);
+};
+
 struct Kernels {
   int vector_bytes;
   bool dot;  // whether Family::dot is there
@@ -244,6 +336,7 @@ struct Kernels {
   const AttentionKernels* attention;
   const LayerNormKernels* layer_norm;
   const ActivationKernels* activations;  // the last one has no name
+  const TrainingKernels* training;
 };
 
 }  // namespace throughtime

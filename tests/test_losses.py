@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import throughtime as tt
-from conftest import assert_close, rounding_bound
+from conftest import assert_close, assert_same_bits, rounding_bound
 
 DTYPES = ("float32", "float64")
 
@@ -48,14 +48,104 @@ def test_cross_entropy_agrees_with_torch(dtype, shape, classes, scale, seed):
     assert np.abs(d_logits - wide.grad.numpy().reshape(logits.shape)).max() * targets.size <= bound * targets.size
 
 
+@pytest.fixture
+def threads():
+    before = tt.get_num_threads()
+    yield tt.set_num_threads
+    tt.set_num_threads(before)
+
+
+# Rows and classes below a register, of whole ones and a rest; few rows and many, in several blocks.
+ODD_SIZES = [(1, 1), (3, 2), (50, 7), (37, 103), (2100, 33), (5, 2048)]
+
+
+def cross_entropy_in_numpy(logits, targets):
+    """The docstring's formulas, in float64."""
+    rows = np.arange(len(logits))
+    shifted = logits - logits.max(axis=1, keepdims=True).astype(np.float64)
+    sums = np.exp(shifted).sum(axis=1, keepdims=True)
+    d_logits = np.exp(shifted) / sums
+    d_logits[rows, targets] -= 1
+    return float(np.mean(np.log(sums[:, 0]) - shifted[rows, targets])), d_logits / len(logits)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_cross_entropy_in_many_blocks_agrees_with_one(dtype, monkeypatch):
-    logits, targets = numbers((50, 7), dtype), np.arange(50) % 7
-    loss, d_logits = tt.cross_entropy(logits, targets)
-    monkeypatch.setattr("throughtime.losses._BLOCK", 21)
-    blocked, d_blocked = tt.cross_entropy(logits, targets)
-    assert abs(blocked - loss) <= rounding_bound("float64", 50) * loss
-    assert np.array_equal(d_blocked, d_logits)  # rows do not meet
+@pytest.mark.parametrize("shape", ODD_SIZES)
+def test_cross_entropy_agrees_with_numpy_for_any_number_of_threads(dtype, shape, threads):
+    logits, targets = numbers(shape, dtype, 3.0), np.random.default_rng(0).integers(0, shape[1], shape[0])
+    threads(1)
+    one = tt.cross_entropy(logits, targets)
+    loss, d_logits = cross_entropy_in_numpy(logits, targets)
+    assert abs(one[0] - loss) <= 1e-10
+    # An entry is below 1 / N, and rounded once to its type.
+    assert np.abs(one[1] - d_logits).max() <= (1e-10 if dtype == "float64" else 2 * np.finfo(dtype).eps) / shape[0]
+    for count in (2, 3, 5):
+        threads(count)
+        assert_same_bits(tt.cross_entropy(logits, targets)[1], one[1])
+        assert tt.cross_entropy(logits, targets)[0] == one[0]
+
+
+def test_cross_entropy_is_the_derivative_of_itself():
+    logits, targets, step = numbers((4, 5)), np.array([0, 4, -100, 2]), 1e-6
+    _, d_logits = tt.cross_entropy(logits, targets)
+    for at in np.ndindex(logits.shape):
+        shift = np.zeros_like(logits)
+        shift[at] = step
+        difference = tt.cross_entropy(logits + shift, targets)[0] - tt.cross_entropy(logits - shift, targets)[0]
+        # Half the third derivative, below 1, times step^2; and the rounding of a loss of about 2 over the step.
+        assert abs(difference / (2 * step) - d_logits[at]) <= step**2 + 4 * np.finfo(np.float64).eps / step
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cross_entropy_of_logits_of_1e30(dtype):
+    logits = np.array([[1e30, 0, -1e30], [1e30, 1e30, 0]], dtype)
+    loss, d_logits = tt.cross_entropy(logits, np.array([2, 1]))
+    assert loss == (2 * float(logits[0, 0]) + math.log(2)) / 2
+    assert np.array_equal(d_logits, [[0.5, 0, -0.5], [0.25, -0.25, 0]])
+
+
+@pytest.mark.parametrize("row", [[-np.inf] * 3, [np.inf, 0.0, 1.0], [0.0, np.nan, -np.inf]])
+def test_a_row_without_a_softmax_has_a_nan_loss_and_gradient_and_leaves_others_alone(row):
+    logits = np.array([row, [1.0, 2.0, 3.0]])
+    loss, d_logits = tt.cross_entropy(logits, np.array([0, 1]))
+    assert math.isnan(loss)
+    assert np.isnan(d_logits[0]).all()
+    assert np.array_equal(d_logits[1], tt.cross_entropy(logits[1:], np.array([1]))[1][0] / 2)
+
+
+def test_targets_past_the_range_of_int64_are_no_ignored_ones():
+    """-100 as an unsigned integer is 2^64 - 100."""
+    with pytest.raises(ValueError, match=r"targets\[1\] is 18446744073709551516"):
+        tt.cross_entropy(np.zeros((2, 3)), np.array([0, 2**64 - 100], np.uint64))
+    assert tt.cross_entropy(np.zeros((1, 3)), np.array([0]), ignore_index=2**70)[0] == pytest.approx(math.log(3))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_losses_of_views_are_those_of_copies(dtype):
+    logits, targets = numbers((6, 10, 14), dtype), np.random.default_rng(0).integers(0, 7, (12, 10))
+    view, chosen = logits[::2, ::-1, ::2], targets[::4]
+    ours, expected = tt.cross_entropy(view, chosen), tt.cross_entropy(view.copy(), chosen.copy())
+    assert ours[0] == expected[0]
+    assert_same_bits(ours[1], expected[1])
+    ours, expected = tt.mse(view, view * 2), tt.mse(view.copy(), view.copy() * 2)
+    assert ours[0] == expected[0]
+    assert_same_bits(ours[1], expected[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [1, 33, 16384, 100_001])
+def test_mse_agrees_with_numpy_for_any_number_of_threads(dtype, size, threads):
+    prediction, target = numbers(size, dtype), numbers(size, dtype, seed=1)
+    threads(1)
+    loss, d_prediction = tt.mse(prediction, target)
+    difference = prediction.astype(np.float64) - target
+    assert abs(loss - np.mean(difference**2)) <= 1e-10
+    assert_close(d_prediction, 2 * difference / size, 2 * np.finfo(dtype).eps)
+    for count in (2, 3, 5):
+        threads(count)
+        again = tt.mse(prediction, target)
+        assert again[0] == loss
+        assert_same_bits(again[1], d_prediction)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -207,6 +297,43 @@ def test_non_finite_gradients_are_reported_and_left_alone(broken):
     assert math.isnan(norm) if math.isnan(broken) else norm == math.inf
     assert np.array_equal(grads["a"], [1.0, broken], equal_nan=True)
     assert grads["b"][0] == 2.0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [1e-200, 1.0, 1e200])
+def test_clipping_is_the_same_bits_for_any_number_of_threads(dtype, size, threads):
+    """Sizes where squares in float64 vanish and overflow too."""
+    if dtype == "float32":
+        size = 1.0
+
+    def run(count):
+        threads(count)
+        grads = {str(n): numbers(n, dtype, size, seed=n) for n in (1, 7, 16384, 50_001, 0, 33)}
+        return tt.clip_grad_norm(grads, 0.5 * size), grads
+
+    norm, clipped = run(1)
+    flat = np.concatenate([numbers(n, dtype, size, seed=n) for n in (1, 7, 16384, 50_001, 0, 33)]) / size
+    assert abs(norm / size - np.linalg.norm(flat.astype(np.float64))) <= 1e-10 * norm / size
+    for name, array in clipped.items():
+        expected = numbers(int(name), dtype, size, seed=int(name)) * (0.5 * size / norm)
+        assert_close(array, expected.astype(dtype), np.finfo(dtype).eps)
+    for count in (2, 3, 5):
+        again, arrays = run(count)
+        assert again == norm
+        assert_same_bits(arrays, clipped)
+
+
+def test_an_infinite_entry_beside_squares_that_overflow_is_an_infinite_norm():
+    assert tt.clip_grad_norm({"a": np.array([1e200, -np.inf])}, 1.0) == math.inf
+    assert math.isnan(tt.clip_grad_norm({"a": np.array([1e200, -np.inf]), "b": np.array([np.nan])}, 1.0))
+
+
+def test_clip_takes_other_floats_in_any_byte_order():
+    grads = {dtype: np.full(2, 2.0, dtype) for dtype in ("float16", "float32", "float64", ">f8")}
+    assert tt.clip_grad_norm(grads, math.sqrt(8.0)) == math.sqrt(32.0)
+    for dtype, array in grads.items():
+        assert array.dtype == dtype
+        assert array.tolist() == [1.0, 1.0]
 
 
 def test_clip_takes_what_backward_returned():

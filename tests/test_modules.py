@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import throughtime as tt
-from conftest import assert_close, rounding_bound
+from conftest import assert_close, assert_same_bits, rounding_bound
 
 DTYPES = ("float32", "float64")
 LEADING = st.lists(st.integers(1, 6), max_size=3).map(tuple)
@@ -130,10 +130,48 @@ def test_embedding_gradient_of_integers_is_exact():
     assert weight.tolist() == [[2, 3], [0, 0], [0, 0], [22, 26], [6, 7]]
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint64", ">i8"])
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "int32", "int64", "uint64", ">i8"])
 def test_embedding_of_any_integer_type(dtype):
     embedding, x = tt.Embedding(5, 2, seed=0), np.array([[3, 0], [3, 4]])
     assert np.array_equal(embedding(x.astype(dtype)), embedding(x))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("count", "size", "leading"), [(1, 1, ()), (103, 128, (64, 32)), (300, 77, (999,)), (3, 130, (500,))]
+)
+def test_embedding_is_the_same_bits_for_any_number_of_threads(dtype, count, size, leading):
+    """And that of a sum in float64, row after row; the first index is half of all."""
+    embedding, rng = tt.Embedding(count, size, dtype=dtype, seed=0), np.random.default_rng(0)
+    x = rng.integers(0, count, leading) * rng.integers(0, 2, leading)
+    d_output = numbers((*leading, size), dtype)
+    expected = np.zeros((count, size))
+    np.add.at(expected, x.reshape(-1), d_output.reshape(-1, size).astype(np.float64))
+    before = tt.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 5):
+            tt.set_num_threads(threads)
+            tape = embedding.forward(x)
+            assert_same_bits(tape.output, embedding.parameters["weight"][x])
+            assert_same_bits(tape.backward(d_output).parameters["weight"], expected.astype(dtype))
+    finally:
+        tt.set_num_threads(before)
+
+
+def test_embedding_of_views_is_that_of_copies():
+    embedding, x = tt.Embedding(9, 5, seed=0), np.random.default_rng(0).integers(0, 9, (12, 8))[::3, ::-2]
+    tape, copied = embedding.forward(x), embedding.forward(x.copy())
+    assert_same_bits(tape.output, copied.output)
+    d_output = numbers((5, 4, 4), "float32").T
+    assert_same_bits(tape.backward(d_output).parameters, copied.backward(d_output.copy()).parameters)
+
+
+def test_integers_that_change_after_the_forward_are_looked_at_again():
+    embedding, x = tt.Embedding(4, 2, seed=0), np.array([1, 2])
+    tape = embedding.forward(x)
+    x[0] = 4
+    with pytest.raises(ValueError, match=r"x must hold integers in \[0, 4\).*changed"):
+        tape.backward(tape.output)
 
 
 def test_embedding_of_an_empty_batch():
@@ -190,6 +228,7 @@ X = np.zeros((4, 3), np.float32)
         (lambda: tt.Embedding(3, 2)(np.array([True])), TypeError, "x .*bool"),
         (lambda: tt.Embedding(3, 2)(np.array([0, 3])), ValueError, "x .*3.*got 3"),
         (lambda: tt.Embedding(3, 2)(np.array([0, -1])), ValueError, "x .*got -1"),
+        (lambda: tt.Embedding(3, 2)(np.array([0, 2**64 - 1], np.uint64)), ValueError, "x .*got 18446744073709551615"),
         (lambda: tt.Embedding(3, 2).forward(np.array([0])).backward(X), ValueError, "d_output"),
         (lambda: tt.Linear(3, 2).load_parameters({"weight": X}), ValueError, "missing 'bias'"),
     ],

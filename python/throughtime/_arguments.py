@@ -113,6 +113,12 @@ def features_together(array: Array) -> Array:
     return contiguous(array)
 
 
+def native_floats(array: Array) -> Array:
+    """`array` itself where kernels take it as it is, else a copy: in float64 unless it is of float32."""
+    dtype = np.float32 if array.dtype.itemsize == 4 else np.float64
+    return np.require(array, dtype, ["C", "A"])
+
+
 def size(name: str, value: Any, *, least: int = 1, most: int | None = None) -> int:
     """`value` as an int of at least `least` and at most `most`."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):

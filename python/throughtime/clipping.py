@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from ._arguments import Array, number
+from . import _core
+from ._arguments import native_floats, number
 from ._backend import refuse_device_array
 
 __all__ = ["clip_grad_norm"]
@@ -27,9 +28,10 @@ def clip_grad_norm(grads: Any, max_norm: float) -> float:
     Returns
     -------
     norm : float
-        Of all arrays together before scaling, computed in float64 after division by the largest entry, so that tiny
-        and huge gradients neither underflow nor overflow. NaN or infinity where an entry is: the gradients
-        are then left as they are, and the caller can skip the step. (torch would scale by zero or NaN.)
+        Of all arrays together before scaling, computed in float64, so that tiny and huge gradients neither underflow
+        nor overflow (where those of float64 would, they are divided by the largest entry first). NaN or infinity where
+        an entry is: the gradients are then left as they are, and the caller can skip the step. (torch would scale by
+        zero or NaN.)
 
     Raises
     ------
@@ -48,34 +50,32 @@ def clip_grad_norm(grads: Any, max_norm: float) -> float:
     >>> bool(np.isclose(grads["weight"][0], 0.6))
     True
     """
-    arrays = _gradients(grads)
-    limit = number("max_norm", max_norm, 0, math.inf)
-    norm = _norm(arrays)
-    if limit < norm < math.inf:
-        for array in arrays:
-            np.multiply(array, limit / norm, out=array, dtype=np.float64, casting="same_kind")
-    return norm
-
-
-def _gradients(grads: Any) -> list[Array]:
     mapping = getattr(grads, "parameters", grads)
     if not isinstance(mapping, Mapping):
         raise TypeError(f"grads must be a dict of arrays or what backward returned, got {type(grads).__name__}")
+    limit, arrays = number("max_norm", max_norm, 0, math.inf), list(mapping.values())
+    norm = _core.clip(arrays, limit)
+    return _clip_converted(mapping, limit) if norm is None else norm
+
+
+def _clip_converted(mapping: Mapping[str, Any], limit: float) -> float:
+    """Where not all arrays are as kernels take them: copies are scaled, and copied back."""
     for name, array in mapping.items():
-        refuse_device_array("clip_grad_norm", f"grads[{name!r}]", array)
-        if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.floating):
-            got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-            raise TypeError(f"grads[{name!r}] must be an array of floating-point numbers, got {got}")
-        if not array.flags.writeable:
-            raise ValueError(f"grads[{name!r}] is read-only and cannot be scaled in place")
-    return list(mapping.values())
+        _check_gradient(name, array)
+    copies = [native_floats(array) for array in mapping.values()]
+    norm = _core.clip(copies, limit)
+    assert norm is not None
+    if limit < norm < math.inf:
+        for array, copy in zip(mapping.values(), copies, strict=True):
+            if copy is not array:
+                array[...] = copy
+    return norm
 
 
-def _norm(arrays: Iterable[Array]) -> float:
-    arrays = [array for array in arrays if array.size]
-    # NaN last: Python's max would drop it.
-    largest = float(np.max([max(array.max(), -array.min()) for array in arrays])) if arrays else 0.0
-    if not 0 < largest < math.inf:
-        return largest
-    scaled = (np.divide(array, largest, dtype=np.float64) for array in arrays)
-    return largest * math.sqrt(sum(float(np.square(array, out=array).sum()) for array in scaled))
+def _check_gradient(name: str, array: Any) -> None:
+    refuse_device_array("clip_grad_norm", f"grads[{name!r}]", array)
+    if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.floating):
+        got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+        raise TypeError(f"grads[{name!r}] must be an array of floating-point numbers, got {got}")
+    if not array.flags.writeable:
+        raise ValueError(f"grads[{name!r}] is read-only and cannot be scaled in place")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from ._arguments import Array, as_array, float_array
+from . import _core
+from ._arguments import Array, as_array, contiguous, float_array
 
 __all__ = ["cross_entropy", "mse"]
 
-_BLOCK = 1 << 18  # float64 values worked on at a time: 2 MB, so that no float64 copy of everything is made
+_INT64 = np.iinfo(np.int64)
 
 
 def cross_entropy(logits: Any, targets: Any, ignore_index: int = -100) -> tuple[float, Array]:
@@ -60,16 +60,23 @@ def cross_entropy(logits: Any, targets: Any, ignore_index: int = -100) -> tuple[
     if logits.ndim == 0 or logits.shape[-1] == 0:
         raise ValueError(f"logits must have at least one class in its last axis, got shape {logits.shape}")
     classes = logits.shape[-1]
-    targets = _classes(targets, logits.shape, ignore_index)
-    rows, ids = logits.reshape(-1, classes), targets.reshape(-1)
-    d_rows = np.empty(rows.shape, logits.dtype)
-    kept = ids != ignore_index
-    count = int(np.count_nonzero(kept))
-    total = sum(
-        _cross_entropy_block(rows[part], ids[part], kept[part], count, d_rows[part])
-        for part in _parts(len(rows), classes)
+    targets = _integers(targets, logits.shape, ignore_index)
+    d_logits = _core.empty(logits.shape, logits.dtype)
+    total, count, wrong = _core.cross_entropy(
+        {
+            "logits": contiguous(logits).reshape(-1, classes),
+            "targets": _as_int64(targets).reshape(-1),
+            "ignore_index": min(max(int(ignore_index), _INT64.min), _INT64.max),
+            "d_logits": d_logits.reshape(-1, classes),
+        }
     )
-    return (total / count if count else 0.0), d_rows.reshape(logits.shape)
+    if wrong >= 0:
+        where = tuple(int(index) for index in np.unravel_index(wrong, targets.shape))
+        raise ValueError(
+            f"targets[{', '.join(map(str, where))}] is {targets[where]}, expected a class in "
+            f"[0, {classes}) or ignore_index={ignore_index}"
+        )
+    return (total / count if count else 0.0), d_logits
 
 
 def mse(prediction: Any, target: Any) -> tuple[float, Array]:
@@ -106,15 +113,15 @@ def mse(prediction: Any, target: Any) -> tuple[float, Array]:
     """
     prediction = _floats("prediction", prediction)
     target = float_array("target", target, prediction.dtype, prediction.shape)
-    d_prediction = np.empty(prediction.shape, prediction.dtype)
-    flat, wanted, d_flat = prediction.reshape(-1), target.reshape(-1), d_prediction.reshape(-1)
-    total = 0.0
-    with np.errstate(over="ignore", invalid="ignore"):  # an infinite error is an infinite loss, not a warning
-        for part in _parts(flat.size, 1):
-            difference = np.subtract(flat[part], wanted[part], dtype=np.float64)
-            total += float(np.square(difference).sum())
-            np.multiply(difference, 2 / flat.size, out=d_flat[part], casting="same_kind")
-    return (total / flat.size if flat.size else 0.0), d_prediction
+    d_prediction = _core.empty(prediction.shape, prediction.dtype)
+    total = _core.squared_error(
+        {
+            "prediction": contiguous(prediction).reshape(-1),
+            "target": contiguous(target).reshape(-1),
+            "d_prediction": d_prediction.reshape(-1),
+        }
+    )
+    return (total / prediction.size if prediction.size else 0.0), d_prediction
 
 
 def _floats(name: str, value: Any) -> Array:
@@ -124,41 +131,21 @@ def _floats(name: str, value: Any) -> Array:
     return array
 
 
-def _classes(targets: Any, shape: tuple[int, ...], ignore_index: Any) -> Array:
-    """The targets as an array of classes in [0, C) or `ignore_index`."""
-    targets = as_array("targets", targets)
+def _integers(targets: Any, shape: tuple[int, ...], ignore_index: Any) -> Array:
+    """The targets as an array of integers of the right shape, whether classes or not."""
+    array = as_array("targets", targets)
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int | np.integer):
         raise TypeError(f"ignore_index must be an int, got {ignore_index!r}")
-    if not np.issubdtype(targets.dtype, np.integer):
-        raise TypeError(f"targets has dtype {targets.dtype}, expected integers")
-    if targets.shape != shape[:-1]:
-        raise ValueError(f"targets has shape {targets.shape}, expected {shape[:-1]} (logits has shape {shape})")
-    wrong = ((targets < 0) | (targets >= shape[-1])) & (targets != ignore_index)
-    if wrong.any():
-        where = tuple(int(index) for index in np.argwhere(wrong)[0])
-        raise ValueError(
-            f"targets[{', '.join(map(str, where))}] is {targets[where]}, expected a class in "
-            f"[0, {shape[-1]}) or ignore_index={ignore_index}"
-        )
-    classes: Array = targets.astype(np.intp, copy=False)
-    return classes
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"targets has dtype {array.dtype}, expected integers")
+    if array.shape != shape[:-1]:
+        raise ValueError(f"targets has shape {array.shape}, expected {shape[:-1]} (logits has shape {shape})")
+    return array
 
 
-def _parts(rows: int, columns: int) -> Iterator[slice]:
-    step = max(1, _BLOCK // columns)
-    return (slice(start, start + step) for start in range(0, rows, step))
-
-
-def _cross_entropy_block(logits: Array, ids: Array, kept: Array, count: int, d_logits: Array) -> float:
-    """The summed loss of some rows (N, C); writes their gradient."""
-    index = np.flatnonzero(kept), ids[kept]
-    with np.errstate(invalid="ignore", over="ignore"):  # infinite logits give NaN or infinity, not a warning
-        shifted = logits - logits.max(axis=1, keepdims=True).astype(np.float64)
-        at_target = shifted[index]
-        exponentials = np.exp(shifted, out=shifted)
-        sums = exponentials.sum(axis=1)
-        exponentials /= (sums * max(count, 1))[:, None]
-        exponentials[index] -= 1 / max(count, 1)
-    np.copyto(d_logits, exponentials, casting="same_kind")
-    d_logits[~kept] = 0
-    return float((np.log(sums[kept]) - at_target).sum())
+def _as_int64(integers: Array) -> Array:
+    """In C order; unsigned integers past the range become its largest: no negative one, which may be ignored."""
+    if integers.dtype.kind == "u" and integers.itemsize == 8:
+        integers = np.minimum(integers, np.uint64(_INT64.max))
+    converted: Array = contiguous(integers.astype(np.int64, copy=False))
+    return converted

@@ -1,4 +1,4 @@
-"""Layers without recurrence, in NumPy: Linear ``y = x W^T + b`` and Embedding ``y = W[x]``."""
+"""Layers without recurrence: Linear ``y = x W^T + b`` and Embedding ``y = W[x]``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ._arguments import Array, as_array, check_dtype, flag, float_array
+from . import _core
+from ._arguments import Array, as_array, check_dtype, contiguous, flag, float_array
 from ._arguments import size as positive_int
 from .layer import Layer
 
@@ -209,7 +210,8 @@ class Embedding(Layer, kind="Embedding"):
 
     def __call__(self, x: Any) -> Array:
         """Return the rows (..., size) for integers `x` (...); nothing is saved."""
-        return np.take(self.parameters["weight"], self._indices(x), axis=0)
+        output, _ = self._look_up(x)
+        return output
 
     def forward(self, x: Any) -> EmbeddingTape:
         """Look the rows up and keep what `EmbeddingTape.backward` needs.
@@ -231,19 +233,25 @@ class Embedding(Layer, kind="Embedding"):
         ValueError
             If a value is outside [0, count).
         """
-        indices = self._indices(x)
-        return EmbeddingTape(np.take(self.parameters["weight"], indices, axis=0), indices, self.count)
+        return EmbeddingTape(*self._look_up(x), self.count)
 
-    def _indices(self, x: Any) -> Array:
+    def _look_up(self, x: Any) -> tuple[Array, Array]:
+        """The rows (..., size) for integers `x`, and `x` as kernels take it."""
         self._check_parameters()
         x = as_array("x", x)
-        if not np.issubdtype(x.dtype, np.integer):
+        if x.dtype.kind not in "iu":
             raise TypeError(f"x has dtype {x.dtype}, expected integers")
-        if x.size and (x.min() < 0 or x.max() >= self.count):
+        indices = contiguous(x.astype(np.int64, copy=False))  # too large an unsigned integer becomes a negative one
+        output = _core.empty((*x.shape, self.size), self.dtype)
+        problem = {
+            "indices": indices.reshape(-1),
+            "weight": self.parameters["weight"],
+            "output": output.reshape(-1, self.size),
+        }
+        if not _core.embedding_forward(problem):
             wrong = x.min() if x.min() < 0 else x.max()
             raise ValueError(f"x must hold integers in [0, {self.count}), got {wrong}")
-        indices: Array = x.astype(np.intp, copy=False)
-        return indices
+        return output, indices
 
 
 class EmbeddingTape:
@@ -275,15 +283,16 @@ class EmbeddingTape:
         Raises
         ------
         TypeError, ValueError
-            If the dtype or shape of `d_output` does not fit.
+            If the dtype or shape of `d_output` does not fit, or `x` was changed and holds other integers now.
         """
         d_output = float_array("d_output", d_output, self.output.dtype, self.output.shape)
         width = d_output.shape[-1]
-        d_weight = np.zeros((self._count, width), d_output.dtype)
-        if self._indices.size:
-            flat = self._indices.reshape(-1)
-            order = np.argsort(flat, kind="stable")
-            used, starts = np.unique(flat[order], return_index=True)
-            d_rows = d_output.reshape(-1, width)[order]
-            d_weight[used] = np.add.reduceat(d_rows, starts, axis=0, dtype=np.float64)
+        d_weight = _core.empty((self._count, width), d_output.dtype)
+        problem = {
+            "indices": self._indices.reshape(-1),
+            "d_output": contiguous(d_output).reshape(-1, width),
+            "d_weight": d_weight,
+        }
+        if not _core.embedding_backward(problem):
+            raise ValueError(f"x must hold integers in [0, {self._count}), but was changed after the forward")
         return LayerGradients(None, {"weight": d_weight})

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from ._arguments import Array, number
+from . import _core
+from ._arguments import Array, native_floats, number
 from ._backend import refuse_device_array
 
-__all__ = ["SGD", "Adam"]
-
-_BLOCK = 1 << 14  # values updated at a time, so that an update's dozen passes stay in the cache
+__all__ = ["SGD", "Adam", "AdamW"]
 
 
 class _Optimizer:
     """Checks of what `step` gets, and a state per parameter."""
 
     def __init__(self) -> None:
-        self._states: dict[str, dict[str, Any]] = {}
+        self._states: dict[str, tuple[Array, ...]] = {}
 
     def step(self, parameters: Mapping[str, Array], grads: Mapping[str, Array]) -> None:
         """Update every parameter in place.
@@ -39,19 +38,40 @@ class _Optimizer:
         ValueError
             If names or shapes differ, or a parameter is read-only. Nothing is updated then.
         """
-        grads = _checked(parameters, grads)
+        grads = getattr(grads, "parameters", grads)
+        _check_names(parameters, grads)
+        states = self._states
+        rows = [(array, grads[name], *states.get(name, ())) for name, array in parameters.items()]
+        if not self._update(rows):
+            self._step_converted(parameters, grads)
+
+    def _step_converted(self, parameters: Mapping[str, Array], grads: Mapping[str, Array]) -> None:
+        """Check everything; then update each parameter, or a copy where kernels do not take the array as it is."""
         for name, parameter in parameters.items():
+            _check_pair(name, parameter, grads[name])
             state = self._states.get(name)
-            if state is not None and state["shape"] != parameter.shape:
+            if state is not None and state[0].shape != parameter.shape:
                 raise ValueError(
-                    f"parameters[{name!r}] has shape {parameter.shape}, but had {state['shape']} in the "
+                    f"parameters[{name!r}] has shape {parameter.shape}, but had {state[0].shape} in the "
                     "steps before; use one optimiser per model, or different names"
                 )
         for name, parameter in parameters.items():
-            state = self._states.setdefault(name, {"shape": parameter.shape})
-            self._update(parameter, grads[name], state)
+            copy, grad = native_floats(parameter), native_floats(grads[name])
+            state = self._states.get(name) or self._new_state(copy)
+            if state[0].dtype != copy.dtype:
+                state = tuple(array.astype(copy.dtype) if array.dtype.kind == "f" else array for array in state)
+            self._states[name] = state
+            if not self._update([(copy, grad, *state)]):
+                raise AssertionError(f"no kernel takes parameters[{name!r}]")
+            if copy is not parameter:
+                parameter[...] = copy
 
-    def _update(self, parameter: Array, grad: Array, state: dict[str, Any]) -> None:
+    def _new_state(self, parameter: Array) -> tuple[Array, ...]:
+        """What is remembered of a parameter, the first array of its shape and dtype."""
+        raise NotImplementedError
+
+    def _update(self, rows: list[tuple[Array, ...]]) -> bool:
+        """Update parameters, given (parameter, gradient, *state) of each; False where kernels do not take an array."""
         raise NotImplementedError
 
 
@@ -83,16 +103,11 @@ class SGD(_Optimizer):
     def __repr__(self) -> str:
         return f"SGD(lr={self.lr}, momentum={self.momentum})"
 
-    def _update(self, parameter: Array, grad: Array, state: dict[str, Any]) -> None:
-        if not self.momentum:
-            for p, g in _blocks(parameter, grad):
-                p -= self.lr * g
-            return
-        velocity = state.setdefault("velocity", np.zeros(parameter.shape, parameter.dtype))
-        for p, g, v in _blocks(parameter, grad, velocity):
-            v *= self.momentum
-            v += g
-            p -= self.lr * v
+    def _new_state(self, parameter: Array) -> tuple[Array, ...]:
+        return (np.zeros(parameter.shape, parameter.dtype),)  # without momentum not touched, and pages not there
+
+    def _update(self, rows: list[tuple[Array, ...]]) -> bool:
+        return _core.sgd(rows, self.lr, self.momentum)
 
 
 class Adam(_Optimizer):
@@ -137,40 +152,69 @@ class Adam(_Optimizer):
         self.weight_decay = number("weight_decay", weight_decay, 0, math.inf)
 
     def __repr__(self) -> str:
-        return f"Adam(lr={self.lr}, betas={self.betas}, eps={self.eps}, weight_decay={self.weight_decay})"
+        return (
+            f"{type(self).__name__}(lr={self.lr}, betas={self.betas}, eps={self.eps}, weight_decay={self.weight_decay})"
+        )
 
-    def _update(self, parameter: Array, grad: Array, state: dict[str, Any]) -> None:
-        b1, b2 = self.betas
-        state["steps"] = steps = state.get("steps", 0) + 1
-        for moment in ("mean", "square"):
-            state.setdefault(moment, np.zeros(parameter.shape, parameter.dtype))
-        step_size, root_correction = self.lr / (1 - b1**steps), math.sqrt(1 - b2**steps)
-        for p, g, m, v in _blocks(parameter, grad, state["mean"], state["square"]):
-            if self.weight_decay:
-                g = g + self.weight_decay * p
-            m += (1 - b1) * (g - m)
-            v *= b2
-            v += (1 - b2) * g * g
-            denominator = np.sqrt(v)
-            denominator /= root_correction
-            denominator += self.eps
-            p -= step_size * (m / denominator)
+    def _new_state(self, parameter: Array) -> tuple[Array, ...]:
+        mean, square = (np.zeros(parameter.shape, parameter.dtype) for _ in range(2))
+        return mean, square, np.zeros((), np.int64)  # the number of updates, counted by the kernel
+
+    def _update(self, rows: list[tuple[Array, ...]]) -> bool:
+        return _core.adam(rows, self.lr, *self.betas, self.eps, self.weight_decay, 1.0)
 
 
-def _checked(parameters: Any, grads: Any) -> Mapping[str, Array]:
-    """The gradients as a mapping, once names, shapes and dtypes are known to fit."""
-    grads = getattr(grads, "parameters", grads)
+class AdamW(Adam):
+    """AdamW (Loshchilov and Hutter 2019), as ``torch.optim.AdamW``: weight decay apart from the gradient.
+
+    At step t::
+
+        m = b1 m + (1 - b1) g        v = b2 v + (1 - b2) g^2
+        p = (1 - lr weight_decay) p - lr / (1 - b1^t) m / (sqrt(v / (1 - b2^t)) + eps)
+
+    Parameters
+    ----------
+    lr : float
+        Learning rate; the attribute may be changed between steps.
+    betas : (float, float)
+        b1 and b2, each in [0, 1).
+    eps : float
+        Added to the denominator.
+    weight_decay : float
+        Times `lr`, the part of every parameter that a step takes away.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import throughtime as tt
+    >>> parameters = {"weight": np.ones(2)}
+    >>> tt.optim.AdamW(lr=0.5, weight_decay=0.1).step(parameters, {"weight": np.array([0.0, 1e3])})
+    >>> parameters["weight"].round(4)
+    array([0.95, 0.45])
+
+    References
+    ----------
+    I. Loshchilov and F. Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, arXiv:1711.05101.
+    """
+
+    def __init__(
+        self, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.01
+    ) -> None:
+        super().__init__(lr, betas, eps, weight_decay)
+
+    def _update(self, rows: list[tuple[Array, ...]]) -> bool:
+        return _core.adam(rows, self.lr, *self.betas, self.eps, 0.0, 1 - self.lr * self.weight_decay)
+
+
+def _check_names(parameters: Any, grads: Any) -> None:
     for label, mapping in (("parameters", parameters), ("grads", grads)):
         if not isinstance(mapping, Mapping):
             raise TypeError(f"{label} must be a dict of name to array, got {type(mapping).__name__}")
+    if parameters.keys() == grads.keys():
+        return
     faults = [f"no gradient for {name!r}" for name in parameters if name not in grads]
     faults += [f"no parameter for gradient {name!r}" for name in grads if name not in parameters]
-    if faults:
-        raise ValueError("grads do not fit parameters: " + "; ".join(faults))
-    for name, parameter in parameters.items():
-        _check_pair(name, parameter, grads[name])
-    checked: Mapping[str, Array] = grads
-    return checked
+    raise ValueError("grads do not fit parameters: " + "; ".join(faults))
 
 
 def _check_pair(name: str, parameter: Any, grad: Any) -> None:
@@ -185,13 +229,3 @@ def _check_pair(name: str, parameter: Any, grad: Any) -> None:
         raise ValueError(f"grads[{name!r}] has shape {grad.shape}, expected {parameter.shape} as the parameter")
     if not parameter.flags.writeable:
         raise ValueError(f"parameters[{name!r}] is read-only and cannot be updated in place")
-
-
-def _blocks(*arrays: Array) -> Iterator[tuple[Array, ...]]:
-    """The same stretch of each array in turn; the arrays whole where one is not contiguous."""
-    if not all(array.flags.c_contiguous for array in arrays):
-        yield tuple(array[...] for array in arrays)
-        return
-    flat = [array.reshape(-1) for array in arrays]
-    for start in range(0, flat[0].size, _BLOCK):
-        yield tuple(array[start : start + _BLOCK] for array in flat)
