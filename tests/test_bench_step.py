@@ -21,9 +21,11 @@ pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 pytest.importorskip("torch")
 
+import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
+import throughtime as tt
 from throughtime import _core
 from throughtime.cli import app
 from throughtime.cli.bench.steps import answers, command, contenders, load, measure, remote, report, worker
@@ -41,7 +43,14 @@ NAMES = [MODULES, NUMPY, TORCH]
 
 @pytest.fixture(autouse=True)
 def settings(monkeypatch):
+    """No rests; one thread, since those of OpenMP wait for milliseconds where other programs hold the cores."""
     monkeypatch.setattr(worker, "REST", 0.0)
+    before = tt.get_num_threads(), torch.get_num_threads()
+    tt.set_num_threads(1)
+    torch.set_num_threads(1)
+    yield
+    tt.set_num_threads(before[0])
+    torch.set_num_threads(before[1])
 
 
 @pytest.fixture

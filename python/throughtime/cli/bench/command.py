@@ -141,6 +141,7 @@ def bench(
     A step is forward, then backward of a random gradient, with gradients of the input and all parameters; ours has
     dL/dh_t and dL/dc_t of every timestep as well. Every answer is checked against float64 before anything is timed.
     Times are medians of the rounds, the ratio is the median of each round's. Close other programs first.
+    With --step, whole training programs are compared with torch.nn instead, on the CPU.
     """
     on_gpu = pick("--device", [device], _DEVICES, ()) == ["cuda"]
     if step:

@@ -61,7 +61,7 @@ def loss_bound(task: Task, expected: Answers) -> float:
 
 
 def fault(task: Task, answers: Answers, expected: Answers) -> str | None:
-    """Why these answers are wrong; None where they are right."""
+    """Why these answers are wrong; None if they are right."""
     wrong = verdict(gradient_errors(answers, expected), rounding(task.terms))
     if wrong:
         return wrong

@@ -1,4 +1,4 @@
-"""`throughtime bench --step`: its options, checked; what it measures; what it writes."""
+"""`throughtime bench --step`: checks its options, measures, writes the results."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from .worker import STEPS, WARM
 CELLS = ("LSTM", "GRU")
 _WIDTH = 140  # of a table that goes into a file
 _WRONG, _INTERRUPTED = 1, 130  # exit codes
-# Of variables that change the speed of one side or the other; those that are set are reported.
+# Prefixes of environment variables that change speed; those that are set are reported.
 _TUNING = (
     *("ATEN_", "DNNL_", "GOMP_", "KMP_", "LD_PRELOAD", "MALLOC_", "MKL_", "OMP_", "ONEDNN_", "OPENBLAS_"),
     *("THROUGHTIME_", "TORCH"),
@@ -55,7 +55,7 @@ class Request(NamedTuple):
 
 @dataclass
 class Findings:
-    """What was measured so far, on which machine, and what could not be."""
+    """Results so far, the machine, and problems that could not be measured."""
 
     about: dict[str, Any]
     results: list[Result] = field(default_factory=list)
@@ -64,7 +64,7 @@ class Findings:
 
 
 def bench_steps(request: Request) -> None:
-    """Measure whole training steps: everyone's answers against torch.nn in float64 first, then blocks in turn."""
+    """Measure whole training steps: first answers against torch.nn in float64, then blocks in turn."""
     chosen = _tasks(request)
     settings = _settings(request)
     if request.json is not None:
@@ -90,7 +90,7 @@ def bench_steps(request: Request) -> None:
 
 
 def run(chosen: Sequence[tuple[str, Task]], settings: Settings, findings: Findings, console: Console) -> None:
-    """Measure these tasks. Ctrl-C ends it with what there is."""
+    """Measure these tasks; Ctrl-C ends the loop and keeps the results so far."""
     parts = 1 + settings.rounds + settings.with_memory
     try:
         with progress(parts * len(chosen), console) as advance:
@@ -123,7 +123,7 @@ def report(settings: Settings, findings: Findings, console: Console) -> None:
 
 
 def document(settings: Settings, findings: Findings) -> dict[str, Any]:
-    """Everything, as JSON has it."""
+    """All results as plain data."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": versions(["torch"]),
@@ -162,7 +162,7 @@ def _settings(request: Request) -> Settings:
 
 
 def _about() -> dict[str, Any]:
-    """The machine and how busy it is, before anything of ours runs."""
+    """The machine, and how busy it is before this command does any work."""
     before = load()
     about = machine()
     spread = calibration_spread()
@@ -208,7 +208,7 @@ def _plot(path: Path, settings: Settings, findings: Findings, console: Console) 
         if bars:
             panels.append(Panel(name, f"time of torch.nn / time of {name} (log scale)", bars))
     if not panels:
-        say(console, "no plot: nobody was timed beside torch.nn")
+        say(console, "no plot: there is no ratio to torch.nn")
         return
     save_ratio_figure(path, panels, _title(settings, findings))
     say(console, f"plot: {path}")

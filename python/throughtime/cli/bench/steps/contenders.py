@@ -1,4 +1,4 @@
-"""Who runs the training program, by name, and in which kind of process."""
+"""The contenders by name, and the kind of process in which each runs the training program."""
 
 from __future__ import annotations
 

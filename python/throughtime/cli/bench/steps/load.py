@@ -1,4 +1,4 @@
-"""What else runs on the machine: its load, how steady its cores are, and busy processes on purpose."""
+"""The load of the machine, the spread of a calibration loop, and busy processes for `--beside`."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from throughtime import _core
 MOST_LOAD = 0.3
 MOST_SPREAD = 0.1
 _LOOPS = 50
-_BOUND = 900  # seconds after which a busy process ends by itself, should nobody end it
+_BOUND = 900  # seconds after which a busy process ends by itself
 _BUSY_LOOP = f"import time\nprint(flush=True)\nend = time.monotonic() + {_BOUND}\nwhile time.monotonic() < end: pass"
 
 
 def load() -> float:
-    """Processes that ran or wanted to, on average over the last minute."""
+    """Return the average number of runnable processes over the last minute."""
     return os.getloadavg()[0]
 
 
 def calibration_spread() -> float:
-    """How far the times of one loop of multiply-adds lie apart: the slowest tenth over the fastest, less one.
+    """Return the spread of a loop of multiply-adds: the time of the slowest tenth over the fastest, less one.
 
     The loop takes some milliseconds on all threads, which wait for the slowest.
     """
@@ -34,7 +34,7 @@ def calibration_spread() -> float:
 
 
 def busy_reasons(load_before: float, spread: float) -> list[str]:
-    """What says that other programs disturb the times; empty on a quiet machine."""
+    """Signs that other programs disturb the times; empty on a quiet machine."""
     reasons = []
     if load_before > MOST_LOAD:
         reasons.append(f"load {load_before:.2f} at the start")
@@ -44,12 +44,12 @@ def busy_reasons(load_before: float, spread: float) -> list[str]:
 
 
 class BusyProcessEnded(Exception):
-    """One of them was gone before what it was to disturb."""
+    """A busy process ended before the round that it should disturb."""
 
 
 @contextmanager
 def busy_processes(count: int) -> Iterator[None]:
-    """So many processes that each keep a core busy."""
+    """Run `count` processes that each keep a core busy."""
     command = [sys.executable, "-S", "-c", _BUSY_LOOP]
     started: list[subprocess.Popen[bytes]] = []
     try:

@@ -19,7 +19,7 @@ from .remote import Worker, WorkerError, workers
 
 
 class Settings(NamedTuple):
-    """How everyone is measured. The last of `threads` is the number in the table; a first one is compared with it."""
+    """How contenders are measured: with each number of `threads`; the table shows the last."""
 
     names: list[str]
     threads: list[int]
@@ -29,7 +29,7 @@ class Settings(NamedTuple):
 
 
 class Side(Protocol):
-    """Where a contender runs: a `Worker`, or a `Host` in this process."""
+    """Runs contenders: a `Worker`, or a `Host` in this process."""
 
     def reference(self) -> Answers: ...
     def answers(self, name: str) -> tuple[Answers, float]: ...
@@ -43,7 +43,7 @@ Tick = Callable[[], None]
 
 @dataclass
 class Outcome:
-    """What was found about one contender. `seconds` are per step, one for each round, none if it failed or is wrong."""
+    """Findings on one contender. `seconds` are per step, one for each round; none if it failed or is wrong."""
 
     first_step: float | None = None
     errors: dict[str, float] = field(default_factory=dict)  # of the gradients
@@ -60,14 +60,14 @@ class Outcome:
         return statistics.median(found) if found else None
 
     def fail(self, reason: str) -> None:
-        """What it took before it failed does not count."""
+        """Record the failure, and drop times measured before it."""
         self.failed = reason
         self.seconds.clear()
 
 
 @dataclass
 class Result:
-    """One problem and cell: an outcome for everyone who took part."""
+    """One problem and cell, with the outcome of each contender."""
 
     name: str
     task: Task
@@ -80,29 +80,29 @@ class Result:
         return self.task.problem
 
     def ratios(self, name: str, threads: int) -> list[float]:
-        """Of torch.nn's time to that of `name`, round by round; none where one of them was not timed."""
+        """torch.nn's time over that of `name`, per round; empty unless both were timed."""
         theirs = self.outcomes[TORCH].seconds.get(threads)
         own = self.outcomes[name].seconds.get(threads)
         return ratios(theirs, own) if theirs and own else []
 
     def scaling(self, name: str, most: int, one: int = 1) -> list[float]:
-        """Of the time of `name` with `most` threads to that with one, round by round."""
+        """The time of `name` with `most` threads over that with one, per round; empty unless both were timed."""
         seconds = self.outcomes[name].seconds
         return ratios(seconds[most], seconds[one]) if seconds.get(most) and seconds.get(one) else []
 
     @property
     def failing(self) -> bool:
-        """Whether the command fails by it: of a wrong answer of anyone, and of all failures but the compiler's."""
+        """Whether the command fails: after any wrong answer, and any failure but torch.compile's."""
         return any(outcome.wrong or (outcome.failed and name != COMPILED) for name, outcome in self.outcomes.items())
 
 
 def block_order(places: Sequence[Place], number: int) -> list[Place]:
-    """Forwards in one round, backwards in the next, so that nobody always follows the same contender."""
+    """Forwards in one round, backwards in the next, so that no contender always follows the same one."""
     return list(places) if number % 2 == 0 else list(reversed(places))
 
 
 def measure(name: str, task: Task, settings: Settings, tick: Tick = lambda: None, start: Start = workers) -> Result:
-    """Check everyone's answers, then time those whose answers are right. `tick` is called after each part."""
+    """Check all answers, then time the contenders whose answers are right. Calls `tick` after each part."""
     with tempfile.TemporaryDirectory() as cache:
         outcomes = {contender: Outcome() for contender in settings.names}
         with start(task, settings.names, settings.threads, Path(cache)) as sides:
@@ -144,7 +144,7 @@ def _round(order: Sequence[Place], sides: Mapping[Place, Side], outcomes: Mappin
 
 
 def _measure_memory(task: Task, threads: int, outcomes: Mapping[str, Outcome], cache: Path) -> list[str]:
-    """Of everyone who was timed, each alone in a new process; a line for each of whom it is not known."""
+    """Of each timed contender, alone in a new process. Returns a line for each that failed."""
     failed = []
     for name, outcome in outcomes.items():
         if outcome.seconds:

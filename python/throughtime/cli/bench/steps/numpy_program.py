@@ -43,7 +43,7 @@ class NumpyProgram:
         prediction = self._linear.forward(tape.output)
         loss, d_prediction = self._loss(prediction.output, batch.target)
         linear = prediction.backward(d_prediction)
-        recurrent = tape.backward(linear.input, timesteps=())  # nobody looks at single timesteps here
+        recurrent = tape.backward(linear.input, timesteps=())  # training alone needs no gradient per timestep
         embedding = embedded.backward(recurrent.input).parameters if embedded else None
         self.gradients = self._named(embedding, recurrent.parameters, linear.parameters)
         self.norm = tt.clip_grad_norm(self.gradients, MAX_NORM)

@@ -1,4 +1,4 @@
-"""Which programs are measured: one table of models and sizes, and their weights and data."""
+"""The table of models and sizes, and their initial weights and data."""
 
 from __future__ import annotations
 

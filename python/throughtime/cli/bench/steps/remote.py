@@ -1,4 +1,4 @@
-"""The parent's end of the workers: it starts them, tells one at a time to run, and ends them."""
+"""The parent's side of the workers: starts them, sends requests, ends them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .problems import Task
 
 
 class WorkerError(Exception):
-    """What a contender or its process failed of."""
+    """Why a contender or its process failed."""
 
 
 class Worker:
-    """A process that has the same methods as its `Host`."""
+    """A process with the methods of its `Host`."""
 
     def __init__(self, task: Task, kind: str, threads: int, cache: Path) -> None:
         # NumPy's BLAS takes its threads from the environment alone. torch's compiler starts with an empty cache.

@@ -1,4 +1,4 @@
-"""What was measured, as a table, as lines beneath it, as bars, and as plain data for JSON."""
+"""Results as a table, as lines beneath it, and as plain data for JSON."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def beside_table(results: Sequence[Result], settings: Settings, title: str, capt
 
 
 def troubles(results: Sequence[Result]) -> list[str]:
-    """A line for everyone who was not timed, and for what else could not be measured."""
+    """A line for each contender that was not timed, and for other failures."""
     said = []
     for result in results:
         place = f"{result.name} {result.task.cell}"
@@ -128,7 +128,7 @@ def _milliseconds(outcome: Outcome, threads: int) -> str:
 
 
 def _ratio(rounds: list[float]) -> tuple[str, str]:
-    """The median of the rounds, and how far they spread."""
+    """The median of the rounds, and the lowest and the highest."""
     if not rounds:
         return "", ""
     return number(statistics.median(rounds)), f"{number(min(rounds))}, {number(max(rounds))}"

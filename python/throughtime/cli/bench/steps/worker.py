@@ -1,4 +1,4 @@
-"""The process of some contenders: it runs a block of steps when it is told to, and waits on a pipe between blocks.
+"""The process that runs contenders: a block of steps per request; between requests it waits on a pipe.
 
 Messages are pickles, one after the other: requests on the standard input, replies on what was the standard output.
 """
@@ -20,10 +20,10 @@ from .problems import Problem, Task
 
 WARM = 2  # untimed steps before a block
 STEPS = 5  # of a block
-# Seconds before a block. Idle threads of the contender before still hold a core: those of OpenMP spin for
-# milliseconds, those of OpenBLAS for 2^26 cycles.
+# Seconds before a block. Idle threads of the previous contender still hold a core: OpenMP's spin for milliseconds,
+# OpenBLAS's for 2^26 cycles.
 REST = 0.05
-_LIVE = 3  # steps after which a program holds all that it will hold
+_LIVE = 3  # steps until all memory is allocated
 
 
 class Host:
@@ -39,7 +39,7 @@ class Host:
         return next_steps(program, first_step(program))
 
     def answers(self, name: str) -> tuple[Answers, float]:
-        """Those of a new program, which is kept for the blocks, and the seconds of its first step."""
+        """Start a program and keep it for `block`; return its answers and the seconds of its first step."""
         program = load(name)(self._task)
         begin = time.perf_counter()
         answers = first_step(program)
@@ -48,7 +48,7 @@ class Host:
         return next_steps(program, answers), seconds
 
     def block(self, name: str) -> float:
-        """Seconds per step of a block, from its beginning to its end."""
+        """Run a block after its warm-up; return the seconds per step."""
         program = self._programs[name]
         time.sleep(REST)
         for _ in range(WARM):
@@ -101,7 +101,7 @@ def _reply(method: Any, arguments: tuple[Any, ...]) -> tuple[bool, Any]:
     """True and what the method returned, or False and why it did not."""
     try:
         return True, method(*arguments)
-    except Exception as error:  # whatever a framework or its compiler raises is the contender's result
+    except Exception as error:  # a framework or its compiler may raise anything
         lines = str(error).strip().splitlines() or [""]
         return False, f"{type(error).__name__}: {lines[0]}"
 
