@@ -326,6 +326,13 @@ def test_a_failure_of_ours_fails_the_command():
     assert found.failing
 
 
+def test_a_problem_without_a_reference_is_left_out_and_fails_the_command(tiny, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "false")
+    done = call("--problems", "policy", "--rounds", 1)
+    assert done.exit_code == 1, done.output
+    assert "not measured: policy GRU: its process ended: exit code 1" in done.output
+
+
 def test_beside_busy_processes_all_threads_are_compared_with_one(tiny):
     arguments = ["--problems", "policy", "--beside", 1, "--threads", 2, "--rounds", 1, "--json", "s.json"]
     done = call(*arguments)
@@ -346,9 +353,9 @@ def test_beside_busy_processes_all_threads_are_compared_with_one(tiny):
         (["--problems", "train"], "--problems train: expected some of language, language-wide, forecast"),
         (["--cells", "RNN"], "--cells RNN: expected some of LSTM, GRU"),
         (["--problems", "policy", "--cells", "LSTM"], "none of the problems policy has such a cell"),
-        (["--precision", "medium"], "--precision: only with kernels, without --step"),
-        (["--memory", "states"], "--memory: only with kernels, without --step"),
-        (["--device", "cuda"], "--device cuda: only with kernels, without --step"),
+        (["--precision", "medium"], "--precision: only without --step"),
+        (["--memory", "states"], "--memory: only without --step"),
+        (["--device", "cuda"], "--device cuda: only without --step"),
         (["--types", "float16"], "--types: only with --device cuda"),
         (["--beside", 2], "--beside 2: compares several threads with one, got --threads 1"),
         (["--json", "there.json"], "--json there.json: exists already"),

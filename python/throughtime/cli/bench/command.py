@@ -145,17 +145,17 @@ def bench(
     """
     on_gpu = pick("--device", [device], _DEVICES, ()) == ["cuda"]
     if step:
-        _only("--device cuda", {"--types": types})
+        _only("with --device cuda", {"--types": types})
         gpu = "cuda" if on_gpu else None
-        _only("kernels, without --step", {"--precision": precision, "--memory": memory, "--device cuda": gpu})
+        _only("without --step", {"--precision": precision, "--memory": memory, "--device cuda": gpu})
         steps.bench_steps(steps.Request(against, problems, cells, threads, rounds, beside, not no_memory, json, plot))
         return
-    _only("--step", {"--beside": beside})
+    _only("with --step", {"--beside": beside})
     if on_gpu:
-        _only("--device cpu", {"--threads": threads, "--memory": memory, "--no-memory": no_memory})
+        _only("with --device cpu", {"--threads": threads, "--memory": memory, "--no-memory": no_memory})
         cuda.bench_cuda(cuda.Request(against, problems, cells, types, precision, rounds, json, plot))
         return
-    _only("--device cuda", {"--types": types})
+    _only("with --device cuda", {"--types": types})
     names = pick("--against", against, tuple(FRAMEWORKS), ("torch",))
     chosen = pick("--problems", problems, tuple(PROBLEMS), DEFAULT)
     some_cells = pick("--cells", cells, tuple(CELLS), tuple(CELLS))
@@ -254,7 +254,7 @@ def _only(where: str, options: dict[str, object]) -> None:
     """Fail where one of these was given that has a meaning there alone."""
     for name, given in options.items():
         if given:
-            fail(f"{name}: only with {where}")
+            fail(f"{name}: only {where}")
 
 
 def _makers(names: Sequence[str], threads: int, console: Console) -> dict[str, Maker]:

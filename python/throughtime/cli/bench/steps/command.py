@@ -26,6 +26,7 @@ from .contenders import AGAINST, MODULES, NUMPY, TORCH
 from .load import BusyProcessEnded, busy_reasons, calibration_spread, load
 from .measure import Result, Settings, measure
 from .problems import PROBLEMS, Task, tasks
+from .remote import WorkerError
 from .report import as_data, beside_table, steps_table, troubles
 from .worker import STEPS, WARM
 
@@ -85,7 +86,7 @@ def bench_steps(request: Request) -> None:
         _plot(request.plot, settings, findings, console)
     if findings.interrupted:
         raise typer.Exit(_INTERRUPTED)
-    if any(result.failing for result in findings.results):
+    if findings.skipped or any(result.failing for result in findings.results):
         raise typer.Exit(_WRONG)
 
 
@@ -98,8 +99,8 @@ def run(chosen: Sequence[tuple[str, Task]], settings: Settings, findings: Findin
                 tick = functools.partial(advance, f"{name} {task.cell}")
                 try:
                     findings.results.append(measure(name, task, settings, tick))
-                except BusyProcessEnded as error:
-                    findings.skipped.append(f"--beside {settings.beside}: {name} {task.cell}: {error}")
+                except (BusyProcessEnded, WorkerError) as error:
+                    findings.skipped.append(f"not measured: {name} {task.cell}: {error}")
     except KeyboardInterrupt:
         findings.interrupted = True
 
