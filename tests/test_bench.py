@@ -25,7 +25,7 @@ from throughtime.cli import app
 from throughtime.cli.bench import accuracy, command, contenders, machine, measure, problems, report, timing
 from throughtime.cli.bench.contenders import OURS, Ours
 from throughtime.cli.bench.memory import peak_memory
-from throughtime.cli.bench.plot import save_ratio_figure
+from throughtime.cli.bench.plot import ratio_panels, save_ratio_figure
 from throughtime.cli.bench.problems import CELLS, PROBLEMS, Problem, Task
 from throughtime.cli.options import repeat_names
 
@@ -378,7 +378,7 @@ def test_the_plot_takes_ratios_below_one_and_several_contenders(tmp_path):
         result({OURS: [1.0]}, "million", Task(SMALL, "LSTM")),
         result({OURS: [1.0], "torch": []}, "wide", Task(SMALL, "RNN")),
     ]
-    save_ratio_figure(tmp_path / "b.png", found, "title")
+    save_ratio_figure(tmp_path / "b.png", ratio_panels(found), "title")
     assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -27,7 +28,10 @@ def say(console: Console, text: str) -> None:
 
 @contextmanager
 def progress(total: int, console: Console) -> Iterator[Callable[[str], None]]:
-    """A bar of so many parts, and what to call after each; nothing where the output is no terminal."""
+    """A bar of so many parts, and what to call after each; nothing where the output is no terminal.
+
+    It is drawn only then: a thread that draws all the time would take a core from what is timed.
+    """
     shown = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -35,10 +39,18 @@ def progress(total: int, console: Console) -> Iterator[Callable[[str], None]]:
         TimeElapsedColumn(),
         console=console,
         disable=not console.is_terminal,
+        auto_refresh=False,
     )
     with shown:
         bar = shown.add_task("", total=total)
-        yield lambda description: shown.update(bar, advance=1, description=description)
+        shown.refresh()
+        yield lambda description: shown.update(bar, advance=1, description=description, refresh=True)
+
+
+def save_json(path: Path, data: dict[str, Any], console: Console) -> None:
+    """Write a document of plain data, and say so."""
+    path.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    say(console, f"JSON: {path}")
 
 
 def check_plot_path(path: Path) -> None:
@@ -58,6 +70,13 @@ def check_file_path(option: str, path: Path) -> None:
     _check_parent(option, path)
     if path.exists() and not os.access(path, os.W_OK):
         fail(f"{option} {path}: no permission to write")
+
+
+def check_new_file(option: str, path: Path) -> None:
+    """Fail unless a file can be made there and none is there yet."""
+    check_file_path(option, path)
+    if path.exists():
+        fail(f"{option} {path}: exists already; choose another name or remove it")
 
 
 def check_directory_path(option: str, path: Path) -> None:

@@ -34,13 +34,19 @@ def _error(answer: Array, expected: Array) -> float:
 def bound(task: Task, precision: str = "highest") -> float:
     """The relative error, root mean square, beyond which an answer is wrong rather than rounded.
 
-    Roundings are as good as independent, so that those of a sum of n terms leave u sqrt(n), u = eps / 2, at most. The
-    longest sums are over the gates' inputs and, for the weight gradients, over all timesteps and sequences. What a
-    step receives it hands on smaller (a new layer's recurrent weights have a spectral radius near 1 / sqrt 3), so that
-    errors do not pile up over time. Ten times that, for the constants left out.
+    The longest sums are over the gates' inputs and, for the weight gradients, over all timesteps and sequences.
     """
     T, B, I, H = task.problem[:4]  # noqa: E741
-    terms = I + (1 + GATES[task.cell]) * H + T * B
+    return rounding(I + (1 + GATES[task.cell]) * H + T * B, precision)
+
+
+def rounding(terms: int, precision: str = "highest") -> float:
+    """The relative error, root mean square, that sums of so many terms may have.
+
+    Roundings are as good as independent, so that those of a sum of n terms leave u sqrt(n), u = eps / 2, at most. What
+    a step receives it hands on smaller (a new layer's recurrent weights have a spectral radius near 1 / sqrt 3), so
+    that errors do not pile up over time. Ten times that, for the constants left out.
+    """
     return float(10 * (PRODUCT[precision] + np.sqrt(terms) * np.finfo(np.float32).eps / 2))
 
 

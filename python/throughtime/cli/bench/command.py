@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import functools
-import json as json_format
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from rich.console import Console
 import throughtime as tt
 
 from ..options import pick
-from ..output import check_file_path, check_plot_path, fail, progress, say
+from ..output import check_file_path, check_plot_path, fail, progress, save_json, say
 from .contenders import FRAMEWORKS, INSTALL, OURS, Maker, load
 from .cuda import command as cuda
 from .cuda.command import PRECISIONS
@@ -25,6 +24,7 @@ from .machine import machine, machine_peak, versions
 from .measure import Result, Tick, measure, measure_memory, measure_modes
 from .problems import CELLS, DEFAULT, PROBLEMS, Problem, Task
 from .report import as_data, modes_table, remarks, tables, wrong_answers
+from .steps import command as steps
 
 _DEVICES = ("cpu", "cuda")
 _MODES = ("full", "states", "checkpoint")
@@ -75,7 +75,8 @@ def bench(
     against: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"Contenders: {', '.join(FRAMEWORKS)}; on a GPU {', '.join(cuda.RECURRENT)}.",
+            help=f"Contenders: {', '.join(FRAMEWORKS)}; with --step {', '.join(steps.AGAINST)}; "
+            f"on a GPU {', '.join(cuda.RECURRENT)}.",
             metavar="NAME ...",
             show_default="torch; cudnn",
         ),
@@ -83,14 +84,19 @@ def bench(
     problems: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"Some of {', '.join(PROBLEMS)}; on a GPU {', '.join(cuda.PROBLEMS)}.",
+            help=f"Some of {', '.join(PROBLEMS)}; with --step {', '.join(steps.PROBLEMS)}; "
+            f"on a GPU {', '.join(cuda.PROBLEMS)}.",
             metavar="NAME ...",
-            show_default="all but million; all but mark",
+            show_default="all but million; all; all but mark",
         ),
     ] = None,
     cells: Annotated[
         list[str] | None,
-        typer.Option(help=f"Some of {', '.join(CELLS)}.", metavar="NAME ...", show_default="all"),
+        typer.Option(
+            help=f"Some of {', '.join(CELLS)}; with --step {', '.join(steps.CELLS)}.",
+            metavar="NAME ...",
+            show_default="all",
+        ),
     ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, max=1024, help="Of every contender.", show_default="the library's")
@@ -114,18 +120,42 @@ def bench(
         list[str] | None,
         typer.Option(help=f"On a GPU: {', '.join(cuda.TYPES)}.", metavar="NAME ...", show_default="all"),
     ] = None,
+    step: Annotated[
+        bool,
+        typer.Option(
+            "--step", help="Whole training steps of small models: forward, loss, backward, clip_grad_norm, Adam."
+        ),
+    ] = False,
+    beside: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1024,
+            help="With --step: compare all threads with one, beside so many busy processes.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Measure training steps on this machine: throughtime and other frameworks, in turn, same weights and data.
 
     A step is forward, then backward of a random gradient, with gradients of the input and all parameters; ours has
     dL/dh_t and dL/dc_t of every timestep as well. Every answer is checked against float64 before anything is timed.
     Times are medians of the rounds, the ratio is the median of each round's. Close other programs first.
+    With --step, whole training programs are compared with torch.nn instead, on the CPU.
     """
-    if pick("--device", [device], _DEVICES, ()) == ["cuda"]:
-        _only("--device cpu", {"--threads": threads, "--memory": memory, "--no-memory": no_memory})
+    on_gpu = pick("--device", [device], _DEVICES, ()) == ["cuda"]
+    if step:
+        _only("with --device cuda", {"--types": types})
+        gpu = "cuda" if on_gpu else None
+        _only("without --step", {"--precision": precision, "--memory": memory, "--device cuda": gpu})
+        steps.bench_steps(steps.Request(against, problems, cells, threads, rounds, beside, not no_memory, json, plot))
+        return
+    _only("with --step", {"--beside": beside})
+    if on_gpu:
+        _only("with --device cpu", {"--threads": threads, "--memory": memory, "--no-memory": no_memory})
         cuda.bench_cuda(cuda.Request(against, problems, cells, types, precision, rounds, json, plot))
         return
-    _only("--device cuda", {"--types": types})
+    _only("with --device cuda", {"--types": types})
     names = pick("--against", against, tuple(FRAMEWORKS), ("torch",))
     chosen = pick("--problems", problems, tuple(PROBLEMS), DEFAULT)
     some_cells = pick("--cells", cells, tuple(CELLS), tuple(CELLS))
@@ -156,9 +186,7 @@ def bench(
     about["peak_float32_flops"] = max(about["peak_float32_flops"], peak_after)
     report(plan, findings, about, console)
     if json is not None:
-        data = document(plan, findings, about)
-        json.write_text(json_format.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        say(console, f"JSON: {json}")
+        save_json(json, document(plan, findings, about), console)
     if plot is not None:
         _plot(plot, findings.results, about, plan, console)
     if findings.interrupted:
@@ -226,7 +254,7 @@ def _only(where: str, options: dict[str, object]) -> None:
     """Fail where one of these was given that has a meaning there alone."""
     for name, given in options.items():
         if given:
-            fail(f"{name}: only with {where}")
+            fail(f"{name}: only {where}")
 
 
 def _makers(names: Sequence[str], threads: int, console: Console) -> dict[str, Maker]:
@@ -260,10 +288,11 @@ def _caption(plan: Plan, about: dict[str, Any]) -> str:
 
 
 def _plot(path: Path, results: Sequence[Result], about: dict[str, Any], plan: Plan, console: Console) -> None:
-    if not any(result.ratio(name) for result in results for name in result.others):
+    from .plot import ratio_panels, save_ratio_figure
+
+    panels = ratio_panels(results)
+    if not panels:
         say(console, "no plot: there is no ratio without a contender")
         return
-    from .plot import save_ratio_figure
-
-    save_ratio_figure(path, results, _title(plan, about))
+    save_ratio_figure(path, panels, _title(plan, about))
     say(console, f"plot: {path}")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import throughtime as tt
 
-from .contenders import Contender, load
+from .contenders import load
 from .problems import Problem, Task
 
 _PROCESS = Path("/proc/self")
@@ -33,14 +34,14 @@ def peak_memory(name: str, task: Task, threads: int, precision: str) -> int | No
     return found
 
 
-def step_memory(contender: Contender) -> int | None:
-    """The same within this process."""
+def added_memory(work: Callable[[], object]) -> int | None:
+    """The peak of this process while it does this work, above what it holds before."""
     try:
         (_PROCESS / "clear_refs").write_text("5")  # the peak starts anew from what there is
     except OSError:
         return None
     before = _bytes("VmRSS")
-    contender.step()
+    work()
     return _bytes("VmHWM") - before
 
 
@@ -56,7 +57,7 @@ def _answer(request: str) -> None:
     make = load(name, threads)
     tt.set_matmul_precision(precision)
     make(Task(Problem(2, 2, 8, 8), cell)).step()  # so that starting the library does not count
-    print(json.dumps(step_memory(make(Task(Problem(*problem), cell)))))
+    print(json.dumps(added_memory(make(Task(Problem(*problem), cell)).step)))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import functools
-import json as json_format
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from rich.console import Console
 import throughtime as tt
 
 from ...options import pick
-from ...output import check_file_path, check_plot_path, fail, progress, say
+from ...output import check_file_path, check_plot_path, fail, progress, save_json, say
 from ..contenders import OURS
 from .device import Device, ceilings, describe, open_device
 from .problems import CELLS, DEFAULT, PROBLEMS, AddNorm, Problem
@@ -81,9 +80,7 @@ def bench_cuda(request: Request) -> None:
     findings = run(plan, device, console)
     report(plan, findings, about, console)
     if request.json is not None:
-        data = document(plan, findings, about)
-        request.json.write_text(json_format.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        say(console, f"JSON: {request.json}")
+        save_json(request.json, document(plan, findings, about), console)
     if request.plot is not None:
         _plot(request.plot, findings, about, console)
     _leave(findings)

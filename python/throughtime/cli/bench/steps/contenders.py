@@ -1,0 +1,51 @@
+"""The contenders by name, and the kind of process in which each runs the training program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from ..contenders import OURS
+from .problems import Array, Task
+
+NUMPY = OURS
+MODULES = "throughtime.torch"
+TORCH = "torch"  # torch.nn: every ratio is of its time
+COMPILED = "torch-compile"
+AGAINST = (TORCH, COMPILED)
+# torch must not be imported where the NumPy program runs; the programs in torch share a process, hence its allocator.
+PROCESSES = {NUMPY: "numpy", MODULES: "torch", TORCH: "torch", COMPILED: "torch"}
+
+
+class Program(Protocol):
+    """A model with its optimiser and data."""
+
+    norm: float  # of the last step's gradients before they were clipped
+
+    @property
+    def gradients(self) -> dict[str, Array]:
+        """Of the last step, clipped."""
+
+    def step(self) -> float:
+        """Forward, loss, backward, clip, optimiser; returns the loss."""
+
+
+Maker = Callable[[Task], Program]
+
+
+def load(name: str) -> Maker:
+    """What makes this contender's program; imports torch where it needs it."""
+    if name == NUMPY:
+        from .numpy_program import NumpyProgram
+
+        return NumpyProgram
+    from .torch_program import BY_NAME
+
+    return BY_NAME[name]
+
+
+def load_reference() -> Maker:
+    """What makes torch.nn's program in float64, to which all answers are held."""
+    from .torch_program import double
+
+    return double
