@@ -6,6 +6,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   throughtime::register_attention(m);
   throughtime::register_layer_norm(m);
   throughtime::register_activation(m);
+  throughtime::register_linear(m);
   throughtime::register_config(m);
 #if defined(TT_HAS_JAX)
   throughtime::register_jax(m);

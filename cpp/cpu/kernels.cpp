@@ -33,6 +33,7 @@ constexpr Entries<S> entries = {run<ForwardLoop, C, S, Forward<S>>, run<Backward
 extern const AttentionKernels attention;
 extern const LayerNormKernels layer_norm;
 extern const ActivationKernels activations[];
+extern const LinearKernels linear;
 
 template <class... C>
 struct Table {
@@ -44,8 +45,8 @@ struct Table {
   }
   static constexpr CellKernels cells[] = {describe(C::name, C::gates, C::states, C::saved, C::projects, C::phases == Phases::rows,
                                                    C::unit_weights, entries<C, float>, entries<C, double>)...};
-  static constexpr Kernels kernels = {vector_bytes, has_dot,    sizeof...(C), cells,
-                                      multiply_add, &attention, &layer_norm,  activations};
+  static constexpr Kernels kernels = {vector_bytes, has_dot,     sizeof...(C), cells,  multiply_add,
+                                      &attention,   &layer_norm, activations,  &linear};
 };
 
 template <class... C>

@@ -1,0 +1,294 @@
+// Linear layers: y = x W^T + b for N rows, and back dx = dy W, dW = dy^T x, db = sum dy. First the operands are packed, then
+// tasks multiply them, each of which whichever thread is free takes: the cut into tasks changes no bit. dW sums chunks of rows,
+// each from zero, and adds these in float64.
+#pragma once
+
+#include "plan.hpp"
+#include "rows.hpp"
+
+namespace throughtime::TT_ISA {
+
+// Runs the tasks of one call.
+template <class Unit>
+class Tasks {
+ public:
+  // A thread multiplies 2^18 pairs while another one wakes up.
+  Tasks(const Host& host, int64_t products) : threads(products < 1 << 18 ? 1 : host.threads), host(host) {}
+
+  // body(task, thread, unit) for every task; false when the call is to stop.
+  template <class Body>
+  bool perform(int64_t count, const Body& body) const {
+    RowBlocks tasks(count, 1, threads == 1, host);
+    bool goes_on = true;
+    tasks.run([&](int thread) {
+      Unit unit;
+      const bool own = tasks.for_each(thread, [&](int64_t task, Range) { body(task, thread, unit); });
+      if (thread == 0) goes_on = own;
+    });
+    return goes_on;
+  }
+
+  const int threads;
+
+ private:
+  const Host& host;
+};
+
+// The first `count` tasks are of one kind; returns whether `task` is, and otherwise counts on from the next kind's first.
+TT_INLINE bool falls_to(int64_t& task, int64_t count) {
+  if (task < count) return true;
+  task -= count;
+  return false;
+}
+
+// to (N, columns) = from (N, K) times packed panels, plus a bias in tile order. A task is a block of rows and some panels.
+template <class S, class Tiles>
+class RowProduct {
+  using V = Vec<S>;
+  using Engine = typename Tiles::ChunkEngine;
+  using Product = typename Tiles::Product;
+  static constexpr int L = lanes<S>;
+
+ public:
+  using Unit = typename Engine::Unit;
+
+  // A panel is packed with `depth` rows, K or more.
+  RowProduct(const Host& host, int threads, const S* from, S* to, int64_t N, int64_t K, int64_t depth, int64_t columns)
+      : panels(Product::panels(ceil_div(columns, L))),
+        engine(host),
+        from(from),
+        to(to),
+        N(N),
+        K(K),
+        columns(columns),
+        panel_size(engine.packed_size(depth, Product::vectors)) {
+    cut(threads);
+    packed = scratch<typename Engine::Weight>(host, panels * panel_size);
+    room_size = engine.room_size(rows, K);
+    room = scratch<typename Engine::Room>(host, threads * room_size);
+  }
+
+  int64_t tasks() const { return blocks * groups; }
+
+  void multiply(int64_t task, int thread, const S* bias, Unit& unit) const {
+    const int64_t begin = task / groups * rows, end = begin + rows < N ? begin + rows : N;
+    const Range own = share(panels, int(groups), int(task % groups));
+    const auto left = engine.rows(room + thread * room_size, end - begin, K);
+    for (int64_t r = begin; r < end; ++r) left.set(r - begin, from + r * K, K);
+    // One call takes several panels only where these are packed with the depth of K.
+    for (int64_t panel = own.begin, next; panel < own.end; panel = next) {
+      next = panel + Engine::panels_at_once < own.end ? panel + Engine::panels_at_once : own.end;
+      const auto put = [&](int64_t first, int count, int64_t q, const V* sums) {
+        for (int64_t r = begin + first; r < begin + first + count; ++r, sums += Product::vectors)
+          for (int v = 0; v < Product::vectors; ++v)
+            if (const int64_t j = (panel * Product::vectors + q + v) * L; j < columns)
+              store_some(to + r * columns + j, sums[v], columns - j);
+      };
+      engine.template product<Product>(K, left, {0, end - begin}, packed + panel * panel_size, {0, next - panel},
+                                       bias ? bias + panel * Product::vectors * L : nullptr, sink<S>(put), unit);
+    }
+  }
+
+  const int64_t panels;
+  const Engine engine;
+  typename Engine::Weight* packed;
+
+ private:
+  // At most 96 rows, as many as stay in L2 while the panels pass by, and some blocks for every thread, but of 24 rows or more:
+  // with fewer the panels are not reused enough, and threads share the panels instead.
+  void cut(int threads) {
+    const int64_t most = (int64_t(1) << 18) / (K * int64_t(sizeof(S)));
+    blocks = ceil_div(N, most < 24 ? 24 : most < 96 ? most : 96);
+    if (blocks < 4 * threads) blocks = ceil_div(blocks, threads) * threads;
+    if (const int64_t few = ceil_div(N, 24); blocks > few) blocks = few;
+    rows = ceil_div(ceil_div(N, blocks), Product::rows) * Product::rows;
+    blocks = ceil_div(N, rows);
+    groups = blocks < threads ? ceil_div(threads, blocks) : 1;
+    if (groups > panels) groups = panels;
+  }
+
+  const S* from;
+  S* to;
+  const int64_t N, K, columns, panel_size;
+  int64_t rows, blocks, groups, room_size;
+  typename Engine::Room* room;
+};
+
+// d_weight (O, I) = dy^T x. Rows are taken in rounds of some chunks, for which dy is transposed and x packed; then a task adds
+// all chunks of the round to a rectangle of d_weight.
+template <class S, class Tiles>
+class WeightProduct {
+  using V = Vec<S>;
+  using Engine = typename Tiles::ChunkEngine;
+  using Product = typename Tiles::Product;
+  using Weight = typename Engine::Weight;
+  static constexpr int L = lanes<S>;
+  static constexpr int64_t strip = 96;  // rows that a task transposes
+
+ public:
+  using Unit = typename Engine::Unit;
+
+  WeightProduct(const Host& host, int threads, const LinearBackward<S>& p)
+      : engine(host), p(p), panels(Product::panels(ceil_div(p.I, L))), width(panels * Product::vectors * L) {
+    // Rows that lie a power of two apart would map to few cache sets. Large gradients cost memory traffic with each chunk.
+    constexpr int64_t most = 480, longest = Engine::long_chunk / most * most;
+    chunk = p.O * p.I < 1 << 20 ? most : longest;
+    if (chunk > p.N) chunk = ceil_div(p.N, strip) * strip;
+    chunks = ceil_div(p.N, chunk);
+    const int64_t most_chunks = (int64_t(1) << 21) / (chunk * (p.O + width)) + 1;
+    round = chunks < most_chunks ? chunks : most_chunks;
+    const int64_t padded = Engine::columns_padded(chunk);
+    column_size = Engine::splits ? engine.room_size(p.O, padded) : p.O * padded;
+    packed_size = panels * engine.packed_size(padded, Product::vectors);
+    columns = scratch<Weight>(host, round * column_size);
+    packed = scratch<Weight>(host, round * packed_size);
+    rows = scratch<const S*>(host, threads * p.O);
+    if (chunks > 1) sums = scratch<double>(host, p.O * width);
+    cut(threads);
+  }
+
+  int64_t rounds() const { return ceil_div(chunks, round); }
+  int64_t packing_tasks() const { return round * (chunk / strip + panels); }
+  int64_t tasks() const { return row_groups * panel_groups; }
+
+  void pack(int64_t task, int64_t of_round) const {
+    const int64_t place = task % round, part = task / round, index = of_round * round + place;
+    if (index >= chunks) return;
+    if (part < panels) {
+      engine.template pack_columns<Product::vectors>(p.x + index * chunk * p.I, p.I, {1, height(index), L}, {part, part + 1},
+                                                     packed + place * packed_size);
+    } else {
+      transpose(place, index, (part - panels) * strip);
+    }
+  }
+
+  void multiply(int64_t task, int thread, int64_t of_round, Unit& unit) const {
+    const Range own = share(p.O, int(row_groups), int(task / panel_groups), Product::rows);
+    const Range own_panels = share(panels, int(panel_groups), int(task % panel_groups));
+    for (int64_t place = 0, index = of_round * round; place < round && index < chunks; ++place, ++index) {
+      const auto left = engine.rows_of(columns_at(place, index), rows + thread * p.O, own.begin, own.end - own.begin);
+      const auto put = [&](int64_t first, int count, int64_t q, const V* of_chunk) {
+        for (int64_t o = own.begin + first; o < own.begin + first + count; ++o, of_chunk += Product::vectors)
+          for (int v = 0; v < Product::vectors && (q + v) * L < p.I; ++v) add(index, o, (q + v) * L, of_chunk[v]);
+      };
+      const S* none = nullptr;
+      engine.template product<Product>(Engine::columns_padded(height(index)), left, {0, own.end - own.begin},
+                                       packed + place * packed_size, {own_panels.begin, own_panels.end}, none, sink<S>(put),
+                                       unit);
+    }
+  }
+
+ private:
+  // Some tasks for every thread, of at least 24 rows each, and few enough rows of dy^T to stay in L2.
+  void cut(int threads) {
+    const int64_t enough = threads == 1 ? 1 : 4 * threads;
+    panel_groups = panels < enough ? panels : enough;
+    const int64_t near = ceil_div(p.O * chunk * int64_t(sizeof(S)), 1 << 18), many = ceil_div(enough, panel_groups);
+    row_groups = near > many ? near : many;
+    if (const int64_t most = ceil_div(p.O, 24); row_groups > most) row_groups = most;
+  }
+
+  int64_t height(int64_t index) const { return index + 1 < chunks ? chunk : p.N - index * chunk; }
+
+  typename Engine::Columns columns_at(int64_t place, int64_t index) const {
+    return engine.columns(columns + place * column_size, p.O, Engine::columns_padded(height(index)));
+  }
+
+  // Rows of dy from `begin` on within the chunk, and zeros after its last one.
+  void transpose(int64_t place, int64_t index, int64_t begin) const {
+    const auto to = columns_at(place, index);
+    const int64_t count = height(index), padded = Engine::columns_padded(count);
+    const int64_t end = begin + strip < padded ? begin + strip : padded;
+    for (int64_t r = begin; r < end; r += L) {
+      const S* from[L];
+      for (int i = 0; i < L; ++i) from[i] = r + i < count ? p.d_y + (index * chunk + r + i) * p.O : nullptr;
+      transpose_rows(from, L, p.O, [&](int64_t o, V value) { to.put(o, r, value); });
+    }
+  }
+
+  TT_INLINE void add(int64_t index, int64_t o, int64_t i, V value) const {
+    S* const to = p.d_weight + o * p.I + i;
+    if (chunks == 1) return store_some(to, value, p.I - i);
+    double* const sum = sums + o * width + i;
+    if (index == 0) __builtin_memset(sum, 0, L * sizeof(double));
+    add_to(sum, value);
+    if (index + 1 < chunks) return;
+    for (int64_t lane = 0; lane < L && i + lane < p.I; ++lane) to[lane] = S(sum[lane]);
+  }
+
+  const Engine engine;
+  const LinearBackward<S>& p;
+  const int64_t panels, width;
+  int64_t chunk, chunks, round;  // rows of a chunk; chunks in all, and of a round
+  int64_t column_size, packed_size, row_groups, panel_groups;
+  Weight *columns, *packed;  // of each chunk of a round: dy (O, rows), x in tile order
+  const S** rows;
+  double* sums = nullptr;  // (O, width)
+};
+
+template <class S, class Tiles>
+void linear_forward(const LinearForward<S>& p, const Host& host) {
+  using Product = typename Tiles::Product;
+  constexpr int L = lanes<S>;
+  if (p.N == 0) return;
+  const Tasks<typename Tiles::ChunkEngine::Unit> tasks(host, p.N * p.I * p.O);
+  const RowProduct<S, Tiles> product(host, tasks.threads, p.x, p.y, p.N, p.I, p.I, p.O);
+  const Interleaved order{1, p.O, L};
+  S* bias = nullptr;
+  if (p.bias) {
+    bias = scratch<S>(host, product.panels * Product::vectors * L);
+    pack_vector(p.bias, order, bias);
+    __builtin_memset(bias + order.vectors() * L, 0, size_t(product.panels * Product::vectors - order.vectors()) * L * sizeof(S));
+  }
+  const bool goes_on = tasks.perform(product.panels, [&](int64_t panel, int, auto&) {
+    product.engine.template pack_rows<Product::vectors>(
+        p.weight, p.I, order, {panel * Product::vectors, (panel + 1) * Product::vectors}, product.packed);
+  });
+  if (goes_on)
+    tasks.perform(product.tasks(), [&](int64_t task, int thread, auto& unit) { product.multiply(task, thread, bias, unit); });
+}
+
+// The sums over all rows of a few registers of columns.
+template <class S>
+void sum_columns(const LinearBackward<S>& p, int64_t first) {
+  constexpr int L = lanes<S>, registers = 4;
+  double sums[registers * L] = {};
+  for (int64_t r = 0; r < p.N; ++r)
+    for (int v = 0; v < registers; ++v)
+      if (const int64_t j = first + v * L; j < p.O) add_to(sums + v * L, load_some<Vec<S>>(p.d_y + r * p.O + j, p.O - j));
+  for (int64_t i = 0; i < registers * L && first + i < p.O; ++i) p.d_bias[first + i] = S(sums[i]);
+}
+
+// Of no rows.
+template <class S>
+void clear_gradients(const LinearBackward<S>& p) {
+  __builtin_memset(p.d_weight, 0, size_t(p.O * p.I) * sizeof(S));
+  if (p.d_bias) __builtin_memset(p.d_bias, 0, size_t(p.O) * sizeof(S));
+}
+
+template <class S, class Tiles>
+void linear_backward(const LinearBackward<S>& p, const Host& host) {
+  using Product = typename Tiles::Product;
+  constexpr int L = lanes<S>;
+  if (p.N == 0) return clear_gradients(p);
+  const Tasks<typename Tiles::ChunkEngine::Unit> tasks(host, p.N * p.I * p.O);
+  const RowProduct<S, Tiles> inputs(host, tasks.threads, p.d_y, p.d_x, p.N, p.O, ceil_div(p.O, L) * L, p.I);
+  const WeightProduct<S, Tiles> weights(host, tasks.threads, p);
+  const int64_t bias_tasks = p.d_bias ? ceil_div(p.O, 4 * L) : 0;
+  for (int64_t round = 0; round < weights.rounds(); ++round) {
+    const int64_t first = round == 0;
+    const auto pack = [&](int64_t task, int, auto&) {
+      if (falls_to(task, first * bias_tasks)) return sum_columns(p, task * 4 * L);
+      if (falls_to(task, weights.packing_tasks())) return weights.pack(task, round);
+      inputs.engine.template pack_columns<Product::vectors>(p.weight, p.I, {1, p.O, L}, {task, task + 1}, inputs.packed);
+    };
+    const auto multiply = [&](int64_t task, int thread, auto& unit) {
+      if (falls_to(task, weights.tasks())) return weights.multiply(task, thread, round, unit);
+      inputs.multiply(task, thread, nullptr, unit);
+    };
+    if (!tasks.perform(first * (bias_tasks + inputs.panels) + weights.packing_tasks(), pack)) return;
+    if (!tasks.perform(weights.tasks() + first * inputs.tasks(), multiply)) return;
+  }
+}
+
+}  // namespace throughtime::TT_ISA
