@@ -1,6 +1,6 @@
-// Linear layers: y = x W^T + b for N rows, and back dx = dy W, dW = dy^T x, db = sum dy. First the operands are packed, then
-// tasks multiply them, each of which whichever thread is free takes: the cut into tasks changes no bit. dW sums chunks of rows,
-// each from zero, and adds these in float64.
+// Linear layers: y = x W^T + b for N rows, and back dx = dy W, dW = dy^T x, db = sum dy. One run of all threads packs the
+// operands, another one multiplies them. A free thread takes the next task; how a product is cut into tasks changes no bit of it.
+// dW sums chunks of rows, each from zero, and adds these in float64.
 #pragma once
 
 #include "plan.hpp"
@@ -8,11 +8,11 @@
 
 namespace throughtime::TT_ISA {
 
-// Runs the tasks of one call.
+// Runs the tasks of one call, on one thread where they are few.
 template <class Unit>
 class Tasks {
  public:
-  // A thread multiplies 2^18 pairs while another one wakes up.
+  // One thread does 2^18 multiplications in about 10 us, and others need a few of these to wake up.
   Tasks(const Host& host, int64_t products) : threads(products < 1 << 18 ? 1 : host.threads), host(host) {}
 
   // body(task, thread, unit) for every task; false when the call is to stop.
@@ -34,11 +34,25 @@ class Tasks {
   const Host& host;
 };
 
-// The first `count` tasks are of one kind; returns whether `task` is, and otherwise counts on from the next kind's first.
-TT_INLINE bool falls_to(int64_t& task, int64_t count) {
+// Tasks of several kinds have one numbering. Whether `task` is one of the first `count`; if not, it becomes its number without
+// them.
+TT_INLINE bool is_within(int64_t& task, int64_t count) {
   if (task < count) return true;
   task -= count;
   return false;
+}
+
+// The panels that a task packs: some cache lines of each row.
+template <class Product>
+constexpr int64_t packed_together = Product::vectors < 8 ? 8 / Product::vectors : 1;
+template <class Product>
+int64_t pack_groups(int64_t panels) {
+  return ceil_div(panels, packed_together<Product>);
+}
+template <class Product>
+Range pack_group(int64_t task, int64_t panels) {
+  const int64_t begin = task * packed_together<Product>, end = begin + packed_together<Product>;
+  return {begin, end < panels ? end : panels};
 }
 
 // to (N, columns) = from (N, K) times packed panels, plus a bias in tile order. A task is a block of rows and some panels.
@@ -148,18 +162,16 @@ class WeightProduct {
   }
 
   int64_t rounds() const { return ceil_div(chunks, round); }
-  int64_t packing_tasks() const { return round * (chunk / strip + panels); }
+  int64_t packing_tasks() const { return round * (chunk / strip + pack_groups<Product>(panels)); }
   int64_t tasks() const { return row_groups * panel_groups; }
 
   void pack(int64_t task, int64_t of_round) const {
-    const int64_t place = task % round, part = task / round, index = of_round * round + place;
+    int64_t part = task / round;
+    const int64_t place = task % round, index = of_round * round + place;
     if (index >= chunks) return;
-    if (part < panels) {
-      engine.template pack_columns<Product::vectors>(p.x + index * chunk * p.I, p.I, {1, height(index), L}, {part, part + 1},
-                                                     packed + place * packed_size);
-    } else {
-      transpose(place, index, (part - panels) * strip);
-    }
+    if (!is_within(part, pack_groups<Product>(panels))) return transpose(place, index, part * strip);
+    engine.template pack_columns<Product::vectors>(p.x + index * chunk * p.I, p.I, {1, height(index), L},
+                                                   pack_group<Product>(part, panels), packed + place * packed_size);
   }
 
   void multiply(int64_t task, int thread, int64_t of_round, Unit& unit) const {
@@ -199,11 +211,14 @@ class WeightProduct {
     const auto to = columns_at(place, index);
     const int64_t count = height(index), padded = Engine::columns_padded(count);
     const int64_t end = begin + strip < padded ? begin + strip : padded;
-    for (int64_t r = begin; r < end; r += L) {
-      const S* from[L];
-      for (int i = 0; i < L; ++i) from[i] = r + i < count ? p.d_y + (index * chunk + r + i) * p.O : nullptr;
-      transpose_rows(from, L, p.O, [&](int64_t o, V value) { to.put(o, r, value); });
-    }
+    constexpr int64_t near = 64;  // strips of so many columns stay in L1 until they are full
+    for (int64_t first = 0; first < p.O; first += near)
+      for (int64_t r = begin; r < end; r += L) {
+        const S* from[L];
+        for (int i = 0; i < L; ++i) from[i] = r + i < count ? p.d_y + (index * chunk + r + i) * p.O + first : nullptr;
+        transpose_rows(from, L, p.O - first < near ? p.O - first : near,
+                       [&](int64_t o, V value) { to.put(first + o, r, value); });
+      }
   }
 
   TT_INLINE void add(int64_t index, int64_t o, int64_t i, V value) const {
@@ -248,15 +263,36 @@ void linear_forward(const LinearForward<S>& p, const Host& host) {
     tasks.perform(product.tasks(), [&](int64_t task, int thread, auto& unit) { product.multiply(task, thread, bias, unit); });
 }
 
-// The sums over all rows of a few registers of columns.
-template <class S>
+// The sums over all rows of some registers of columns, in float64.
+template <int count, class S>
 void sum_columns(const LinearBackward<S>& p, int64_t first) {
-  constexpr int L = lanes<S>, registers = 4;
-  double sums[registers * L] = {};
+  using V = Vec<S>;
+  constexpr int L = lanes<S>;
+  double sums[count][L] = {};
   for (int64_t r = 0; r < p.N; ++r)
-    for (int v = 0; v < registers; ++v)
-      if (const int64_t j = first + v * L; j < p.O) add_to(sums + v * L, load_some<Vec<S>>(p.d_y + r * p.O + j, p.O - j));
-  for (int64_t i = 0; i < registers * L && first + i < p.O; ++i) p.d_bias[first + i] = S(sums[i]);
+#pragma GCC unroll 4
+    for (int v = 0; v < count; ++v) {
+      const int64_t j = first + v * L;
+      add_to(sums[v], v + 1 < count ? load<V>(p.d_y + r * p.O + j) : load_some<V>(p.d_y + r * p.O + j, p.O - j));
+    }
+#pragma GCC unroll 4
+  for (int v = 0; v < count; ++v) {
+    V sum;
+#pragma GCC unroll 16
+    for (int lane = 0; lane < L; ++lane) sum[lane] = S(sums[v][lane]);
+    store_some(p.d_bias + first + v * L, sum, p.O - first - v * L);
+  }
+}
+
+// A task takes so many registers of columns.
+constexpr int bias_registers = 4;
+
+template <class S>
+void sum_columns(const LinearBackward<S>& p, int64_t task) {
+  constexpr int64_t width = bias_registers * lanes<S>;
+  const int64_t left = ceil_div(p.O - task * width, lanes<S>);
+  with_count<bias_registers>(int(left < bias_registers ? left : bias_registers),
+                             [&](auto count) { sum_columns<decltype(count)::value>(p, task * width); });
 }
 
 // Of no rows.
@@ -274,19 +310,20 @@ void linear_backward(const LinearBackward<S>& p, const Host& host) {
   const Tasks<typename Tiles::ChunkEngine::Unit> tasks(host, p.N * p.I * p.O);
   const RowProduct<S, Tiles> inputs(host, tasks.threads, p.d_y, p.d_x, p.N, p.O, ceil_div(p.O, L) * L, p.I);
   const WeightProduct<S, Tiles> weights(host, tasks.threads, p);
-  const int64_t bias_tasks = p.d_bias ? ceil_div(p.O, 4 * L) : 0;
+  const int64_t bias_tasks = p.d_bias ? ceil_div(p.O, bias_registers * L) : 0;
   for (int64_t round = 0; round < weights.rounds(); ++round) {
     const int64_t first = round == 0;
     const auto pack = [&](int64_t task, int, auto&) {
-      if (falls_to(task, first * bias_tasks)) return sum_columns(p, task * 4 * L);
-      if (falls_to(task, weights.packing_tasks())) return weights.pack(task, round);
-      inputs.engine.template pack_columns<Product::vectors>(p.weight, p.I, {1, p.O, L}, {task, task + 1}, inputs.packed);
+      if (is_within(task, first * bias_tasks)) return sum_columns(p, task);
+      if (is_within(task, weights.packing_tasks())) return weights.pack(task, round);
+      inputs.engine.template pack_columns<Product::vectors>(p.weight, p.I, {1, p.O, L}, pack_group<Product>(task, inputs.panels),
+                                                            inputs.packed);
     };
     const auto multiply = [&](int64_t task, int thread, auto& unit) {
-      if (falls_to(task, weights.tasks())) return weights.multiply(task, thread, round, unit);
+      if (is_within(task, weights.tasks())) return weights.multiply(task, thread, round, unit);
       inputs.multiply(task, thread, nullptr, unit);
     };
-    if (!tasks.perform(first * (bias_tasks + inputs.panels) + weights.packing_tasks(), pack)) return;
+    if (!tasks.perform(first * (bias_tasks + pack_groups<Product>(inputs.panels)) + weights.packing_tasks(), pack)) return;
     if (!tasks.perform(weights.tasks() + first * inputs.tasks(), multiply)) return;
   }
 }
