@@ -12,8 +12,8 @@ namespace throughtime::TT_ISA {
 template <class Unit>
 class Tasks {
  public:
-  // One thread does 2^18 multiplications in about 10 us, and others need a few of these to wake up.
-  Tasks(const Host& host, int64_t products) : threads(products < 1 << 18 ? 1 : host.threads), host(host) {}
+  // One thread does 2^20 multiplications in 25 us; two runs of two threads cost 9 us (Zen 3, floats).
+  Tasks(const Host& host, int64_t products) : threads(products < 1 << 20 ? 1 : host.threads), host(host) {}
 
   // body(task, thread, unit) for every task; false when the call is to stop.
   template <class Body>
@@ -149,7 +149,7 @@ class WeightProduct {
     chunk = p.O * p.I < 1 << 20 ? most : longest;
     if (chunk > p.N) chunk = ceil_div(p.N, strip) * strip;
     chunks = ceil_div(p.N, chunk);
-    const int64_t most_chunks = (int64_t(1) << 21) / (chunk * (p.O + width)) + 1;
+    const int64_t most_chunks = (int64_t(1) << 19) / (chunk * (p.O + width)) + 1;
     round = chunks < most_chunks ? chunks : most_chunks;
     const int64_t padded = Engine::columns_padded(chunk);
     column_size = Engine::splits ? engine.room_size(p.O, padded) : p.O * padded;
@@ -307,7 +307,7 @@ void linear_backward(const LinearBackward<S>& p, const Host& host) {
   using Product = typename Tiles::Product;
   constexpr int L = lanes<S>;
   if (p.N == 0) return clear_gradients(p);
-  const Tasks<typename Tiles::ChunkEngine::Unit> tasks(host, p.N * p.I * p.O);
+  const Tasks<typename Tiles::ChunkEngine::Unit> tasks(host, 2 * p.N * p.I * p.O);
   const RowProduct<S, Tiles> inputs(host, tasks.threads, p.d_y, p.d_x, p.N, p.O, ceil_div(p.O, L) * L, p.I);
   const WeightProduct<S, Tiles> weights(host, tasks.threads, p);
   const int64_t bias_tasks = p.d_bias ? ceil_div(p.O, bias_registers * L) : 0;
