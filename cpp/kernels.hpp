@@ -327,6 +327,38 @@ struct TrainingKernels {
   void (*scale)(const GradientScale&, const Host&);
 };
 
+// y = x W^T + b for N rows of I inputs and O outputs. Arrays are contiguous.
+template <class S>
+struct LinearForward {
+  int64_t N, I, O;
+  const S* x;       // (N, I)
+  const S* weight;  // (O, I)
+  const S* bias;    // (O), or null
+  S* y;             // (N, O)
+};
+
+template <class S>
+struct LinearBackward {
+  int64_t N, I, O;
+  const S* x;       // (N, I)
+  const S* weight;  // (O, I)
+  const S* d_y;     // (N, O)
+  S* d_x;           // (N, I)
+  S* d_weight;      // (O, I)
+  S* d_bias;        // (O), or null
+};
+
+template <class S>
+struct LinearEntries {
+  void (*forward)(const LinearForward<S>&, const Host&);
+  void (*backward)(const LinearBackward<S>&, const Host&);
+};
+
+struct LinearKernels {
+  LinearEntries<float> f32;
+  LinearEntries<double> f64;
+};
+
 struct Kernels {
   int vector_bytes;
   bool dot;  // whether Family::dot is there
@@ -337,6 +369,7 @@ struct Kernels {
   const LayerNormKernels* layer_norm;
   const ActivationKernels* activations;  // the last one has no name
   const TrainingKernels* training;
+  const LinearKernels* linear;
 };
 
 }  // namespace throughtime

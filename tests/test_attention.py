@@ -212,8 +212,9 @@ def test_a_window_of_one_passes_its_value_on():
     """One probability, 1: exactly."""
     problem = Problem(T=70, window=1, dtype="float32")
     layer = problem.layer()
-    values = problem.x.reshape(-1, layer.size) @ layer.parameters["in_proj_weight"].T + layer.parameters["in_proj_bias"]
-    assert np.array_equal(kernel(problem.x, layer).reshape(-1, layer.size), values[:, 2 * layer.size :])
+    projection = tt.Linear(layer.size, 3 * layer.size)
+    projection.load_parameters({name: layer.parameters[f"in_proj_{name}"] for name in ("weight", "bias")})
+    assert np.array_equal(kernel(problem.x, layer), projection(problem.x)[..., 2 * layer.size :])
 
 
 def test_equal_scores_give_the_mean():

@@ -15,7 +15,7 @@ from compiler import ROOT, compile_all
 
 X86 = {level: [f"-march=x86-64-{level}"] for level in ("v2", "v3", "v4")}
 X86["amx"] = ["-march=x86-64-v4", "-mamx-tile", "-mamx-bf16"]
-SOURCES = ("kernels", "attention", "layer_norm", "activation", "training")  # what is compiled per level
+SOURCES = ("kernels", "attention", "layer_norm", "activation", "linear", "training")  # what is compiled per level
 LEVELS = X86 if platform.machine() in ("x86_64", "AMD64") else {"neon": []}
 
 # What compilers call on their own, from libc or none; nothing of the standard library.

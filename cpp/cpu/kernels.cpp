@@ -34,6 +34,7 @@ extern const AttentionKernels attention;
 extern const LayerNormKernels layer_norm;
 extern const ActivationKernels activations[];
 extern const TrainingKernels training;
+extern const LinearKernels linear;
 
 template <class... C>
 struct Table {
@@ -45,8 +46,8 @@ struct Table {
   }
   static constexpr CellKernels cells[] = {describe(C::name, C::gates, C::states, C::saved, C::projects, C::phases == Phases::rows,
                                                    C::unit_weights, entries<C, float>, entries<C, double>)...};
-  static constexpr Kernels kernels = {vector_bytes, has_dot,     sizeof...(C), cells,    multiply_add,
-                                      &attention,   &layer_norm, activations,  &training};
+  static constexpr Kernels kernels = {vector_bytes, has_dot,     sizeof...(C), cells,     multiply_add,
+                                      &attention,   &layer_norm, activations,  &training, &linear};
 };
 
 template <class... C>

@@ -67,15 +67,16 @@ template <int vectors, class S>
 void pack_columns(const S* weight, int64_t stride, int64_t N, Interleaved order, Range range, S* packed) {
   constexpr int n = lanes<S>;
   const int64_t K = order.vectors() * n;
-  for (int64_t panel = range.begin; panel < range.end; ++panel)
-    for (int64_t k = 0; k < K; ++k) {
-      const int64_t row = order.row(k / n, k % n);
-      for (int64_t v = 0; v < vectors; ++v) {
-        const int64_t column = (panel * vectors + v) * n;
-        const bool inside = row >= 0 && column < N;
-        store(packed + ((panel * K + k) * vectors + v) * n,
-              inside ? load_some<Vec<S>>(weight + row * stride + column, N - column) : Vec<S>{});
-      }
+  for (int64_t q = 0; q < order.vectors(); ++q)
+    for (int64_t lane = 0; lane < n; ++lane) {
+      const int64_t row = order.row(q, lane);
+      for (int64_t panel = range.begin; panel < range.end; ++panel)
+        for (int64_t v = 0; v < vectors; ++v) {
+          const int64_t column = (panel * vectors + v) * n;
+          const bool inside = row >= 0 && column < N;
+          store(packed + ((panel * K + q * n + lane) * vectors + v) * n,
+                inside ? load_some<Vec<S>>(weight + row * stride + column, N - column) : Vec<S>{});
+        }
     }
 }
 

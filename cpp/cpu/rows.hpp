@@ -36,11 +36,14 @@ TT_INLINE void put(S* to, V value, int64_t count) {
   else store_some(to, value, count);
 }
 
-// At most 128 blocks of rows; a thread takes the next one when it is free.
+// Blocks of rows; a thread takes the next one when it is free.
 class RowBlocks {
  public:
-  RowBlocks(int64_t N, int64_t F, const Host& host)
-      : N_(N), size_(N > 16 * 128 ? ceil_div(N, 128) : 16), host_(host), alone_(N * F < 1 << 15), team_(host) {}
+  // At most 128 of them.
+  RowBlocks(int64_t N, int64_t F, const Host& host) : RowBlocks(N, N > 16 * 128 ? ceil_div(N, 128) : 16, N * F < 1 << 15, host) {}
+  // Of so many rows; `alone`: for one thread.
+  RowBlocks(int64_t N, int64_t size, bool alone, const Host& host)
+      : N_(N), size_(size), host_(host), alone_(alone), team_(host) {}
 
   int64_t count() const { return ceil_div(N_, size_); }
   int threads() const { return alone_ ? 1 : host_.threads; }  // a small problem is done before another thread is awake
@@ -57,12 +60,13 @@ class RowBlocks {
     else host_.run(host_.context, body, argument);
   }
 
-  // body(block, rows) until every block is taken, or the call is to stop.
+  // body(block, rows) until every block is taken; false when the call is to stop.
   template <class Body>
-  void for_each(int thread, const Body& body) {
+  bool for_each(int thread, const Body& body) {
     for (;;) {
       const int64_t block = __atomic_fetch_add(&next_, 1, __ATOMIC_RELAXED);
-      if (block >= count() || team_.interrupted(thread)) return;
+      if (block >= count()) return true;
+      if (team_.interrupted(thread)) return false;
       const int64_t begin = block * size_, end = begin + size_;
       body(block, Range{begin, end < N_ ? end : N_});
     }

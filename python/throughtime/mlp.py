@@ -10,7 +10,7 @@ from . import _core
 from ._arguments import Array, as_array, choice, float_array, float_dtype
 from ._arguments import size as positive_int
 from .layer import Composite, Layer
-from .modules import LayerGradients, Linear, rows_of
+from .modules import LayerGradients, Linear, affine, affine_backward, rows_of
 
 __all__ = ["MLP"]
 
@@ -90,13 +90,12 @@ class MLP(Composite, kind="MLP"):
         weights = [linear.parameters["weight"] for linear in (self._linear1, self._linear2)]
         if save:
             weights = [weight.copy() for weight in weights]  # an optimiser may change them before backward
-        below = _product(rows, weights[0].T)
+        below = affine(rows, weights[0], None)
         apart = save and _core.activation_of_argument(self.activation)
         hidden = _core.empty(below.shape, below.dtype) if apart else below
         bias = self._linear1.parameters["bias"]
         _core.activation_forward(self.activation, {"x": below, "bias": bias, "y": hidden})
-        output = _product(hidden, weights[1].T)
-        output += self._linear2.parameters["bias"]
+        output = affine(hidden, weights[1], self._linear2.parameters["bias"])
         return MLPTape(self.activation, output.reshape(as_array("x", x).shape), rows, weights, below, hidden)
 
 
@@ -136,17 +135,14 @@ class MLPTape:
         """
         d_output = float_array("d_output", d_output, self.output.dtype, self.output.shape)
         d_rows = d_output.reshape(-1, d_output.shape[-1])
-        d_below = _product(d_rows, self._weights[1])
+        d_below, second = affine_backward(d_rows, self._hidden, self._weights[1], True)
         d_bias = np.empty(d_below.shape[1], d_below.dtype)
         _core.activation_backward(self._activation, {"saved": self._below, "d": d_below, "d_bias": d_bias})
+        d_input, first = affine_backward(d_below, self._rows, self._weights[0], False)
         parameters = {
-            "linear1.weight": d_below.T @ self._rows,
+            "linear1.weight": first["weight"],
             "linear1.bias": d_bias,
-            "linear2.weight": d_rows.T @ self._hidden,
-            "linear2.bias": d_rows.sum(axis=0, dtype=np.float64).astype(d_rows.dtype),
+            "linear2.weight": second["weight"],
+            "linear2.bias": second["bias"],
         }
-        return LayerGradients(_product(d_below, self._weights[0]).reshape(d_output.shape), parameters)
-
-
-def _product(a: Array, b: Array) -> Array:
-    return np.matmul(a, b, out=_core.empty((a.shape[0], b.shape[1]), a.dtype))
+        return LayerGradients(d_input.reshape(d_output.shape), parameters)

@@ -25,18 +25,20 @@ class LayerGradients:
 
 def affine(rows: Array, weight: Array, bias: Array | None) -> Array:
     """``rows W^T + b`` for rows (N, I), weight (O, I) and bias (O,)."""
-    output: Array = rows @ weight.T
-    if bias is not None:
-        output += bias
+    output = _core.empty((len(rows), len(weight)), rows.dtype)
+    _core.linear_forward({"x": contiguous(rows), "weight": weight, "bias": bias, "y": output})
     return output
 
 
 def affine_backward(d_output: Array, rows: Array, weight: Array, bias: bool) -> tuple[Array, dict[str, Array]]:
     """The gradients of rows (N, I), and of ``weight`` and ``bias``, for `d_output` (N, O)."""
-    parameters = {"weight": d_output.T @ rows}
-    if bias:  # in float64: NumPy adds row after row here, which over many timesteps costs digits
-        parameters["bias"] = d_output.sum(axis=0, dtype=np.float64).astype(d_output.dtype)
-    return d_output @ weight, parameters
+    d_rows = _core.empty(rows.shape, rows.dtype)
+    parameters = {"weight": _core.empty(weight.shape, weight.dtype)}
+    if bias:
+        parameters["bias"] = _core.empty(weight.shape[:1], weight.dtype)
+    problem = {"x": contiguous(rows), "weight": weight, "d_y": contiguous(d_output), "d_x": d_rows}
+    _core.linear_backward({**problem, **{f"d_{name}": array for name, array in parameters.items()}})
+    return d_rows, parameters
 
 
 def check_features(layer: Layer, x: Array) -> None:
