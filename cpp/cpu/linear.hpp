@@ -34,8 +34,7 @@ class Tasks {
   const Host& host;
 };
 
-// Tasks of several kinds have one numbering. Whether `task` is one of the first `count`; if not, it becomes its number without
-// them.
+// Whether `task` is one of the first `count`; if not, these are taken off its number. So one list holds tasks of several kinds.
 TT_INLINE bool is_within(int64_t& task, int64_t count) {
   if (task < count) return true;
   task -= count;
