@@ -104,7 +104,7 @@ struct Host {
   void (*run)(void* context, void (*body)(void* argument, int thread), void* argument);
   void (*yield)();
   void (*nap)();                                   // sleeps for about 50 us
-  void (*found_crowded)(void* context);            // a thread of this call is not running
+  bool (*stalls)(void* context, int64_t ticks);    // so long a thread was waited for that is not running: is one to rest?
   void (*rest)(void* context);                     // sleeps until called back, or until thread 0 has left its body
   void (*call_back)(void* context, bool resting);  // asked by thread 0 between chunks
   bool (*interrupted)(void* context);              // asked by one thread, between chunks

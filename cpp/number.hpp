@@ -11,6 +11,7 @@
 #else
 #define TT_INLINE inline __attribute__((always_inline))
 #endif
+#define TT_PHASE __attribute__((noinline))  // of a loop: called from several places, compiled once
 
 namespace throughtime::TT_ISA {
 

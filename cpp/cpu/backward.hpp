@@ -165,7 +165,7 @@ class BackwardLoop {
     const S *next_saved, *next_cell, *next_loss;  // of the step taken next, or of this one
   };
 
-  Moment moment(int64_t s, int64_t begin) const {
+  TT_PHASE Moment moment(int64_t s, int64_t begin) const {
     const int64_t t = steps.time(s), row = (s - begin) * p.B, next = s > 0 ? s - 1 : s;
     Moment at{s, t, {}, {}, history.saved(steps, s), delta_row(s), row, asks_flow() ? row : t * p.B, {}, {}, {}};
     at.next_saved = history.saved(steps, next), at.next_cell = history.state(C::states - 1, next);
@@ -277,7 +277,7 @@ class BackwardLoop {
     return team.finish(thread, team.phase(thread));
   }
 
-  void prepare(const Mine& mine) {
+  TT_PHASE void prepare(const Mine& mine) {
     const int t = mine.part, n = host.threads;
     if (again) again->pack(t);
     const Range input_panels = share(p.d_input.data ? Product::panels(ceil_div(p.I, L)) : 0, n, t);
@@ -312,7 +312,7 @@ class BackwardLoop {
   S* units(int state, int64_t b, int64_t j) const { return carry[state] + (b * vectors(state) + j) * L; }
 
   // The chunk's x and h, transposed; rows that take no part are zero whatever they hold (padding may be NaN).
-  void transpose_operands(const Mine& mine, int64_t begin, int64_t end) {
+  TT_PHASE void transpose_operands(const Mine& mine, int64_t begin, int64_t end) {
     const int64_t count = (end - begin) * p.B;
     const Range own = share(ChunkEngine::columns_padded(count), host.threads, mine.part, L);
     for (int64_t r = own.begin; r < own.end; ++r) {
@@ -330,7 +330,7 @@ class BackwardLoop {
   }
 
   // The second product's operand, which the steps have made.
-  void transpose_middle(const Mine& mine, int64_t begin, int64_t end) {
+  TT_PHASE void transpose_middle(const Mine& mine, int64_t begin, int64_t end) {
     const int64_t count = (end - begin) * p.B;
     const Range own = share(ChunkEngine::columns_padded(count), host.threads, mine.part, L);
     for (int64_t r = own.begin; r < own.end; ++r) {
@@ -343,7 +343,7 @@ class BackwardLoop {
   const S* x(int64_t s, int64_t b) const { return p.x.data + steps.time(s) * p.x.time + b * p.x.batch; }
 
   // The recurrent product of the step after, and the cell's first phase.
-  void step(const Mine& mine, const Moment& at, const Ready& ready) {
+  TT_PHASE void step(const Mine& mine, const Moment& at, const Ready& ready) {
     if (steps.ruled()) find_rules(mine, at.s);
     receive(mine, at, ready, [&](int64_t b, int64_t q, V dh) {
       if constexpr (C::phases == Phases::one) apply(mine, at, b, q, dh);
@@ -368,7 +368,7 @@ class BackwardLoop {
   }
 
   // Where the carried gradient is rescaled, its norm comes first, which takes all parts.
-  void gather(const Mine& mine, const Moment& at) {
+  TT_PHASE void gather(const Mine& mine, const Moment& at) {
     if (steps.ruled()) find_rules(mine, at.s);
     if (asks_flow()) flow.clear(mine.part, mine.b);
     for_carried(mine, at.s + 1, {}, [&](int64_t b, int64_t q, V h) {
@@ -447,7 +447,7 @@ class BackwardLoop {
   }
 
   // Exchanged sums: this part's half of those for the other part's units.
-  void send_half(const Mine& mine, int64_t later) {
+  TT_PHASE void send_half(const Mine& mine, int64_t later) {
     if constexpr (Engine::overlaps) {
       const int64_t K = depth(later), part = mine.part % 2;
       if (K == 0) return;
@@ -569,7 +569,7 @@ class BackwardLoop {
     second.delta.put(at.delta_row + b, q * L, d_second);
   }
 
-  void second_product(const Mine& mine, const Moment& at) {
+  TT_PHASE void second_product(const Mine& mine, const Moment& at) {
     const auto put = [&](int64_t first, int count, int64_t j, const V* sums) {
       for (int64_t b = first; b < first + count; ++b, sums += back)
         for (int v = 0; v < back && j + v < mine.j.end; ++v) apply_second(mine, at, b, j + v, sums[v]);
@@ -629,7 +629,7 @@ class BackwardLoop {
     }
   };
 
-  void apply_rows(const Mine& mine, const Moment& at) {
+  TT_PHASE void apply_rows(const Mine& mine, const Moment& at) {
     const Range own_rows = plan.whole_rows(p.B, mine.part);
     for (int64_t b = own_rows.begin; b < own_rows.end; ++b) {
       if (mine.rules[b] & inactive) {
@@ -716,7 +716,7 @@ class BackwardLoop {
       for (int g = 0; g < R; ++g) recurrent.delta.put(at.delta_row + b, (j * R + g) * L, dr[g]);
   }
 
-  void input_gradient(const Mine& mine, int64_t begin, int64_t end) {
+  TT_PHASE void input_gradient(const Mine& mine, int64_t begin, int64_t end) {
     const Range own = share((end - begin) * p.B, host.threads, mine.part, Product::rows);
     for (int64_t r = own.begin; r < own.end; ++r) {
       const int64_t s = begin + r / p.B, b = r % p.B;
@@ -746,7 +746,7 @@ class BackwardLoop {
   }
 
   // Some panels at a time, packed just before they are used.
-  void weight_gradients(const Mine& mine, int64_t begin, int64_t end) {
+  TT_PHASE void weight_gradients(const Mine& mine, int64_t begin, int64_t end) {
     const int64_t height = (end - begin) * p.B, size = chunk_engine.packed_size(height, Product::vectors);
     const auto add = [&](const Side& side, Range some) {
       side.add_gradient(chunk_engine, height, some, mine.panels, mine.rows, room_rows, mine.unit->chunks());
@@ -764,12 +764,12 @@ class BackwardLoop {
     if constexpr (values > 0) unit_gradients.close_chunk(begin, end, host.threads, mine.part);
   }
 
-  void flow_norms(const Mine& mine, int64_t begin, int64_t end) const {
+  TT_PHASE void flow_norms(const Mine& mine, int64_t begin, int64_t end) const {
     const Range own = share(end - begin, host.threads, mine.part);
     for (int64_t i = own.begin; i < own.end; ++i) flow.find_norms(mine.part, steps.time(begin + i), d_states[0] + i * p.B * p.P);
   }
 
-  void step_norms(const Mine& mine, int64_t begin, int64_t end) {
+  TT_PHASE void step_norms(const Mine& mine, int64_t begin, int64_t end) {
     const Range own = share(end - begin, host.threads, mine.part);
     StepNorms<S> norm(norms + mine.part * norms_room().total(), norms_room());
     for (int64_t s = begin + own.begin; s < begin + own.end; ++s) {
@@ -819,7 +819,7 @@ class BackwardLoop {
   }
 
   // The same product once more carries the first step's delta to the initial state.
-  void initial_gradient(const Mine& mine) {
+  TT_PHASE void initial_gradient(const Mine& mine) {
     if (steps.ruled()) find_rules(mine, -1);
     for_carried(mine, 0, {}, [&](int64_t b, int64_t q, V h) {
       store_some(p.d_initial[0] + b * p.P + q * L, load<V>(units(0, b, q)) + h, p.P - q * L);
@@ -830,7 +830,7 @@ class BackwardLoop {
           store_some(p.d_initial[i] + b * p.H + j * L, load<V>(units(i, b, j)), p.H - j * L);
   }
 
-  void unpack_weights(const Mine& mine) {
+  TT_PHASE void unpack_weights(const Mine& mine) {
     const auto unpack = [&](const Side& side, S* d_weight, S* d_bias) {
       side.unpack(host.threads, mine.part, d_weight, C::bias_inside ? nullptr : d_bias);
     };

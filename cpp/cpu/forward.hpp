@@ -120,7 +120,7 @@ class ForwardLoop {
   }
 
   // A part of the weights, before anything else.
-  void pack(int part) {
+  TT_PHASE void pack(int part) {
     const Range own = share(order.vectors(), host.threads, part);
     chunk_engine.template pack_rows<Product::vectors>(p.weights[weight_ih], p.I, order, own, weight_packed);
     const Range recurrent = share(recurrent_order.vectors(), host.threads, part);
@@ -234,7 +234,7 @@ class ForwardLoop {
   }
 
   // The cells of a chunk, from states that are all kept.
-  void evaluate_again(const Mine& mine, int64_t begin, int64_t end) {
+  TT_PHASE void evaluate_again(const Mine& mine, int64_t begin, int64_t end) {
     Moment* at = moments + mine.part * plan.chunk;
     const int64_t count = mine.count(), own = plan.chunk * mine.b.begin;
     const Range all{0, (end - begin) * count};
@@ -258,7 +258,7 @@ class ForwardLoop {
   }
 
   // And their second products.
-  void finish_again(const Mine& mine, int64_t begin, int64_t end) {
+  TT_PHASE void finish_again(const Mine& mine, int64_t begin, int64_t end) {
     const Moment* at = moments + mine.part * plan.chunk;
     const int64_t count = mine.count(), own = plan.chunk * mine.b.begin;
     const Range all{0, (end - begin) * count};
@@ -275,7 +275,7 @@ class ForwardLoop {
                                                     mine.unit->steps());
   }
 
-  Moment moment(const Mine& mine, int64_t s, int64_t begin) const {
+  TT_PHASE Moment moment(const Mine& mine, int64_t s, int64_t begin) const {
     Moment at{s, steps.time(s), mine.projected + (s - begin) * mine.count() * G * L, {}, {}, history.saved(steps, s)};
     if (C::phases != Phases::one && !at.saved) at.saved = spare;
     for (int i = 0; i < C::states; ++i) at.before[i] = history.state(i, s), at.after[i] = history.after(i, s + 1);
@@ -294,7 +294,7 @@ class ForwardLoop {
     return each([&](const Mine& mine) { project(mine, begin, end); });
   }
 
-  auto set_inputs(const Mine& mine, int64_t begin, int64_t count, Range range) const {
+  TT_PHASE auto set_inputs(const Mine& mine, int64_t begin, int64_t count, Range range) const {
     const int64_t own = mine.count(), place = ChunkEngine::splits ? mine.part / plan.unit_parts : mine.part;
     const auto rows = chunk_engine.rows(x_room + place * x_size, count, p.I);
     for (int64_t r = range.begin; r < range.end; ++r) {
@@ -304,7 +304,7 @@ class ForwardLoop {
     return rows;
   }
 
-  void project(const Mine& mine, int64_t begin, int64_t end) {
+  TT_PHASE void project(const Mine& mine, int64_t begin, int64_t end) {
     const int64_t count = (end - begin) * mine.count(), vectors = mine.j.end * G;
     const auto rows = set_inputs(mine, begin, count, {ChunkEngine::splits ? count : 0, count});
     const Panels panels{mine.j.begin * G / Product::vectors, Product::panels(vectors)};
@@ -337,7 +337,7 @@ class ForwardLoop {
 
   // The recurrent product and the cell. Where the product is two halves, it asks ready() between them; false: the call is to
   // stop.
-  void step(const Mine& mine, const Moment& at, const Ready& ready) {
+  TT_PHASE void step(const Mine& mine, const Moment& at, const Ready& ready) {
     find_rules(mine, at.s);
     Rows rows;
     if constexpr (Engine::splits) {
@@ -360,7 +360,7 @@ class ForwardLoop {
                                                        mine.unit->steps());
   }
 
-  void second_product(const Mine& mine, const Moment& at) {
+  TT_PHASE void second_product(const Mine& mine, const Moment& at) {
     const auto put = [&](int64_t first, int count, int64_t q, const V* sums) {
       for (int64_t b = first; b < first + count; ++b, sums += Second::units)
         for (int u = 0; u < Second::units && q + u < mine.q.end; ++u) apply_second(mine, at, b, q + u, sums + u);
@@ -462,7 +462,7 @@ class ForwardLoop {
     }
   };
 
-  void apply_rows(const Mine& mine, const Moment& at) {
+  TT_PHASE void apply_rows(const Mine& mine, const Moment& at) {
     const Range own = plan.whole_rows(p.B, mine.part);
     for (int64_t b = own.begin; b < own.end; ++b) {
       const S* c = mine.rules[b] & fresh ? nullptr : at.before[C::states - 1] + b * p.H;
@@ -476,7 +476,7 @@ class ForwardLoop {
     hidden[s % 2].put(b, j * L, rule & fresh ? V{} : keep_some<S>(h, p.P - j * L));
   }
 
-  void split_states(const Mine& mine, int64_t s) const {
+  TT_PHASE void split_states(const Mine& mine, int64_t s) const {
     const S* before = history.state(0, s);
     for (int64_t b = mine.b.begin; b < mine.b.end; ++b)
       for (int64_t j = mine.q.begin; j < mine.q.end; ++j)

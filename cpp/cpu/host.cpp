@@ -75,12 +75,12 @@ int64_t ticks() {
 const int64_t first_ticks = ticks();
 const auto first_time = std::chrono::steady_clock::now();
 
-int64_t ticks_in(std::chrono::duration<double> time) {
-  static const double per_second = [] {
-    const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - first_time;
+double ticks_per_nanosecond() {
+  static const double rate = [] {
+    const std::chrono::duration<double, std::nano> passed = std::chrono::steady_clock::now() - first_time;
     return double(ticks() - first_ticks) / passed.count();
   }();
-  return int64_t(per_second * time.count());
+  return rate;
 }
 
 Crowd crowd;
@@ -137,7 +137,7 @@ Call::Call(std::function<bool()> poll, double operations)
   host_ = {.context = this,
            .threads = count,
            .crowded = count > usable_cores(),
-           .patience = ticks_in(std::chrono::microseconds(50)),
+           .patience = int64_t(50e3 * ticks_per_nanosecond()),
            .l2_bytes = l2_bytes(),
            .terms = get_terms(),
            .dot = has_dot(),
@@ -146,7 +146,7 @@ Call::Call(std::function<bool()> poll, double operations)
            .run = run,
            .yield = [] { std::this_thread::yield(); },
            .nap = [] { std::this_thread::sleep_for(std::chrono::microseconds(1)); },  // and the system's slack of 50 us
-           .found_crowded = [](void*) { crowd.found(); },
+           .stalls = [](void*, int64_t ticks) { return crowd.stalls(int64_t(double(ticks) / ticks_per_nanosecond())); },
            .rest = rest,
            .call_back = call_back,
            .interrupted = interrupted};

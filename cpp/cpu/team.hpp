@@ -164,21 +164,27 @@ class Team {
   }
 
   // A part that takes longer than this thread's own work, and 50 us more, belongs to a thread that is not running: there are more
-  // busy threads than cores. One of ours then rests: that thread, or if it is the caller the last one.
+  // busy threads than cores. Where that costs too much, one of ours rests: that thread, or if it is the caller the last one.
   template <class Help>
   bool wait_for_part(int thread, int part, int64_t phase, const Help& helps) {
     const int64_t begun = ticks(), worked = begun - seats_[thread].since;
+    int64_t told = begun;
     bool long_wait = false, asked = false;
+    const auto look = [&] {
+      const int64_t now = ticks(), waited = now - begun - host_.patience;
+      long_wait = waited > worked / 4;
+      if (waited <= worked || asked) return;
+      asked = host_.stalls(host_.context, now - told);
+      told = now;
+      if (asked) ask_to_rest(part);
+    };
     for (int spins = 1; read(seats_[part].done) < phase; ++spins) {
       if (stopped()) return false;
       if (helps(part)) break;
-      if (long_wait || spins % 32 == 0) {
-        const int64_t waited = ticks() - begun - host_.patience;
-        long_wait = waited > worked / 4;
-        if (waited > worked && !asked) ask_to_rest(part), asked = true;
-      }
+      if (long_wait || spins % 32 == 0) look();
       wait_a_little(long_wait);
     }
+    if (long_wait) look();
     return true;
   }
 
@@ -186,9 +192,7 @@ class Team {
     int last = part;
     for (int i = 1; part == 0 && i < host_.threads; ++i)
       if (read(seats_[i].here)) last = i;
-    if (last == 0) return;
-    host_.found_crowded(host_.context);
-    publish(seats_[last].asked, 1);
+    if (last > 0) publish(seats_[last].asked, 1);
   }
 
   void wait_a_little(bool gives_up) const {
