@@ -191,15 +191,12 @@ void Call::run(void* self, void (*body)(void*, int), void* argument) {
   call.argument_ = argument;
   call.over_ = call.woken_ = false;
   call.run_begun_ = std::chrono::steady_clock::now();
-  const bool borrows = call.pool_ == Pool::borrowed;
-  call.posted_ = borrows || !crowd.lasts();
-  if (borrows) {
-    run_borrowed(call.borrowed_, enter, &call);
-  } else {
-    if (call.posted_) Workers::instance().post(call.host_.threads, enter, &call);
-    enter(&call, 0);
-    if (call.posted_) Workers::instance().close(call.host_.threads);
-  }
+  if (call.pool_ == Pool::borrowed) return run_borrowed(call.borrowed_, enter, &call);
+  call.alone_ = crowd.lasts() || call.host_.forced.rest;
+  if (!call.alone_) Workers::instance().post(call.host_.threads, enter, &call);
+  enter(&call, 0);
+  if (!call.alone_) Workers::instance().close(call.host_.threads);
+  call.alone_ = false;
 }
 
 // What every thread of a run does.
@@ -209,7 +206,7 @@ void Call::enter(void* self, int thread) {
   if (thread == 1) call.note_wake();
   call.body_(call.argument_, thread);
   if (thread == 0) {
-    if (call.posted_) call.note_wake();
+    if (!call.alone_) call.note_wake();
     call.over_ = true;
     call.wake();
   }
@@ -236,10 +233,9 @@ void Call::rest(void* self) {
 
 void Call::call_back(void* self, bool resting) {
   auto& call = *static_cast<Call*>(self);
-  const bool waiting = call.pool_ == Pool::own && !call.posted_;
-  if ((!resting && !waiting) || (crowd.lasts() && !call.host_.forced.rest)) return;
+  if ((!resting && !call.alone_) || (crowd.lasts() && !call.host_.forced.rest)) return;
   if (resting) call.wake();
-  if (waiting) call.posted_ = true, Workers::instance().post(call.host_.threads, enter, &call);
+  if (call.alone_) call.alone_ = false, Workers::instance().post(call.host_.threads, enter, &call);
 }
 
 void Call::wake() {

@@ -62,7 +62,7 @@ class Call {
   void* argument_ = nullptr;
   Time run_begun_;
   std::atomic<bool> woken_{false};  // the second thread has come
-  bool posted_ = false;             // whether own workers were asked to come
+  bool alone_ = false;              // own workers were not asked to come to this run yet
   std::atomic<bool> over_{false};   // thread 0 has left its body
   std::atomic<uint32_t> wakes_{0};  // threads at rest were woken so often
   std::vector<std::unique_ptr<void, Release>> scratch_;
