@@ -160,7 +160,13 @@ def test_threads_that_rest_and_return_give_the_same_bits(kind, T, B, H, memory, 
         _core.force(family=family, split=split, chunk=7, rest=rest)
         tape = layer.forward(problem.x, state=problem.state, memory=memory)
         grads = tape.backward(**problem.loss, timesteps=("hidden", "gates"), clip=clip)
-        return {"output": tape.output, "input": grads.input, "hidden": grads.hidden, "gates": grads.gates, **grads.parameters}
+        return {
+            "output": tape.output,
+            "input": grads.input,
+            "hidden": grads.hidden,
+            "gates": grads.gates,
+            **grads.parameters,
+        }
 
     expected, clipped = with_threads(1, 0), with_threads(1, 0, clip=1.0)
     for n, rest in [(2, 1), (2, 3), (3, 2), (5, 4)]:

@@ -92,7 +92,7 @@ while time.monotonic() < end:
 
 @pytest.mark.skipif(_core.usable_cores() > 16, reason="would keep too many cores busy")
 def test_busy_neighbours_do_not_make_threads_wait_for_each_other():
-    """With a barrier at every step a call takes as many time slices as it has steps: 27 times the time of one thread."""
+    """With a barrier at every step, a call takes as many time slices as it has steps: 27 times one thread's time."""
     layer = tt.LSTM(128, 128, seed=0)
     x = np.zeros((1000, 1, 128), np.float32)
     before = tt.get_num_threads()

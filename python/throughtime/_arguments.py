@@ -54,6 +54,8 @@ def check_dtype(name: str, array: Array, dtype: np.dtype[Any]) -> None:
 
 def check_shape(name: str, array: Any, shape: Sequence[int | str]) -> None:
     """Raise ValueError unless `array.shape` is `shape`; a string in `shape` stands for a size left open."""
+    if array.shape == shape:
+        return
     fits = array.ndim == len(shape) and all(
         isinstance(want, str) or got == want for got, want in zip(array.shape, shape, strict=True)
     )
@@ -101,6 +103,8 @@ def sequence_lengths(lengths: Any, steps: int, batch: int, batched: bool) -> Arr
 
 def contiguous(array: Array) -> Array:
     """`array` itself where it is in C order and aligned, else a copy."""
+    if type(array) is np.ndarray and array.flags.c_contiguous and array.flags.aligned:
+        return array
     return np.require(array, requirements=["C", "A"])
 
 

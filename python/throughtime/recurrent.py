@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -48,11 +49,12 @@ class Recurrent(Layer):
 
     def _initialise(self) -> None:
         bound = self.hidden_size**-0.5  # as PyTorch
-        for suffix in self._suffixes():
-            for name in self._cell_shapes(0):
+        for suffix in self._suffixes:
+            for name in self._parameter_names:
                 array, constant = self.parameters[name + suffix], self._constants.get(name)
                 array[...] = self._rng.uniform(-bound, bound, array.shape) if constant is None else constant
 
+    @cached_property
     def _suffixes(self) -> list[str]:
         """The ends of the parameter names, in the order of ``h_n``: layers outside, directions inside."""
         directions = ["", "_reverse"][: self.num_directions]
@@ -60,7 +62,7 @@ class Recurrent(Layer):
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         shapes: dict[str, tuple[int, ...]] = {}
-        for index, suffix in enumerate(self._suffixes()):
+        for index, suffix in enumerate(self._suffixes):
             below = self.input_size if index < self.num_directions else self._width * self.num_directions
             shapes |= {name + suffix: shape for name, shape in self._cell_shapes(below).items()}
         return shapes
@@ -78,6 +80,12 @@ class Recurrent(Layer):
         """Features of h, and of one direction's output."""
         return self.hidden_size
 
+    @cached_property
+    def _parameter_names(self) -> tuple[str, ...]:
+        """Of one layer and direction."""
+        return tuple(self._cell_shapes(0))
+
+    @cached_property
     def _state_widths(self) -> tuple[int, ...]:
         return (self._width, self.hidden_size)[: len(self._state_names)]
 
@@ -267,7 +275,7 @@ class Recurrent(Layer):
     def _check_state(self, name: str, state: Any, batch: int, batched: bool, *, partial: bool = False) -> list[Array]:
         """The states as contiguous (L*D, B, H) arrays, zeros for None; `partial` lets one of a pair be None."""
         backend, count = self._backend, self.num_layers * self.num_directions
-        shapes = [(count, batch, width) for width in self._state_widths()]
+        shapes = [(count, batch, width) for width in self._state_widths]
         if state is None:
             return [backend.zeros(shape, self.dtype) for shape in shapes]
         labels = [name]
@@ -327,8 +335,8 @@ class Recurrent(Layer):
         if self.dropout:
             shape = (*sizes, self.num_directions * self._width)
             wanted |= {f"dropout_l{layer}": (shape, self.dropout) for layer in range(self.num_layers - 1)}
-        for suffix in self._suffixes():
-            for state, width, probability in zip("hc", self._state_widths(), self._zoneouts(), strict=False):
+        for suffix in self._suffixes:
+            for state, width, probability in zip("hc", self._state_widths, self._zoneouts(), strict=False):
                 if probability:
                     wanted[f"zoneout_{state}{suffix}"] = ((*sizes, width), probability)
             if self.weight_dropout:

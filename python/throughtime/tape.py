@@ -237,8 +237,8 @@ class Tape:
 
     def _problem(self, index: int, x: Array, arrays: list[Array], every: int) -> dict[str, Any]:
         """What the kernels are told of one layer and direction."""
-        suffix = self._layer._suffixes()[index]
-        problem = {name: self._parameters[name + suffix] for name in self._layer._cell_shapes(0)}
+        suffix = self._layer._suffixes[index]
+        problem = {name: self._parameters[name + suffix] for name in self._layer._parameter_names}
         states = zip(self._layer._state_names, arrays, strict=True)
         zoneout = {
             name: self._masks.get(f"zoneout_{name[0]}{suffix}", probability)
@@ -453,7 +453,7 @@ class _Backward:
         per_step = (count, steps, batch)
         self.states = [
             empty((*per_step, width), layer.dtype) if name in asked or check_finite else None
-            for name, width in zip(layer._state_names, layer._state_widths(), strict=True)
+            for name, width in zip(layer._state_names, layer._state_widths, strict=True)
         ]
         rows = layer._gates * layer.hidden_size
         self.gates = empty((*per_step, rows), layer.dtype) if "gates" in asked else None
@@ -486,7 +486,7 @@ class _Backward:
         layer, wanted = self.tape._layer, self.wanted.parameters
         if wanted is None or "parameter_norms" in self.asked:
             return list(self.tape._parameters)
-        groups = [[name + suffix for name in layer._cell_shapes(0)] for suffix in layer._suffixes()]
+        groups = [[name + suffix for name in layer._parameter_names] for suffix in layer._suffixes]
         return [name for group in groups if not wanted.isdisjoint(group) for name in group]
 
     def _lowest_layer(self) -> int:
@@ -494,7 +494,7 @@ class _Backward:
         if self.wanted.input or self.wanted.initial_state or self.asked or self.check_finite:
             return 0
         layer = self.tape._layer
-        wanted = [f"weight_hh{suffix}" in self.parameters for suffix in layer._suffixes()]
+        wanted = [f"weight_hh{suffix}" in self.parameters for suffix in layer._suffixes]
         return wanted.index(True) // layer.num_directions if True in wanted else layer.num_layers
 
     def _drop_weights(self) -> None:
@@ -529,7 +529,7 @@ class _Backward:
 
     def _gradients(self, index: int) -> dict[str, Any]:
         """What the kernel is given, and what it fills, for one layer and direction."""
-        layer, suffix = self.tape._layer, self.tape._layer._suffixes()[index]
+        layer, suffix = self.tape._layer, self.tape._layer._suffixes[index]
 
         def of(array: Array | None) -> Array | None:
             return None if array is None else array[index]
@@ -537,7 +537,7 @@ class _Backward:
         def named(arrays: list[Any]) -> dict[str, Any]:
             return dict(zip(layer._state_names, map(of, arrays), strict=True))
 
-        names, norms = layer._cell_shapes(0), None
+        names, norms = layer._parameter_names, None
         parameters = {name: self.parameters[name + suffix] for name in names if name + suffix in self.parameters}
         if self.norms is not None:  # the kernel fills those of biases also where there are none
             steps = self.tape._sizes[0]
@@ -570,7 +570,7 @@ class _Backward:
             for name, found in bad.items():
                 if found[t]:
                     raise FloatingPointError(f"the gradient of {name} is not finite at timestep {t} of {where}")
-        for name in (parameter + layer._suffixes()[index] for parameter in layer._cell_shapes(0)):
+        for name in (parameter + layer._suffixes[index] for parameter in layer._parameter_names):
             if not self.backend.finite(self.parameters[name][None]).all():
                 raise FloatingPointError(f"the gradient of parameter {name} is not finite in {where}")
         for name, initial in zip(layer._state_names, self.initial, strict=True):
@@ -606,7 +606,7 @@ def kept_shapes(
 def _state_shapes(layer: Recurrent, steps: int, batch: int, every: int) -> list[tuple[int, ...]]:
     """Of each kind of state: rows of all layers and directions, kept so many steps apart; 0 for every step."""
     rows = (steps - 1) // every + 2 if every else steps + 2
-    return [(layer.num_layers * layer.num_directions, rows, batch, width) for width in layer._state_widths()]
+    return [(layer.num_layers * layer.num_directions, rows, batch, width) for width in layer._state_widths]
 
 
 def _saved_shape(layer: Recurrent, steps: int, batch: int) -> tuple[int, ...]:

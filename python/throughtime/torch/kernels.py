@@ -60,7 +60,7 @@ def empty_forward(call: Call, x: Tensor) -> list[Tensor]:
     *middle, steps = x.shape[:-1] if layer.batch_first else x.shape[-2::-1]  # the batch, where there is one
     batch = middle[0] if middle else 1
     count = layer.num_layers * layer.num_directions
-    shapes = [(*x.shape[:-1], layer.output_size), *((count, *middle, width) for width in layer._state_widths())]
+    shapes = [(*x.shape[:-1], layer.output_size), *((count, *middle, width) for width in layer._state_widths)]
     if memory is not None:
         shapes += kept_shapes(layer, steps, batch, call.plan.mask_names(len(call.masks)), memory)
     return [x.new_empty(shape) for shape in shapes]
