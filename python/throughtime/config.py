@@ -17,7 +17,8 @@ def get_num_threads() -> int:
     """Threads that a call may use: ``THROUGHTIME_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the usable cores.
 
     In a process of torchrun, the cores divided by its processes on this machine (``LOCAL_WORLD_SIZE``); the 1 that
-    torchrun itself gives to ``OMP_NUM_THREADS`` does not count.
+    torchrun itself gives to ``OMP_NUM_THREADS`` does not count. After ``import throughtime.torch`` the default is
+    torch's number of threads, and calls run on those.
     """
     return _core.get_num_threads()
 
