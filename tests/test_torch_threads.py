@@ -218,3 +218,36 @@ def test_a_call_in_another_threads_backward():
         thread.join()
         assert found == [expected]
     """)
+
+
+@pytest.mark.parametrize("entry", ["GOMP_parallel", "__kmpc_fork_call"])
+def test_the_runtime_of_llvm_and_intel(entry):
+    """As torch has it on macOS and in builds with MKL: the same entry as GNU's runtime, or one of its own."""
+    library = Path(sys.prefix) / "lib" / "libiomp5.so"
+    if not library.exists():
+        pytest.skip("needs intel-openmp")
+    check(
+        f"""
+        import ctypes
+        runtime = ctypes.CDLL({str(library)!r})
+        names = [{entry!r}, "omp_in_parallel", "omp_get_thread_num", "omp_get_max_threads"]
+        if {entry!r} == "__kmpc_fork_call":
+            names += ["__kmpc_push_num_threads", "__kmpc_global_thread_num"]
+        tt.set_num_threads(1)
+        expected = step()
+        tt.set_num_threads(2)
+        _core.borrow_threads({{name: ctypes.cast(runtime[name], ctypes.c_void_p).value for name in names}})
+        runtime.omp_set_num_threads(2)
+        assert step() == expected
+        before = tasks()
+        for _ in range(5):
+            assert step() == expected
+        assert tasks() == before
+        child = os.fork()
+        same = step() == expected
+        if child == 0:
+            os._exit(0 if same else 1)
+        assert same and os.waitpid(child, 0)[1] == 0
+        """,
+        borrow=False,
+    )
