@@ -113,7 +113,7 @@ class BackwardLoop {
     again = new (scratch<Again>(host, 1)) Again(forward, host, team, own);
   }
 
-  // What one part of the work is, and who does it.
+  // What one part of the work is.
   struct Mine {
     int part;
     Range b, j, q;            // sequences, vectors of units and of features of h
@@ -122,8 +122,7 @@ class BackwardLoop {
     ChunkWeight* panels;     // of the chunk's delta
     uint8_t *rules, *later;  // of the step, and of the step after
     S* scales;               // what clipping makes of each sequence's carried gradient
-    int thread = 0;
-    Unit* unit = nullptr;  // the thread's
+    Unit* unit = nullptr;    // of the thread that runs it
   };
 
   Mine part_of_work(int part) const {
@@ -141,16 +140,15 @@ class BackwardLoop {
             scales + part * p.B};
   }
 
-  Mine mine(int part, int thread, Unit& unit) const {
+  Mine mine(int part, Unit& unit) const {
     Mine own = all_parts[part];
-    own.thread = thread, own.unit = &unit;
+    own.unit = &unit;
     return own;
   }
 
   // each(body): a phase of the team's, body(mine) for every part.
   auto each_part(int thread, Unit& unit) {
-    return
-        [this, thread, &unit](const auto& body) { return team.each(thread, [&](int part) { body(mine(part, thread, unit)); }); };
+    return [this, thread, &unit](const auto& body) { return team.each(thread, [&](int part) { body(mine(part, unit)); }); };
   }
 
   // Where one step finds its rows.
@@ -263,16 +261,16 @@ class BackwardLoop {
     const auto finished = [&] {
       return team.finish(thread, phase - 1, [&](int part) { overlapped_step(part, thread, unit, s + 1, begin, phase - 1); });
     };
-    step(mine(part, thread, unit), moment(s, begin), when(finished));
+    step(mine(part, unit), moment(s, begin), when(finished));
   }
 
   // Steps whose parts exchange halves of their sums. No thread rests on the way, and none runs another's part while it waits: its
   // tiles still hold sums of its own.
   bool exchanging_steps(int thread, Unit& unit, int64_t begin, int64_t end) {
     for (int64_t s = end - 1; s >= begin; --s) {
-      const int64_t sending = team.start(thread, [&](int part) { send_half(mine(part, thread, unit), s + 1); });
+      const int64_t sending = team.start(thread, [&](int part) { send_half(mine(part, unit), s + 1); });
       const auto sent = [&] { return team.finish(thread, sending); };
-      team.start(thread, [&](int part) { step(mine(part, thread, unit), moment(s, begin), when(sent)); });
+      team.start(thread, [&](int part) { step(mine(part, unit), moment(s, begin), when(sent)); });
     }
     return team.finish(thread, team.phase(thread));
   }

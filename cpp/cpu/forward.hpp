@@ -28,15 +28,14 @@ class ForwardLoop {
   static void* operator new(size_t, void* place) { return place; }
   using Unit = Units<Engine, ChunkEngine>;
 
-  // What one part of the work is, and who does it.
+  // What one part of the work is.
   struct Mine {
     int part;
     Range b, j, q;                // sequences, vectors of units and of features of h
     typename Engine::Room* room;  // for a row of the chunk each
     uint8_t *rules, *next_rules;  // of the step and the one after it, one a sequence
     S* projected;                 // (units, chunk steps, own sequences, gates, lanes)
-    int thread = 0;
-    Unit* unit = nullptr;  // the thread's
+    Unit* unit = nullptr;         // of the thread that runs it
     int64_t count() const { return b.end - b.begin; }
   };
 
@@ -174,16 +173,15 @@ class ForwardLoop {
             projected + plan.chunk * b.begin * row_size};
   }
 
-  Mine mine(int part, int thread, Unit& unit) const {
+  Mine mine(int part, Unit& unit) const {
     Mine own = all_parts[part];
-    own.thread = thread, own.unit = &unit;
+    own.unit = &unit;
     return own;
   }
 
   // each(body): a phase of the team's, body(mine) for every part.
   auto each_part(int thread, Unit& unit) const {
-    return
-        [this, thread, &unit](const auto& body) { return team.each(thread, [&](int part) { body(mine(part, thread, unit)); }); };
+    return [this, thread, &unit](const auto& body) { return team.each(thread, [&](int part) { body(mine(part, unit)); }); };
   }
 
   // Where parts share no sequence, none waits for another before the chunk's end.
@@ -226,7 +224,7 @@ class ForwardLoop {
   }
 
   void overlapped_step(int part, int thread, Unit& unit, int64_t s, int64_t begin, int64_t phase) {
-    const Mine own = mine(part, thread, unit);
+    const Mine own = mine(part, unit);
     const auto finished = [&] {
       return team.finish(thread, phase - 1, [&](int part) { overlapped_step(part, thread, unit, s - 1, begin, phase - 1); });
     };

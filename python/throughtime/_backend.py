@@ -6,6 +6,7 @@ Views, and writing into them, are the arrays' own, in NumPy's words on both; ann
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -41,8 +42,8 @@ class Host:
     @staticmethod
     def saved_shape(cell: str, dtype: Any, batch: int, units: int) -> tuple[int, ...]:
         """Of what the backward needs of one step."""
-        vectors, *rest = _core.saved_shape(cell, dtype == np.float64, units)
-        return (batch, vectors, *rest) if _core.sees_whole_rows(cell) else (vectors, batch, *rest)
+        whole_rows, vectors, *rest = _saved_layout(cell, dtype == np.float64, units)
+        return (batch, vectors, *rest) if whole_rows else (vectors, batch, *rest)
 
     # New arrays
 
@@ -134,6 +135,12 @@ class Host:
     def on_host(name: str, value: Any) -> Array:
         """Any array that this backend reads, as NumPy's."""
         return value.numpy() if isinstance(value, DeviceArray) else _arguments.as_array(name, value)
+
+
+@lru_cache(maxsize=1024)
+def _saved_layout(cell: str, float64: bool, units: int) -> tuple[int, ...]:
+    """Whether the cell sees whole rows, and what it saves of one step, without the batch."""
+    return (_core.sees_whole_rows(cell), *_core.saved_shape(cell, float64, units))
 
 
 Backend = type[Host]

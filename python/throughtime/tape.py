@@ -240,10 +240,9 @@ class Tape:
         suffix = self._layer._suffixes[index]
         problem = {name: self._parameters[name + suffix] for name in self._layer._parameter_names}
         states = zip(self._layer._state_names, arrays, strict=True)
-        zoneout = {
-            name: self._masks.get(f"zoneout_{name[0]}{suffix}", probability)
-            for name, probability in zip(self._layer._state_names, self._layer._zoneouts(), strict=True)
-        }
+        zoneout: dict[str, Any] = dict(zip(self._layer._state_names, self._layer._zoneouts(), strict=True))
+        if self._masks:
+            zoneout = {name: self._masks.get(f"zoneout_{name[0]}{suffix}", part) for name, part in zoneout.items()}
         return {
             **problem,
             **{name: array[index] for name, array in states},
@@ -446,9 +445,10 @@ class _Backward:
         self.options, self.check_finite, self.wanted = options, check_finite, wanted
         layer, (steps, batch), self.backend = tape._layer, tape._sizes, tape._layer._backend
         count, empty, zeros = layer.num_layers * layer.num_directions, self.backend.empty, self.backend.zeros
-        self.parameters = {name: zeros(tape._parameters[name].shape, layer.dtype) for name in self._wanted_parameters()}
+        new = empty if batch else zeros  # kernels fill them
+        self.parameters = {name: new(tape._parameters[name].shape, layer.dtype) for name in self._wanted_parameters()}
         self.lowest = self._lowest_layer()
-        # Where B is 0 no kernel runs: the final state's (empty) gradient and zeros are the answer.
+        # Where B is 0 no kernel runs: the final state's (empty) gradient is the answer.
         self.initial = [empty(array.shape, layer.dtype) for array in d_final]
         per_step = (count, steps, batch)
         self.states = [
