@@ -242,7 +242,12 @@ def test_contenders_agree_with_float64(name, problem, cell):
     task = Task(problem, cell)
     contender = contenders.load(name, 1)(task)
     expected = accuracy.reference(task)
-    contender.step()
+    try:
+        contender.step()
+    except RuntimeError as error:
+        if name == "torch-bfloat16" and "primitive descriptor" in str(error):
+            pytest.skip("torch has no bfloat16 LSTM on this processor")
+        raise
     whole = contender.answers()
     contender.forward()
     contender.backward()
