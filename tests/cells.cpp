@@ -507,6 +507,10 @@ class TestHost {
             .allocate = allocate,
             .run = run,
             .yield = [] { std::this_thread::yield(); },
+            .nap = [] { std::this_thread::yield(); },
+            .stalls = [](void*, int64_t) { return false; },
+            .rest = [](void*) {},
+            .call_back = [](void*, bool) {},
             .interrupted = [](void*) { return false; }};
   }
 
