@@ -1,3 +1,4 @@
+// See openmp.hpp.
 #include "openmp.hpp"
 
 #include <pthread.h>

@@ -1,10 +1,10 @@
+// See workers.hpp.
 #include "workers.hpp"
 
 #include <pthread.h>
 
 #include <algorithm>
 #include <chrono>
-#include <functional>
 #include <system_error>
 #include <thread>
 
@@ -32,6 +32,14 @@ void wait_while(std::atomic<uint32_t>& state, uint32_t value) {
   }
 }
 
+// Of this file alone: std::thread's code for any other type would be a symbol that the extension shows.
+struct Start {
+  Workers& workers;
+  Workers::Worker& worker;
+  int thread;
+  void operator()() const { workers.work(worker, thread); }
+};
+
 }  // namespace
 
 Workers& Workers::instance() {
@@ -50,7 +58,7 @@ int Workers::prepare(int threads) {
   while (int(workers_.size()) < threads - 1) {
     auto worker = std::make_unique<Worker>();
     try {
-      std::thread(&Workers::work, this, std::ref(*worker), int(workers_.size()) + 1).detach();
+      std::thread(Start{*this, *worker, int(workers_.size()) + 1}).detach();
     } catch (const std::system_error&) {
       break;
     }

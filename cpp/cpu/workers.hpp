@@ -22,15 +22,14 @@ class Workers {
   // Workers that are still asleep need not come; waits for the others.
   void close(int threads);
 
- private:
   enum State : uint32_t { idle, posted, inside };
   // On a cache line of its own, so that a call wakes only those it needs.
   struct Worker {
     alignas(64) std::atomic<uint32_t> state{idle};
   };
+  void work(Worker& worker, int thread);  // what its thread does, for ever
 
-  void work(Worker& worker, int thread);
-
+ private:
   std::vector<std::unique_ptr<Worker>> workers_;
   void (*body_)(void*, int) = nullptr;
   void* argument_ = nullptr;
