@@ -104,6 +104,7 @@ def test_torchs_number_of_threads_counts_unless_ours_is_set():
         tt.set_num_threads(2)
         assert tt.get_num_threads() == 2
         assert step() == expected
+        assert len(tasks()) == len(before) + 1  # torch has one, and ours is set: a thread of our own
         torch.set_num_threads(5)
         assert tt.get_num_threads() == 2
         assert step() == expected

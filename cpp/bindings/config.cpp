@@ -82,7 +82,6 @@ void register_config(pybind11::module_& m) {
     find("omp_get_max_threads", runtime.max_threads);
     borrow(runtime);
   });
-  m.def("times_crowded", &times_crowded);
   m.def("empty_cache", [] { pool_trim(0); });
   m.def("peak", &peak, pybind11::call_guard<pybind11::gil_scoped_release>());
 }

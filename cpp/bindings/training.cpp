@@ -121,6 +121,11 @@ class Rows {
     return true;
   }
 
+  // False where one cannot be added.
+  bool add_all(const py::list& rows, size_t states, bool counts) {
+    return std::all_of(rows.begin(), rows.end(), [&](py::handle row) { return add(row.cast<py::tuple>(), states, counts); });
+  }
+
   void give(Segments& to) {
     std::sort(memory_.begin(), memory_.end());
     for (size_t i = 1; i < memory_.size(); ++i) to.overlap |= memory_[i].first < memory_[i - 1].second;
@@ -166,8 +171,7 @@ class Rows {
 
 bool sgd(const py::list& list, double lr, double momentum) {
   Rows rows;
-  for (const py::handle row : list)
-    if (!rows.add(row.cast<py::tuple>(), 1, false)) return false;
+  if (!rows.add_all(list, 1, false)) return false;
   SGDUpdate update{{}, lr, momentum};
   rows.give(update);
   run(kernels().sgd, update);
@@ -176,8 +180,7 @@ bool sgd(const py::list& list, double lr, double momentum) {
 
 bool adam(const py::list& list, double lr, double beta1, double beta2, double eps, double penalty, double decay) {
   Rows rows;
-  for (const py::handle row : list)
-    if (!rows.add(row.cast<py::tuple>(), 2, true)) return false;
+  if (!rows.add_all(list, 2, true)) return false;
   AdamUpdate update{{}, lr, beta1, beta2, eps, penalty, decay};
   rows.give(update);
   run(kernels().adam, update);

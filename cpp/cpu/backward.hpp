@@ -216,20 +216,17 @@ class BackwardLoop {
     });
   }
 
-  // Where parts share no sequence, none waits for another before the chunk's end.
+  // Where parts share no sequence, none waits for another before the chunk's end; a product of two halves waits between them.
   bool take_steps(int thread, Unit& unit, int64_t begin, int64_t end) {
-    const auto each = each_part(thread, unit);
     if (exchanges) return exchanging_steps(thread, unit, begin, end);
     if constexpr (Tiles::halves && C::phases == Phases::one)
-      if (plan.unit_parts > 1 && !rescales) return overlapped_steps(thread, unit, begin, end);
+      if (plan.unit_parts > 1 && !rescales)
+        return team.overlapped(thread, end - begin, [&](int part, int64_t i, const auto& finished) {
+          step(mine(part, unit), moment(end - 1 - i, begin), when(finished));
+        });
+    const auto each = each_part(thread, unit);
     if (plan.unit_parts > 1) return steps_of_chunk(each, begin, end);
-    return each([&](const Mine& mine) {
-      const auto alone = [&mine](const auto& body) {
-        body(mine);
-        return true;
-      };
-      steps_of_chunk(alone, begin, end);
-    });
+    return each([&](const Mine& mine) { steps_of_chunk(OnePart<Mine>{mine}, begin, end); });
   }
 
   template <class Each>
@@ -247,32 +244,16 @@ class BackwardLoop {
     return true;
   }
 
-  // Steps that wait for the one after them inside their product.
-  bool overlapped_steps(int thread, Unit& unit, int64_t begin, int64_t end) {
-    for (int64_t s = end - 1; s >= begin; --s) {
-      team.start(thread, [&](int part) { overlapped_step(part, thread, unit, s, begin, team.phase(thread)); });
-      team.rest_if_asked(thread);
-    }
-    return team.finish(thread, team.phase(thread),
-                       [&](int part) { overlapped_step(part, thread, unit, begin, begin, team.phase(thread)); });
-  }
-
-  void overlapped_step(int part, int thread, Unit& unit, int64_t s, int64_t begin, int64_t phase) {
-    const auto finished = [&] {
-      return team.finish(thread, phase - 1, [&](int part) { overlapped_step(part, thread, unit, s + 1, begin, phase - 1); });
-    };
-    step(mine(part, unit), moment(s, begin), when(finished));
-  }
-
   // Steps whose parts exchange halves of their sums. No thread rests on the way, and none runs another's part while it waits: its
   // tiles still hold sums of its own.
   bool exchanging_steps(int thread, Unit& unit, int64_t begin, int64_t end) {
+    int64_t phase = 0;
     for (int64_t s = end - 1; s >= begin; --s) {
       const int64_t sending = team.start(thread, [&](int part) { send_half(mine(part, unit), s + 1); });
       const auto sent = [&] { return team.finish(thread, sending); };
-      team.start(thread, [&](int part) { step(mine(part, unit), moment(s, begin), when(sent)); });
+      phase = team.start(thread, [&](int part) { step(mine(part, unit), moment(s, begin), when(sent)); });
     }
-    return team.finish(thread, team.phase(thread));
+    return team.finish(thread, phase);
   }
 
   TT_PHASE void prepare(const Mine& mine) {

@@ -28,6 +28,13 @@ void for_blocks(int64_t count, bool alone, const Host& host, const Body& body) {
   else host.run(host.context, take, &work);
 }
 
+// The sum of blocks, one after the other.
+TT_INLINE double sum_blocks(const double* sums, int64_t count) {
+  double total = 0;
+  for (int64_t i = 0; i < count; ++i) total += sums[i];
+  return total;
+}
+
 template <class S>
 constexpr int halves = int(sizeof(double) / sizeof(S));
 

@@ -24,9 +24,6 @@ class Crowd {
     return left < 0;
   }
 
-  // How often it was too much.
-  int64_t times() const { return times_.load(std::memory_order_relaxed); }
-
  private:
   static constexpr int64_t shortest = 2'000'000, longest = 256'000'000, most = 4'000'000, long_ago = 2'000'000'000;  // ns
 
@@ -37,10 +34,9 @@ class Crowd {
     const int64_t period = passed < 8 * last ? std::min(2 * last, longest) : passed < long_ago ? last : shortest;
     period_.store(period, std::memory_order_relaxed);
     until_.store(time + period, std::memory_order_relaxed);
-    times_.fetch_add(1, std::memory_order_relaxed);
   }
 
-  std::atomic<int64_t> until_{0}, period_{shortest}, since_{0}, credit_{most / 4}, times_{0};
+  std::atomic<int64_t> until_{0}, period_{shortest}, since_{0}, credit_{most / 4};
 };
 
 }  // namespace throughtime

@@ -2,12 +2,13 @@
 #pragma once
 
 #include "blocks.hpp"
+#include "rows.hpp"
 
 namespace throughtime::TT_ISA {
 
 template <class S>
 void embedding_forward(const EmbeddingForward<S>& p, const Host& host) {
-  const int64_t rows = p.N > 16 * 128 ? ceil_div(p.N, 128) : 16;
+  const int64_t rows = rows_per_block(p.N);
   for_blocks(ceil_div(p.N, rows), p.N * p.F < 1 << 15, host, [&](int64_t block, int) {
     for (int64_t n = block * rows; n < p.N && n < (block + 1) * rows; ++n)
       __builtin_memcpy(p.output + n * p.F, p.weight + p.indices[n] * p.F, size_t(p.F) * sizeof(S));

@@ -184,19 +184,17 @@ class ForwardLoop {
     return [this, thread, &unit](const auto& body) { return team.each(thread, [&](int part) { body(mine(part, unit)); }); };
   }
 
-  // Where parts share no sequence, none waits for another before the chunk's end.
+  // Where parts share no sequence, none waits for another before the chunk's end; a product of two halves waits between them.
   bool take_steps(int thread, Unit& unit, int64_t begin, int64_t end) {
     if constexpr (Tiles::halves && C::phases == Phases::one)
-      if (plan.unit_parts > 1) return overlapped_steps(thread, unit, begin, end);
+      if (plan.unit_parts > 1)
+        return team.overlapped(thread, end - begin, [&](int part, int64_t i, const auto& finished) {
+          const Mine own = mine(part, unit);
+          step(own, moment(own, begin + i, begin), when(finished));
+        });
     const auto each = each_part(thread, unit);
     if (plan.unit_parts > 1) return steps_of_chunk(each, begin, end);
-    return each([&](const Mine& mine) {
-      const auto alone = [&mine](const auto& body) {
-        body(mine);
-        return true;
-      };
-      steps_of_chunk(alone, begin, end);
-    });
+    return each([&](const Mine& mine) { steps_of_chunk(OnePart<Mine>{mine}, begin, end); });
   }
 
   template <class Each>
@@ -211,24 +209,6 @@ class ForwardLoop {
       }
     }
     return true;
-  }
-
-  // Steps that wait for the one before them inside their product.
-  bool overlapped_steps(int thread, Unit& unit, int64_t begin, int64_t end) {
-    for (int64_t s = begin; s < end; ++s) {
-      team.start(thread, [&](int part) { overlapped_step(part, thread, unit, s, begin, team.phase(thread)); });
-      team.rest_if_asked(thread);
-    }
-    return team.finish(thread, team.phase(thread),
-                       [&](int part) { overlapped_step(part, thread, unit, end - 1, begin, team.phase(thread)); });
-  }
-
-  void overlapped_step(int part, int thread, Unit& unit, int64_t s, int64_t begin, int64_t phase) {
-    const Mine own = mine(part, unit);
-    const auto finished = [&] {
-      return team.finish(thread, phase - 1, [&](int part) { overlapped_step(part, thread, unit, s - 1, begin, phase - 1); });
-    };
-    step(own, moment(own, s, begin), when(finished));
   }
 
   // The cells of a chunk, from states that are all kept.

@@ -143,7 +143,7 @@ class Fma {
   // ready() is.
   template <class Shape>
   bool product_of_halves(int64_t K, const Rows& rows, Range range, const S* packed, Panels panels, const S* initial, Sink<S> sink,
-                         Range own, const Ready& ready = {}) const {
+                         Range own, const Ready& ready) const {
     using V = Vec<S>;
     constexpr int vectors = Shape::vectors, room = 64;
     const int64_t middle = K / 2;

@@ -10,13 +10,10 @@
 #include <string>
 #include <thread>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 #include "crowd.hpp"
 #include "dispatch.hpp"
 #include "openmp.hpp"
+#include "processor.hpp"
 #include "wake.hpp"
 #include "workers.hpp"
 
@@ -61,17 +58,7 @@ std::atomic<bool>& threads_are_set() {
   return set;
 }
 
-// The processor's counter, which the kernels read, against the clock, since this library was loaded.
-int64_t ticks() {
-#if defined(__aarch64__)
-  int64_t count;
-  asm volatile("mrs %0, cntvct_el0" : "=r"(count));
-  return count;
-#else
-  return int64_t(__builtin_ia32_rdtsc());
-#endif
-}
-
+// The processor's counter against the clock, since this library was loaded.
 const int64_t first_ticks = ticks();
 const auto first_time = std::chrono::steady_clock::now();
 
@@ -120,6 +107,7 @@ void set_terms(int count) { terms = count; }
 void force(const Forced& choices) { forced = choices; }
 
 int get_num_threads() {
+  if (in_parallel()) return 1;
   const int borrowed = threads_are_set() ? 0 : borrowed_threads();
   return borrowed ? borrowed : threads().load();
 }
@@ -127,8 +115,6 @@ void set_num_threads(int count) {
   threads() = count;
   threads_are_set() = true;
 }
-
-int64_t times_crowded() { return crowd.times(); }
 
 Call::Call(std::function<bool()> poll, double operations)
     : operations_(operations), poll_(std::move(poll)), begun_(std::chrono::steady_clock::now()) {
@@ -160,7 +146,7 @@ Call::~Call() {
 // How many threads this call has. Borrowed ones would come at once: where the cores are busy, this thread works alone.
 int Call::take_threads() {
   const int count = get_num_threads(), borrowed = borrowed_threads();
-  if (count == 1 || borrowed == 1) return 1;
+  if (count == 1) return 1;
   if (count <= borrowed) {
     if (crowd.lasts() || !pays(borrowed_wake)) return 1;
     pool_ = Pool::borrowed;

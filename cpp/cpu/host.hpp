@@ -19,8 +19,6 @@ int get_terms();  // see Host
 void set_terms(int count);
 void force(const Forced& choices);
 
-int64_t times_crowded();  // how often threads of ours were found not running
-
 class Wake;
 
 // One call's hold on the process: its threads (alone, where another call has the team) and its scratch memory.

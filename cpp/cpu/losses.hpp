@@ -10,13 +10,6 @@
 
 namespace throughtime::TT_ISA {
 
-// The sum of blocks, one after the other.
-TT_INLINE double sum_blocks(const double* sums, int64_t count) {
-  double total = 0;
-  for (int64_t i = 0; i < count; ++i) total += sums[i];
-  return total;
-}
-
 // exp(x - m) of a row in place, its length in whole registers; returns their sum. Where a number is NaN, or m is infinite, so is
 // the sum.
 TT_INLINE double exponentials(double* row, int64_t length, double m) {
@@ -57,7 +50,7 @@ double cross_entropy_row(const S* logits, int64_t target, const CrossEntropy<S>&
 
 template <class S>
 void cross_entropy(const CrossEntropy<S>& p, const Host& host) {
-  const int64_t rows = p.N > 16 * 128 ? ceil_div(p.N, 128) : 16, blocks = ceil_div(p.N, rows);
+  const int64_t rows = rows_per_block(p.N), blocks = ceil_div(p.N, rows);
   const int64_t stride = ceil_div(p.C, 8) * 8;
   double* const row = scratch<double>(host, stride * host.threads);
   double* const sums = scratch<double>(host, blocks);

@@ -33,7 +33,9 @@ void borrow(const OpenMP& found) {
   borrowed = true;
 }
 
-int borrowed_threads() { return !borrowed ? 0 : runtime.in_parallel() ? 1 : runtime.max_threads(); }
+int borrowed_threads() { return borrowed ? runtime.max_threads() : 0; }
+
+bool in_parallel() { return borrowed && runtime.in_parallel(); }
 
 void run_borrowed(int threads, void (*body)(void*, int), void* argument) {
   Region region{body, argument};

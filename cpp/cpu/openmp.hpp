@@ -19,8 +19,11 @@ struct OpenMP {
 // From now on calls run on its threads. Not in a forked child, where such a runtime may wait for threads that it no longer has.
 void borrow(const OpenMP& runtime);
 
-// How many threads it would give to a parallel region of this thread: 1 within another region; 0 where nothing is borrowed.
+// How many threads it would give to a parallel region of this thread; 0 where nothing is borrowed.
 int borrowed_threads();
+
+// Whether this thread is in such a region already.
+bool in_parallel();
 
 // body(argument, i) on this thread, number 0, and on i up to threads - 1, as far as the runtime has so many.
 void run_borrowed(int threads, void (*body)(void*, int), void* argument);

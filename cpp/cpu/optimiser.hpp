@@ -2,7 +2,8 @@
 // compilers turn them into whole registers, and look whether arrays overlap.
 #pragma once
 
-#include "losses.hpp"
+#include "blocks.hpp"
+#include "rows.hpp"
 
 namespace throughtime::TT_ISA {
 

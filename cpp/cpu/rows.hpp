@@ -36,11 +36,13 @@ TT_INLINE void put(S* to, V value, int64_t count) {
   else store_some(to, value, count);
 }
 
+// Rows of a block, at most 128 blocks in all.
+inline int64_t rows_per_block(int64_t N) { return N > 16 * 128 ? ceil_div(N, 128) : 16; }
+
 // Blocks of rows; a thread takes the next one when it is free.
 class RowBlocks {
  public:
-  // At most 128 of them.
-  RowBlocks(int64_t N, int64_t F, const Host& host) : RowBlocks(N, N > 16 * 128 ? ceil_div(N, 128) : 16, N * F < 1 << 15, host) {}
+  RowBlocks(int64_t N, int64_t F, const Host& host) : RowBlocks(N, rows_per_block(N), N * F < 1 << 15, host) {}
   // Of so many rows; `alone`: for one thread.
   RowBlocks(int64_t N, int64_t size, bool alone, const Host& host)
       : N_(N), size_(size), host_(host), alone_(alone), team_(host) {}

@@ -4,12 +4,9 @@
 // a part is the same work whoever runs it.
 #pragma once
 
-#if !defined(__aarch64__)
-#include <immintrin.h>
-#endif
-
 #include "../kernels.hpp"
 #include "../number.hpp"
+#include "processor.hpp"
 
 namespace throughtime::TT_ISA {
 
@@ -19,13 +16,17 @@ T* scratch(const Host& host, int64_t count) {
   return static_cast<T*>(host.allocate(host.context, size_t(count) * sizeof(T)));
 }
 
-TT_INLINE void pause() {
-#if defined(__aarch64__)
-  asm volatile("yield");
-#else
-  _mm_pause();
-#endif
-}
+// A phase of one part alone, where no other part waits for it.
+template <class Part>
+struct OnePart {
+  const Part& part;
+
+  template <class Body>
+  bool operator()(const Body& body) const {
+    body(part);
+    return true;
+  }
+};
 
 class Team {
  public:
@@ -71,8 +72,18 @@ class Team {
     return wait(thread, phase, [](int) { return false; });
   }
 
-  // The phase that a thread has started last.
-  int64_t phase(int thread) const { return seats_[thread].phase; }
+  // `count` phases, each of which begins before the one before it is done: body(part, i, ready) waits for that by ready(), which
+  // is false when the call is to stop.
+  template <class Body>
+  bool overlapped(int thread, int64_t count, const Body& body) {
+    const int64_t before = seats_[thread].phase;
+    const auto of_phase = [&](int64_t i) { return [&, i](int part) { run_overlapped(thread, part, i, before + 1 + i, body); }; };
+    for (int64_t i = 0; i < count; ++i) {
+      start(thread, of_phase(i));
+      rest_if_asked(thread);
+    }
+    return finish(thread, before + count, of_phase(count - 1));
+  }
 
   // Between phases: a thread that was asked to rest sleeps until it is called back. The others run its parts meanwhile.
   void rest_if_asked(int thread) {
@@ -126,17 +137,6 @@ class Team {
     __atomic_store_n(&to, T(value), __ATOMIC_RELEASE);
   }
 
-  // The processor's counter.
-  static int64_t ticks() {
-#if defined(__aarch64__)
-    int64_t count;
-    asm volatile("mrs %0, cntvct_el0" : "=r"(count));
-    return count;
-#else
-    return int64_t(__builtin_ia32_rdtsc());
-#endif
-  }
-
   bool stopped() const { return read(stop_); }
 
   // Whether this thread has run it.
@@ -150,6 +150,12 @@ class Team {
     body(part);
     publish(seat.done, phase);
     return true;
+  }
+
+  template <class Body>
+  void run_overlapped(int thread, int part, int64_t i, int64_t phase, const Body& body) {
+    body(part, i,
+         [&] { return finish(thread, phase - 1, [&](int other) { run_overlapped(thread, other, i - 1, phase - 1, body); }); });
   }
 
   // Until every part of this phase is done; helps(part) may do one.

@@ -8,9 +8,7 @@
 #include <system_error>
 #include <thread>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "processor.hpp"
 
 namespace throughtime {
 
@@ -22,12 +20,7 @@ std::atomic<Workers*> current{nullptr};
 void wait_while(std::atomic<uint32_t>& state, uint32_t value) {
   const auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(50);
   while (state.load(std::memory_order_acquire) == value) {
-    for (int i = 0; i < 16; ++i)
-#if defined(__x86_64__)
-      _mm_pause();
-#else
-      asm volatile("" ::: "memory");
-#endif
+    for (int i = 0; i < 16; ++i) pause();
     if (std::chrono::steady_clock::now() > until) state.wait(value, std::memory_order_acquire);
   }
 }

@@ -156,6 +156,14 @@ def refuse_device_array(what: str, name: str, value: Any) -> None:
         )
 
 
+def check_floats(what: str, name: str, value: Any) -> None:
+    """Raise unless `what`, which works on NumPy's arrays of any float type, takes this one."""
+    refuse_device_array(what, name, value)
+    if not isinstance(value, np.ndarray) or not np.issubdtype(value.dtype, np.floating):
+        got = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
+        raise TypeError(f"{name} must be an array of floating-point numbers, got {got}")
+
+
 def backend_holding(value: Any) -> Backend:
     """The backend for an array that a caller passes: CUDA's where it is on such a device, else the host's."""
     if isinstance(value, np.ndarray):

@@ -6,11 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from . import _core
 from ._arguments import native_floats, number
-from ._backend import refuse_device_array
+from ._backend import check_floats
 
 __all__ = ["clip_grad_norm"]
 
@@ -61,7 +59,9 @@ def clip_grad_norm(grads: Any, max_norm: float) -> float:
 def _clip_converted(mapping: Mapping[str, Any], limit: float) -> float:
     """Where not all arrays are as kernels take them: copies are scaled, and copied back."""
     for name, array in mapping.items():
-        _check_gradient(name, array)
+        check_floats("clip_grad_norm", f"grads[{name!r}]", array)
+        if not array.flags.writeable:
+            raise ValueError(f"grads[{name!r}] is read-only and cannot be scaled in place")
     copies = [native_floats(array) for array in mapping.values()]
     norm = _core.clip(copies, limit)
     assert norm is not None
@@ -70,12 +70,3 @@ def _clip_converted(mapping: Mapping[str, Any], limit: float) -> float:
             if copy is not array:
                 array[...] = copy
     return norm
-
-
-def _check_gradient(name: str, array: Any) -> None:
-    refuse_device_array("clip_grad_norm", f"grads[{name!r}]", array)
-    if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.floating):
-        got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-        raise TypeError(f"grads[{name!r}] must be an array of floating-point numbers, got {got}")
-    if not array.flags.writeable:
-        raise ValueError(f"grads[{name!r}] is read-only and cannot be scaled in place")

@@ -10,7 +10,7 @@ import numpy as np
 
 from . import _core
 from ._arguments import Array, native_floats, number
-from ._backend import refuse_device_array
+from ._backend import check_floats
 
 __all__ = ["SGD", "Adam", "AdamW"]
 
@@ -219,10 +219,7 @@ def _check_names(parameters: Any, grads: Any) -> None:
 
 def _check_pair(name: str, parameter: Any, grad: Any) -> None:
     for label, array in (("parameters", parameter), ("grads", grad)):
-        refuse_device_array("throughtime.optim", f"{label}[{name!r}]", array)
-        if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.floating):
-            got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-            raise TypeError(f"{label}[{name!r}] must be an array of floating-point numbers, got {got}")
+        check_floats("throughtime.optim", f"{label}[{name!r}]", array)
     if grad.dtype != parameter.dtype:
         raise TypeError(f"grads[{name!r}] has dtype {grad.dtype}, expected {parameter.dtype} as the parameter")
     if grad.shape != parameter.shape:

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from . import worker
 from .answers import Answers
 from .contenders import PROCESSES
 from .problems import Task
@@ -30,7 +31,7 @@ class Worker:
         more = {"OPENBLAS_NUM_THREADS": str(threads), "TORCHINDUCTOR_CACHE_DIR": str(cache)}
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `close`)
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "throughtime.cli.bench.steps.worker"],
+            [sys.executable, "-P", "-c", f"from {worker.__name__} import serve; serve()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
@@ -85,7 +86,7 @@ class Worker:
         code = self._process.wait()
         self._said.seek(0)
         lines = self._said.read().decode(errors="replace").strip().splitlines()
-        return f"its process ended: {lines[-1] if lines else f'exit code {code}'}"
+        return f"its process ended: exit code {code}{', ' + lines[-1] if lines else ''}"
 
 
 @contextmanager

@@ -104,7 +104,3 @@ def _reply(method: Any, arguments: tuple[Any, ...]) -> tuple[bool, Any]:
     except Exception as error:  # a framework or its compiler may raise anything
         lines = str(error).strip().splitlines() or [""]
         return False, f"{type(error).__name__}: {lines[0]}"
-
-
-if __name__ == "__main__":
-    serve()
