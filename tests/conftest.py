@@ -418,6 +418,20 @@ def threads():
     _core.set_num_threads(before)
 
 
+@pytest.fixture
+def teams(threads, free):
+    """A function that goes through two, three and five threads: all at work, then all but the calling one at rest."""
+
+    def each():
+        for count in (2, 3, 5):
+            threads(count)
+            for rest in (0, 1):
+                _core.force(family="amx" if EMULATES_AMX else "", rest=rest)
+                yield f"{count} threads, {rest=}"
+
+    return each
+
+
 def interrupt_second_call(monkeypatch, module, name):
     """Ctrl-C when a function of a module is called for the second time."""
     real, calls = getattr(module, name), []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -140,22 +142,18 @@ def test_embedding_of_any_integer_type(dtype):
 @pytest.mark.parametrize(
     ("count", "size", "leading"), [(1, 1, ()), (103, 128, (64, 32)), (300, 77, (999,)), (3, 130, (500,))]
 )
-def test_embedding_is_the_same_bits_for_any_number_of_threads(dtype, count, size, leading):
+def test_embedding_is_the_same_bits_for_any_number_of_threads(dtype, count, size, leading, threads, teams):
     """And that of a sum in float64, row after row; the first index is half of all."""
     embedding, rng = tt.Embedding(count, size, dtype=dtype, seed=0), np.random.default_rng(0)
     x = rng.integers(0, count, leading) * rng.integers(0, 2, leading)
     d_output = numbers((*leading, size), dtype)
     expected = np.zeros((count, size))
     np.add.at(expected, x.reshape(-1), d_output.reshape(-1, size).astype(np.float64))
-    before = tt.get_num_threads()
-    try:
-        for threads in (1, 2, 3, 5):
-            tt.set_num_threads(threads)
-            tape = embedding.forward(x)
-            assert_same_bits(tape.output, embedding.parameters["weight"][x])
-            assert_same_bits(tape.backward(d_output).parameters["weight"], expected.astype(dtype))
-    finally:
-        tt.set_num_threads(before)
+    threads(1)
+    for team in itertools.chain(["one thread"], teams()):
+        tape = embedding.forward(x)
+        assert_same_bits(tape.output, embedding.parameters["weight"][x], team)
+        assert_same_bits(tape.backward(d_output).parameters["weight"], expected.astype(dtype), team)
 
 
 def test_embedding_of_views_is_that_of_copies():

@@ -118,9 +118,8 @@ def test_steps_agree_with_the_formulas(name, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", MAKERS)
-def test_same_bits_for_any_number_of_threads_and_any_grouping(name, dtype, threads):
-    def run(count, apart=False):
-        threads(count)
+def test_same_bits_for_any_number_of_threads_and_any_grouping(name, dtype, threads, teams):
+    def run(apart=False):
         parameters, grads, optimizer = odd_arrays(0, dtype), odd_arrays(1, dtype), MAKERS[name]()
         for _ in range(3):
             for part in parameters if apart else [None]:
@@ -128,17 +127,11 @@ def test_same_bits_for_any_number_of_threads_and_any_grouping(name, dtype, threa
                 optimizer.step({key: parameters[key] for key in keys}, {key: grads[key] for key in keys})
         return parameters
 
-    one = run(1)
-    for count in (2, 3, 5):
-        assert_same_bits(run(count), one)
-    assert_same_bits(run(2, apart=True), one)
-
-
-@pytest.fixture
-def threads():
-    before = tt.get_num_threads()
-    yield tt.set_num_threads
-    tt.set_num_threads(before)
+    threads(1)
+    one = run()
+    for team in teams():
+        assert_same_bits(run(), one, team)
+        assert_same_bits(run(apart=True), one, team)
 
 
 def test_parameters_of_several_types_in_one_step():

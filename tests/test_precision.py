@@ -173,16 +173,14 @@ def test_what_is_not_finite_stays_in_its_sequence_and_after_it(bad, precision):
 @pytest.mark.parametrize("precision", HERE, indirect=True)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("B", [1, 20, 70])
-def test_a_precision_gives_the_same_bits_for_any_threads_and_split(kind, B, precision, free):
+def test_a_precision_gives_the_same_bits_for_any_threads_and_split(kind, B, precision, threads, free):
     family = "amx" if _core.level() == "amx" else ""
     problem = Problem(kind, T=9, B=B, I=21, H=70, dtype="float32")
-    threads = tt.get_num_threads()
     found = []
     for split, count in (("", 1), ("sequences", 2), ("sequences", 3), ("units", 2), ("units", 5)):
         _core.force(family=family, split=split, chunk=4)
-        tt.set_num_threads(count)
+        threads(count)
         found.append(run(problem.layer(), problem.x, {"state": problem.state}, None, problem.loss))
-    tt.set_num_threads(threads)
     for other in found[1:]:
         assert_same_bits(other, found[0])
 

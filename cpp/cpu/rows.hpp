@@ -42,15 +42,16 @@ inline int64_t rows_per_block(int64_t N) { return N > 16 * 128 ? ceil_div(N, 128
 // Blocks of rows; a thread takes the next one when it is free.
 class RowBlocks {
  public:
+  // A small problem is done before another thread is awake.
   RowBlocks(int64_t N, int64_t F, const Host& host) : RowBlocks(N, rows_per_block(N), N * F < 1 << 15, host) {}
   // Of so many rows; `alone`: for one thread.
   RowBlocks(int64_t N, int64_t size, bool alone, const Host& host)
       : N_(N), size_(size), host_(host), alone_(alone), team_(host) {}
 
   int64_t count() const { return ceil_div(N_, size_); }
-  int threads() const { return alone_ ? 1 : host_.threads; }  // a small problem is done before another thread is awake
+  bool alone() const { return alone_; }
 
-  // work(thread) on every thread.
+  // work(thread) on thread 0, and on others as they come.
   template <class Work>
   void run(const Work& work) {
     const auto body = [](void* self, int thread) {
@@ -86,9 +87,10 @@ class RowBlocks {
 template <class S>
 class ColumnSums {
  public:
-  ColumnSums(int64_t columns, RowBlocks& blocks, const Host& host)
+  ColumnSums(int64_t columns, const RowBlocks& blocks, const Host& host)
       : columns_(columns),
         blocks_(blocks),
+        host_(host),
         few_(scratch<S>(host, columns * host.threads)),
         sums_(scratch<double>(host, columns * blocks.count())) {}
 
@@ -108,25 +110,25 @@ class ColumnSums {
   // put(j, sum) for every column, when all blocks are done.
   template <class Put>
   void total(const Put& put) const {
-    blocks_.run([&](int thread) { total(share(columns_, blocks_.threads(), thread, width), put); });
+    RowBlocks groups(columns_, width, blocks_.alone(), host_);
+    groups.run([&](int thread) { groups.for_each(thread, [&](int64_t, Range columns) { total(columns, put); }); });
   }
 
  private:
   static constexpr int64_t width = 64;
 
   template <class Put>
-  void total(Range own, const Put& put) const {
-    for (int64_t j = own.begin; j < own.end; j += width) {
-      double totals[width] = {};
-      const int64_t count = own.end - j < width ? own.end - j : width;
-      for (int64_t block = 0; block < blocks_.count(); ++block)
-        for (int64_t i = 0; i < count; ++i) totals[i] += sums_[block * columns_ + j + i];
-      for (int64_t i = 0; i < count; ++i) put(j + i, totals[i]);
-    }
+  void total(Range columns, const Put& put) const {
+    double totals[width] = {};
+    const int64_t count = columns.end - columns.begin;
+    for (int64_t block = 0; block < blocks_.count(); ++block)
+      for (int64_t i = 0; i < count; ++i) totals[i] += sums_[block * columns_ + columns.begin + i];
+    for (int64_t i = 0; i < count; ++i) put(columns.begin + i, totals[i]);
   }
 
   const int64_t columns_;
-  RowBlocks& blocks_;
+  const RowBlocks& blocks_;
+  const Host& host_;
   S* const few_;
   double* const sums_;
 };
