@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <map>
 
@@ -21,17 +22,17 @@ double peak(double seconds) {
   constexpr int64_t rounds = 1 << 20;  // a few milliseconds
   const Call call([] { return false; });
   const Host& host = call.host();
-  double operations = 0, best = 0;
-  const auto body = [](void* found, int thread) {
-    const double count = level().kernels->multiply_add(rounds);
-    if (thread == 0) *static_cast<double*>(found) = count;
+  double best = 0;
+  const auto body = [](void* operations, int) {
+    *static_cast<std::atomic<double>*>(operations) += level().kernels->multiply_add(rounds);
   };
   const auto end = Clock::now() + std::chrono::duration<double>(seconds);
   do {
+    std::atomic<double> operations = 0;  // of the threads that came
     const auto begin = Clock::now();
     host.run(host.context, body, &operations);
     const std::chrono::duration<double> taken = Clock::now() - begin;
-    best = std::max(best, operations * host.threads / taken.count());
+    best = std::max(best, operations / taken.count());
   } while (Clock::now() < end);
   return best;
 }
