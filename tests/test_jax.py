@@ -9,49 +9,8 @@ import threading
 import numpy as np
 import pytest
 
-pytest.importorskip("jax")
-pytest.importorskip(
-    "throughtime.jax", reason="throughtime was built without jax: see docs/jax.md", exc_type=ImportError
-)
-
-import jax
-import jax.numpy as jnp
-from jax.test_util import check_grads
-
-import throughtime as tt
-import throughtime.jax
-from conftest import GATES, STATES, Problem, assert_close, assert_same_bits
-
-FUNCTIONS = {
-    "rnn_relu": (tt.jax.rnn, {"nonlinearity": "relu"}),
-    "rnn_tanh": (tt.jax.rnn, {}),
-    "gru": (tt.jax.gru, {}),
-    "gru_original": (tt.jax.gru, {"reset_after": False}),
-}
-
-
-@pytest.fixture(autouse=True)
-def settings():
-    """float64, which exists in jax only so; and less work for XLA's compiler, which takes most of these tests' time."""
-    jax.config.update("jax_enable_x64", True)
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_enable_x64", False)
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-def function_of(kind):
-    function, options = FUNCTIONS.get(kind, (tt.jax.lstm, {}))
-    return lambda params, x, state=None, **more: function(params, x, state, **options, **more)
-
-
-def zeros_of(problem):
-    """Perturbations for all that has a gradient per timestep."""
-    per_step = (problem.L * problem.D, problem.T, problem.B)
-    widths = {"hidden": problem.width, "cell": problem.H, "gates": GATES[problem.kind] * problem.H}
-    names = [name for name in widths if name != "cell" or STATES[problem.kind] == 2]
-    return {name: jnp.zeros((*per_step, widths[name]), problem.dtype) for name in names}
-
+from conftest import Problem, assert_close, assert_same_bits
+from jax_side import function_of, jax, jnp, settings, tt, zeros_of  # noqa: F401
 
 # The cells again, in jax's own operations, from a = W_ih x + b_ih and r = W_hh h + b_hh; `tap` is added to a, h and c.
 
@@ -171,7 +130,7 @@ def test_finite_differences(kind):
         output, final = function(params, x, state)
         return output, final
 
-    check_grads(loss, (problem.parameters, problem.x, problem.state), order=1, modes=["rev"])
+    jax.test_util.check_grads(loss, (problem.parameters, problem.x, problem.state), order=1, modes=["rev"])
 
 
 def loss_of(problem, **options):

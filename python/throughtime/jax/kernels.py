@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from .. import _core
 from .._backend import Host
+from .sharding import vary, varying_axes
 
 if not hasattr(_core, "jax_handlers"):
     raise ImportError(
@@ -95,12 +96,17 @@ def backward(
 def _call(target: str, kind: Kind, shapes: Sequence[tuple[int, ...]], operands: Operands, **asked: bool) -> list[Any]:
     dtype = operands[0].dtype
     if operands[0].shape[1] == 0:  # no kernel runs where there is no sequence: what is not empty is a sum of nothing
-        return [jnp.zeros(shape, dtype) for shape in shapes]
+        return vary([jnp.zeros(shape, dtype) for shape in shapes], varying_axes(*operands))
     results = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
     attributes = {"cell": kind.cell, "reverse": kind.reverse, "bias": kind.bias, **asked}
-    call = jax.custom_jvp(lambda *buffers: jax.ffi.ffi_call(target, results)(*buffers, **attributes))
-    call.defjvp(_refuse)
-    found: list[Any] = call(*operands)
+
+    def call(*buffers: Any) -> list[Any]:
+        found = jax.ffi.ffi_call(target, results)(*buffers, **attributes)
+        return vary(found, varying_axes(*buffers))  # jax takes what a call returns to be the same on all devices
+
+    once = jax.custom_jvp(call)
+    once.defjvp(_refuse)
+    found: list[Any] = once(*operands)
     return found
 
 

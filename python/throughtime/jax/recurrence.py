@@ -18,11 +18,12 @@ from jax.interpreters import ad, batching, mlir
 
 from .folding import Function, fold, foldable
 from .kernels import Kind, Operands, backward, forward
+from .sharding import vary, varying_axes
 
 
 def recurrence(kind: Kind, operands: Operands) -> list[Any]:
     """Output (T, B, P) and final states (B, P), (B, H)."""
-    results: list[Any] = _primitive.bind(*operands, kind=kind)
+    results: list[Any] = _primitive.bind(*vary(operands, varying_axes(*operands)), kind=kind)
     return results
 
 
@@ -100,8 +101,8 @@ def _jvp(operands: Operands, tangents: Operands, *, kind: Kind) -> Any:
 
 
 def _shapes(*operands: Any, kind: Kind) -> list[Any]:
-    shapes = jax.eval_shape(partial(_infer, kind=kind), *operands)
-    return [jax.core.ShapedArray(result.shape, result.dtype) for result in shapes]
+    results: list[Any] = jax.make_jaxpr(partial(_infer, kind=kind))(*operands).out_avals
+    return results
 
 
 _primitive = Primitive("throughtime_recurrence")
