@@ -37,10 +37,11 @@ def along(problem, layer, options=None, x=None):
 
 
 def on_last(problem, lengths=None):
-    """The gradient that `d_output="last"` stands for: ones on each sequence's last valid output."""
+    """The gradient that `d_output="last"` stands for: ones on the last step that a direction takes in each sequence."""
     lengths = np.full(problem.B, problem.T) if lengths is None else np.asarray(lengths)
-    last = np.arange(problem.T)[:, None] == lengths - 1
-    return np.repeat(last[:, :, None], problem.D * problem.width, axis=2).astype(problem.dtype)
+    t = np.arange(problem.T)[:, None]
+    last = [t == lengths - 1, (t == 0) & (lengths > 0)][: problem.D]
+    return np.repeat(np.stack(last, axis=2), problem.width, axis=2).astype(problem.dtype)
 
 
 def gradients(record, d_output):

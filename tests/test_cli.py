@@ -279,6 +279,16 @@ def test_flow_of_a_saved_model_without_a_text_reads_pythons_help(folder, model):
     assert "on Python help() topics" in result.output
 
 
+def test_flow_of_a_model_that_is_not_finite_says_where(folder, model):
+    recurrent = tt.load(folder / "model" / "recurrent.npz")
+    recurrent.parameters["weight_hh_l0"][0, 0] = np.nan
+    recurrent.save(folder / "model" / "recurrent.npz")
+    result = call("flow", "--model", "model", "--text", "text.txt", "--steps", "20")
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.output.split())
+    assert "The forward is not finite: parameter weight_hh_l0 is not finite, and so hidden at timestep 0 of" in said
+
+
 def test_a_models_flow_is_what_a_backward_in_float64_finds(model):
     """20 steps forward and back through 8 units and 2 layers, each of some H roundings; log10 divides by ln 10."""
     ids = np.random.default_rng(0).integers(0, len(model.vocabulary), (21, 3))

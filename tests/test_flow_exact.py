@@ -254,3 +254,112 @@ def test_nothing_of_what_it_was_given_changes(kind):
     assert [array.tobytes() for array in given] == before
     again = tt.gradient_flow(layer, problem.x, problem.d_output, state=problem.state)
     assert_same_bits(arrays(first), arrays(again))
+
+
+# Each direction's own last step
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+def test_last_is_what_the_final_state_holds(kind, ragged):
+    """Ones on h_n of the last layer: of the reverse direction that is timestep 0 of every sequence that has one."""
+    problem = Problem(kind, T=9, B=4, L=2, D=2)
+    options = {"state": problem.state} | ({"lengths": problem.lengths} if ragged else {})
+    tape = problem.layer().forward(problem.x, output="last", **options)
+    hidden = tape.backward(np.ones_like(tape.output)).hidden
+    flow = tt.gradient_flow(problem.layer(), problem.x, **options)
+    assert_flow_close(flow, hidden, problem.bound, problem.D)
+    top = flow.log10_norm_per_sequence[3]
+    assert np.isfinite(top[0, :-1]).all()
+    assert np.isfinite(flow.gamma).all()
+
+
+def test_last_in_every_layout():
+    problem = Problem("gru", T=9, B=4, L=2, D=2, dtype="float32")
+    expected = tt.gradient_flow(problem.layer(), problem.x, lengths=problem.lengths)
+    turned = tt.gradient_flow(problem.layer(batch_first=True), problem.x.swapaxes(0, 1), lengths=problem.lengths)
+    assert_same_bits(arrays(turned), arrays(expected))
+    alone = tt.gradient_flow(problem.layer(), problem.x[:, 0], lengths=problem.lengths[0])
+    norms = alone.log10_norm[3] - expected.log10_norm_per_sequence[3, :, 0]
+    assert np.abs(norms).max() <= 2 * problem.bound  # of logarithms: a relative error over ln 10
+    assert alone.steps == problem.lengths[0]
+
+
+@pytest.mark.parametrize("memory", ["full", "states", "checkpoint", 2])
+def test_a_batch_padded_beyond_its_longest_sequence(kind, memory):
+    """Rows, gamma and horizons are those of the batch cut to it, of both directions of each layer."""
+    problem = Problem(kind, T=12, B=4, L=2, D=2)
+    options = {"lengths": [5, 3, 0, 1], "memory": memory}
+    x = problem.x.copy()
+    x[5:] = np.nan
+    first = np.where(np.arange(12)[:, None, None] == 0, problem.d_output, 0)
+    for loss, loss_cut in (("last", "last"), (first, first[:5])):
+        flow = tt.gradient_flow(problem.layer(), x, loss, **options)
+        cut = tt.gradient_flow(problem.layer(), x[:5], loss_cut, **options)
+        assert np.isneginf(flow.log10_norm[:, 5:]).all()
+        for name in NAMES:
+            assert_logs_close(getattr(flow, name)[:, :5], getattr(cut, name), problem.bound, what=name)
+        for fraction in (0.5, 1e-3, 1e-30):
+            assert np.array_equal(flow.horizon(fraction), cut.horizon(fraction), equal_nan=True)
+        assert np.allclose(flow.gamma, cut.gamma, rtol=5 * problem.bound, atol=0, equal_nan=True)
+
+
+# A forward that is not finite
+
+
+def doubling(steps, batch=3, **options):
+    """A ReLU network whose states are zero but in sequence 1, where they double at every step; and its arguments."""
+    layer = tt.RNN(1, 2, nonlinearity="relu", bias=False, **options)
+    for name, array in layer.parameters.items():
+        array[...] = 2 * np.eye(*array.shape) if name.startswith("weight_hh") else 0
+    state = np.zeros((layer.num_layers * layer.num_directions, batch, 2), np.float32)
+    return layer, np.zeros((steps, batch, 1), np.float32), state
+
+
+@pytest.mark.parametrize("memory", ["full", "states", "checkpoint", 7])
+@pytest.mark.parametrize("row", range(4))
+def test_it_says_where_the_forward_overflows(row, memory):
+    """From 1 the 128th doubling leaves float32. What comes back through that step is no number, and says so; other
+    sequences are as they were."""
+    layer, x, state = doubling(150, num_layers=2, bidirectional=True)
+    state[:, 0], state[row, 1] = 1e-10, 1
+    flow = tt.gradient_flow(layer, x, state=state, memory=memory)
+    reverse = row % 2 == 1
+    step = 149 - 127 if reverse else 127
+    place = f"timestep {step} of layer {row // 2}{', reverse direction' if reverse else ''}, in sequence 1"
+    assert flow.fault == f"hidden overflows at {place}"
+    assert place in flow.summary()
+    way = flow.log10_norm_per_sequence[row] if reverse else flow.log10_norm_per_sequence[row, ::-1]
+    if row >= 2:  # where the loss is
+        assert np.isfinite(way[0]).any()
+        assert np.isnan(way[1:, 1]).all()
+    assert not np.isnan(way[:, [0, 2]]).any()
+
+
+def test_a_loss_before_the_overflow_is_as_without():
+    layer, x, state = doubling(150)
+    state[0, 1] = 1
+    d_output = np.zeros((150, 3, 2), np.float32)
+    d_output[100] = 1
+    flow = tt.gradient_flow(layer, x, d_output, state=state)
+    cut = tt.gradient_flow(layer, x[:120], d_output[:120], state=state)
+    assert "timestep 127" in flow.fault
+    assert cut.fault is None
+    assert_same_bits(flow.log10_norm[:, :120], cut.log10_norm)
+
+
+def test_an_overflow_reaches_the_layers_below():
+    layer, x, state = doubling(150, num_layers=2)
+    layer.parameters["weight_ih_l1"][...] = np.eye(2)
+    state[0], state[1, 1] = 1e-30, 1
+    flow = tt.gradient_flow(layer, x, state=state)
+    assert "of layer 1, in sequence 1" in flow.fault
+    assert np.isnan(flow.log10_norm_per_sequence[0, :-1, 1]).all()
+    assert np.isfinite(flow.log10_norm_per_sequence[0, :, [0, 2]]).all()
+
+
+def test_padding_does_not_overflow():
+    layer, x, state = doubling(150)
+    state[0, 1] = 1
+    x[127:, 1] = np.nan
+    assert tt.gradient_flow(layer, x, state=state, lengths=[150, 127, 150]).fault is None
+    assert tt.gradient_flow(layer, x, state=state, lengths=[150, 128, 150]).fault is not None

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+import throughtime as tt
 from throughtime.flow_result import GradientFlow, StackFlow
 
 EPS = np.finfo(np.float64).eps
@@ -182,6 +183,54 @@ def test_what_does_not_fit_is_named():
         StackFlow(norms, names=["a", "b"], layers=[None, None], title="")
 
 
+def padded(*sequences, lengths, reverse=False):
+    """One row; sequences of logarithms over time, each with its length."""
+    norms = np.array(sequences, np.float64).T[None]
+    return GradientFlow(norms, reverse=[reverse], names=["layer 0"], title="flow", lengths=lengths)
+
+
+def test_padding_counts_for_nothing():
+    """Beyond the longest sequence, in either direction: horizon, gamma and the table are those without it."""
+    way = [0, -1, -2, -2.5]
+    for reverse in (False, True):
+        norms = way if reverse else way[::-1]
+        cut = flow_of(norms, reverse=[reverse])
+        for beyond in (0, 3):
+            flow = padded(norms + [ZERO] * beyond, [ZERO] * (4 + beyond), lengths=[4, 0], reverse=reverse)
+            assert flow.steps == 4
+            for fraction in (0.5, 1e-2, 1e-3):
+                assert flow.horizon(fraction) == cut.horizon(fraction)
+            assert flow.gamma == cut.gamma
+            assert flow.cells(0) == cut.cells(0)
+
+
+def test_of_padding_alone_there_is_no_way():
+    flow = padded([ZERO, ZERO], lengths=[0], reverse=True)
+    assert np.isnan(flow.horizon(0.5)).all()
+    assert np.isnan(flow.gamma).all()
+    assert flow.cells(0)[:3] == ("zero", "zero", "zero")
+
+
+def test_lengths_must_fit_the_batch():
+    with pytest.raises(ValueError, match=r"lengths has shape \(2,\), expected \(1,\)"):
+        padded([0, 0], lengths=[1, 2])
+    alone = GradientFlow(np.zeros((1, 3)), reverse=[True], names=["a"], title="", lengths=2)
+    assert alone.steps == 2
+
+
+def test_a_forward_that_was_not_finite_is_told():
+    flow = flow_of([np.nan, 0], fault="hidden overflows at timestep 1 of layer 0")
+    assert "hidden overflows at timestep 1" in repr(flow)
+    title, fault, *_ = flow.summary().splitlines()
+    assert title == "flow"
+    assert "not finite: hidden overflows at timestep 1 of layer 0." in fault
+
+
+def test_a_figure_tells_a_forward_that_was_not_finite():
+    pytest.importorskip("matplotlib")
+    assert "hidden overflows" in flow_of([np.nan, 0], fault="hidden overflows at timestep 1").plot().get_suptitle()
+
+
 def test_repr():
     assert repr(flow_of([0, 0, 0])) == "GradientFlow('flow', 1 rows, 3 timesteps)"
 
@@ -223,13 +272,13 @@ def test_figure_of_a_layer():
     assert figure.get_suptitle() == "LSTM"
     assert curves.get_xlabel() == second.get_xlabel() == "timestep t"
     assert curves.get_ylabel() == "norm of dL/dh$_t$ (log scale)"
-    assert labels(curves) == ["layer 0", "layer 0, reverse", "band: smallest to largest of the sequences"]
-    assert curves.lines[0].get_ydata()[0] == flow.log10_norm[0, 0] < -1498
+    assert labels(curves) == ["layer 0", "layer 0, reverse", "line: median of the\nsequences, band: range"]
+    assert curves.lines[0].get_ydata()[0] == -1499.5
     assert "$10^{-1000}$" in [tick.get_text() for tick in curves.get_yticklabels()]
     assert {text.get_text() for text in curves.texts} == {"smallest float32", "smallest float64"}
     assert {line.get_linestyle() for line in curves.lines[:2]} == {"-", "--"}
     assert len({line.get_marker() for line in curves.lines[:2]}) == 2
-    assert first.get_title() == "layer 0, each unit over the batch"
+    assert first.get_title("left") == "layer 0, each unit over the batch"
     assert first.get_ylabel() == "unit"
     assert colours.get_ylabel() == "log10 of norm of dL/dh$_t$ per unit"
     assert {image.norm.vmin for axes in (first, second) for image in axes.images} == {-1500}
@@ -283,13 +332,22 @@ def test_a_long_flow_is_drawn_by_the_largest_of_neighbours():
 
 
 def test_many_rows_are_drawn_in_part():
-    """Of curves and heat maps those that there is room for, the first and the last among them."""
+    """Of curves and heat maps those that there is room for, the first and the last among them, and it says so."""
     pytest.importorskip("matplotlib")
     rows = np.tile(np.linspace(-30, 0, 9), (25, 1))
     curves, *heats, _ = flow_of(*rows, log10_unit=rows[:, :, None]).plot().axes
     assert labels(curves)[0] == "layer 0"
     assert labels(curves)[-2:] == ["layer 24", "12 of 25 rows"]
-    assert [axes.get_title().split(",")[0] for axes in heats] == ["layer 0", "layer 12", "layer 24"]
+    assert [axes.get_title("left").split(",")[0] for axes in heats][::7] == ["layer 0", "layer 24"]
+    assert "8 of 25 rows" in heats[-1].get_xlabel()
+
+
+def test_every_row_of_two_layers_in_two_directions_has_a_heat_map():
+    pytest.importorskip("matplotlib")
+    rows = np.tile(np.linspace(-30, 0, 9), (4, 1))
+    _, *heats, _ = flow_of(*rows, log10_unit=rows[:, :, None]).plot().axes
+    assert [axes.get_title("left").split(",")[0] for axes in heats] == [f"layer {i}" for i in range(4)]
+    assert " of " not in heats[-1].get_xlabel()
 
 
 def test_figure_of_a_stack():
@@ -310,6 +368,131 @@ def test_figure_of_a_stack():
     assert depth.get_xlabel() == "norm over all timesteps (log scale)"
     assert labels(depth) == ["norm", "norm: exactly zero"]
     assert colours.get_ylabel() == "log10 of norm of dL/dx$_t$"
+
+
+@pytest.mark.parametrize("sequences", [2, 3, 8])
+def test_the_band_contains_its_line(sequences):
+    """At each step the median of the sequences that carry a gradient, zeros, ends and padding notwithstanding."""
+    pytest.importorskip("matplotlib")
+    norms = np.random.default_rng(0).normal(0, 30, (30, sequences))
+    norms[np.random.default_rng(1).random(norms.shape) < 0.3] = ZERO
+    norms[20:, 0] = norms[12] = ZERO
+    flow = batch_of(*norms.T)
+    axes = flow.plot().axes[0]
+    line = axes.lines[0].get_ydata()
+    for t, row in enumerate(norms):
+        carrying = row[row > ZERO]
+        if carrying.size:
+            assert line[t] == pytest.approx(np.median(carrying), rel=4 * EPS)
+            assert carrying.min() <= line[t] <= carrying.max()
+        else:
+            assert np.isnan(line[t])
+
+
+def test_padding_is_not_drawn():
+    pytest.importorskip("matplotlib")
+    flow = padded([0, -1, ZERO, ZERO], [0, ZERO, ZERO, ZERO], lengths=[2, 1], reverse=True)
+    axes = flow.plot().axes[0]
+    assert axes.lines[0].get_xdata().tolist() == [0, 1]
+    assert labels(axes)[0] == "layer 0"
+    assert not any("exactly zero" in label for label in labels(axes))
+    assert axes.get_xlabel() == "timestep t, padding from 2 on left out"
+    padded([ZERO, ZERO], lengths=[0]).plot().draw_without_rendering()
+
+
+def overlaps(one, other):
+    return one.x0 < other.x1 and other.x0 < one.x1 and one.y0 < other.y1 and other.y0 < one.y1
+
+
+def test_legends_cover_nothing():
+    """Of figures of their own they stand outside of the axes; in given axes above all points of all curves."""
+    figures = pytest.importorskip("matplotlib.figure")
+    up, down = np.linspace(-40, 0, 30), np.linspace(0, -40, 30)
+    stack = stack_of(up, down, np.full(30, ZERO))
+    for figure in (flow_of(up, down, log10_unit=np.full((2, 30, 3), ZERO)).plot(), stack.plot()):
+        figure.draw_without_rendering()
+        for axes in figure.axes:
+            if axes.get_legend():
+                assert not overlaps(axes.get_legend().get_window_extent(), axes.bbox)
+    figure = figures.Figure(figsize=(9, 4))
+    for axes in figure.subplots(1, 2):
+        for label, norms in (("a", up), ("b", down), ("c", np.zeros(30))):
+            flow_of(norms).plot(axes, label=label)
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        legend = axes.get_legend().get_window_extent()
+        points = np.concatenate([axes.transData.transform(line.get_xydata()) for line in axes.lines])
+        assert points[:, 1].max() < legend.y0
+        assert axes.bbox.x0 <= legend.x0 < legend.x1 <= axes.bbox.x1
+        assert labels(axes) == ["a", "b", "c"]
+        assert len({line.get_linestyle() for line in axes.lines}) == 3
+
+
+@pytest.mark.parametrize("rows", [4, 40])
+def test_no_figure_is_higher_than_1600_pixels(tmp_path, rows):
+    image = pytest.importorskip("matplotlib.image")
+    norms = np.zeros((rows, 3))
+    for number, flow in enumerate((flow_of(*norms, log10_unit=norms[:, :, None]), stack_of(*norms, norms[0]))):
+        flow.plot(tmp_path / f"{number}.png")
+        assert image.imread(tmp_path / f"{number}.png").shape[0] <= 1600
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "texts"),
+    [
+        (-1500, 0, ["$10^{-1400}$", "$10^{-1200}$", "$10^{0}$"]),
+        (-4.2, 0.1, ["$10^{-4}$", "$10^{-3}$", "$10^{-2}$", "$10^{-1}$", "$10^{0}$"]),
+        (-1.05, 0.05, ["0.1", "0.2", "0.5", "1"]),
+        (0.29, 0.49, ["2", "2.2", "2.4", "2.6", "2.8", "3"]),
+        (-1000.01, -999.99, [r"$9.8 \times 10^{-1001}$", r"$1.02 \times 10^{-1000}$"]),
+    ],
+)
+def test_ticks_of_a_narrow_range_are_numbers(low, high, texts):
+    figures = pytest.importorskip("matplotlib.figure")
+    from throughtime.flow_figures import label_powers
+
+    axes = figures.Figure().add_subplot()
+    axes.set_ylim(low, high)
+    label_powers(axes.yaxis)
+    axes.figure.draw_without_rendering()
+    shown = [
+        label.get_text()
+        for label, place in zip(axes.get_yticklabels(), axes.get_yticks(), strict=True)
+        if low <= place <= high
+    ]
+    assert set(texts) <= set(shown), shown
+    assert len(set(shown)) == len(shown)
+
+
+def test_several_flows_on_one_axes(tmp_path):
+    figures = pytest.importorskip("matplotlib.figure")
+    flows = {"RNN": flow_of([-9, -5, 0]), "LSTM $x$": flow_of([-2, -1, 0], [-3, -1, 0])}
+    axes = tt.plot_flows(flows, tmp_path / "flows.png").axes[0]
+    assert labels(axes) == ["RNN", "LSTM $x$: layer 0", "LSTM $x$: layer 1"]
+    assert axes.get_title()
+    assert axes.get_ylabel() == "norm of dL/dh$_t$ (log scale)"
+    assert (tmp_path / "flows.png").read_bytes().startswith(b"\x89PNG")
+    figure = figures.Figure()
+    given = figure.add_subplot()
+    assert tt.plot_flows(flows, given) is figure
+    assert labels(given) == labels(axes)
+    assert flow_of([-1, 0]).plot(label="GRU").axes[0].get_legend().get_texts()[0].get_text() == "GRU"
+
+
+@pytest.mark.parametrize(
+    ("flows", "error", "words"),
+    [
+        ({}, ValueError, "flows is empty"),
+        ([1], TypeError, "flows must be a dict of name to flow, got list"),
+        ({"a": 1}, TypeError, "got 'a': int"),
+        ({1: stack_of([0], [0])}, TypeError, "got 1: StackFlow"),
+    ],
+)
+def test_what_is_no_flow_is_refused(flows, error, words):
+    with pytest.raises(error, match=words):
+        tt.plot_flows(flows)
+    with pytest.raises(TypeError, match="label must be a str, got int"):
+        flow_of([0]).plot(label=3)
 
 
 @pytest.mark.parametrize("norms", [[0], [ZERO], [np.nan], [ZERO, ZERO], [1, 1], [ZERO] * 50])

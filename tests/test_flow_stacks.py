@@ -287,3 +287,88 @@ def test_any_number_of_threads_gives_the_same_bits(dtype, threads):
 
 def vars_of(flow):
     return {name: getattr(flow, name) for name in ("log10_norm", "log10_norm_per_sequence", "log10_unit")}
+
+
+# Both directions, padding, and a forward that is not finite
+
+
+def test_last_of_a_stack_that_ends_in_two_directions():
+    """Each direction's own last step where the recurrent layer is the last one, in stacks too; else the last output."""
+    below = tt.Linear(4, F, dtype="float64", seed=0)
+    both = tt.GRU(F, F, bidirectional=True, dtype="float64", seed=1)
+    above = tt.Linear(2 * F, 3, dtype="float64", seed=2)
+    x, lengths = numbers(9, 3, 4), [9, 0, 4]
+    expected = tt.gradient_flow(both, below(x), lengths=lengths)
+    for layers in (tt.Sequential(below, both), tt.Sequential(below, tt.Sequential(both))):
+        flow = tt.gradient_flow(layers, x, lengths=lengths)
+        own = flow.layers[1] if flow.layers[1].reverse.any() else flow.layers[1].layers[0]
+        assert_logs_close(own.log10_norm, expected.log10_norm, rounding_bound("float64", TERMS))
+        assert np.isfinite(own.gamma).all()
+        assert np.flatnonzero(np.isfinite(flow.log10_norm[2])).tolist() == [0, 3, 8]
+    flow = tt.gradient_flow(tt.Sequential(below, both, above), x, lengths=lengths)
+    assert np.flatnonzero(np.isfinite(flow.log10_norm[3])).tolist() == [3, 8]
+
+
+def test_a_stack_padded_beyond_its_longest_sequence():
+    layers, x = tt.Sequential(tt.Linear(4, F, seed=0), tt.GRU(F, F, bidirectional=True, seed=1)), numbers(9, 3, 4)
+    x, lengths = x.astype("float32"), [4, 0, 2]
+    flow, cut = (tt.gradient_flow(layers, part, lengths=lengths) for part in (x, x[:4]))
+    for one, other in ((flow, cut), (flow.layers[1], cut.layers[1])):
+        assert one.steps == 4
+        for fraction in (0.5, 1e-6):
+            assert np.array_equal(one.horizon(fraction), other.horizon(fraction))
+        assert one.summary() == other.summary()
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_a_stack_says_where_the_forward_stops_being_finite(batch_first):
+    def layers():
+        return tt.Sequential(
+            tt.Linear(4, F, seed=0),
+            tt.ResidualBlock(tt.MLP(F, 5, seed=1), F),
+            tt.LSTM(F, F, 2, batch_first=batch_first, seed=2),
+            tt.Linear(F, 2, seed=3),
+        )
+
+    def fault(stack, x):
+        turned = np.ascontiguousarray(x.swapaxes(0, 1)) if batch_first else x
+        flow = tt.gradient_flow(stack, turned)
+        tape = stack.forward(turned)
+        with pytest.raises(FloatingPointError) as error:
+            tape.backward(np.ones_like(tape.output), check_finite=True)
+        assert str(error.value) == flow.fault
+        assert flow.fault in flow.summary()
+        assert np.isnan(flow.log10_norm[0]).any()
+        return flow.fault
+
+    x = numbers(7, 3, 4, dtype="float32")
+    x[5, 2, 1], x[6, 1, 1] = np.nan, np.nan
+    assert fault(layers(), x) == "x is not finite at timestep 5, in sequence 2"
+    x = numbers(7, 3, 4, dtype="float32")
+    for name, place in (
+        ("0.weight", r"layers[0] (Linear(4, 6)): parameter weight is not finite, and so the output at timestep 0, "),
+        ("1.sublayer.linear1.weight", r"sublayer (MLP(6, 5)): parameter linear1.weight is not finite, "),
+        ("2.weight_hh_l1", r"layers[2] (LSTM("),
+        ("3.bias", r"layers[3] (Linear(6, 2)): parameter bias is not finite, "),
+    ):
+        stack = layers()
+        stack.parameters[name][...] = np.nan
+        assert place in fault(stack, x)
+    stack = layers()
+    stack.parameters["0.weight"][...], stack.parameters["0.bias"][...] = 1, 0
+    x[:] = 0
+    x[3, 1] = 3e38
+    assert "layers[0] (Linear(4, 6)): the output overflows at timestep 3, in sequence 1" in fault(stack, x)
+
+
+def test_check_finite_names_the_layer_that_a_gradient_overflows_in():
+    layers = tt.Sequential(tt.Linear(4, F, seed=0), tt.LSTM(F, F, seed=1), tt.Linear(F, 2, bias=False, seed=2))
+    layers.parameters["2.weight"][...] = 1e30
+    tape = layers.forward(numbers(7, 3, 4, dtype="float32"))
+    d_output = np.zeros_like(tape.output)
+    d_output[4, 1] = 1e30
+    with pytest.raises(FloatingPointError, match=r"layers\[2\].*input overflows at timestep 4, in sequence 1"):
+        tape.backward(d_output, check_finite=True)
+    d_output[4, 1] = np.nan
+    with pytest.raises(FloatingPointError, match=r"layers\[2\].*d_output is not finite at timestep 4, in sequence 1"):
+        tape.backward(d_output, check_finite=True)

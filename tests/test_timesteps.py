@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import throughtime as tt
 from conftest import (
     KINDS,
     STATES,
@@ -210,3 +211,120 @@ def test_check_finite_finds_nothing_where_all_is_finite(kind):
     tape = problem.layer().forward(x, lengths=problem.lengths)
     checked = tape.backward(**problem.loss, check_finite=True)
     assert_same_bits(checked.parameters, tape.backward(**problem.loss).parameters)
+
+
+# Where a NaN enters
+
+
+def checked(tape, *loss, **losses):
+    """What `check_finite` says."""
+    with pytest.raises(FloatingPointError) as error:
+        tape.backward(*loss, **losses, check_finite=True)
+    return str(error.value)
+
+
+MEMORY = pytest.mark.parametrize("memory", ["full", "states", "checkpoint", 2])
+
+
+@MEMORY
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_check_finite_names_the_step_of_x(kind, memory, bad):
+    """Though all states after it, and all gradients before, may be NaN too; an infinity also where a tanh hides it."""
+    problem = Problem(kind, T=9, B=3, L=2, D=2)
+    x = problem.x.copy()
+    x[4, 2, 0], x[6, 1, 0] = bad, bad
+    tape = problem.layer().forward(x, memory=memory)
+    assert checked(tape, problem.d_output) == "x is not finite at timestep 4 of layer 0, in sequence 2"
+    alone = problem.layer().forward(x[:, 2], memory=memory)
+    assert checked(alone, problem.d_output[:, 2]) == "x is not finite at timestep 4 of layer 0"
+
+
+@MEMORY
+@pytest.mark.parametrize("row", range(4))
+def test_check_finite_names_the_initial_state(kind, memory, row):
+    problem = Problem(kind, T=9, B=3, L=2, D=2)
+    for which, name in enumerate(("hidden", "cell")[: STATES[kind]]):
+        states = [state.copy() for state in (problem.state if STATES[kind] == 2 else (problem.state,))]
+        states[which][row, 2, 0] = np.nan
+        state = tuple(states) if STATES[kind] == 2 else states[0]
+        tape = problem.layer().forward(problem.x, state, [9, 9, 6], memory=memory)
+        place = f"timestep 5 of layer {row // 2}, reverse direction" if row % 2 else f"timestep 0 of layer {row // 2}"
+        said = checked(tape, problem.d_output)
+        assert said.startswith(f"the initial {name} state is not finite, and so ")
+        assert said.endswith(f" at {place}, in sequence 2")
+
+
+@MEMORY
+@pytest.mark.parametrize("suffix", ["_l0", "_l0_reverse", "_l1", "_l1_reverse"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_check_finite_names_the_parameter(kind, memory, suffix, bad):
+    """Which every step reads: it enters at the first of its direction."""
+    problem = Problem(kind, T=9, B=3, L=2, D=2)
+    layer = problem.layer()
+    layer.parameters["weight_ih" + suffix][0, 0] = bad
+    said = checked(layer.forward(problem.x, memory=memory), problem.d_output)
+    assert said.startswith(f"parameter weight_ih{suffix} is not finite")
+    if np.isnan(bad):
+        step, reverse = (8, ", reverse direction") if suffix.endswith("reverse") else (0, "")
+        assert said.endswith(f"at timestep {step} of layer {suffix[2]}{reverse}, in sequence 0")
+
+
+@pytest.mark.parametrize("row", [2, 3])
+def test_check_finite_names_the_incoming_gradient(kind, row):
+    """The latest step in the order of the direction, where the backward meets it first."""
+    problem = Problem(kind, T=9, B=3, L=2, D=2)
+    lengths, layer = [9, 7, 5], problem.layer()
+    place = f"of layer 1{', reverse direction' if row == 3 else ''}, in sequence 1"
+    d_output = problem.d_output.copy()
+    d_output[8, 1] = np.nan  # padding
+    d_output[[2, 4], 1, -1 if row == 3 else 0] = np.nan
+    said = checked(layer.forward(problem.x, lengths=lengths), d_output)
+    assert said == f"d_output is not finite, and so the gradient of hidden at timestep {2 if row == 3 else 4} {place}"
+
+    last = layer.forward(problem.x, lengths=lengths, output="last")
+    d_last, final = np.ones_like(last.output), f"timestep {0 if row == 3 else 6} {place}"
+    d_last[1, -1 if row == 3 else 0] = np.inf
+    assert checked(last, d_last) == f"d_output is not finite, and so the gradient of hidden at {final}"
+
+    for which, name in enumerate(("hidden", "cell")[: STATES[kind]]):
+        states = [np.zeros_like(state) for state in (problem.state if STATES[kind] == 2 else (problem.state,))]
+        states[which][row, 1, 0] = np.nan
+        d_final = tuple(states) if STATES[kind] == 2 else states[0]
+        said = checked(layer.forward(problem.x, lengths=lengths), d_final_state=d_final)
+        index = f"[{which}]" if STATES[kind] == 2 else ""
+        assert said == f"d_final_state{index} is not finite, and so the gradient of {name} at {final}"
+
+    if STATES[kind] == 2:
+        d_cell = problem.d_cell.copy()
+        d_cell[row - 2, 3, 1, 0] = np.nan
+        said = checked(layer.forward(problem.x, lengths=lengths), d_cell=d_cell)
+        place = place.replace("layer 1", "layer 0")
+        assert said == f"d_cell is not finite, and so the gradient of cell at timestep 3 {place}"
+
+
+@MEMORY
+def test_check_finite_names_the_step_that_overflows(memory):
+    """From 1 the 128th doubling leaves float32, forward as backward."""
+    layer = tt.RNN(1, 1, nonlinearity="relu", bias=False)
+    layer.parameters["weight_hh_l0"][...], layer.parameters["weight_ih_l0"][...] = 2, 0
+    ones, x = np.ones((1, 1, 1), np.float32), np.zeros((140, 1, 1), np.float32)
+    tape = layer.forward(x, ones, memory=memory)
+    assert checked(tape, np.ones_like(tape.output)) == "hidden overflows at timestep 127 of layer 0, in sequence 0"
+    tape = layer.forward(x, ones * np.float32(2.0**-20), memory=memory)
+    d_output = np.zeros_like(tape.output)
+    d_output[135] = 1
+    said = checked(tape, d_output)
+    assert said == f"the gradient of hidden overflows at timestep {135 - 128} of layer 0, in sequence 0"
+
+
+@pytest.mark.parametrize("memory", ["full", 3])
+def test_check_finite_where_an_episode_begins_beside_a_state_that_is_kept(memory):
+    """In reverse a reset at step 6 makes step 5 start from zero, not from the 2^100 that is kept there."""
+    layer = tt.RNN(1, 1, nonlinearity="relu", bias=False, bidirectional=True)
+    for name, array in layer.parameters.items():
+        array[...] = {"weight_hh_l0_reverse": 2.0**20, "weight_ih_l0_reverse": 1}.get(name, 0)
+    x, resets = np.ones((12, 1, 1), np.float32), np.zeros((12, 1), bool)
+    x[4], resets[6] = 2.0**110, True
+    tape = layer.forward(x, resets=resets, memory=memory)
+    said = checked(tape, np.zeros_like(tape.output))
+    assert said == "hidden overflows at timestep 3 of layer 0, reverse direction, in sequence 0"

@@ -14,6 +14,7 @@ from .config import (
     show_config,
 )
 from .flow import gradient_flow
+from .flow_result import plot_flows
 from .gradcheck import gradcheck
 from .layer import load
 from .layer_norm import add_layer_norm, add_layer_norm_backward
@@ -55,6 +56,7 @@ __all__ = [
     "lyapunov_spectrum",
     "mse",
     "optim",
+    "plot_flows",
     "set_matmul_precision",
     "set_num_threads",
     "show_config",

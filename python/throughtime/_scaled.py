@@ -44,6 +44,12 @@ def scaled(values: Array, exponent: Any = 0) -> Scaled:
     return Scaled(_times(values, -own), total)
 
 
+def has_nan(a: Scaled) -> Array:
+    """Which rows (...) hold a NaN."""
+    found: Array = np.isnan(np.einsum("...f->...", a.values)) & (a.exponent != ZERO)
+    return found
+
+
 def add(a: Scaled, b: Scaled) -> Scaled:
     """The sum of two."""
     exponent = np.maximum(a.exponent, b.exponent).astype(np.int64)

@@ -15,8 +15,10 @@ import numpy as np
 from . import _core, layer_norm
 from ._arguments import Array, as_array, choice, flag, float_array, float_dtype, number, sequence_lengths
 from ._arguments import size as positive_int
+from ._finite import forward_fault, not_finite_row, raise_fault
 from .layer import Composite, Layer
 from .modules import Embedding, LayerGradients, check_features
+from .tape import Tape
 
 __all__ = ["LayerNorm", "ResidualBlock", "Sequential"]
 
@@ -90,6 +92,33 @@ def _back(tape: Any, flow: _Flow, options: dict[str, Any]) -> tuple[Any, _Flow]:
         return tape._retreat(flow, options)
     grads = tape.backward(flow.total, **_taken(tape.backward, options))
     return grads, _Flow(grads.input)
+
+
+def _fault_of(place: str, layer: Layer, tape: Any, batch_first: bool) -> str | None:
+    """Where the forward of an inner layer stopped being finite, with its place."""
+    if isinstance(tape, _ContainerTape):
+        found = tape._fault()
+    elif isinstance(tape, Tape):
+        found = forward_fault(tape)
+    else:
+        found = _output_fault(layer, tape, batch_first)
+    return None if found is None else f"{place} ({layer!r}): {found}"
+
+
+def _output_fault(layer: Layer, tape: Any, batch_first: bool) -> str | None:
+    row = not_finite_row(tape.output, batch_first)
+    if row is None:
+        return None
+    for name, array in layer.parameters.items():
+        if not np.isfinite(array).all():
+            return f"parameter {name} is not finite, and so the output at {row}"
+    return f"the output overflows at {row}"
+
+
+def _check_rows(tape: Any, array: Array, fault: str, batch_first: bool) -> None:
+    """Raise where gradients of a layer that does not check them itself are not finite."""
+    row = None if isinstance(tape, Tape) else not_finite_row(array, batch_first)
+    raise_fault(None if row is None else f"{fault} at {row}")
 
 
 def _taken(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -294,7 +323,7 @@ class _Container(Composite):
             raise ValueError(
                 f"masks has unexpected {', '.join(unexpected)}; expected {', '.join(tape.masks) or 'none'}"
             )
-        tape._valid = valid
+        tape._valid, tape._x = valid, as_array("x", x)
         return tape
 
     def _run(
@@ -353,6 +382,7 @@ class _ContainerTape:
     """What a forward keeps: the tapes of the layers inside."""
 
     _valid: Array | None = None
+    _x: Array | None = None  # of the outermost
 
     def __init__(self, stream: _Sum, inner: dict[str, Any]) -> None:
         self._stream = stream
@@ -403,7 +433,20 @@ class _ContainerTape:
             if name not in known:
                 some = ", ".join(sorted(known)) or "none"
                 raise TypeError(f"backward got {name}, which no layer here takes; these are {some}")
+        if options.get("check_finite"):
+            raise_fault(self._fault())
         return self._retreat(_Flow(_select(self._valid, d_output)), options)[0]
+
+    def _fault(self) -> str | None:
+        """Where the forward of these layers stopped being finite, None where it did not."""
+        of_x = None if self._x is None else not_finite_row(_select(self._valid, self._x), self._batch_first())
+        return self._inner_fault() if of_x is None else f"x is not finite at {of_x}"
+
+    def _inner_fault(self) -> str | None:
+        raise NotImplementedError
+
+    def _batch_first(self) -> bool:
+        raise NotImplementedError
 
     def _options(self) -> set[str]:
         """The names that backward takes beside d_output."""
@@ -532,6 +575,13 @@ class BlockTape(_ContainerTape):
         """Bytes that the tape holds, x left out."""
         return super().nbytes + (self._saved.nbytes if self._saved else 0)
 
+    def _batch_first(self) -> bool:
+        return self._block._batch_first()
+
+    def _inner_fault(self) -> str | None:
+        inner = _fault_of("sublayer", self._block.sublayer, self.sublayer, self._batch_first())
+        return inner or _output_fault(self._block, self, self._batch_first())
+
     def _retreat(self, flow: _Flow, options: dict[str, Any]) -> tuple[BlockGradients, _Flow]:
         block = self._block
         norm: dict[str, Array] = {}
@@ -651,11 +701,24 @@ class SequentialTape(_ContainerTape):
         self._stack = stack
         self.layers = tuple(tapes)
 
+    def _batch_first(self) -> bool:
+        return self._stack._batch_first()
+
+    def _inner_fault(self) -> str | None:
+        layers, batch_first = self._stack.layers, self._batch_first()
+        found = (_fault_of(f"layers[{i}]", layers[i], tape, batch_first) for i, tape in enumerate(self.layers))
+        return next(filter(None, found), None)
+
     def _retreat(self, flow: _Flow, options: dict[str, Any]) -> tuple[SequentialGradients, _Flow]:
-        found = []
+        found, checks = [], bool(options.get("check_finite"))
         for i in reversed(range(len(self.layers))):
+            tape = self.layers[i]
             with _placed(f"layers[{i}]", self._stack.layers[i]):
-                grads, flow = _back(self.layers[i], flow, options)
+                if checks and i == len(self.layers) - 1:
+                    _check_rows(tape, flow.total, "d_output is not finite", self._batch_first())
+                grads, flow = _back(tape, flow, options)
+                if checks and flow.total is not None:
+                    _check_rows(tape, flow.total, "the gradient of input overflows", self._batch_first())
             found.append(grads)
         layers = tuple(reversed(found))
         parameters = Composite._named({str(i): grads.parameters for i, grads in enumerate(layers)})

@@ -8,7 +8,8 @@ import numpy as np
 
 from . import _core, layer_norm
 from ._arguments import Array, as_array, features_together, float_array
-from ._scaled import ZERO, Scaled, add, log10_norm, scaled, times
+from ._finite import first_broken, forward_fault, valid_steps
+from ._scaled import ZERO, Scaled, add, has_nan, log10_norm, scaled, times
 from .blocks import BlockTape, LayerNormTape, Sequential, SequentialTape
 from .flow_result import GradientFlow, StackFlow
 from .layer import Layer
@@ -44,8 +45,10 @@ def gradient_flow(
     x : (T, B, I) array
         As for the layer's ``forward``.
     d_output : "last" or array
-        The gradient of the loss with respect to the output, in its shape; ``"last"`` is one of ones on each sequence's
-        last valid output, ``output[lengths[b] - 1, b]``.
+        The gradient of the loss with respect to the output, in its shape. ``"last"`` is one of ones on what ``h_n``
+        holds: each direction's own last step, ``output[lengths[b] - 1, b, :H]`` and, of the reverse direction,
+        ``output[0, b, H:]``. Of a stack whose last layer is not recurrent it is one of ones on each sequence's last
+        valid output.
     state : optional
         Initial state of a recurrent layer.
     lengths : (B,) integers, optional
@@ -86,26 +89,54 @@ def gradient_flow(
     # Of the outputs nobody reads more than their shape.
     tape = layer.forward(x, state, lengths, training=False, output="last", memory=memory)
     shape = (*as_array("x", x).shape[:-1], layer.output_size)
-    d = _incoming(shape, layer.dtype, d_output, _valid(tape), int(layer.batch_first and tape._batched))
-    return _RecurrentPass(tape).run(d, asks_input=False)[0]
+    time_axis = int(layer.batch_first and tape._batched)
+    parts = _incoming(shape, layer.dtype, d_output, _valid(tape), time_axis, layer.num_directions)
+    return _RecurrentPass(tape).run(parts, asks_input=False)[0]
 
 
 def _incoming(
-    shape: tuple[int, ...], dtype: np.dtype[Any], d_output: Any, valid: Array | None, time_axis: int
+    shape: tuple[int, ...], dtype: np.dtype[Any], d_output: Any, valid: Array | None, time_axis: int, directions: int
+) -> list[Scaled]:
+    """The loss's gradient, of the output's shape: the features of each direction by themselves."""
+    part = (*shape[:-1], shape[-1] // directions)
+    if isinstance(d_output, str):
+        return [_ones_on_last(part, dtype, valid, time_axis, reverse) for reverse in (False, True)[:directions]]
+    given = float_array("d_output", d_output, dtype, shape)
+    if valid is not None:
+        given = np.where(valid[..., None], given, dtype.type(0))
+    return [scaled(half) for half in np.split(given, directions, axis=-1)]
+
+
+def _ones_on_last(
+    shape: tuple[int, ...], dtype: np.dtype[Any], valid: Array | None, time_axis: int, reverse: bool
 ) -> Scaled:
-    """The loss's gradient, of the output's shape. Of ones on the last valid outputs, the row of ones is there once."""
-    if not isinstance(d_output, str):
-        given = float_array("d_output", d_output, dtype, shape)
-        return scaled(given if valid is None else np.where(valid[..., None], given, dtype.type(0)))
+    """Ones on the last step that a direction takes in each sequence. The row of ones is there once."""
     exponent = np.full(shape[:-1], ZERO, np.int32)
     in_time = np.moveaxis(exponent, time_axis, 0)
     if valid is None:
-        in_time[-1] = 0
+        in_time[0 if reverse else -1] = 0
     else:
         last = np.moveaxis(valid, time_axis, 0).copy()
-        last[:-1] &= ~last[1:]
+        if reverse:
+            last[1:] = False
+        else:
+            last[:-1] &= ~last[1:]
         in_time[last] = 0
     return Scaled(np.broadcast_to(np.ones(shape[-1], dtype), shape), exponent)
+
+
+def _directions_of_last(stack: Sequential) -> int:
+    """How many directions' own last steps the output of a stack holds side by side."""
+    top = stack.layers[-1]
+    if isinstance(top, Sequential):
+        return _directions_of_last(top)
+    return top.num_directions if isinstance(top, Recurrent) else 1
+
+
+def _together(parts: list[Scaled]) -> Scaled:
+    """The features side by side; parts of a row have the same exponent where they are not zero."""
+    values = parts[0].dense if len(parts) == 1 else np.concatenate([part.dense for part in parts], axis=-1)
+    return Scaled(values, np.maximum.reduce([part.exponent for part in parts]))
 
 
 def _valid(tape: Tape) -> Array | None:
@@ -122,18 +153,32 @@ class _RecurrentPass:
     def __init__(self, tape: Tape) -> None:
         self.tape = tape
         self.count = tape._layer.num_layers * tape._layer.num_directions
+        self.fault = forward_fault(tape)
         self.per_sequence = np.full((self.count, *tape._sizes), -np.inf)
         self.per_unit = np.full((self.count, tape._sizes[0], tape._layer._width), -np.inf)
 
-    def run(self, d: Scaled, *, asks_input: bool) -> tuple[GradientFlow, Scaled]:
-        """The flow, and what reaches the input where that is asked for; `d` and that in the caller's layout."""
+    def run(self, parts: list[Scaled], *, asks_input: bool) -> tuple[GradientFlow, Scaled]:
+        """The flow, and what reaches the input where that is asked for; each direction's loss and that in the caller's
+        layout.
+        """
         tape, layer = self.tape, self.tape._layer
-        values, exponent = (layer._time_major(array, tape._batched) for array in (d.values, d.exponent[..., None]))
-        d = Scaled(features_together(values), exponent[..., 0])
+        parts = [self._time_major(part) for part in parts]
         inputs = tape._upper_inputs()
         for number in reversed(range(layer.num_layers)):
-            d = self._layer(number, inputs.pop(), d, asks_input=asks_input or number > 0)
+            d = self._layer(number, inputs.pop(), parts, asks_input=asks_input or number > 0)
+            parts = self.halves(d) if number else []
         return self._flow(), Scaled(tape._user_layout(d.values), tape._user_layout(d.exponent[..., None])[..., 0])
+
+    def halves(self, d: Scaled) -> list[Scaled]:
+        """The features of each direction."""
+        count, width = self.tape._layer.num_directions, self.tape._layer._width
+        if count == 1:
+            return [d]
+        return [scaled(d.values[..., i * width : (i + 1) * width], d.exponent) for i in range(count)]
+
+    def _time_major(self, d: Scaled) -> Scaled:
+        turn, batched = self.tape._layer._time_major, self.tape._batched
+        return Scaled(features_together(turn(d.values, batched)), turn(d.exponent[..., None], batched)[..., 0])
 
     def _flow(self) -> GradientFlow:
         tape, layer = self.tape, self.tape._layer
@@ -142,16 +187,22 @@ class _RecurrentPass:
             f"layer {index // layer.num_directions}{', reverse' if back else ''}" for index, back in enumerate(reverse)
         ]
         sequences = tape._unbatch(self.per_sequence, 2)
-        return GradientFlow(sequences, self.per_unit, reverse=reverse, names=names, title=f"Gradient flow of {layer!r}")
+        lengths = None if tape._lengths is None else tape._unbatch(tape._lengths, 0)
+        return GradientFlow(
+            sequences,
+            self.per_unit,
+            reverse=reverse,
+            names=names,
+            title=f"Gradient flow of {layer!r}",
+            lengths=lengths,
+            fault=self.fault,
+        )
 
-    def _layer(self, number: int, x: Array, d: Scaled, *, asks_input: bool) -> Scaled:
-        """Both directions of one layer; what reaches its input."""
-        count, width = self.tape._layer.num_directions, self.tape._layer._width
-        if count == 1:
-            return self._direction(number, x, d, asks_input=asks_input)
-        halves = [scaled(d.values[:, :, i * width : (i + 1) * width], d.exponent) for i in range(count)]
-        parts = [self._direction(number * count + i, x, d, asks_input=asks_input) for i, d in enumerate(halves)]
-        return add(*parts) if asks_input else parts[0]
+    def _layer(self, number: int, x: Array, parts: list[Scaled], *, asks_input: bool) -> Scaled:
+        """Both directions of one layer, each with its own part of the gradient; what reaches their input."""
+        first = number * len(parts)
+        below = [self._direction(first + i, x, part, asks_input=asks_input) for i, part in enumerate(parts)]
+        return add(*below) if asks_input and len(below) > 1 else below[0]
 
     def _direction(self, index: int, x: Array, d: Scaled, *, asks_input: bool) -> Scaled:
         tape = self.tape
@@ -167,7 +218,25 @@ class _RecurrentPass:
         }
         if tape._sizes[1]:
             _core.backward(tape._layer._cell, tape._problem(index, x, tape._states, tape._every), gradients)
+        self._mark_lost(index, d, d_input, exponent)
         return Scaled(x, exponent) if d_input is None else scaled(d_input, exponent)
+
+    def _mark_lost(self, index: int, d: Scaled, d_input: Array | None, exponent: Array) -> None:
+        """NaN where a gradient came through what is not finite, which a ReLU, for one, turns into zeros."""
+        tape, (steps, batch) = self.tape, self.tape._sizes
+        arrives, broken = d.exponent != ZERO, has_nan(d)
+        if not batch or (self.fault is None and not broken.any()):
+            return
+        valid, reverse = valid_steps(tape), tape._is_reverse(index)
+        taken = np.arange(steps)[::-1, None] if reverse else np.arange(steps)[:, None]
+        latest, latest_nan = (np.where(rows, taken, -1).max(axis=0) for rows in (arrives, broken))
+        lost = (first_broken(tape, index).min(axis=0) <= latest) & (taken < latest) | (taken <= latest_nan)
+        if valid is not None:
+            lost &= valid
+        self.per_sequence[index][lost] = np.nan
+        self.per_unit[index][lost.any(axis=1)] = np.nan
+        if d_input is not None:
+            d_input[lost], exponent[lost] = np.nan, 0
 
 
 def _of_stack(stack: Sequential, x: Any, d_output: Any, lengths: Any, memory: str | int) -> StackFlow:
@@ -175,15 +244,17 @@ def _of_stack(stack: Sequential, x: Any, d_output: Any, lengths: Any, memory: st
     own_memory = memory if takes_memory or memory != "full" else None
     tape = stack.forward(x, lengths, training=False, memory=own_memory)
     time_axis = int(tape.output.ndim > 2 and stack._batch_first())
-    d = _incoming(tape.output.shape, stack.dtype, d_output, tape._valid, time_axis)
-    return _StackPass(time_axis).through(tape, Scaled(d.dense, d.exponent))[0]
+    directions = _directions_of_last(stack) if isinstance(d_output, str) else 1
+    parts = _incoming(tape.output.shape, stack.dtype, d_output, tape._valid, time_axis, directions)
+    return _StackPass(time_axis, tape._valid, tape._fault()).through(tape, _together(parts))[0]
 
 
 class _StackPass:
-    """The way back through layers in layers, whose arrays have time on this axis."""
+    """The way back through layers in layers, whose arrays have time on this axis; where `valid` is false, padding."""
 
-    def __init__(self, time_axis: int) -> None:
-        self.time_axis = time_axis
+    def __init__(self, time_axis: int, valid: Array | None, fault: str | None) -> None:
+        self.time_axis, self.fault = time_axis, fault
+        self.lengths = None if valid is None else valid.sum(axis=time_axis)
 
     def through(self, tape: SequentialTape, d: Scaled) -> tuple[StackFlow, Scaled]:
         """The flow, and what reaches the lowest layer."""
@@ -195,13 +266,22 @@ class _StackPass:
         names = [f"into layers[{i}] ({type(layer).__name__})" for i, layer in enumerate(layers)]
         rows = np.moveaxis(np.stack(norms[::-1]), 1 + self.time_axis, 1)
         title = f"Gradient flow of a stack of {len(layers)} layer{'s' if len(layers) > 1 else ''}"
-        return StackFlow(rows, names=[*names, "output"], layers=flows[::-1], title=title), d
+        flow = StackFlow(
+            rows,
+            names=[*names, "output"],
+            layers=flows[::-1],
+            title=title,
+            lengths=self.lengths,
+            fault=tape._fault(),
+        )
+        return flow, d
 
     def _back(self, tape: Any, d: Scaled) -> tuple[GradientFlow | None, Scaled]:
         """A layer's own flow where there is one, and what reaches its input."""
         match tape:
             case Tape():
-                return _RecurrentPass(tape).run(d, asks_input=True)
+                pass_ = _RecurrentPass(tape)
+                return pass_.run(pass_.halves(d), asks_input=True)
             case SequentialTape():
                 return self.through(tape, d)
             case BlockTape():
@@ -211,6 +291,8 @@ class _StackPass:
             case LinearTape() | LayerNormTape() | MLPTape():  # row by row
                 d_input = tape.backward(d.dense).input
                 assert d_input is not None
+                if self.fault is not None:
+                    d_input[~np.isfinite(tape.output).all(axis=-1) & (d.exponent != ZERO)] = np.nan
                 return None, scaled(d_input, d.exponent)
             case _:
                 return None, self._superposed(tape, d)

@@ -1,13 +1,15 @@
 """Figures of a gradient flow: curves over time, heat maps over units and over layers. Legible in black and white.
 
-Everything drawn is a logarithm to base 10 on a linear axis, whose ticks are written as powers: a log axis of matplotlib
-ends where floats do, at 1e-308.
+Everything drawn is a logarithm to base 10 on a linear axis, whose ticks are written as powers, in a narrow range as
+numbers: a log axis of matplotlib ends where floats do, at 1e-308. Legends stand where nothing is drawn. A figure is at
+most 1600 pixels high.
 """
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -16,15 +18,18 @@ from matplotlib.axis import Axis
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import Formatter, Locator, MaxNLocator
 
 from ._arguments import Array
 from .flow_result import GradientFlow, StackFlow
 
 _POINTS = 2000  # of a curve, columns or rows of a heat map: more than a figure has pixels
-_CURVES, _HEAT_MAPS, _NAMES = 12, 3, 40  # at most, of one figure
+_CURVES, _HEAT_MAPS, _NAMES = 12, 8, 16  # at most, of one figure
+_DPI = 150
+_IS_CURVE, _IS_SIGN = "gradient flow", "no norm"  # gids of a curve's line and band, and of signs in its place
 _FLOATS = {  # log10 of the normal numbers at both ends
     "smallest float32": -37.93,
     "largest float32": 38.53,
@@ -37,36 +42,141 @@ _ZERO: dict[str, Any] = {"facecolor": "white", "edgecolor": "0.6", "hatch": "///
 _BROKEN: dict[str, Any] = {"facecolor": "white", "edgecolor": "black", "hatch": "xxxx", "linewidth": 0}
 
 
-def plot(flow: GradientFlow, path_or_axes: str | os.PathLike[str] | Axes | None) -> Figure:
+class _Curve(NamedTuple):
+    """A row of a flow, and what it is called."""
+
+    flow: GradientFlow
+    row: int
+    label: str
+
+
+def plot(flow: GradientFlow, path_or_axes: str | os.PathLike[str] | Axes | None, label: str | None) -> Figure:
     """The curves alone in axes that are given, else a new figure, saved where a path is given."""
+    title = flow.title if label is None else "Gradient flow"
     if isinstance(path_or_axes, Axes):
-        draw_curves(path_or_axes, flow)
-        path_or_axes.set_title(flow.title)
-        figure = path_or_axes.get_figure(root=True)
-        assert figure is not None
-        return figure
-    if not isinstance(path_or_axes, str | os.PathLike | None):
-        raise TypeError(f"path_or_axes must be a path or matplotlib Axes, got {type(path_or_axes).__name__}")
-    figure = _stack_figure(flow) if isinstance(flow, StackFlow) else _layer_figure(flow)
-    if path_or_axes is not None:
-        figure.savefig(path_or_axes, dpi=150)
+        return _into_axes(path_or_axes, _curves_of(flow, label), title)
+    _check_path(path_or_axes)
+    figure = _stack_figure(flow, label) if isinstance(flow, StackFlow) else _layer_figure(flow, label)
+    return _saved(figure, path_or_axes)
+
+
+def plot_flows(flows: Mapping[str, GradientFlow], path_or_axes: str | os.PathLike[str] | Axes | None) -> Figure:
+    """The curves of several flows in axes that are given, else in a new figure, saved where a path is given."""
+    curves = [curve for name, flow in flows.items() for curve in _curves_of(flow, name)]
+    if isinstance(path_or_axes, Axes):
+        return _into_axes(path_or_axes, curves, "Gradient flow")
+    _check_path(path_or_axes)
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.add_subplot()
+    _legend_beside(axes, draw_curves(axes, curves))
+    axes.set_title("Gradient flow")
+    return _saved(figure, path_or_axes)
+
+
+def _into_axes(axes: Axes, curves: Sequence[_Curve], title: str) -> Figure:
+    handles = draw_curves(axes, curves)
+    axes.set_title(title, parse_math=False)
+    legend_in_headroom(axes, handles)
+    figure = axes.get_figure(root=True)
+    assert figure is not None
     return figure
 
 
-def draw_curves(axes: Axes, flow: GradientFlow) -> None:
-    """A curve for every row, and how far the sequences of the batch are apart."""
-    each = flow.log10_norm_per_sequence
-    bands = each.ndim == 3 and each.shape[2] > 1
-    shown = _spread(len(flow.names), _CURVES)
-    for place, row in enumerate(shown):
-        draw_curve(axes, flow.log10_norm[row], flow.names[row], place, sequences=each[row] if bands else None)
-    label_curves(axes, flow.quantity, flow.log10_norm.shape[1])
+def _check_path(path: object) -> None:
+    if not isinstance(path, str | os.PathLike | None):
+        raise TypeError(f"path_or_axes must be a path or matplotlib Axes, got {type(path).__name__}")
+
+
+def _saved(figure: Figure, path: str | os.PathLike[str] | None) -> Figure:
+    if path is not None:
+        figure.savefig(path, dpi=_DPI)
+    return figure
+
+
+def _curves_of(flow: GradientFlow, label: str | None) -> list[_Curve]:
+    if label is None:
+        return [_Curve(flow, row, name) for row, name in enumerate(flow.names)]
+    alone = len(flow.names) == 1
+    return [_Curve(flow, row, label if alone else f"{label}: {name}") for row, name in enumerate(flow.names)]
+
+
+def draw_curves(axes: Axes, curves: Sequence[_Curve]) -> list[Artist]:
+    """A curve for every row, and how far the sequences of the batch are apart; what a legend shows.
+
+    Of several sequences the curve is their median, the band their range, at each step of those that carry a gradient.
+    """
+    shown = _spread(len(curves), _CURVES)
+    before = sum(line.get_gid() == _IS_CURVE for line in axes.lines)
+    for place, (flow, row, label) in enumerate([curves[i] for i in shown], before):
+        each = flow.log10_norm_per_sequence[row, : _steps(flow)]
+        if each.ndim == 2 and each.shape[1] > 1:
+            draw_curve(axes, _median(each), label, place, sequences=each)
+        else:
+            draw_curve(axes, flow.log10_norm[row, : _steps(flow)], label, place)
+    flows = [curve.flow for curve in curves]
+    label_curves(axes, " or ".join(dict.fromkeys(flow.quantity for flow in flows)), max(map(_steps, flows)))
+    axes.set_xlabel(_time_label(max(flows, key=_steps)))
     handles: list[Artist] = list(axes.get_legend_handles_labels()[0])
-    if bands:
-        handles.append(Patch(facecolor="0.75", label="band: smallest to largest of the sequences"))
-    if len(shown) < len(flow.names):
-        handles.append(Patch(facecolor="none", label=f"{len(shown)} of {len(flow.names)} rows"))
-    axes.legend(handles=handles, handlelength=4, fontsize="small", ncols=1 + len(shown) // 9, framealpha=0.95)
+    if any(part.get_gid() == _IS_CURVE for part in axes.collections):
+        handles.append(Patch(facecolor="0.75", label="line: median of the\nsequences, band: range"))
+    if len(shown) < len(curves):
+        handles.append(Patch(facecolor="none", label=f"{len(shown)} of {len(curves)} rows"))
+    return handles
+
+
+def _median(sequences: Array) -> Array:
+    """Of each step (T, B), the median of those norms that are not zero; NaN where one is."""
+    ordered, count = np.sort(sequences, axis=1), sequences.shape[1]
+    zeros = (ordered == -np.inf).sum(axis=1)
+    middle = [np.minimum(zeros + (count - zeros - odd) // 2, count - 1) for odd in (1, 0)]
+    low, high = (np.take_along_axis(ordered, place[:, None], axis=1)[:, 0] for place in middle)
+    with np.errstate(invalid="ignore"):  # inf - inf
+        median = np.where(low == high, low, low + (high - low) / 2)
+    return np.where(np.isnan(ordered[:, -1]), np.nan, median)
+
+
+def _steps(flow: GradientFlow) -> int:
+    """How many timesteps are drawn: what lies beyond the longest sequence is padding."""
+    return max(1, flow.steps)
+
+
+def _time_label(flow: GradientFlow) -> str:
+    label = _label("timestep t", _steps(flow))
+    return label if flow.steps == flow.log10_norm.shape[1] else f"{label}, padding from {flow.steps} on left out"
+
+
+def _legend(axes: Axes, handles: Sequence[Artist], **look: Any) -> Legend:
+    legend = axes.legend(handles=handles, handlelength=4, fontsize="small", framealpha=0.95, **look)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return legend
+
+
+def _legend_beside(axes: Axes, handles: Sequence[Artist]) -> None:
+    """A legend right of axes that have a constrained layout."""
+    _legend(axes, handles, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
+
+
+def _legend_over(axes: Axes, handles: Sequence[Artist]) -> None:
+    """A short legend above the right end of axes, whose title stands left."""
+    if handles:
+        look = {"frameon": False, "borderaxespad": 0, "borderpad": 0.1}
+        _legend(axes, handles, loc="lower right", bbox_to_anchor=(1, 1.01), ncols=len(handles), **look)
+
+
+def legend_in_headroom(axes: Axes, handles: Sequence[Artist]) -> None:
+    """A legend inside of axes, above everything that is drawn."""
+    axes.autoscale(axis="y")
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()
+    for columns in (4, 3, 2, 1):
+        legend = _legend(axes, handles, loc="upper left", ncols=columns)
+        if legend.get_window_extent().width < axes.bbox.width:
+            break
+    share = min(0.6, legend.get_window_extent().height / axes.bbox.height + 0.04)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, low + (high - low) / (1 - share))
 
 
 def draw_curve(
@@ -81,17 +191,19 @@ def draw_curve(
         "color": f"C{place % 10}",
         "markersize": 5,
         "markevery": _marked(finite, place),
+        "gid": _IS_CURVE,
     }
     (line,) = axes.plot(times, np.where(finite, highest, np.nan), label=label, **{**look, **style})
     if sequences is not None:
         lowest = np.where(sequences == -np.inf, np.inf, sequences).min(axis=1)
         _, (low, high) = _thinned_curve(-lowest, sequences.max(axis=1))
-        inside = np.isfinite(low) & np.isfinite(high)
-        axes.fill_between(times, -low, high, where=inside, color=line.get_color(), alpha=0.25, linewidth=0)
+        look = {"color": line.get_color(), "alpha": 0.25, "linewidth": 0, "gid": _IS_CURVE}
+        axes.fill_between(times, -low, high, where=np.isfinite(low) & np.isfinite(high), **look)
     for absent, marks in _without_place(highest, label, line):
         where = times[absent][:: max(1, absent.sum() // 50)]
-        height = np.full(len(where), 0.015 + 0.02 * place)
-        axes.plot(where, height, transform=axes.get_xaxis_transform(), markersize=4, **marks)
+        row = sum(other.get_gid() == _IS_SIGN for other in axes.lines)
+        height = np.full(len(where), 0.015 + 0.02 * row)
+        axes.plot(where, height, gid=_IS_SIGN, transform=axes.get_xaxis_transform(), markersize=4, **marks)
 
 
 def label_curves(axes: Axes, quantity: str, steps: int) -> None:
@@ -99,17 +211,62 @@ def label_curves(axes: Axes, quantity: str, steps: int) -> None:
     axes.set(xlabel=_label("timestep t", steps), ylabel=f"norm of {_typeset(quantity)} (log scale)")
     axes.grid(alpha=0.3)
     label_powers(axes.yaxis)
+    told = {text.get_text() for text in axes.texts}
     for name, value in _FLOATS.items():
-        if axes.dataLim.y0 < value < axes.dataLim.y1:
+        if axes.dataLim.y0 < value < axes.dataLim.y1 and name not in told:
             axes.axhline(value, color="0.35", linestyle=(0, (1, 4)), linewidth=1)
             text: dict[str, Any] = {"fontsize": "small", "color": "0.25", "va": "bottom"}
             axes.text(0.005, value, name, transform=axes.get_yaxis_transform(), **text)
 
 
+class _PowerLocator(Locator):
+    """Places of ticks for logarithms: powers of ten, in a narrow range round numbers."""
+
+    def __call__(self) -> Any:
+        assert self.axis is not None
+        return self.tick_values(*self.axis.get_view_interval())
+
+    def tick_values(self, vmin: float, vmax: float) -> Any:
+        low, high = min(vmin, vmax), max(vmin, vmax)
+        if high - low >= 4:
+            return MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True).tick_values(low, high)
+        decade = np.floor(low)
+        if high - low >= 1:
+            return np.concatenate([decade + n + np.log10([1, 2, 5]) for n in range(int(np.ceil(high - decade)) + 1)])
+        ends = 10.0 ** (low - decade), 10.0 ** (high - decade)
+        numbers: Array = np.asarray(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]).tick_values(*ends))
+        return decade + np.log10(numbers[numbers > 0])
+
+
+class _PowerFormatter(Formatter):
+    """Logarithms as powers of ten, where not all are whole as numbers, of as many digits as tell them apart."""
+
+    def __call__(self, value: float, _: int | None = None) -> str:
+        return self.format_ticks([value])[0]
+
+    def format_ticks(self, values: Sequence[float]) -> list[str]:
+        if all(value == round(value) for value in values):
+            return [f"$10^{{{value:z.6g}}}$" for value in values]
+        close = float(np.min(np.diff(np.sort(values)), initial=1.0)) / 10
+        return [_number_text(value, close) for value in values]
+
+
+def _number_text(log10: float, close: float) -> str:
+    """A number, whose logarithm is off by no more than `close`."""
+    exponent = int(np.floor(log10 + 1e-9))
+    for digits in range(12):
+        factor = round(10 ** (log10 - exponent), digits)
+        if abs(np.log10(factor) - (log10 - exponent)) <= close:
+            break
+    if -4 < exponent < 4:
+        return f"{factor * 10.0**exponent:.{max(0, digits - exponent)}f}"
+    return f"$10^{{{exponent}}}$" if factor == 1 else f"${factor:.{digits}f} \\times 10^{{{exponent}}}$"
+
+
 def label_powers(axis: Axis) -> None:
-    """Ticks of logarithms, written as powers of ten."""
-    axis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"$10^{{{value:z.6g}}}$"))
+    """Ticks of logarithms, written as powers of ten, in a narrow range as numbers."""
+    axis.set_major_locator(_PowerLocator())
+    axis.set_major_formatter(_PowerFormatter())
 
 
 def draw_depth(axes: Axes, norms: Array, label: str, place: int, **style: Any) -> None:
@@ -141,55 +298,67 @@ def label_depth(axes: Axes) -> None:
     axes.tick_params(axis="x", labelrotation=45)
 
 
-def _layer_figure(flow: GradientFlow) -> Figure:
+def _layer_figure(flow: GradientFlow, label: str | None) -> Figure:
     shown = [] if flow._log10_unit is None else _spread(len(flow.names), _HEAT_MAPS)
-    figure = Figure(figsize=(13 if shown else 8, 5.5), layout="constrained")
-    figure.suptitle(flow.title)
+    figure = Figure(figsize=(13 if shown else 9, max(5.5, 0.9 + 1.2 * len(shown))), layout="constrained")
+    _set_title(figure, flow, label)
     grid = figure.add_gridspec(max(1, len(shown)), 2 if shown else 1)
     curves = figure.add_subplot(grid[:, 0])
-    draw_curves(curves, flow)
-    curves.set_title("Over batch and units")
+    _legend_beside(curves, draw_curves(curves, _curves_of(flow, label)))
+    alone = flow.log10_norm_per_sequence.size == flow.log10_norm.size
+    curves.set_title("Over batch and units" if alone else "Of each sequence, over units")
     if shown:
         panels = [figure.add_subplot(grid[place, 1]) for place in range(len(shown))]
         _draw_units(figure, panels, flow, shown)
     return figure
 
 
+def _set_title(figure: Figure, flow: GradientFlow, label: str | None) -> None:
+    title = flow.title if label is None else f"{label}: {flow.title}"
+    fault = "" if flow.fault is None else f"\nforward not finite: {flow.fault}"
+    figure.suptitle(title + fault, wrap=True, parse_math=False)
+
+
 def _draw_units(figure: Figure, panels: list[Axes], flow: GradientFlow, shown: list[int]) -> None:
     """Heat maps time x unit of these rows, in common colours."""
-    maps = [flow.log10_unit[row].T for row in shown]
+    maps = [flow.log10_unit[row, : _steps(flow)].T for row in shown]
     colours = _colours(*maps)
     for axes, row, values in zip(panels, shown, maps, strict=True):
         image = _heat_map(axes, values, colours)
-        axes.set(title=f"{flow.names[row]}, each unit over the batch", ylabel=_label("unit", len(values)))
+        axes.set_title(f"{flow.names[row]}, each unit over the batch", loc="left", fontsize="medium")
+        axes.set_ylabel(_label("unit", len(values)))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         if axes is not panels[-1]:
             axes.tick_params(labelbottom=False)
-    panels[-1].set_xlabel(_label("timestep t", maps[0].shape[1]))
+    rows = len(flow.names)
+    left_out = f"\n{len(shown)} of {rows} rows; all are in flow.log10_unit" if len(shown) < rows else ""
+    panels[-1].set_xlabel(_time_label(flow) + left_out)
     figure.colorbar(image, ax=panels, label=f"log10 of norm of {_typeset(flow.quantity)} per unit")
 
 
-def _stack_figure(flow: StackFlow) -> Figure:
-    rows = len(flow.names)
+def _stack_figure(flow: StackFlow, label: str | None) -> Figure:
+    rows, norms = len(flow.names), flow.log10_norm[:, : _steps(flow)]
     named = _spread(rows, _NAMES)
     below = 2 + 0.25 * len(named)  # inches
     figure = Figure(figsize=(13, 4.5 + below), layout="constrained")
-    figure.suptitle(flow.title)
+    _set_title(figure, flow, label)
     grid = figure.add_gridspec(2, 2, width_ratios=(2.2, 1), height_ratios=(4, below), wspace=0.08)
     curves = figure.add_subplot(grid[0, :])
-    draw_curves(curves, flow)
+    _legend_beside(curves, draw_curves(curves, _curves_of(flow, label)))
     curves.set_title("Gradient of what enters each layer")
     axes = figure.add_subplot(grid[1, 0])
-    image = _heat_map(axes, flow.log10_norm, _colours(flow.log10_norm))
-    axes.set(title="Depth and time", xlabel=_label("timestep t", flow.log10_norm.shape[1]))
+    image = _heat_map(axes, norms, _colours(norms))
+    some = "" if len(named) == rows else f"\n{len(named)} of {rows} rows are named"
+    axes.set_title("Depth and time", loc="left")
+    axes.set_xlabel(_time_label(flow) + some)
     axes.set_yticks(named, [flow.names[row] for row in named])
     axes.set_ylim(rows - 0.5, -0.5)
     figure.colorbar(image, ax=axes, label=f"log10 of norm of {_typeset(flow.quantity)}")
     depth = figure.add_subplot(grid[1, 1], sharey=axes)
     draw_depth(depth, flow.depth_log10_norm, "norm", 0)
+    depth.set_title("Depth, over all timesteps", loc="left")
     if len(depth.lines) > 1:
-        depth.legend(fontsize="small")
-    depth.set_title("Depth, over all timesteps")
+        _legend_over(depth, depth.lines)
     depth.tick_params(labelleft=False)
     label_depth(depth)
     return figure
@@ -212,14 +381,13 @@ def _heat_map(axes: Axes, values: Array, colours: Normalize) -> AxesImage:
     )
     axes.set(xlim=(-0.5, values.shape[1] - 0.5), ylim=(-0.5, values.shape[0] - 0.5))
     axes.patch.set(**_ZERO)
-    legend = [Patch(**_ZERO, label="exactly zero")] if (drawn == -np.inf).any() else []
+    legend: list[Artist] = [Patch(**_ZERO, label="exactly zero")] if (drawn == -np.inf).any() else []
     broken = _runs(~(np.max(drawn, axis=0) < np.inf))
     for first, last in broken:
         axes.axvspan(first * wide - 0.5, last * wide - 0.5, **_BROKEN)
     if broken:
         legend.append(Patch(**_BROKEN, label="not finite"))
-    if legend:
-        axes.legend(handles=legend, fontsize="small", loc="upper left", framealpha=1)
+    _legend_over(axes, legend)
     return image
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["GradientFlow", "StackFlow"]
+__all__ = ["GradientFlow", "StackFlow", "plot_flows"]
 
 COLUMNS = ("start", "middle", "end", "gamma", "horizon(1e-3)", "horizon(1e-6)")
 
@@ -40,11 +40,18 @@ class GradientFlow:
         What the rows are called in the table and in plots.
     title : str
         What the flow is of.
+    lengths : (B,) integers, optional
+        Each sequence's own length, one integer where there is no batch. What lies beyond the longest is padding: it
+        counts for nothing.
+    fault : str, optional
+        Where the forward stopped being finite. Gradients that come back through that are ``nan``.
 
     Attributes
     ----------
-    log10_norm_per_sequence, reverse, names, title
+    log10_norm_per_sequence, reverse, names, title, lengths, fault
         As given.
+    steps : int
+        Timesteps of the longest sequence, T where there are no lengths.
     log10_norm : (L*D, T) array
         log10 of ||dL/dh_t|| over batch and units.
     """
@@ -59,6 +66,8 @@ class GradientFlow:
         reverse: Sequence[bool],
         names: Sequence[str],
         title: str,
+        lengths: Array | None = None,
+        fault: str | None = None,
     ) -> None:
         rows = len(names)
         axes = ("T", "B")[: log10_norm_per_sequence.ndim - 1]
@@ -71,10 +80,17 @@ class GradientFlow:
         check_shape("reverse", self.reverse, (rows,))
         self.names = tuple(names)
         self.title = title
+        self.fault = fault
+        self.lengths = None if lengths is None else np.array(lengths, np.int64)
+        steps, *batch = log10_norm_per_sequence.shape[1:]
+        if self.lengths is not None:
+            check_shape("lengths", self.lengths, tuple(batch))
+        self.steps = steps if self.lengths is None else int(self.lengths.max(initial=0))
 
     def __repr__(self) -> str:
         rows, steps = self.log10_norm.shape
-        return f"{type(self).__name__}({self.title!r}, {rows} rows, {steps} timesteps)"
+        fault = "" if self.fault is None else f", forward not finite: {self.fault}"
+        return f"{type(self).__name__}({self.title!r}, {rows} rows, {steps} timesteps{fault})"
 
     @cached_property
     def log10_norm(self) -> Array:
@@ -114,8 +130,9 @@ class GradientFlow:
         -------
         (L*D,) array
             Counted from the first step that carries a gradient, in the order of the backward, to the first whose norm
-            is below `fraction` times the norm there; a gradient of exactly zero is below. ``inf`` where none is;
-            ``nan`` where no step carries a gradient or a norm is not finite before that.
+            is below `fraction` times the norm there; a gradient of exactly zero is below. ``inf`` where none is, up to
+            the last step of the longest sequence; ``nan`` where no step carries a gradient or a norm is not finite
+            before that.
 
         Raises
         ------
@@ -132,7 +149,8 @@ class GradientFlow:
         -------
         str
             The start is the first step that carries a gradient, in the order of the backward; the end is the last
-            timestep in that order: the first of the sequence, in the reverse direction the last.
+            timestep in that order: the first of the sequence, in the reverse direction the last of the longest one.
+            Where the forward was not finite, a line before the table says so.
         """
         lines = [("", *COLUMNS), *((name, *self.cells(row)) for row, name in enumerate(self.names))]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -143,7 +161,8 @@ class GradientFlow:
             f"start, middle, end: log10 of the norm of {self.quantity} along the way back; gamma: its mean factor per "
             "step back; horizon(f): steps back until it is below f times that of the start."
         )
-        return "\n".join([self.title, *table, note])
+        fault = [] if self.fault is None else [fault_text(self.fault)]
+        return "\n".join([self.title, *fault, *table, note])
 
     def cells(self, row: int) -> tuple[str, ...]:
         """What a table shows of a row, in the order of ``COLUMNS``."""
@@ -152,43 +171,101 @@ class GradientFlow:
         horizons = (_horizon(way, exponent) for exponent in (-3.0, -6.0))
         return (*map(_log10_text, places), factor_text(self._log10_gamma[row]), *map(_steps_text, horizons))
 
-    def plot(self, path_or_axes: str | os.PathLike[str] | Axes | None = None) -> Figure:
+    def plot(self, path_or_axes: str | os.PathLike[str] | Axes | None = None, label: str | None = None) -> Figure:
         """Draw the norms over time, and heat maps over the units; needs matplotlib.
 
         Parameters
         ----------
         path_or_axes : path or matplotlib Axes, optional
-            Where the figure is saved, in the format that its name ends in; or axes for the curves alone.
+            Where the figure is saved, in the format that its name ends in; or axes for the curves alone, beside the
+            curves of other flows that they hold.
+        label : str, optional
+            What this flow is called in the legend.
 
         Returns
         -------
         matplotlib.figure.Figure
-            A new one, or that of the axes.
+            A new one, or that of the axes. Of several sequences a curve is the median, within the band of their range.
 
         Raises
         ------
         ImportError
             If matplotlib is not installed.
         TypeError
-            If `path_or_axes` is something else.
+            If `path_or_axes` or `label` is something else.
         """
-        try:
-            from . import flow_figures
-        except ModuleNotFoundError as error:
-            raise ImportError(
-                f'a plot needs matplotlib ({error}): pip install matplotlib, or pip install "throughtime[cli]"'
-            ) from error
-        return flow_figures.plot(self, path_or_axes)
+        if not isinstance(label, str | None):
+            raise TypeError(f"label must be a str, got {type(label).__name__}")
+        figure: Figure = _figures().plot(self, path_or_axes, label)
+        return figure
 
     @cached_property
     def _log10_gamma(self) -> Array:
         return np.array([_log10_gamma(self._way(row)) for row in range(len(self.names))])
 
     def _way(self, row: int) -> Array:
-        """The row's norms in the order of the backward, from the first step that carries a gradient to the end."""
-        norms = self.log10_norm[row] if self.reverse[row] else self.log10_norm[row, ::-1]
+        """The row's norms in the order of the backward, from the first step that carries a gradient to the end.
+
+        Beyond the longest sequence there is only padding, which the reverse direction would otherwise end in.
+        """
+        norms = self.log10_norm[row, : self.steps]
+        norms = norms if self.reverse[row] else norms[::-1]
         carrying = np.flatnonzero(norms != -np.inf)
         return norms[carrying[0] :] if carrying.size else norms[:0]
+
+
+def plot_flows(flows: Mapping[str, GradientFlow], path_or_axes: str | os.PathLike[str] | Axes | None = None) -> Figure:
+    """Draw the norms over time of several flows into one plot, with their names; needs matplotlib.
+
+    Parameters
+    ----------
+    flows : mapping of str to GradientFlow
+        What :func:`gradient_flow` returned, by the names that the legend shows.
+    path_or_axes : path or matplotlib Axes, optional
+        Where the figure is saved, in the format that its name ends in; or axes to draw into.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A new one, or that of the axes.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    TypeError
+        If `flows` is no mapping of names to flows, or `path_or_axes` something else.
+    ValueError
+        If `flows` is empty.
+
+    Examples
+    --------
+    >>> import numpy as np, throughtime as tt
+    >>> x = np.random.default_rng(0).standard_normal((500, 4, 8), dtype=np.float32)
+    >>> flows = {layer.__name__: tt.gradient_flow(layer(8, 16, seed=0), x) for layer in (tt.RNN, tt.LSTM)}
+    >>> figure = tt.plot_flows(flows)
+    """
+    if not isinstance(flows, Mapping):
+        raise TypeError(f"flows must be a dict of name to flow, got {type(flows).__name__}")
+    if not flows:
+        raise ValueError("flows is empty, expected at least one flow")
+    for name, flow in flows.items():
+        if not isinstance(name, str) or not isinstance(flow, GradientFlow):
+            what = f"{name!r}: {type(flow).__name__}"
+            raise TypeError(f"flows must be a dict of str to what gradient_flow returns, got {what}")
+    figure: Figure = _figures().plot_flows(flows, path_or_axes)
+    return figure
+
+
+def _figures() -> Any:
+    """The module that draws."""
+    try:
+        from . import flow_figures
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f'a plot needs matplotlib ({error}): pip install matplotlib, or pip install "throughtime[cli]"'
+        ) from error
+    return flow_figures
 
 
 class StackFlow(GradientFlow):
@@ -205,15 +282,15 @@ class StackFlow(GradientFlow):
         What the rows are called in the table and in plots.
     layers : (layers,) sequence of GradientFlow or None
         The flow inside each layer that holds a recurrent one, None for others.
-    title : str
-        What the flow is of.
+    title, lengths, fault
+        As for :class:`GradientFlow`.
 
     Attributes
     ----------
     layers : tuple of GradientFlow or None
     depth_log10_norm : (layers + 1,) array
         log10 of the norm over all timesteps.
-    log10_norm, log10_norm_per_sequence, reverse, names, title
+    log10_norm, log10_norm_per_sequence, reverse, names, title, lengths, steps, fault
         As of :class:`GradientFlow`; a row for every boundary of layers, ``reverse`` nowhere.
     """
 
@@ -226,8 +303,11 @@ class StackFlow(GradientFlow):
         names: Sequence[str],
         layers: Sequence[GradientFlow | None],
         title: str,
+        lengths: Array | None = None,
+        fault: str | None = None,
     ) -> None:
-        super().__init__(log10_norm_per_sequence, reverse=[False] * len(names), names=names, title=title)
+        reverse, norms = [False] * len(names), log10_norm_per_sequence
+        super().__init__(norms, reverse=reverse, names=names, title=title, lengths=lengths, fault=fault)
         self.layers = tuple(layers)
         if len(self.layers) != len(self.names) - 1:
             raise ValueError(f"layers has {len(self.layers)} entries, expected {len(self.names) - 1}: names less one")
@@ -276,6 +356,11 @@ def _horizon(way: Array, log10_fraction: float) -> float:
 
 def _log10_text(value: float) -> str:
     return "zero" if value == -np.inf else f"{value:z.2f}"
+
+
+def fault_text(fault: str) -> str:
+    """A forward that was not finite, in a line of its own."""
+    return f"The forward is not finite: {fault}. Gradients that come back through that are nan."
 
 
 def factor_text(log10_factor: float) -> str:

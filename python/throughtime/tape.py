@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ._arguments import Array, flag, number, size
+from ._finite import forward_fault, incoming_fault, overflow, raise_fault
 
 if TYPE_CHECKING:
     from .recurrent import Recurrent, State
@@ -354,7 +355,10 @@ class Tape:
         clip : float, optional
             Largest norm, per sequence, of what flows into a step from the one after it.
         check_finite : bool
-            Raise FloatingPointError at the first NaN or infinity, naming layer, timestep and tensor.
+            Raise FloatingPointError where a NaN or infinity enters, naming tensor, timestep, layer and sequence. First
+            the forward is looked through, from the lowest layer up, each direction in its own order: x, the initial
+            state, parameters, what overflows. Then the backward, from the highest layer down and in its order:
+            incoming gradients, and what overflows.
 
         Returns
         -------
@@ -385,28 +389,37 @@ class Tape:
         final_parts = d_final_state if isinstance(d_final_state, tuple | list) else [d_final_state]
         if all(part is None for part in (d_output, d_cell, *final_parts)):
             raise ValueError("backward needs at least one of d_output, d_final_state and d_cell, got None for each")
+        d_given, d_cell = list(d_final), self._check_d_cell(d_cell)
         d_top = self._check_d_output(d_output, d_final)
         options = {
             "truncate": None if truncate is None else min(size("truncate", truncate), self._sizes[0]),
             "clip": None if clip is None else number("clip", clip, 0, float("inf"), open_low=True),
         }
         finite = flag("check_finite", check_finite)
-        pass_ = _Backward(self, asked, self._check_d_cell(d_cell), d_final, options, finite, Wanted())
+        if finite:
+            d_last = self._last_d_output(d_output) if self._last and d_output is not None else d_top
+            raise_fault(forward_fault(self) or incoming_fault(self, d_last, d_given, d_cell))
+        pass_ = _Backward(self, asked, d_cell, d_final, options, finite, Wanted())
         return pass_.run(d_top)
 
     def _check_d_output(self, d_output: Any, d_final: list[Array]) -> Array | None:
         """d_output as (T, B, D*H); for ``output="last"`` it is added to the final state's gradient instead."""
         if d_output is None:
             return None
+        if self._last:
+            directions = self._layer.num_directions
+            d_final[0] = d_final[0].copy()
+            of_top = d_final[0][-directions:]
+            of_top += self._last_d_output(d_output).reshape(-1, directions, self._layer._width).swapaxes(0, 1)
+            return None
         backend = self._layer._backend
         given = backend.float_array("d_output", d_output, self._layer.dtype, self.output.shape)
-        if not self._last:
-            return backend.features_together(self._layer._time_major(given, self._batched))
-        directions = self._layer.num_directions
-        d_final[0] = d_final[0].copy()
-        of_top = d_final[0][-directions:]
-        of_top += given.reshape(self._sizes[1], directions, self._layer._width).swapaxes(0, 1)
-        return None
+        return backend.features_together(self._layer._time_major(given, self._batched))
+
+    def _last_d_output(self, d_output: Any) -> Array:
+        """d_output for ``output="last"``, (B, D*H)."""
+        given = self._layer._backend.float_array("d_output", d_output, self._layer.dtype, self.output.shape)
+        return given.reshape(self._sizes[1], self._layer.num_directions * self._layer._width)
 
     def _check_d_cell(self, d_cell: Any) -> Array | None:
         if d_cell is None:
@@ -559,20 +572,13 @@ class _Backward:
     def _check_finite(self, index: int, d_input: Array | None) -> None:
         """Raise for the first NaN or infinity in the order in which the backward makes them."""
         tape, layer = self.tape, self.tape._layer
-        made = dict(zip(layer._state_names, self.states, strict=True))
-        tensors = {name: array[index] for name, array in made.items() if array is not None}
-        if d_input is not None:
-            tensors["input"] = d_input
-        steps = range(tape._sizes[0]) if tape._is_reverse(index) else reversed(range(tape._sizes[0]))
-        bad = {name: ~self.backend.finite(array) for name, array in tensors.items()}
+        states = zip(layer._state_names, self.states, strict=True)
+        made = {name: array[index] for name, array in states if array is not None}
+        raise_fault(overflow(tape, index, made if d_input is None else {**made, "input": d_input}))
         where = f"layer {index // layer.num_directions}" + (", reverse direction" if tape._is_reverse(index) else "")
-        for t in steps:
-            for name, found in bad.items():
-                if found[t]:
-                    raise FloatingPointError(f"the gradient of {name} is not finite at timestep {t} of {where}")
         for name in (parameter + layer._suffixes[index] for parameter in layer._parameter_names):
             if not self.backend.finite(self.parameters[name][None]).all():
-                raise FloatingPointError(f"the gradient of parameter {name} is not finite in {where}")
+                raise FloatingPointError(f"the gradient of parameter {name} overflows in {where}")
         for name, initial in zip(layer._state_names, self.initial, strict=True):
             if not self.backend.finite(initial[index][None]).all():
                 raise FloatingPointError(f"the gradient of the initial state, {name}, is not finite in {where}")

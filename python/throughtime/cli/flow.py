@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 import throughtime as tt
-from throughtime.flow_result import COLUMNS, GradientFlow, StackFlow, factor_text
+from throughtime.flow_result import COLUMNS, GradientFlow, StackFlow, factor_text, fault_text
 
 from .character_model import CharacterModel
 from .flow_models import INPUT_SIZE, MODELS, WEIGHTS, build, lowest
@@ -72,6 +72,9 @@ def _compare(console: Console, x: Array, hidden: int, layers: int, seed: int, pl
     about = f"loss on the last of {len(x)} steps, {hidden} units"
     console.print(_table(flows, f"log10 of the norm of dL/dh_t: {about}"))
     say(console, f"{_NOTE} Of a stack, all in its first LSTM.")
+    for name, of_weights in flows.items():
+        for weights, found in of_weights.items():
+            _say_fault(console, f"{name}, {weights} weights: ", found)
     console.print(_depth_table(flows, layers))
     from .plots import save_flow_figure
 
@@ -92,10 +95,16 @@ def _look(console: Console, path: Path, text: Path | None, steps: int, batch: in
     say(console, title)
     console.print(table)
     say(console, _NOTE)
+    _say_fault(console, "", found)
     from .plots import save_model_figure
 
     save_model_figure(plot, found, title)
     say(console, f"plot: {plot}")
+
+
+def _say_fault(console: Console, whose: str, flow: GradientFlow) -> None:
+    if flow.fault is not None:
+        say(console, whose + fault_text(flow.fault))
 
 
 def _inputs(text: Path | None, steps: int, batch: int, seed: int) -> Array:

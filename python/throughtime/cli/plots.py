@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from throughtime.flow_figures import draw_curve, draw_depth, label_curves, label_depth
+from throughtime.flow_figures import draw_curve, draw_depth, label_curves, label_depth, legend_in_headroom
 from throughtime.flow_result import GradientFlow, StackFlow
 
 from .flow_models import WEIGHTS, lowest
@@ -35,7 +37,7 @@ def save_model_figure(path: Path, flow: GradientFlow, title: str) -> None:
 
 def save_flow_figure(path: Path, flows: Mapping[str, Mapping[str, GradientFlow]], title: str) -> None:
     """Norms over time, a panel for each choice of initial weights and a curve per model; of stacks also over depth."""
-    figure = Figure(figsize=(15, 6), layout="constrained")
+    figure = Figure(figsize=(15, 6.5), layout="constrained")
     figure.suptitle(title)
     *panels, depth = figure.subplots(1, len(WEIGHTS) + 1, width_ratios=(*(1.2 for _ in WEIGHTS), 1))
     for weights, axes in zip(WEIGHTS, panels, strict=True):
@@ -46,9 +48,17 @@ def save_flow_figure(path: Path, flows: Mapping[str, Mapping[str, GradientFlow]]
         axes.set_title(f"{weights.capitalize()} weights")
     for axes in panels:
         label_curves(axes, "dL/dh_t", next(iter(flows.values()))[WEIGHTS[0]].log10_norm.shape[1])
-        axes.legend(handlelength=4, fontsize="small", framealpha=0.95)
     _draw_depths(depth, flows)
+    look: dict[str, Any] = {"handlelength": 4, "fontsize": "small"}
+    figure.legend(handles=_handles(*panels), loc="outside lower left", ncols=3, **look)
+    figure.legend(handles=_handles(depth), loc="outside lower right", ncols=2, **look)
     figure.savefig(path, dpi=150)
+
+
+def _handles(*panels: Axes) -> list[Artist]:
+    """What a legend of panels shows, once by each name."""
+    named = {line.get_label(): line for axes in panels for line in axes.get_legend_handles_labels()[0]}
+    return list(named.values())
 
 
 def _draw_depths(axes: Axes, flows: Mapping[str, Mapping[str, GradientFlow]]) -> None:
@@ -67,7 +77,6 @@ def _draw_depths(axes: Axes, flows: Mapping[str, Mapping[str, GradientFlow]]) ->
     axes.invert_yaxis()
     axes.set_title("Stacks: over depth")
     label_depth(axes)
-    axes.legend(handlelength=4, fontsize="small", framealpha=0.95)
 
 
 def _draw_losses(axes: Axes, losses: Sequence[float], unigram: float) -> None:
@@ -79,4 +88,4 @@ def _draw_losses(axes: Axes, losses: Sequence[float], unigram: float) -> None:
     axes.axhline(unigram, color="black", linestyle=":", label=f"unigram baseline ({unigram:.2f})")
     axes.set(title="Training loss", xlabel="step (parameter updates)", ylabel="loss (bits per character)")
     axes.grid(alpha=0.3)
-    axes.legend(handlelength=3.5)
+    legend_in_headroom(axes, axes.get_legend_handles_labels()[0])
