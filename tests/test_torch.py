@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import TORCH_KINDS, Problem, assert_close, assert_same_bits, problems
+import throughtime as tt
+from conftest import TORCH_KINDS, Problem, assert_close, assert_same_bits, problems, rounding_bound
+from throughtime._torch_modules import from_torch
 from torch_side import BOUND, arrays, backward, gradient, laid_out, leaves, module_of, together, torch
 
 
@@ -121,3 +127,89 @@ def test_parameters_that_require_a_gradient_load_too():
     layer = problem.layer()
     layer.load_parameters(dict(module_of(problem).named_parameters()))
     assert_same_bits(layer.parameters, problem.parameters)
+
+
+@pytest.mark.parametrize("library", ["torch.nn", "throughtime.torch"])
+@pytest.mark.parametrize("kind", TORCH_KINDS)
+def test_analyses_take_torchs_modules(kind, library):
+    """On the memory of their weights, with the same bits as the layer with these parameters."""
+    problem = Problem(kind, L=2)
+    package = torch.nn if library == "torch.nn" else pytest.importorskip(library)
+    module, layer = module_of(problem, library=package), problem.layer()
+    x, state = torch.tensor(problem.x, requires_grad=True), leaves(problem.state)
+    found = tt.gradient_flow(module, x, torch.tensor(problem.d_output), state=state)
+    expected = tt.gradient_flow(layer, problem.x, problem.d_output, state=problem.state)
+    assert_same_bits(found.log10_norm_per_sequence, expected.log10_norm_per_sequence)
+    assert found.summary() == expected.summary()
+    one, own = x[:, :1], together(problem.state)
+    start = tuple(torch.tensor(part[:, :1]) for part in own)
+    arguments = (tuple(part[:, :1] for part in own), start) if len(own) > 1 else (own[0][:, :1], start[0])
+    for analysis, rest in ((tt.lyapunov_spectrum, ()), (tt.jacobian_singular_values, (1, 4))):
+        theirs = analysis(module, one, *rest, state=arguments[1])
+        assert_same_bits(theirs, analysis(layer, problem.x[:, :1], *rest, state=arguments[0]))
+
+
+def test_analyses_read_weights_where_they_lie():
+    module = torch.nn.GRU(3, 4, 2)
+    (layer,) = from_torch(module)
+    for name, parameter in module.named_parameters():
+        assert np.shares_memory(layer.parameters[name], arrays(parameter))
+    before = tt.gradient_flow(module, x := torch.randn(5, 2, 3)).log10_norm
+    torch.nn.utils.parametrizations.weight_norm(module, "weight_hh_l0")  # computes another one, of the same values
+    assert_close(tt.gradient_flow(module, x).log10_norm, before, rounding_bound("float32", 100))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_analyses_of_modules_in_half_precision_are_in_float32(dtype):
+    module, x = torch.nn.LSTM(3, 4, dtype=dtype), torch.randn(5, 1, 3).to(dtype)
+    wide = torch.nn.LSTM(3, 4)
+    wide.load_state_dict(module.state_dict())
+    assert_same_bits(tt.gradient_flow(module, x).log10_norm, tt.gradient_flow(wide, x.float()).log10_norm)
+    assert_same_bits(tt.lyapunov_spectrum(module, x), tt.lyapunov_spectrum(wide, x.float()))
+
+
+class Other(torch.nn.GRU):
+    def forward(self, x):
+        return x
+
+
+class Named(torch.nn.GRU):
+    pass
+
+
+def test_analyses_say_which_torch_module_they_cannot_take():
+    x = np.zeros((5, 1, 3), np.float32)
+    assert tt.gradient_flow(Named(3, 4), x).log10_norm.shape == (1, 5)
+    for module, named in (
+        (torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.GRU(3, 4)), "torch.nn.Sequential, which has one at '1'"),
+        (torch.nn.LSTMCell(3, 4), "torch.nn.LSTMCell"),
+        (Other(3, 4), "Other, whose forward is its own"),
+    ):
+        calls = (tt.gradient_flow, tt.lyapunov_spectrum, lambda *given: tt.jacobian_singular_values(*given, 0, 1))
+        for call in calls:
+            with pytest.raises(TypeError, match=f"layer must be .*torch.nn or throughtime.torch, got {named}$"):
+                call(module, x)
+
+
+def test_the_core_imports_neither_torch_nor_the_bridge():
+    """Not to take a module of torch's either: the bridge moves the library's threads to torch's."""
+    script = """
+        import sys, throughtime as tt
+        assert "torch" not in sys.modules
+        import torch
+        tt.gradient_flow(torch.nn.GRU(2, 2), torch.zeros(3, 1, 2))
+        assert "throughtime.torch" not in sys.modules
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_parameters_and_inputs_whose_sign_torch_has_not_written_yet():
+    module = torch.nn.RNN(3, 4)
+    lazy = {name: torch.complex(p * 0, -p).detach().conj().imag for name, p in module.named_parameters()}
+    assert all(part.is_neg() for part in lazy.values())
+    layer = tt.RNN(3, 4)
+    layer.load_parameters(lazy)
+    assert_same_bits(layer.parameters, {name: arrays(p) for name, p in module.named_parameters()})
+    x = torch.randn(5, 2, 3, dtype=torch.complex64).conj().imag
+    assert_same_bits(layer(x)[0], layer(arrays(x.resolve_neg()))[0])

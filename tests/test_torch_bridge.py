@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import pickle
 import threading
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -114,7 +116,7 @@ def test_the_same_seed_gives_torchs_initial_weights(name):
         torch.manual_seed(3)
         mine = getattr(ours, name)(4, 6, **options)
         assert_same_bits(arrays(tuple(mine.parameters())), arrays(tuple(theirs.parameters())))
-        assert repr(mine) == repr(theirs)
+        assert repr(mine) == f"throughtime.torch.{theirs!r}"  # says whose it is
         assert isinstance(mine, type(theirs))
 
 
@@ -127,7 +129,7 @@ def test_the_constructors_take_torchs_positions():
     }
     for name, arguments in positional.items():
         theirs, mine = getattr(torch.nn, name)(*arguments), getattr(ours, name)(*arguments)
-        assert repr(mine) == repr(theirs)
+        assert repr(mine) == f"throughtime.torch.{theirs!r}"
         shapes = [(n, p.shape, p.dtype) for n, p in theirs.named_parameters()]
         assert [(n, p.shape, p.dtype) for n, p in mine.named_parameters()] == shapes
 
@@ -257,6 +259,176 @@ def test_dropout_follows_torchs_seed_and_the_mode(name):
     assert torch.equal(module(x)[0], module(x)[0])
     module.train().dropout = 0.0
     assert torch.equal(module(x)[0], module.eval()(x)[0])
+
+
+SCALARS = [np.int64, np.uint8, np.array, torch.tensor]
+FRACTIONS = [np.float64, np.float32, np.float16, np.longdouble, np.array, torch.tensor]
+
+
+def same_numbers(name, given, plain):
+    """A training step of modules that differ in how their options were written."""
+    found = []
+    for options in (given, plain):
+        torch.manual_seed(0)
+        module = getattr(ours, name)(**{"input_size": 3, "hidden_size": 5} | options)
+        output, _ = module(torch.randn(5, 2, module.input_size))
+        output.square().sum().backward()
+        found.append((arrays(output), {n: arrays(p.grad) for n, p in module.named_parameters()}, repr(module)))
+        loaded = pickle.loads(pickle.dumps(module))
+        assert {type(getattr(loaded, option)) for option in options} <= {bool, int, float, str, tuple}
+    assert found[0][2] == found[1][2]
+    assert_same_bits(found[0][:2], found[1][:2])
+
+
+@pytest.mark.parametrize("number", SCALARS)
+@pytest.mark.parametrize("option", ["input_size", "hidden_size", "num_layers", "proj_size", "memory"])
+def test_whole_numbers_may_be_numpys_or_torchs(option, number):
+    """As a table of settings, or a search over them, has them."""
+    same_numbers("LSTM", {option: number(3)}, {option: 3})
+
+
+@pytest.mark.parametrize("number", FRACTIONS)
+@pytest.mark.parametrize("option", ["dropout", "zoneout", "weight_dropout"])
+def test_probabilities_may_be_numpys_or_torchs(option, number):
+    same_numbers("GRU", {option: number(0.25), "num_layers": 2}, {option: 0.25, "num_layers": 2})
+
+
+def test_words_and_flags_may_be_numpys():
+    same_numbers("RNN", {"nonlinearity": np.str_("relu")}, {"nonlinearity": "relu"})
+    same_numbers("LSTM", {"zoneout": [np.float32(0.25), np.array(0.5)]}, {"zoneout": (0.25, 0.5)})
+    for option in ("bias", "batch_first", "bidirectional", "peephole", "layer_norm"):
+        same_numbers("LSTM", {option: np.True_, "memory": np.str_("states")}, {option: True, "memory": "states"})
+    same_numbers("GRU", {"reset_after": np.array(False)}, {"reset_after": False})
+
+
+def test_numpys_scalars_set_later_or_in_a_replaced_module():
+    module, x = ours.GRU(3, 4, 2, dropout=0.5), torch.randn(5, 2, 3)
+    module.dropout = np.float64(0.0)
+    assert torch.equal(module(x)[0], module.eval()(x)[0])
+    theirs = torch.nn.LSTM(3, 4, num_layers=np.int64(2), bidirectional=np.True_, dtype=torch.float64)
+    mine = ours.replace(theirs)
+    assert (type(mine.num_layers), type(mine.bidirectional), type(theirs.num_layers)) == (int, bool, np.int64)
+    plain = torch.nn.LSTM(3, 4, 2, bidirectional=True, dtype=torch.float64)  # theirs takes NumPy's, but does not run
+    plain.load_state_dict(theirs.state_dict())
+    assert_close(arrays(mine(x.double())[0]), arrays(plain(x.double())[0]), BOUND)
+    norm = ours.AddLayerNorm(np.int64(3), np.float32(1e-3), scale=np.array(0.5))
+    norm.scale = np.float32(0.25)
+    assert repr(norm) == f"throughtime.torch.AddLayerNorm(3, eps={float(np.float32(1e-3))}, scale=0.25)"
+    options = {
+        "norm": np.str_("post"),
+        "residual": np.True_,
+        "branch_scale": torch.tensor(0.5),
+        "eps": np.float64(1e-3),
+    }
+    block = ours.ResidualBlock(ours.RNN(3, 3), np.array(3), **options)
+    assert block(x).shape == x.shape
+
+
+def negated(values):
+    """The same values as tensors whose sign torch has not written yet: the imaginary part of a conjugate."""
+    if isinstance(values, tuple):
+        return tuple(negated(value) for value in values)
+    lazy = torch.complex(torch.zeros(values.shape, dtype=torch.float64), -torch.tensor(values)).conj().imag
+    assert lazy.is_neg()
+    return lazy
+
+
+@pytest.mark.parametrize("kind", TORCH_KINDS)
+def test_signs_that_torch_has_not_written_yet(kind):
+    """Of input, states, weights and incoming gradients."""
+    problem = Problem(kind, L=2)
+    found = []
+    for lazy in (False, True):
+        module = module_of(problem, library=ours)
+        given = (problem.x, *together(problem.state))
+        given = negated(given) if lazy else tuple(map(torch.tensor, given))
+        x, *state = (part.requires_grad_() for part in given)
+        if lazy:
+            for name, weight in list(module.named_parameters()):
+                setattr(module, name, torch.nn.Parameter(negated(weight.detach().numpy())))
+        output, final = module(x, tuple(state) if len(state) > 1 else state[0])
+        d = (problem.d_output, *together(problem.d_final_state))
+        d = negated(d) if lazy else tuple(map(torch.tensor, d))
+        wanted = (x, *state, *module.parameters())
+        gradients = torch.autograd.grad((output, *together(final)), wanted, d)
+        found.append((arrays(output), arrays(final), arrays(gradients)))
+    assert_same_bits(found[1], found[0])
+
+
+def test_signs_not_written_yet_of_a_residual_addition():
+    norm = ours.AddLayerNorm(5, dtype=torch.float64)
+    values = torch.randn(4, 3, 5, 5, dtype=torch.float64)
+    found = []
+    for x, branch, *d in (values.unbind(), negated(values.numpy()).unbind()):
+        parts = (x.detach().requires_grad_(), branch.detach().requires_grad_())
+        results = norm(*parts)
+        found.append((arrays(results), arrays(torch.autograd.grad(results, (*parts, norm.weight), tuple(d)))))
+    assert_same_bits(found[1], found[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("name", "options"), EXTRAS)
+@pytest.mark.parametrize("memory", ["full", 2])
+def test_half_precision_is_float32_inside(dtype, name, options, memory):
+    """The results of a float32 module with the same weights, rounded once; gradients in the type of the weights."""
+    module = getattr(ours, name)(5, 6, **options, memory=memory).to(dtype)
+    wide = copy.deepcopy(module).float()
+    x = torch.randn(9, 4, 5).to(dtype)
+    found = []
+    for one, inside in ((module, dtype), (wide, torch.float32)):
+        leaf = x.detach().to(inside).requires_grad_()
+        torch.manual_seed(1)
+        output, final = one(leaf)
+        assert {part.dtype for part in (output, *together(final))} == {inside}
+        (output.sum() + sum(part.sum() for part in together(final))).backward()
+        gradients = {n: p.grad for n, p in one.named_parameters()} | {"x": leaf.grad}
+        assert {gradient.dtype for gradient in gradients.values()} == {inside}
+        results = {"output": output.detach(), **{f"final {k}": part.detach() for k, part in enumerate(together(final))}}
+        found.append({n: arrays(part.to(dtype).float()) for n, part in (results | gradients).items()})
+    assert_same_bits(found[0], found[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sums_of_half_precision_modules_keep_what_is_small(dtype):
+    """Beside 1, a number of that type has no room for the terms, each of them 2**-13; their sum has."""
+    module, x = ours.RNN(1024, 1, nonlinearity="relu", bias=False, dtype=dtype), torch.full((2, 1, 1024), 2.0**-13)
+    with torch.no_grad():
+        module.weight_ih_l0.fill_(1)
+        module.weight_hh_l0.fill_(1)
+    x[0, 0, 0] = 1
+    assert module(x.to(dtype))[0].flatten().tolist() == [1.125, 1.25]
+
+
+def test_half_precision_in_packed_sequences_graphs_and_recordings():
+    module = ours.LSTM(3, 4, dtype=torch.bfloat16)
+    wide = copy.deepcopy(module).float()
+    sequences = [torch.randn(length, 3).bfloat16() for length in (4, 7, 1)]
+    packed = torch.nn.utils.rnn.pack_sequence(sequences, enforce_sorted=False)
+    assert torch.equal(module(packed)[0].data, wide(packed.to(torch.float32))[0].data.bfloat16())
+    x = torch.randn(7, 2, 3).bfloat16()
+    with ours.record(module) as timesteps:
+        module(x)[0].float().sum().backward()
+    with ours.record(wide) as expected:
+        wide(x.float())[0].sum().backward()
+    assert_same_bits(arrays(timesteps.hidden), arrays(expected.hidden))
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x)[0], module(x)[0])
+
+
+def test_a_pickled_module_is_loaded_as_weights_only():
+    """What a file may hold that runs no code: these modules are known to torch, the model's class it is told."""
+    modules = [getattr(ours, name)(5, 6, **options) for name, options in EXTRAS]
+    modules += [ours.LSTM(np.int64(5), 6, num_layers=np.int64(2), dropout=np.float64(0.5)), ours.AddLayerNorm(5)]
+    modules += [ours.ResidualBlock(ours.GRU(5, 5), 5), ours.replace(torch.nn.GRU(5, 6, num_layers=np.int64(2)))]
+    x = torch.randn(4, 2, 5)
+    for module in modules:
+        file = io.BytesIO()
+        torch.save(module.eval(), file)
+        file.seek(0)
+        loaded = torch.load(file, weights_only=True)
+        assert type(loaded) is type(module)
+        inputs = (x, x) if isinstance(module, ours.AddLayerNorm) else (x,)
+        assert torch.equal(loaded(*inputs)[0], module(*inputs)[0])
 
 
 def test_options_may_be_changed_later():
@@ -445,7 +617,7 @@ def precisions(monkeypatch):
 
 
 def test_autocast_is_medium_precision_for_the_call_and_its_backward(precisions):
-    """Tensors are float32 where the weights are, whatever a Linear before made of them."""
+    """Whatever a Linear before made of the input, a state in float32 stays in float32."""
     module, linear, x = ours.LSTM(3, 4), torch.nn.Linear(3, 3), torch.randn(5, 2, 3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output, (h_n, _) = module(linear(x), (torch.zeros(1, 2, 4, dtype=torch.bfloat16), torch.zeros(1, 2, 4)))
@@ -456,6 +628,36 @@ def test_autocast_is_medium_precision_for_the_call_and_its_backward(precisions):
     assert tt.get_matmul_precision() == "highest"
     module(x)[0].sum().backward()
     assert precisions[2:] == ["highest", "highest"]
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("packed", [False, True])
+def test_autocast_gives_results_of_the_types_that_torch_gives(name, low, packed):
+    """By type of input and of state, or none. Where torch's processor cannot (LSTM of float32), what others give."""
+    for options in [{}, {"num_layers": 2, "bidirectional": True}] + [{"proj_size": 2}] * (name == "LSTM"):
+        for entering, carried in itertools.product((torch.float32, low), (None, torch.float32, low)):
+            x, found = torch.randn(5, 2, 3, dtype=entering), []
+            x = torch.nn.utils.rnn.pack_padded_sequence(x, [5, 3]) if packed else x
+            for library in (torch.nn, ours):
+                module = getattr(library, name)(3, 4, **options)
+                rows = module.num_layers * (1 + module.bidirectional)
+                widths = (getattr(module, "proj_size", 0) or 4, 4)[: 1 + (name == "LSTM")]
+                state = tuple(torch.zeros(rows, 2, width, dtype=carried) for width in widths)
+                hx = None if carried is None else state if len(state) > 1 else state[0]
+                try:
+                    with torch.autocast("cpu", dtype=low):
+                        output, final = module(x, hx)
+                except RuntimeError:
+                    assert (library, name, packed, entering) == (torch.nn, "LSTM", False, torch.float32)
+                    found.append([low] * 3)
+                    continue
+                output = output.data if packed else output
+                found.append([output.dtype, *(part.dtype for part in together(final))])
+                output.sum().backward()
+                assert {p.grad.dtype for p in module.parameters()} == {torch.float32}
+            assert found[1] == found[0]
 
 
 def test_nested_calls_of_medium_precision_restore_what_was_before():

@@ -210,6 +210,49 @@ def test_modules_are_exported():
     assert torch.equal(program.module()(x)[0], module(x)[0])
 
 
+class Parts(torch.nn.Module):
+    """Every module of ours, called in every way."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = torch.nn.Linear(3, 8)
+        self.lstm = ours.LSTM(8, 8, bidirectional=True)
+        self.stack = torch.nn.ModuleList([ours.ResidualBlock(ours.GRU(16, 16), 16), ours.RNN(16, 16)])
+        self.norm = ours.AddLayerNorm(16)
+
+    def forward(self, x, h, c):
+        y, (h_n, _) = self.lstm(self.embed(x).relu(), (h, c))
+        y = self.stack[0](y)
+        total, normalised = self.norm(y, branch=self.stack[1](y)[0])
+        return total + normalised, h_n
+
+
+def test_fx_traces_models_with_these_modules_as_nodes():
+    """As it does with torch's own; the traced model has the same parameters, and trains."""
+    model, x = Parts(), torch.randn(5, 2, 3)
+    state = torch.zeros(2, 2, 8), torch.zeros(2, 2, 8)
+    traced = torch.fx.symbolic_trace(model)
+    called = [node.target for node in traced.graph.nodes if node.op == "call_module"]
+    assert called == ["embed", "lstm", "stack.0", "stack.1", "norm"]
+    assert_same_bits(arrays(traced(x, *state)), arrays(model(x, *state)))
+    assert traced.lstm.weight_hh_l0 is model.lstm.weight_hh_l0
+    traced(x, *state)[0].sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    again = torch.fx.Transformer(traced).transform()
+    assert_same_bits(arrays(again(x, *state)), arrays(model(x, *state)))
+    replaced = ours.replace(torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.GRU(8, 4)))
+    assert torch.equal(torch.fx.symbolic_trace(replaced)(x)[0], replaced(x)[0])
+
+
+def test_fx_says_what_it_cannot_trace():
+    lstm, norm = ours.LSTM(3, 4), ours.AddLayerNorm(3)
+    for root in (lstm, norm, ours.ResidualBlock(ours.RNN(3, 3), 3), lambda x: lstm.forward(x)[0]):
+        with pytest.raises(NotImplementedError, match=r"throughtime\.torch does not support torch\.fx\.symbolic_trace"):
+            torch.fx.symbolic_trace(root)
+    with pytest.raises(NameError, match="not installed as a submodule"):  # torch's own word, for its modules too
+        torch.fx.symbolic_trace(lambda x: lstm(x)[0])
+
+
 def test_the_compiler_is_imported_by_those_who_need_it():
     """It takes as long to import as torch; modules that are there before it are traced all the same."""
     script = """

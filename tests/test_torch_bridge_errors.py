@@ -65,11 +65,61 @@ def test_torchscript_traces_are_refused(lstm, x):
         torch.jit.trace(lstm, (x.detach(),))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_weights_in_half_precision_are_refused(dtype, x):
-    for module in (ours.GRU(3, 4, dtype=dtype), ours.AddLayerNorm(3, dtype=dtype)):
-        with pytest.raises(NotImplementedError, match=f"weights of {dtype}.*autocast.*torch.nn.LSTM"):
-            module(*(x.to(dtype),) * (2 if isinstance(module, ours.AddLayerNorm) else 1))
+@pytest.mark.parametrize("dtype", [torch.float8_e5m2, torch.complex64])
+def test_weights_of_other_types_are_refused(dtype):
+    for module in (ours.GRU(3, 4), ours.AddLayerNorm(3)):
+        for parameter in module.parameters():
+            parameter.data = parameter.data.to(dtype)
+        x = torch.zeros(5, 2, 3).to(dtype)
+        with pytest.raises(NotImplementedError, match=f"weights of {dtype} on the CPU, only .*torch.nn.LSTM"):
+            module(*(x,) * (2 if isinstance(module, ours.AddLayerNorm) else 1))
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((5, 2, 3)), [[[0.0]]], "text", None, 3, torch.float32, torch.zeros])
+def test_what_is_no_tensor(wrong, x):
+    """Is named, by argument and kind, wherever a tensor belongs."""
+    x = x.detach()
+    kind = "the class" if isinstance(wrong, type) else type(wrong).__name__
+    norm = ours.AddLayerNorm(3, dtype=torch.float64)
+    block = ours.ResidualBlock(ours.RNN(3, 3, dtype=torch.float64), 3, dtype=torch.float64)
+    for cell in (ours.RNN, ours.GRU, ours.LSTM):
+        module = cell(3, 4, dtype=torch.float64)
+        with pytest.raises(TypeError, match=f"input must be a tensor or a PackedSequence, got .*{kind}"):
+            module(wrong)
+        with torch.autocast("cpu"), pytest.raises(TypeError, match=f"input must be a tensor .*got .*{kind}"):
+            module(wrong)
+        if wrong is not None:
+            with pytest.raises(TypeError, match=f"hx must be a .*for {cell.__name__}, got .*{kind}"):
+                module(x, wrong)
+            h = torch.zeros(1, 2, 4, dtype=torch.float64)
+            with pytest.raises(TypeError, match=f"hx must be a .*for {cell.__name__}, got a tuple of Tensor, .*{kind}"):
+                module(x, (h, wrong))
+    for call, name in (
+        (lambda: norm(wrong, x), "x"),
+        (lambda: norm(x, wrong), "branch"),
+        (lambda: block(wrong), "x"),
+        (lambda: ours.ResidualBlock(Gives(wrong), 3)(x.float()), "what sublayer gave"),
+    ):
+        with pytest.raises(TypeError, match=f"{name} must be a tensor.*, got .*{kind}"):
+            call()
+
+
+class Gives(torch.nn.Module):
+    """Answers with whatever it was made of."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x):
+        return self.answer
+
+
+def test_a_weight_that_is_gone_is_named(x):
+    for name, module in (("bias_hh_l0", ours.LSTM(3, 4)), ("bias", ours.AddLayerNorm(3))):
+        setattr(module, name, None)
+        with pytest.raises(TypeError, match=f"{name} must be a tensor, got NoneType"):
+            module(*(x.detach().float(),) * (1 if isinstance(module, ours.LSTM) else 2))
 
 
 def test_devices_without_kernels_are_refused(lstm, x):

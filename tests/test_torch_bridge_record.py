@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+
 import numpy as np
 import pytest
 
@@ -93,15 +96,51 @@ def test_only_the_module_itself_is_recorded():
     assert not torch.equal(one.hidden, other.hidden)
 
 
+def test_hooks_on_saved_tensors_leave_gradients_and_recordings_as_they_are(tmp_path):
+    """They hand copies to the backward, of the weights too: in memory, in files, on the CPU, computed again."""
+    module, x = ours.LSTM(3, 4, 2, bidirectional=True), torch.randn(5, 2, 3)
+
+    def to_file(tensor):
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.pt"
+        torch.save(tensor.detach(), path)
+        return path
+
+    hooks = torch.autograd.graph.saved_tensors_hooks
+    contexts = [
+        contextlib.nullcontext(),
+        hooks(lambda tensor: tensor.detach().clone(), lambda tensor: tensor),
+        hooks(to_file, torch.load),
+        torch.autograd.graph.save_on_cpu(),
+    ]
+    found = []
+    for context in contexts:
+        module.zero_grad()
+        with context:
+            output, _ = module(x)
+        with ours.record(module) as timesteps:
+            output.square().sum().backward()
+        recorded = arrays((timesteps.hidden, timesteps.cell, timesteps.gates))
+        found.append((recorded, {name: arrays(p.grad).copy() for name, p in module.named_parameters()}))
+    for one in found[1:]:
+        assert_same_bits(one, found[0])
+
+
 def test_what_cannot_be_recorded():
     module = ours.GRU(3, 4)
     with (
-        pytest.raises(TypeError, match=r"got Sequential, which has one at '1'"),
+        pytest.raises(TypeError, match=r"got torch.nn.Sequential, which has one at '1'"),
         ours.record(torch.nn.Sequential(torch.nn.Linear(3, 3), module)),
     ):
         pass
-    with pytest.raises(TypeError, match=r"got GRU$"), ours.record(torch.nn.GRU(3, 4)):
-        pass
+    for other, named in (
+        (torch.nn.GRU(3, 4), r"got torch.nn.GRU; throughtime.torch.replace makes one"),
+        (torch.nn.LSTM, "got the class torch.nn.LSTM"),
+        (ours.LSTM, "got the class throughtime.torch.LSTM"),
+        (tt.LSTM(3, 4), "got throughtime.LSTM"),
+        (Own(3, 4), "got Own; "),
+    ):
+        with pytest.raises(TypeError, match=rf"module must be a throughtime.torch.RNN, .*{named}"), ours.record(other):
+            pass
     with pytest.raises(ValueError, match="timesteps has 'states'"), ours.record(module, timesteps=("states",)):
         pass
     with (
@@ -151,7 +190,7 @@ def test_replaced_modules_have_the_very_same_parameters():
     assert {name: id(p) for name, p in model.named_parameters()} == {name: id(p) for name, p in parameters.items()}
     assert type(encoder) is torch.nn.LSTM
     assert_close(arrays(model(x)), expected, BOUND)
-    assert repr(model.encoder) == repr(encoder)
+    assert repr(model.encoder) == f"throughtime.torch.{encoder!r}"
     optimizer = torch.optim.SGD(parameters.values(), lr=0.1)
     model(x).sum().backward()
     optimizer.step()
@@ -162,6 +201,43 @@ def test_replacing_twice_is_replacing_once():
     model = ours.replace(Net())
     encoder = model.encoder
     assert ours.replace(model).encoder is encoder
+
+
+def messages(caplog, model):
+    """What replacing says of a model, and how loudly."""
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "throughtime.torch"):
+        ours.replace(model)
+    (record,) = caplog.records
+    return record.levelno, record.getMessage()
+
+
+def test_replacing_says_what_it_did_and_what_it_left(caplog):
+    assert messages(caplog, Net()) == (
+        logging.INFO,
+        "replace: 3 modules replaced ('encoder', 'decoders.0', 'decoders.1')",
+    )
+    assert messages(caplog, torch.nn.GRU(3, 4)) == (logging.INFO, "replace: 1 module replaced (the model itself)")
+    assert messages(caplog, ours.replace(Net())) == (logging.INFO, "replace: 0 modules replaced")
+    level, text = messages(caplog, torch.nn.Linear(3, 4))
+    assert level == logging.WARNING
+    assert text == "replace: 0 modules replaced: the model has no torch.nn.RNN, LSTM or GRU among its modules"
+    strange = torch.nn.LSTM(3, 4)
+    strange.bidirectional = "yes"
+    normed = torch.nn.utils.parametrizations.weight_norm(torch.nn.RNN(3, 4), "weight_hh_l0")
+    parts = {"rnn": torch.nn.RNN(3, 4), "own": Own(3, 4), "cell": torch.nn.LSTMCell(3, 4), "normed": normed}
+    model = torch.nn.ModuleDict(parts | {"strange": strange})
+    level, text = messages(caplog, model)
+    assert level == logging.WARNING
+    assert text.startswith("replace: 1 module replaced ('rnn'), 4 left: 'own' (Own: a subclass")
+    assert "'cell' (torch.nn.LSTMCell: it is called for one step at a time" in text
+    assert "'normed' (ParametrizedRNN: it is parametrized; replace it first" in text
+    assert "'strange' (torch.nn.LSTM: bidirectional must be True or False, got 'yes')" in text
+    assert {name: type(part) for name, part in model.items()} == {
+        **{name: type(part) for name, part in parts.items()},
+        "rnn": ours.RNN,
+        "strange": torch.nn.LSTM,
+    }
 
 
 def test_a_module_itself_is_replaced():

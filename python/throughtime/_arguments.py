@@ -17,6 +17,8 @@ def as_array(name: str, value: Any) -> Array:
         return value
     if hasattr(value, "detach"):  # a torch tensor that requires grad refuses to be exported as it is
         value = value.detach()
+    if hasattr(value, "resolve_neg"):  # torch's lazy sign, of which DLPack knows nothing
+        value = value.resolve_neg()
     if hasattr(value, "__dlpack__"):
         try:
             return np.from_dlpack(value)

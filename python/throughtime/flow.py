@@ -10,6 +10,7 @@ from . import _core, layer_norm
 from ._arguments import Array, as_array, features_together, float_array
 from ._finite import first_broken, forward_fault, valid_steps
 from ._scaled import ZERO, Scaled, add, has_nan, log10_norm, scaled, times
+from ._torch_modules import from_torch
 from .blocks import BlockTape, LayerNormTape, Sequential, SequentialTape
 from .flow_result import GradientFlow, StackFlow
 from .layer import Layer
@@ -41,7 +42,8 @@ def gradient_flow(
     Parameters
     ----------
     layer : RNN, GRU, LSTM, Sequential or another layer
-        With any number of layers and directions. What is not recurrent is taken as a stack.
+        With any number of layers and directions. What is not recurrent is taken as a stack. A ``torch.nn.RNN``,
+        ``GRU`` or ``LSTM``, or one of ``throughtime.torch``, goes as well, then tensors for the arrays too.
     x : (T, B, I) array
         As for the layer's ``forward``.
     d_output : "last" or array
@@ -76,6 +78,7 @@ def gradient_flow(
     >>> flow.log10_norm.shape, flow.log10_unit.shape
     ((1, 5000), (1, 5000, 16))
     """
+    layer, x, d_output, state = from_torch(layer, x, d_output, state)
     if not isinstance(layer, Layer):
         raise TypeError(f"layer must be a throughtime layer, got {type(layer).__name__}")
     layer._needs_host("gradient_flow")

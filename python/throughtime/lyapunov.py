@@ -9,6 +9,7 @@ import numpy as np
 
 from ._arguments import Array, contiguous, size
 from ._products import log_singular_values, lyapunov_exponents
+from ._torch_modules import from_torch
 from .recurrent import Recurrent
 from .tape import Wanted, _Backward
 
@@ -32,7 +33,7 @@ def lyapunov_spectrum(layer: Recurrent, x: Any, k: int | None = None, *, state: 
     Parameters
     ----------
     layer : RNN, GRU or LSTM
-        Of one direction.
+        Of one direction; of ``torch.nn`` or ``throughtime.torch`` as well.
     x : (T, 1, I) array
         Input, as for ``layer.forward``: one sequence.
     k : int, optional
@@ -74,6 +75,7 @@ def lyapunov_spectrum(layer: Recurrent, x: Any, k: int | None = None, *, state: 
     >>> tt.lyapunov_spectrum(rnn, np.zeros((50, 1, 1)), warmup=10).round(6)
     array([-0.105361, -0.105361, -0.105361])
     """
+    layer, x, state = from_torch(layer, x, state)
     x, initial, width = _check(layer, x, state)
     count = width if k is None else size("k", k, most=width)
     skipped = size("warmup", warmup, least=0, most=len(x) - 1)
@@ -93,7 +95,7 @@ def jacobian_singular_values(layer: Recurrent, x: Any, start: int, stop: int, *,
     Parameters
     ----------
     layer : RNN, GRU or LSTM
-        Of one direction.
+        Of one direction; of ``torch.nn`` or ``throughtime.torch`` as well.
     x : (T, 1, I) array
         Input, as for ``layer.forward``: one sequence.
     start, stop : int
@@ -126,6 +128,7 @@ def jacobian_singular_values(layer: Recurrent, x: Any, start: int, stop: int, *,
     >>> (logarithms / 2000).round(2)
     array([-0.43, -0.82, -0.95, -3.36])
     """
+    layer, x, state = from_torch(layer, x, state)
     x, initial, width = _check(layer, x, state)
     end = size("stop", stop, least=0, most=len(x))
     begin = size("start", start, least=0, most=end)

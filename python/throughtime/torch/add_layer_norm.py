@@ -10,6 +10,7 @@ from torch.autograd import Function
 
 from .. import layer_norm
 from ..layer_norm import Saved
+from .base import check_is_tensor
 from .compiling import is_traced
 from .places import PLACES, check_tensor, check_weight, tensor_of
 from .unsupported import applied, check_transforms, once, second_derivative, unsupported
@@ -20,6 +21,8 @@ def add_layer_norm(
 ) -> tuple[Tensor, Tensor]:
     """``sum = x + scale branch`` and ``LN(sum)``, as :func:`throughtime.add_layer_norm`, for autograd."""
     check_weight("weight", weight)
+    for name, tensor in (("x", x), ("branch", branch)):
+        check_is_tensor(name, tensor)
     if torch.is_autocast_enabled(weight.device.type):
         x, branch = x.to(weight.dtype), branch.to(weight.dtype)
     for name, tensor in (("x", x), ("branch", branch), ("bias", bias)):
@@ -40,7 +43,7 @@ def _forward(
     with place.working(x):
         arrays = [place.array_of(tensor) for tensor in (x, branch, weight, bias)]
         total, normalised, saved = layer_norm.add_layer_norm(*arrays, scale=scale, eps=eps)
-        return tensor_of(total), tensor_of(normalised), tensor_of(saved.statistics)
+        return tensor_of(total, x.dtype), tensor_of(normalised, x.dtype), tensor_of(saved.statistics)
 
 
 def _backward(
@@ -52,7 +55,7 @@ def _backward(
         d_sum, d_norm = (None if d is None else place.array_of(d) for d in (d_total, d_normalised))
         kept = (place.array_of(total), place.array_of(statistics), place.contiguous_array_of(weight))
         d_x, _, d_weight, d_bias = layer_norm.backward(d_sum, d_norm, Saved(*kept, 1.0, True))
-        return tensor_of(d_x), tensor_of(d_weight), tensor_of(d_bias)
+        return tensor_of(d_x, total.dtype), tensor_of(d_weight, total.dtype), tensor_of(d_bias, total.dtype)
 
 
 class AddLayerNormFunction(Function):

@@ -6,17 +6,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 from torch.nn import LayerNorm, Module, Parameter
 
 from .._arguments import choice, flag, number
 from .._arguments import size as positive_int
 from ..layer_norm import check_eps
 from .add_layer_norm import add_layer_norm
+from .base import Base, as_node, check_is_tensor, kind_of, plain
 
 _LARGEST = torch.finfo(torch.float64).max
 
 
-class AddLayerNorm(Module):
+class AddLayerNorm(Base):
     """Add a scaled branch and normalise the sum over its last axis: ``sum = x + scale branch``, ``LN(sum)``.
 
     ``weight`` and ``bias`` are those of a ``torch.nn.LayerNorm``, whose state dict loads as it is.
@@ -30,7 +32,7 @@ class AddLayerNorm(Module):
     scale : float
         Of the branch.
     device, dtype : optional
-        As for ``torch.nn.LayerNorm``; float32 and float64 on the CPU, float32, bfloat16 and float16 on CUDA.
+        As for ``torch.nn.LayerNorm``; float32, bfloat16 and float16, on the CPU float64 too.
 
     Examples
     --------
@@ -39,10 +41,13 @@ class AddLayerNorm(Module):
     >>> total, normalised = norm(torch.randn(100, 4, 64), torch.randn(100, 4, 64))
     """
 
+    _plain = frozenset(["size", "eps", "scale"])
+
     def __init__(
         self, size: int, eps: float = 1e-5, scale: float = 1.0, device: Any = None, dtype: torch.dtype | None = None
     ) -> None:
         super().__init__()
+        size, eps, scale = plain((size, eps, scale))
         self.size = positive_int("size", size)
         self.eps, self.scale = check_eps(eps), number("scale", scale, -_LARGEST, _LARGEST)
         self.weight = Parameter(torch.empty(self.size, device=device, dtype=dtype))
@@ -56,6 +61,9 @@ class AddLayerNorm(Module):
 
     def forward(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
         """Return the sum and its normalisation, each (..., F) as `x` and `branch`."""
+        if isinstance(x, Proxy) or isinstance(branch, Proxy):
+            nodes: tuple[Tensor, Tensor] = as_node(self, x, branch)
+            return nodes
         return add_layer_norm(x, branch, self.weight, self.bias, scale=self.scale, eps=self.eps)
 
     def extra_repr(self) -> str:
@@ -63,7 +71,7 @@ class AddLayerNorm(Module):
         return f"{self.size}, eps={self.eps}" + (f", scale={self.scale}" if self.scale != 1 else "")
 
 
-class ResidualBlock(Module):
+class ResidualBlock(Base):
     """A module with a skip connection: ``x + s f(LN(x))``, ``LN(x + s f(x))`` or ``x + s f(x)``.
 
     Parameters are the norm's, ``norm.weight`` and ``norm.bias``, and the sublayer's, ``sublayer.`` before their names,
@@ -94,6 +102,8 @@ class ResidualBlock(Module):
     torch.Size([100, 4, 64])
     """
 
+    _plain = frozenset(["size", "norm_place", "residual", "branch_scale", "eps"])
+
     def __init__(
         self,
         sublayer: Module,
@@ -108,7 +118,8 @@ class ResidualBlock(Module):
     ) -> None:
         super().__init__()
         if not isinstance(sublayer, Module):
-            raise TypeError(f"sublayer must be a torch.nn.Module, got {type(sublayer).__name__}")
+            raise TypeError(f"sublayer must be a torch.nn.Module, got {kind_of(sublayer)}")
+        size, norm, residual, branch_scale, eps = plain((size, norm, residual, branch_scale, eps))
         self.size = positive_int("size", size)
         self.norm_place = None if norm is None else choice("norm", norm, ("pre", "post"))
         self.residual = flag("residual", residual)
@@ -119,9 +130,14 @@ class ResidualBlock(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return y (..., F), as x."""
+        if isinstance(x, Proxy):
+            node: Tensor = as_node(self, x)
+            return node
+        check_is_tensor("x", x)
         inside = self.norm(x) if self.norm is not None and self.norm_place == "pre" else x
         branch = self.sublayer(inside)
         branch = branch[0] if isinstance(branch, tuple) else branch
+        check_is_tensor("what sublayer gave", branch, "a tensor, or a tuple that begins with one")
         if branch.shape != x.shape:
             raise ValueError(f"sublayer gave shape {tuple(branch.shape)}, expected {tuple(x.shape)}, that of x")
         if self.norm is not None and self.norm_place == "post" and self.residual:

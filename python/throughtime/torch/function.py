@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.autograd import Function
 
-from . import kernels
+from . import kernels, recording
 from .kernels import Call
 from .plan import Plan
 from .unsupported import once, unsupported
@@ -36,6 +36,7 @@ class RecurrentFunction(Function):
         visible = 1 + plan.states
         ctx.save_for_backward(x, *state_and_weights, *masks, *results[visible:])
         ctx.call = plan, medium, lengths
+        ctx.address = recording.address_of(weights)  # before hooks put copies in the place of what is saved
         ctx.states, ctx.counts = states, (len(weights), len(masks))
         ctx.set_materialize_grads(False)
         return tuple(results[:visible])
@@ -51,7 +52,8 @@ class RecurrentFunction(Function):
         needs_state, needs_weights = needs[: ctx.states], needs[ctx.states :]
         call = Call(plan, medium, weights, lengths, saved[weights_end:masks_end])
         wanted = [needs_input, any(needs_state), *needs_weights]
-        found = iter(kernels.backward(call, x, saved[masks_end:], d_results, wanted))
+        recorder = recording.active(ctx.address)
+        found = iter(kernels.backward(call, x, saved[masks_end:], d_results, wanted, recorder))
         every = [needs_input, *(any(needs_state) for _ in needs_state), *needs_weights]
         gradients = [next(found) if needs else None for needs in every]
         return None, None, None, None, None, *once(gradients, [*d_results, *saved[:weights_end]])

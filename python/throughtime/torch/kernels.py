@@ -10,9 +10,10 @@ from torch import Tensor
 
 from .._arguments import Array
 from ..tape import Gradients, Tape, Wanted, _Backward, kept_shapes
-from . import precision, recording
+from . import precision
 from .places import tensor_of
 from .plan import Plan
+from .recording import Timesteps
 
 
 class Call(NamedTuple):
@@ -51,7 +52,8 @@ def forward(call: Call, x: Tensor, state: Sequence[Tensor]) -> list[Tensor]:
         initial = layer._check_state("hx", _as_state([*map(array_of, state)]), array.shape[1], batched)
         tape = Tape(layer, array, batched=batched, state=initial, resets=None, last=False, **call.arrays())
         kept = [] if call.plan.memory is None else tape._kept()
-        return [tensor_of(array) for array in (tape.output, *_as_tuple(tape.final_state), *kept)]
+        results = [tensor_of(array, x.dtype) for array in (tape.output, *_as_tuple(tape.final_state))]
+        return [*results, *map(tensor_of, kept)]
 
 
 def empty_forward(call: Call, x: Tensor) -> list[Tensor]:
@@ -61,29 +63,36 @@ def empty_forward(call: Call, x: Tensor) -> list[Tensor]:
     batch = middle[0] if middle else 1
     count = layer.num_layers * layer.num_directions
     shapes = [(*x.shape[:-1], layer.output_size), *((count, *middle, width) for width in layer._state_widths)]
-    if memory is not None:
-        shapes += kept_shapes(layer, steps, batch, call.plan.mask_names(len(call.masks)), memory)
-    return [x.new_empty(shape) for shape in shapes]
+    results = [x.new_empty(shape) for shape in shapes]
+    if memory is None:
+        return results
+    kept = kept_shapes(layer, steps, batch, call.plan.mask_names(len(call.masks)), memory)
+    dtype = call.plan.place.computes_in(x.dtype)
+    return [*results, *(x.new_empty(shape, dtype=dtype) for shape in kept)]
 
 
 def backward(
-    call: Call, x: Tensor, kept: Sequence[Tensor], d_results: Sequence[Tensor | None], wanted: Sequence[bool]
+    call: Call,
+    x: Tensor,
+    kept: Sequence[Tensor],
+    d_results: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+    recorder: Timesteps | None,
 ) -> list[Tensor]:
     """Gradients, those that are wanted: of the input, of the initial states (all or none), of each weight.
 
-    `d_results` are those of output and final states, None for zeros.
+    `d_results` are those of output and final states, None for zeros. The recorder, if any, is given those of timesteps.
     """
     needs_input, needs_state, *needs_weights = wanted
     named = [name for name, needs in zip(call.plan.names, needs_weights, strict=True) if needs]
     which = Wanted(input=needs_input, initial_state=needs_state, parameters=frozenset(named))
-    recorder = recording.active(call.weights)
     with call.plan.place.working(x), call.precision():
         grads = _gradients(call, x, kept, d_results, which, recorder.asked if recorder else set())
         if recorder:
             recorder.add(grads)
         found = [grads.input] if needs_input else []
         found += _as_tuple(grads.initial_state) if needs_state else ()
-        return [tensor_of(array) for array in (*found, *(grads.parameters[name] for name in named))]
+        return [tensor_of(array, x.dtype) for array in (*found, *(grads.parameters[name] for name in named))]
 
 
 def _gradients(

@@ -6,29 +6,33 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 from torch.nn import Parameter, init
 from torch.nn.modules.rnn import RNNBase
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from .. import recurrent
 from . import kernels, operators
+from .base import Base, as_node, check_is_tensor, kind_of, plain
 from .compiling import is_traced, let_dynamo_trace
 from .function import RecurrentFunction
 from .kernels import Call
 from .places import check_tensor, check_weight
 from .plan import call_text, layer_text, plan_of
-from .precision import is_medium
+from .precision import autocast_types, is_medium
 from .unsupported import applied, check_transforms
 
 State = Tensor | tuple[Tensor, ...]
 
 
-class Recurrent(RNNBase):
+class Recurrent(Base, RNNBase):
     """What the recurrent modules share. Sizes: T timesteps, B sequences, I inputs, H units, L layers, D directions."""
 
     _kind: ClassVar[str]
     _states: ClassVar[int] = 1
     _own: ClassVar[dict[str, Any]] = {"zoneout": 0.0, "weight_dropout": 0.0, "memory": "full"}  # beside torch's options
+    _torchs = ("num_layers", "nonlinearity", "bias", "batch_first", "dropout", "bidirectional", "proj_size")
+    _plain = frozenset(["input_size", "hidden_size", *_torchs, *_own, "reset_after", "peephole", "layer_norm"])
 
     zoneout: float | tuple[float, float]
     weight_dropout: float
@@ -38,7 +42,8 @@ class Recurrent(RNNBase):
 
     def _set_up(self, **own: Any) -> None:
         """After torch's constructor: the options that it does not have, and the parameters that come with them."""
-        self.__dict__.update(own)
+        for name, value in own.items():
+            setattr(self, name, value)
         self._text = layer_text(self._kind, self._options())
         layer = plan_of(call_text(self._text, torch.float32, self.batch_first, self.memory)).layer  # checks, too
         self._names = tuple(layer._shapes_of_parameters)
@@ -73,6 +78,8 @@ class Recurrent(RNNBase):
         ours.__dict__.update(vars(module))
         for name in ("_parameters", "_buffers", "_modules", "_flat_weights"):
             ours.__dict__[name] = vars(module)[name].copy()
+        for name in cls._plain & vars(module).keys():
+            setattr(ours, name, getattr(module, name))
         ours._set_up(**cls._own)
         return ours
 
@@ -130,6 +137,8 @@ class Recurrent(RNNBase):
         """
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx)
+        if isinstance(input, Proxy):
+            return as_node(self, input, hx)
         return self._run(input, hx, None, self.batch_first)
 
     def _forward_packed(self, packed: PackedSequence, hx: Any) -> tuple[PackedSequence, State]:
@@ -147,7 +156,7 @@ class Recurrent(RNNBase):
         return PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices), state
 
     def _run(self, x: Tensor, hx: Any, lengths: Tensor | None, batch_first: bool) -> tuple[Tensor, State]:
-        x, state, weights = self._checked(x, hx)
+        x, state, weights, types = self._checked(x, hx, packed=lengths is not None)
         masks = self._masks(x, batch_first) if self.training else []
         needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *state, *weights))
         device, memory = x.device.type, self.memory if needs_grad else None
@@ -161,15 +170,26 @@ class Recurrent(RNNBase):
                 results = applied(RecurrentFunction, plan, medium, lengths, masks, len(state), x, *state, *weights)
             else:
                 results = kernels.forward(Call(plan, medium, weights, lengths, masks), x, state)
+        results = [result.to(dtype) for result, dtype in zip(results, types, strict=False)] if types else results
         return results[0], results[1] if self._states == 1 else (results[1], results[2])
 
-    def _checked(self, x: Tensor, hx: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """Input, initial states (none for zeros) and weights; under autocast in the type of the weights."""
+    def _checked(
+        self, x: Tensor, hx: Any, *, packed: bool
+    ) -> tuple[Tensor, list[Tensor], list[Tensor], list[torch.dtype]]:
+        """Input, initial states (none for zeros) and weights; under autocast in the type of the weights.
+
+        The last are the types that results then have, none where it is that of the weights.
+        """
         weights = self._weights()
         first = weights[0]
         check_weight(self._names[0], first)
+        check_is_tensor("input", x, "a tensor or a PackedSequence")
         state = [] if hx is None else self._state(hx)
+        types: list[torch.dtype] = []
         if torch.is_autocast_enabled(first.device.type):
+            if first.device.type == "cpu":
+                projected = bool(self.proj_size)
+                types = autocast_types(self._kind, first, x, state, packed=packed, projected=projected)
             x, state = x.to(first.dtype), [tensor.to(first.dtype) for tensor in state]
         check_tensor("input", x, first)
         if x.dim() not in (2, 3):
@@ -180,15 +200,14 @@ class Recurrent(RNNBase):
             check_tensor("hx", tensor, first)
         for name, tensor in zip(self._names, weights, strict=True):
             check_tensor(name, tensor, first)
-        return x, state, weights
+        return x, state, weights, types
 
     def _weights(self) -> list[Tensor]:
         """In the plan's order; by attribute, for parametrizations and `functional_call` put their own there."""
         return [getattr(self, name) for name in self._names]
 
     def _state(self, hx: Any) -> list[Tensor]:
-        if not isinstance(hx, Tensor):
-            raise TypeError(f"hx must be a tensor for {self._kind}, got {type(hx).__name__}")
+        check_is_tensor("hx", hx, f"a tensor for {self._kind}")
         return [hx]
 
     def _masks(self, x: Tensor, batch_first: bool) -> list[Tensor]:
@@ -215,8 +234,9 @@ class RNN(Recurrent, torch.nn.RNN):
     Parameters
     ----------
     input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional, device, dtype
-        As for ``torch.nn.RNN``. There are kernels for float32 and float64 on the CPU, for float32, bfloat16 and float16
-        on CUDA. Dropout draws from torch's generator, other masks than torch.nn.RNN would.
+        As for ``torch.nn.RNN``, and NumPy's scalars go as well. There are kernels for float32 and float64 on the CPU,
+        where bfloat16 and float16 are computed in float32, and for float32, bfloat16 and float16 on CUDA. Dropout draws
+        from torch's generator, other masks than torch.nn.RNN would.
     zoneout, weight_dropout : float
         As for :class:`throughtime.RNN`.
     memory : {"full", "states", "checkpoint"} or int
@@ -227,7 +247,7 @@ class RNN(Recurrent, torch.nn.RNN):
     >>> import torch, throughtime.torch
     >>> rnn = throughtime.torch.RNN(8, 16, nonlinearity="relu", memory="states")
     >>> rnn
-    RNN(8, 16, memory='states')
+    throughtime.torch.RNN(8, 16, memory='states')
     >>> rnn(torch.randn(10, 8))[0].shape
     torch.Size([10, 16])
     """
@@ -252,7 +272,7 @@ class RNN(Recurrent, torch.nn.RNN):
         memory: str | int = "full",
     ) -> None:
         options = (num_layers, nonlinearity, bias, batch_first, dropout, bidirectional)
-        super().__init__(input_size, hidden_size, *options, device=device, dtype=dtype)
+        super().__init__(*plain((input_size, hidden_size, *options)), device=device, dtype=dtype)
         self._set_up(zoneout=zoneout, weight_dropout=weight_dropout, memory=memory)
 
     def _options(self) -> dict[str, Any]:
@@ -305,7 +325,7 @@ class GRU(Recurrent, torch.nn.GRU):
         memory: str | int = "full",
     ) -> None:
         options = (num_layers, bias, batch_first, dropout, bidirectional)
-        super().__init__(input_size, hidden_size, *options, device=device, dtype=dtype)
+        super().__init__(*plain((input_size, hidden_size, *options)), device=device, dtype=dtype)
         self._set_up(reset_after=reset_after, zoneout=zoneout, weight_dropout=weight_dropout, memory=memory)
 
     def _options(self) -> dict[str, Any]:
@@ -362,7 +382,7 @@ class LSTM(Recurrent, torch.nn.LSTM):
         memory: str | int = "full",
     ) -> None:
         options = (num_layers, bias, batch_first, dropout, bidirectional, proj_size)
-        super().__init__(input_size, hidden_size, *options, device=device, dtype=dtype)
+        super().__init__(*plain((input_size, hidden_size, *options)), device=device, dtype=dtype)
         own = {"peephole": peephole, "layer_norm": layer_norm}
         self._set_up(**own, zoneout=zoneout, weight_dropout=weight_dropout, memory=memory)
 
@@ -373,7 +393,7 @@ class LSTM(Recurrent, torch.nn.LSTM):
     def _state(self, hx: Any) -> list[Tensor]:
         if isinstance(hx, tuple | list) and len(hx) == 2 and all(isinstance(tensor, Tensor) for tensor in hx):
             return list(hx)
-        raise TypeError(f"hx must be a pair (h_0, c_0) of tensors for LSTM, got {type(hx).__name__}")
+        raise TypeError(f"hx must be a pair (h_0, c_0) of tensors for LSTM, got {kind_of(hx)}")
 
 
 let_dynamo_trace(Recurrent)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import kernels
+from . import kernels, recording
 from .kernels import Call
 from .plan import plan_of
 from .unsupported import second_derivative
@@ -54,7 +54,8 @@ def recurrent_backward(
     wanted: Sequence[bool],
 ) -> list[Tensor]:
     """The gradients that are wanted; see `kernels.backward`."""
-    return kernels.backward(Call(plan_of(plan), medium, weights, lengths, masks), x, kept, d_results, wanted)
+    recorder = recording.active(recording.address_of(weights))
+    return kernels.backward(Call(plan_of(plan), medium, weights, lengths, masks), x, kept, d_results, wanted, recorder)
 
 
 @recurrent_backward.register_fake

@@ -13,6 +13,7 @@ from .._backend import Backend, backend_of
 from ..cuda.array import DeviceArray, allocated_by
 from ..cuda.extension import stream
 from . import arrays, device_arrays
+from .base import check_is_tensor
 from .unsupported import unsupported
 
 
@@ -20,11 +21,15 @@ class Cpu:
     """NumPy's arrays."""
 
     name = "the CPU"
-    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64, *arrays.HALVES)
 
     def backend(self) -> Backend:
         """What layers of the NumPy interface have as theirs."""
         return backend_of("cpu")
+
+    def computes_in(self, dtype: torch.dtype) -> torch.dtype:
+        """The type of the kernels' arrays where weights are of this one."""
+        return torch.float32 if dtype in arrays.HALVES else dtype
 
     def working(self, tensor: Tensor) -> AbstractContextManager[None]:
         """In which kernels run that read this tensor."""
@@ -49,6 +54,9 @@ class Cuda(Cpu):
     def backend(self) -> Backend:
         return backend_of("cuda")
 
+    def computes_in(self, dtype: torch.dtype) -> torch.dtype:
+        return dtype
+
     @contextmanager
     def working(self, tensor: Tensor) -> Iterator[None]:
         with self.current(tensor.device), allocated_by(device_arrays.allocator(tensor.device)):
@@ -67,13 +75,15 @@ class Cuda(Cpu):
 PLACES: dict[str, Cpu] = {"cpu": Cpu(), "cuda": Cuda()}  # by the type of a torch.device
 
 
-def tensor_of(array: Any) -> Tensor:
-    """A tensor on the memory of an array that was made in a `working` context."""
-    return device_arrays.tensor_of(array) if isinstance(array, DeviceArray) else torch.from_numpy(array)
+def tensor_of(array: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor on the memory of an array that was made in a `working` context; a copy where `dtype` is another."""
+    tensor = device_arrays.tensor_of(array) if isinstance(array, DeviceArray) else torch.from_numpy(array)
+    return tensor if dtype is None or tensor.dtype is dtype else tensor.to(dtype)
 
 
 def check_weight(name: str, weight: Tensor) -> None:
     """Raise unless there are kernels for weights such as this one, which others are compared with."""
+    check_is_tensor(name, weight)
     _check_device(name, weight)
     place = PLACES[weight.device.type]
     if weight.dtype not in place.dtypes:
@@ -82,7 +92,8 @@ def check_weight(name: str, weight: Tensor) -> None:
 
 
 def check_tensor(name: str, tensor: Tensor, weight: Tensor) -> None:
-    """Raise unless a tensor is where this weight is, and of its type."""
+    """Raise unless it is a tensor where this weight is, and of its type."""
+    check_is_tensor(name, tensor)
     if tensor.device == weight.device and tensor.dtype is weight.dtype:
         return
     _check_device(name, tensor)

@@ -58,7 +58,7 @@ def layer_text(kind: str, options: dict[str, Any]) -> str:
 
 def call_text(layer: str, dtype: torch.dtype, batch_first: bool, memory: str | int | None, device: str = "cpu") -> str:
     """A literal that `plan_of` reads, of what `layer_text` gave."""
-    return f"({layer}, {device!r}, {str(dtype)[6:]!r}, {batch_first!r}, {memory!r})"
+    return f"({layer}, {device!r}, {str(PLACES[device].computes_in(dtype))[6:]!r}, {batch_first!r}, {memory!r})"
 
 
 def _hollow(layer: type[Recurrent]) -> type[Recurrent]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from ..config import get_matmul_precision, set_matmul_precision
 
@@ -18,6 +19,23 @@ _before = "highest"
 def is_medium(device: str) -> bool:
     """Whether autocast asks for products in bfloat16 on devices of this type."""
     return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) is torch.bfloat16
+
+
+def autocast_types(
+    kind: str, weight: Tensor, x: Tensor, state: Sequence[Tensor], *, packed: bool, projected: bool
+) -> list[torch.dtype]:
+    """Of output, h_n and c_n, as torch's own modules return them under autocast on the CPU.
+
+    There products give autocast's type, and what is added to the state has that of both. An LSTM of float32 is one
+    operator and has autocast's type throughout, but not where it goes step by step: packed, or projected.
+    """
+    if weight.dtype is torch.float64:  # which autocast leaves as it is
+        return [torch.float64] * 3
+    low = torch.get_autocast_dtype("cpu")
+    one_operator = kind == "LSTM" and x.dtype is torch.float32 and not (packed or projected)
+    adds = kind != "RNN" and not one_operator
+    carried = torch.promote_types(low, (state[-1] if state else x).dtype) if adds else low
+    return [*([low if projected else carried] * 2), carried]
 
 
 @contextmanager

@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn import Module
+from torch.nn.modules.rnn import RNNBase
 
 from ..tape import Gradients, check_timesteps
+from .base import kind_of
 from .places import tensor_of
 
 _TIMESTEPS = ("hidden", "cell", "gates", "parameter_norms")
@@ -74,12 +76,17 @@ class Timesteps:
         return f"Timesteps({len(self.backwards)} backwards of {', '.join(sorted(self.asked))})"
 
 
-_active: dict[int, Timesteps] = {}  # by the address of the first weight, which compiled graphs see too
+_active: dict[int, Timesteps] = {}  # by address
 
 
-def active(weights: Sequence[Tensor]) -> Timesteps | None:
-    """Who records the module of these weights."""
-    return _active.get(weights[0].data_ptr()) if _active else None
+def address_of(weights: Sequence[Tensor]) -> int:
+    """What a module is known by: its first weight's memory, which compiled graphs see too."""
+    return weights[0].data_ptr()
+
+
+def active(address: int) -> Timesteps | None:
+    """Who records the module with this address."""
+    return _active.get(address)
 
 
 @contextmanager
@@ -120,12 +127,8 @@ def record(module: Module, timesteps: Iterable[str] = _TIMESTEPS) -> Iterator[Ti
     from .modules import Recurrent
 
     if not isinstance(module, Recurrent):
-        inner = [name for name, part in module.named_modules() if isinstance(part, Recurrent)] if _is(module) else []
-        raise TypeError(
-            f"module must be a throughtime.torch.RNN, LSTM or GRU, got {type(module).__name__}"
-            + (f", which has one at {', '.join(map(repr, inner))}" if inner else "")
-        )
-    recorder, address = Timesteps(check_timesteps(timesteps)), module._weights()[0].data_ptr()
+        raise TypeError(f"module must be a throughtime.torch.RNN, LSTM or GRU, got {kind_of(module)}{_hint(module)}")
+    recorder, address = Timesteps(check_timesteps(timesteps)), address_of(module._weights())
     if address in _active:
         raise ValueError("module is being recorded already")
     _active[address] = recorder
@@ -136,9 +139,18 @@ def record(module: Module, timesteps: Iterable[str] = _TIMESTEPS) -> Iterator[Ti
     if not recorder.backwards:
         raise RuntimeError(
             "no backward pass of this module ran inside record(...), where the backward belongs (the forward may stand "
-            "before); a module whose weight_ih_l0 is computed anew at each call cannot be recognised"
+            "before); a module whose weight_ih_l0 is computed anew at each call cannot be recognised, nor a "
+            "compiled one whose saved tensors hooks have copied"
         )
 
 
-def _is(module: Any) -> bool:
-    return isinstance(module, Module)
+def _hint(module: Any) -> str:
+    """Where in a model, or how from a module of torch's, there is one to record."""
+    from .modules import Recurrent
+
+    if isinstance(module, RNNBase):
+        return "; throughtime.torch.replace makes one of torch's own"
+    if not isinstance(module, Module):
+        return ""
+    inner = [name for name, part in module.named_modules() if isinstance(part, Recurrent)]
+    return f", which has one at {', '.join(map(repr, inner))}" if inner else ""

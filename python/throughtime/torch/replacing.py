@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TypeVar
 
 import torch
 from torch.nn import Module
-from torch.nn.modules.rnn import RNNBase
+from torch.nn.modules.rnn import RNNBase, RNNCellBase
+from torch.nn.utils.parametrize import is_parametrized
 
+from .base import kind_of
 from .modules import GRU, LSTM, RNN, Recurrent
 
 _OURS: dict[type[Module], type[Recurrent]] = {torch.nn.RNN: RNN, torch.nn.LSTM: LSTM, torch.nn.GRU: GRU}
+_log = logging.getLogger("throughtime.torch")
 M = TypeVar("M", bound=Module)
 
 
@@ -19,8 +23,11 @@ def replace(model: M) -> M:
 
     The model is changed and returned. Its parameters stay the very same objects, so an optimiser made before goes on; a
     module that stands in several places still is one; the training flag and hooks go along. Subclasses are left as
-    they are, for they may have a forward of their own, and so is what a model holds outside of its modules (in a plain
-    list, say).
+    they are, for they may have a forward of their own, and so are cells such as ``LSTMCell``, and what a model holds
+    outside of its modules (in a plain list, say).
+
+    How many modules were replaced, and which others were not and why, is logged by the logger ``"throughtime.torch"``:
+    as a warning, which Python prints unless told otherwise, where one was left or none was found, else as information.
 
     Parameters
     ----------
@@ -41,24 +48,52 @@ def replace(model: M) -> M:
     >>> import torch, throughtime.torch
     >>> model = torch.nn.ModuleDict({"rnn": torch.nn.LSTM(8, 16), "head": torch.nn.Linear(16, 1)})
     >>> throughtime.torch.replace(model)["rnn"]
-    LSTM(8, 16)
+    throughtime.torch.LSTM(8, 16)
     """
     if not isinstance(model, Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        raise TypeError(f"model must be a torch.nn.Module, got {kind_of(model)}")
+    names = {module: name for name, module in model.named_modules()}
     made: dict[Module, Recurrent] = {}
-    found = _ours(model, made)
-    for parent in list(model.modules()):
+    left: dict[str, str] = {}
+    for module, name in names.items():
+        kind = _OURS.get(type(module))
+        try:
+            reason = _reason(module)
+            if kind is not None and isinstance(module, RNNBase):
+                made[module] = kind._of(module)
+        except (TypeError, ValueError) as error:
+            reason = str(error)
+        if reason:
+            left[name] = f"{kind_of(module)}: {reason}"
+    for parent in names:
         for name, child in parent._modules.items():
-            if child is not None:
-                parent._modules[name] = _ours(child, made)
-    return found  # type: ignore[return-value]  # a subclass of what it stands for
+            if child in made:
+                parent._modules[name] = made[child]
+    _say([names[module] for module in made], left, any(isinstance(module, Recurrent) for module in names))
+    return made.get(model, model)  # type: ignore[return-value]  # a subclass of what it stands for
 
 
-def _ours(module: Module, made: dict[Module, Recurrent]) -> Module:
-    """What takes this module's place; itself, where it is none of torch's."""
-    kind = _OURS.get(type(module))
-    if kind is None or not isinstance(module, RNNBase):
-        return module
-    if module not in made:
-        made[module] = kind._of(module)
-    return made[module]
+def _reason(module: Module) -> str:
+    """Why a recurrent module is left as it is; nothing, where it is not, or is none."""
+    if isinstance(module, RNNCellBase):
+        return "it is called for one step at a time, and these modules for whole sequences"
+    if not isinstance(module, RNNBase) or isinstance(module, Recurrent) or type(module) in _OURS:
+        return ""
+    if is_parametrized(module):
+        return "it is parametrized; replace it first, then parametrize what takes its place"
+    return "a subclass, which may have a forward of its own"
+
+
+def _say(replaced: list[str], left: dict[str, str], has_ours: bool) -> None:
+    """Log what became of a model."""
+
+    def place(name: str) -> str:
+        return repr(name) if name else "the model itself"
+
+    count = f"{len(replaced)} module{'s' if len(replaced) != 1 else ''}"
+    text = f"replace: {count} replaced" + (f" ({', '.join(map(place, replaced))})" if replaced else "")
+    if left:
+        text += f", {len(left)} left: " + "; ".join(f"{place(name)} ({reason})" for name, reason in left.items())
+    elif not (replaced or has_ours):
+        text += ": the model has no torch.nn.RNN, LSTM or GRU among its modules"
+    _log.log(logging.WARNING if left or not (replaced or has_ours) else logging.INFO, "%s", text)
