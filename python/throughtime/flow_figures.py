@@ -39,15 +39,19 @@ _BROKEN: dict[str, Any] = {"facecolor": "white", "edgecolor": "black", "hatch": 
 
 def plot(flow: GradientFlow, path_or_axes: str | os.PathLike[str] | Axes | None) -> Figure:
     """The curves alone in axes that are given, else a new figure, saved where a path is given."""
+    depth_alone = isinstance(flow, StackFlow) and flow.is_of_depth_alone
     if isinstance(path_or_axes, Axes):
-        draw_curves(path_or_axes, flow)
+        (draw_layers if depth_alone else draw_curves)(path_or_axes, flow)
         path_or_axes.set_title(flow.title)
         figure = path_or_axes.get_figure(root=True)
         assert figure is not None
         return figure
     if not isinstance(path_or_axes, str | os.PathLike | None):
         raise TypeError(f"path_or_axes must be a path or matplotlib Axes, got {type(path_or_axes).__name__}")
-    figure = _stack_figure(flow) if isinstance(flow, StackFlow) else _layer_figure(flow)
+    if depth_alone:
+        figure = _depth_figure(flow)
+    else:
+        figure = _stack_figure(flow) if isinstance(flow, StackFlow) else _layer_figure(flow)
     if path_or_axes is not None:
         figure.savefig(path_or_axes, dpi=150)
     return figure
@@ -192,6 +196,28 @@ def _stack_figure(flow: StackFlow) -> Figure:
     depth.set_title("Depth, over all timesteps")
     depth.tick_params(labelleft=False)
     label_depth(depth)
+    return figure
+
+
+def draw_layers(axes: Axes, flow: GradientFlow) -> None:
+    """The norm at every boundary of layers of a flow without time, which are named, the first at the top."""
+    assert isinstance(flow, StackFlow)
+    draw_depth(axes, flow.depth_log10_norm, "norm", 0)
+    if len(axes.lines) > 1:
+        axes.legend(fontsize="small")
+    label_depth(axes)
+    axes.set_xlabel("norm of dL/dx over all rows (log scale)")
+    named = _spread(len(flow.names), _NAMES)
+    axes.set_yticks(named, [flow.names[row] for row in named])
+    axes.set_ylim(len(flow.names) - 0.5, -0.5)
+
+
+def _depth_figure(flow: GradientFlow) -> Figure:
+    figure = Figure(figsize=(8, 2.5 + 0.25 * min(len(flow.names), _NAMES)), layout="constrained")
+    figure.suptitle(flow.title)
+    axes = figure.add_subplot()
+    draw_layers(axes, flow)
+    axes.set_title("Gradient of what enters each layer")
     return figure
 
 
