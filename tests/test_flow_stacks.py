@@ -313,7 +313,6 @@ def test_rows_without_time_are_a_batch_of_one_step(given):
     assert flow.log10_norm_per_sequence.shape == (6, 1, 20)
     np.testing.assert_allclose(flow.log10_norm_per_sequence[:, 0], expected, rtol=0, atol=1e-11)
     np.testing.assert_allclose(flow.depth_log10_norm, log10_of_squares(expected, 1), rtol=0, atol=1e-11)
-    assert flow.is_of_depth_alone
     same = tt.gradient_flow(layers, x[None], d_output[None])
     np.testing.assert_allclose(same.depth_log10_norm, flow.depth_log10_norm, rtol=0, atol=1e-11)
 
@@ -365,7 +364,7 @@ def test_what_mixes_timesteps_or_is_given_lengths_keeps_its_time():
     assert tt.gradient_flow(with_time, x).log10_norm.shape == (3, 9)
     assert tt.gradient_flow(rows_only(), x, lengths=7).log10_norm.shape == (6, 9)
     assert tt.gradient_flow(rows_only(), numbers(9, 2, 4)).log10_norm.shape == (6, 9)
-    assert not tt.gradient_flow(with_time, x).is_of_depth_alone
+    assert "gamma" in tt.gradient_flow(with_time, x).summary()
 
 
 def test_a_single_row_of_features():

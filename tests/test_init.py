@@ -301,7 +301,11 @@ def test_errors_of_apply_name_the_argument(call, error, words):
 
 
 @pytest.mark.parametrize("name", [*MATRIX_DRAWS, "identity", "chrono"])
-@pytest.mark.parametrize("what", [tt.LSTM(3, 4), tt.LSTM(3, 4).parameters["weight_hh_l0"], np.zeros(16)])
+@pytest.mark.parametrize(
+    "what",
+    [tt.LSTM(3, 4), tt.LSTM(3, 4).parameters, tt.LSTM(3, 4).parameters["weight_hh_l0"], np.zeros(16)],
+    ids=["layer", "parameters", "weight", "bias"],
+)
 @pytest.mark.parametrize("arguments", [(), (RNG,)])
 def test_who_passes_a_layer_or_its_weights_is_told_what_comes_back(name, what, arguments):
     """Before being told that an argument is missing."""

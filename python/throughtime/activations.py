@@ -184,8 +184,8 @@ class GELU(Activation, kind="GELU"):
     Examples
     --------
     >>> import numpy as np, throughtime as tt
-    >>> tt.GELU()(np.array([-20.0, 0.0, 20.0]))
-    array([-0.,  0., 20.])
+    >>> tt.GELU()(np.array([0.0, 20.0]))
+    array([ 0., 20.])
     """
 
     _function = "gelu"

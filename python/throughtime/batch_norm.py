@@ -53,8 +53,8 @@ class BatchNorm(Layer, kind="BatchNorm"):
     >>> import numpy as np, throughtime as tt
     >>> norm = tt.BatchNorm(1)
     >>> x = np.array([[[1], [3]], [[5], [7]]], np.float32)  # (T, B, F)
-    >>> norm.forward(x).output.ravel().round(2).tolist()
-    [-1.34, -0.45, 0.45, 1.34]
+    >>> norm.forward(x).output.ravel().round(2)
+    array([-1.34, -0.45,  0.45,  1.34], dtype=float32)
     >>> norm.buffers["running_mean"], norm.buffers["running_var"].round(3)
     (array([0.4], dtype=float32), array([1.567], dtype=float32))
     """

@@ -39,7 +39,7 @@ _BROKEN: dict[str, Any] = {"facecolor": "white", "edgecolor": "black", "hatch": 
 
 def plot(flow: GradientFlow, path_or_axes: str | os.PathLike[str] | Axes | None) -> Figure:
     """The curves alone in axes that are given, else a new figure, saved where a path is given."""
-    depth_alone = isinstance(flow, StackFlow) and flow.is_of_depth_alone
+    depth_alone = isinstance(flow, StackFlow) and flow._is_of_depth_alone
     if isinstance(path_or_axes, Axes):
         (draw_layers if depth_alone else draw_curves)(path_or_axes, flow)
         path_or_axes.set_title(flow.title)

@@ -242,8 +242,8 @@ class StackFlow(GradientFlow):
         raise AttributeError(f"a stack has no log10_unit of its own: {where}")
 
     @property
-    def is_of_depth_alone(self) -> bool:
-        """Whether there is one timestep only, such as of rows (N, F), so that nothing can be said of time."""
+    def _is_of_depth_alone(self) -> bool:
+        """Whether there is one timestep only, as of rows (N, F)."""
         return len(self.log10_norm[0]) == 1
 
     def summary(self) -> str:
@@ -256,7 +256,7 @@ class StackFlow(GradientFlow):
             is one timestep only, a table of depth alone: the same, and by what factor each layer changes it.
         """
         depth = [_log10_text(norm) for norm in self.depth_log10_norm]
-        if self.is_of_depth_alone:
+        if self._is_of_depth_alone:
             with np.errstate(invalid="ignore"):  # inf - inf
                 factors = [*map(factor_text, self.depth_log10_norm[:-1] - self.depth_log10_norm[1:]), ""]
                 mean = (self.depth_log10_norm[0] - self.depth_log10_norm[-1]) / len(self.layers)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -194,10 +194,10 @@ def _returns_an_array(function: Callable[P, Array]) -> Callable[P, Array]:
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> Array:
         shape: Any = args[0] if args else kwargs.get("shape", ())
-        is_layer = hasattr(shape, "parameters")
-        if is_layer or _is_weights(shape):
+        is_weights = _is_weights(shape)
+        if is_weights or isinstance(shape, Mapping) or hasattr(shape, "parameters"):
             name = function.__name__
-            got = repr(shape) if is_layer else f"an array of shape {tuple(shape.shape)}"
+            got = f"an array of shape {tuple(shape.shape)}" if is_weights else type(shape).__name__
             raise TypeError(
                 f"shape must be a tuple of ints, got {got}; {name} returns a new array and sets nothing: "
                 f"weight[...] = tt.init.{name}(weight.shape, rng, ...), "
