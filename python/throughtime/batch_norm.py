@@ -15,7 +15,7 @@ from .modules import LayerGradients, check_features
 
 __all__ = ["BatchNorm"]
 
-_BLOCK = 1 << 16  # numbers that are in float64 at a time: they stay in a cache of 2 MB
+_BLOCK = 1 << 14  # numbers that are in float64 at a time: two such arrays stay in a cache of 512 kB
 _as_numbers_are = np.errstate(all="ignore")  # no warnings: infinities and NaN stay in their feature, as in kernels
 
 
@@ -140,11 +140,13 @@ class BatchNorm(Layer, kind="BatchNorm"):
             statistics = self._running()
         weight, bias = (self.parameters[name].astype(np.float64) for name in ("weight", "bias"))
         saved = Saved(rows, x.shape, valid, statistics, weight, batch)
-        output = saved.new()
-        for part, normal in saved.normal_rows():
-            normal *= weight
-            normal += bias
-            output[part] = normal
+        output, factor = saved.new(), weight * statistics.inverse
+        offset = bias - statistics.mean * factor
+        for part in _parts(rows):
+            y = statistics.shifted(rows[part])
+            y *= factor
+            y += offset
+            output[part] = y
         return saved.placed(output), saved
 
     def _running(self) -> Statistics:
@@ -164,8 +166,9 @@ class BatchNorm(Layer, kind="BatchNorm"):
 class Statistics(NamedTuple):
     """Of each feature, float64: ``x^ = (x unit - origin - mean) inverse``; differences of near numbers are exact.
 
-    `unit` is a power of two that keeps squares in range, `origin` a number near x unit, `mean` that of x unit - origin,
-    `variance` that of x unit, `inverse` one over the deviation of x unit.
+    `unit` is a power of two that keeps squares in range, `origin` the first row times it, `mean` that of x unit -
+    origin, `variance` that of x unit, `inverse` one over the deviation of x unit. As `origin` is one of the N rows, it
+    is at most sqrt(N) deviations away from the mean, so that `mean` may also be subtracted after a product.
     """
 
     unit: Array
@@ -174,42 +177,53 @@ class Statistics(NamedTuple):
     variance: Array
     inverse: Array
 
-    def centred(self, rows: Array) -> Array:
-        """Rows in float64, less their mean."""
-        centred: Array = np.multiply(rows, self.unit, dtype=np.float64)
-        centred -= self.origin
-        centred -= self.mean
-        return centred
+    def shifted(self, rows: Array) -> Array:
+        """x unit - origin."""
+        shifted = rows.astype(np.float64)
+        if (self.unit != 1).any():
+            shifted *= self.unit
+        shifted -= self.origin
+        return shifted
 
 
 def _of_rows(rows: Array, eps: float) -> Statistics:
     """The statistics of rows (N, F), N > 0."""
-    unit = _unit(rows)
-    nothing = np.zeros_like(unit)
-    found = Statistics(unit, rows[0] * unit, nothing, nothing, nothing)
-    found = found._replace(mean=sum(found.centred(part).sum(axis=0) for part in _blocks(rows)) / len(rows))
-    squares = (np.einsum("nf,nf->f", centred, centred) for centred in map(found.centred, _blocks(rows)))
-    variance = sum(squares) / len(rows)
-    return found._replace(variance=variance, inverse=1 / np.sqrt(variance + eps * unit * unit))
+    found = _in_units(rows, eps, np.ones(rows.shape[1]))
+    if rows.dtype == np.float64 and not np.isfinite(found.variance).all():
+        found = _in_units(rows, eps, _unit(rows))
+    return found
+
+
+def _in_units(rows: Array, eps: float, unit: Array) -> Statistics:
+    """Mean and sum of squares of a block at a time, put together as Chan, Golub and LeVeque (1979) do."""
+    mean, squares, count = np.zeros_like(unit), np.zeros_like(unit), 0
+    found = Statistics(unit, rows[0] * unit, mean, squares, unit)
+    for part in _parts(rows):
+        block = found.shifted(rows[part])
+        own = block.sum(axis=0) / len(block)
+        block -= own
+        block *= block
+        total = count + len(block)
+        change = own - mean
+        mean = mean + change * (len(block) / total)
+        squares = squares + block.sum(axis=0) + change * change * (count * len(block) / total)
+        count = total
+    variance = squares / count
+    return found._replace(mean=mean, variance=variance, inverse=1 / np.sqrt(variance + eps * unit * unit))
 
 
 def _unit(rows: Array) -> Array:
-    """1 for every feature, but for those of float64 whose squares would leave its range."""
+    """1 for every feature, but for those whose squares would leave the range of float64."""
     unit = np.ones(rows.shape[1])
-    if rows.dtype == np.float64:
-        largest = np.maximum(rows.max(axis=0), -rows.min(axis=0))
-        large = np.isfinite(largest) & (largest > 2.0**400)
-        unit[large] = np.ldexp(1.0, 1 - np.frexp(largest[large])[1])
+    largest = np.maximum(rows.max(axis=0), -rows.min(axis=0))
+    large = np.isfinite(largest) & (largest > 2.0**400)
+    unit[large] = np.ldexp(1.0, 1 - np.frexp(largest[large])[1])
     return unit
 
 
 def _parts(rows: Array) -> Iterator[slice]:
     step = max(1, _BLOCK // rows.shape[1])
     return (slice(start, start + step) for start in range(0, len(rows), step))
-
-
-def _blocks(rows: Array) -> Iterator[Array]:
-    return (rows[part] for part in _parts(rows))
 
 
 class Saved:
@@ -246,12 +260,6 @@ class Saved:
         whole[self.valid] = rows
         return whole.reshape(self.shape)
 
-    def normal_rows(self) -> Iterator[tuple[slice, Array]]:
-        """x^, a part of the rows at a time, in float64."""
-        return (
-            (part, self.statistics.centred(self.rows[part]) * self.statistics.inverse) for part in _parts(self.rows)
-        )
-
     @_as_numbers_are
     def backward(self, d_output: Array) -> tuple[Array, dict[str, Array]]:
         """The gradients of x and of the parameters.
@@ -262,22 +270,29 @@ class Saved:
         d_rows = contiguous(d_output.reshape(-1, self.rows.shape[1]))
         if self.valid is not None:
             d_rows = d_rows[self.valid]
-        d_weight, d_bias = np.zeros_like(self.weight), np.zeros_like(self.weight)
-        for part, normal in self.normal_rows():
+        found, count = self.statistics, max(1, len(self.rows))
+        d_sum, product_sum = np.zeros_like(self.weight), np.zeros_like(self.weight)  # of d, and d (x unit - origin)
+        for part in _parts(self.rows):
+            d, product = d_rows[part].astype(np.float64), found.shifted(self.rows[part])
+            product *= d
+            d_sum += d.sum(axis=0)
+            product_sum += product.sum(axis=0)
+        d_weight = (product_sum - found.mean * d_sum) * found.inverse
+        factor = self.weight * found.inverse * found.unit
+        of_x = -factor * found.inverse * d_weight / count
+        offset = -factor * d_sum / count - of_x * found.mean
+        d_x = self.new()
+        for part in _parts(self.rows):
             d = d_rows[part].astype(np.float64)
-            d_bias += d.sum(axis=0)
-            d_weight += np.einsum("nf,nf->f", d, normal)
-        factor = self.weight * self.statistics.inverse * self.statistics.unit
-        d_x, count = self.new(), max(1, len(self.rows))
-        for part, normal in self.normal_rows():
-            d = d_rows[part].astype(np.float64)
+            d *= factor
             if self.batch:
-                normal *= d_weight / count
-                d -= normal
-                d -= d_bias / count
-            d_x[part] = d * factor
+                through_statistics = found.shifted(self.rows[part])
+                through_statistics *= of_x
+                d += through_statistics
+                d += offset
+            d_x[part] = d
         dtype = self.rows.dtype
-        return self.placed(d_x), {"weight": d_weight.astype(dtype), "bias": d_bias.astype(dtype)}
+        return self.placed(d_x), {"weight": d_weight.astype(dtype), "bias": d_sum.astype(dtype)}
 
 
 class BatchNormTape:
