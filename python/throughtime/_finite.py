@@ -53,7 +53,7 @@ def raise_fault(fault: str | None) -> None:
         raise FloatingPointError(fault)
 
 
-def valid_steps(tape: Tape) -> Array | None:
+def valid_of(tape: Tape) -> Array | None:
     """Where there is no padding, (T, B), on the host."""
     if tape._lengths is None:
         return None
@@ -183,7 +183,7 @@ def _first_between(tape: Tape, index: int, x: Array, row: int) -> Array:
         name: part if isinstance(part, float) else part[times] for name, part in problem["zoneout"].items()
     }
     problem["resets"] = None if tape._resets is None else tape._resets[times]
-    valid = valid_steps(tape)
+    valid = valid_of(tape)
     if valid is not None:
         problem["lengths"] = backend.sequence_lengths(valid[times].sum(axis=0), count, batch, True)
     backend.forward(layer._cell, problem)
@@ -203,7 +203,7 @@ def _start(tape: Tape, kept: Array, after: int) -> Array:
     state = backend.on_host("state", kept)
     if tape._resets is None or after >= tape._sizes[0]:
         return state
-    fresh, valid = backend.on_host("resets", tape._resets)[after], valid_steps(tape)
+    fresh, valid = backend.on_host("resets", tape._resets)[after], valid_of(tape)
     if valid is not None:
         fresh = fresh & valid[after]
     return np.where(fresh[:, None], state.dtype.type(0), state)
@@ -224,7 +224,7 @@ def _first_state(tape: Tape, index: int) -> tuple[str, Place] | None:
 def _last_steps(tape: Tape, index: int) -> Array:
     """Where (T, B) a direction takes the last step of a sequence."""
     steps, batch = tape._sizes
-    valid = valid_steps(tape)
+    valid = valid_of(tape)
     last = np.ones((steps, batch), np.bool_) if valid is None else valid.copy()
     if tape._is_reverse(index):
         last[1:] = False
@@ -258,5 +258,5 @@ def _parameter(tape: Tape, index: int) -> str | None:
 
 def _broken(tape: Tape, array: Array) -> Array:
     """Where an array (T, B, F) is not finite, padding left out."""
-    broken, valid = ~rows_finite(tape._layer._backend, array), valid_steps(tape)
+    broken, valid = ~rows_finite(tape._layer._backend, array), valid_of(tape)
     return broken if valid is None else broken & valid

@@ -53,10 +53,18 @@ class _Curve(NamedTuple):
 def plot(flow: GradientFlow, path_or_axes: str | os.PathLike[str] | Axes | None, label: str | None) -> Figure:
     """The curves alone in axes that are given, else a new figure, saved where a path is given."""
     title = flow.title if label is None else "Gradient flow"
+    depth_alone = isinstance(flow, StackFlow) and flow._is_of_depth_alone
     if isinstance(path_or_axes, Axes):
-        return _into_axes(path_or_axes, _curves_of(flow, label), title)
+        if not depth_alone:
+            return _into_axes(path_or_axes, _curves_of(flow, label), title)
+        draw_layers(path_or_axes, flow, label)
+        path_or_axes.set_title(title, parse_math=False)
+        return _figure_of(path_or_axes)
     _check_path(path_or_axes)
-    figure = _stack_figure(flow, label) if isinstance(flow, StackFlow) else _layer_figure(flow, label)
+    if depth_alone:
+        figure = _depth_figure(flow, label)
+    else:
+        figure = _stack_figure(flow, label) if isinstance(flow, StackFlow) else _layer_figure(flow, label)
     return _saved(figure, path_or_axes)
 
 
@@ -77,6 +85,10 @@ def _into_axes(axes: Axes, curves: Sequence[_Curve], title: str) -> Figure:
     handles = draw_curves(axes, curves)
     axes.set_title(title, parse_math=False)
     legend_in_headroom(axes, handles)
+    return _figure_of(axes)
+
+
+def _figure_of(axes: Axes) -> Figure:
     figure = axes.get_figure(root=True)
     assert figure is not None
     return figure
@@ -361,6 +373,28 @@ def _stack_figure(flow: StackFlow, label: str | None) -> Figure:
         _legend_over(depth, depth.lines)
     depth.tick_params(labelleft=False)
     label_depth(depth)
+    return figure
+
+
+def draw_layers(axes: Axes, flow: GradientFlow, label: str | None) -> None:
+    """The norm at every boundary of layers of a flow without time, which are named, the first at the top."""
+    assert isinstance(flow, StackFlow)
+    draw_depth(axes, flow.depth_log10_norm, label or "norm", 0)
+    if len(axes.lines) > 1 or label is not None:
+        _legend_over(axes, axes.lines)
+    label_depth(axes)
+    axes.set_xlabel("norm of dL/dx over all rows (log scale)")
+    named = _spread(len(flow.names), _NAMES)
+    axes.set_yticks(named, [flow.names[row] for row in named])
+    axes.set_ylim(len(flow.names) - 0.5, -0.5)
+
+
+def _depth_figure(flow: GradientFlow, label: str | None) -> Figure:
+    figure = Figure(figsize=(8, 2.5 + 0.25 * min(len(flow.names), _NAMES)), layout="constrained")
+    _set_title(figure, flow, label)
+    axes = figure.add_subplot()
+    draw_layers(axes, flow, label)
+    axes.set_title("Gradient of what enters each layer")
     return figure
 
 
