@@ -125,7 +125,7 @@ def record(module: Module, timesteps: Iterable[str] = _TIMESTEPS) -> Iterator[Ti
             f"module must be a throughtime.torch.RNN, LSTM or GRU, got {type(module).__name__}"
             + (f", which has one at {', '.join(map(repr, inner))}" if inner else "")
         )
-    recorder, address = Timesteps(check_timesteps(timesteps)), module._weights()[0].data_ptr()
+    recorder, address = Timesteps(check_timesteps(timesteps, _TIMESTEPS)), module._weights()[0].data_ptr()
     if address in _active:
         raise ValueError("module is being recorded already")
     _active[address] = recorder
