@@ -152,6 +152,38 @@ def test_gradients_of_the_steps_add_up_to_the_gradient(kind):
             assert_close(found["parameter_norms"][name], norms, problem.bound, name)
 
 
+@pytest.mark.parametrize("memory", ["full", "checkpoint"])
+def test_what_each_sequence_adds_to_the_gradients(kind, memory):
+    """`products` to that of weight_ih, `gates` to that of bias_ih: what a backward of the sequence alone gives."""
+    problem = Problem(kind, T=9, B=4, L=2, D=2)
+    layer, lengths, x = problem.layer(), problem.lengths, problem.x.copy()
+    x[np.arange(9)[:, None] >= lengths] = np.nan
+    tape = layer.forward(x, problem.state, lengths, memory=memory)
+    grads = tape.backward(problem.d_output, timesteps=("hidden", "products", "gates"), truncate=4, clip=0.5)
+    full = layer.forward(x, problem.state, lengths)
+    below = [np.nan_to_num(x)] * 2 + [np.concatenate(full.hidden[:2], axis=2)] * 2
+    for row, suffix in enumerate(("_l0", "_l0_reverse", "_l1", "_l1_reverse")):
+        weights = np.einsum("tbg,tbi->bgi", grads.products[row], below[row])
+        biases = grads.gates[row].sum(axis=0)
+        for b in range(4):
+            state = tuple(s[:, b] for s in problem.state) if STATES[kind] == 2 else problem.state[:, b]
+            alone = layer.forward(x[:, b], state, lengths[b])
+            expected = alone.backward(problem.d_output[:, b], truncate=4, clip=0.5).parameters
+            for found, name in ((weights[b], "weight_ih"), (biases[b], "bias_ih")):
+                assert_close(found, expected[name + suffix], problem.bound, name, floor=np.abs(grads.hidden).max())
+
+
+def test_products_are_the_gates_but_for_layer_normalisation(kind):
+    problem = Problem(kind, T=9, B=4)
+    tape = problem.layer().forward(problem.x)
+    alone = tape.backward(problem.d_output, timesteps="products")
+    with pytest.raises(AttributeError, match="gates"):
+        _ = alone.gates
+    both = tape.backward(problem.d_output, timesteps=("products", "gates"))
+    assert_same_bits(alone.products, both.products)
+    assert np.array_equal(both.products, both.gates) == (kind != "lstm_layer_norm")
+
+
 def test_asking_for_timesteps_changes_no_other_result(kind):
     problem = Problem(kind, T=20, B=5, H=24, L=2, D=2, dtype="float32")
     tape = problem.layer().forward(problem.x)

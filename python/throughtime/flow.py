@@ -269,8 +269,8 @@ _ROW_BY_ROW = (Activation, BatchNorm, Embedding, LayerNorm, Linear, MLP)  # whos
 
 
 class _StackPass:
-    """The way back through layers in layers. Time is on this axis of their arrays, None: rows without time; where `valid`
-    is false, there is padding.
+    """The way back through layers in layers. Time is on this axis of their arrays, None: rows without time; padding
+    is where `valid` is false.
     """
 
     def __init__(self, time_axis: int | None, valid: Array | None, fault: str | None) -> None:

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from . import layer_norm
 from ._arguments import Array, flag, number, size
-from ._finite import forward_fault, incoming_fault, overflow, raise_fault
+from ._finite import forward_fault, incoming_fault, overflow, raise_fault, valid_steps
+from .modules import affine
 
 if TYPE_CHECKING:
     from .recurrent import Recurrent, State
 
-_TIMESTEPS = ("hidden", "cell", "gates", "parameter_norms")
+_TIMESTEPS = ("hidden", "cell", "gates", "products", "parameter_norms")
+_EPS = 1e-5  # of the kernels' layer normalisation
 
 
 class Gradients:
@@ -30,7 +33,12 @@ class Gradients:
     hidden, cell : (L*D, T, B, H) array
         Total dL/dh_t and dL/dc_t, if asked for (they are by default).
     gates : (L*D, T, B, G*H) array
-        Gradient of the input's part of the pre-activations, ``W_ih x + b_ih``, if asked for.
+        Gradient of the input's part of the pre-activations, ``W_ih x + b_ih``, with layer normalisation
+        ``LN(W_ih x) + b_ih``, if asked for. Summed over t it is what each sequence adds to the gradient of ``bias_ih``.
+    products : (L*D, T, B, G*H) array
+        Gradient of the product ``W_ih x`` alone, if asked for: ``sum_t products[i, t, b]^T x[t, b]``, with the layer's
+        own input x, is what sequence b adds to the gradient of ``weight_ih``. It is ``gates`` but for layer
+        normalisation, which stands between the product and the bias.
     parameter_norms : dict of str to (T,) float64 array
         Frobenius norm of what each timestep adds to each parameter's gradient, if asked for.
     clipped : (L*D, T, B) bool array
@@ -377,8 +385,8 @@ class Tape:
             Gradient with respect to ``final_state``; one of a pair may be None.
         d_cell : (L*D, T, B, H) array, optional
             Gradient with respect to every c_t.
-        timesteps : iterable of {"hidden", "cell", "gates", "parameter_norms"}
-            What to return for every timestep. ``"cell"`` is ignored by cells without c.
+        timesteps : iterable of {"hidden", "cell", "gates", "products", "parameter_norms"}
+            What to return for every timestep, as :class:`Gradients` has it. ``"cell"`` is ignored by cells without c.
         truncate : int, optional
             Truncated BPTT: the gradient stops every so many steps, counted from each direction's own first step.
         clip : float, optional
@@ -498,7 +506,12 @@ class _Backward:
             for name, width in zip(layer._state_names, layer._state_widths, strict=True)
         ]
         rows = layer._gates * layer.hidden_size
-        self.gates = empty((*per_step, rows), layer.dtype) if "gates" in asked else None
+        self.gates = empty((*per_step, rows), layer.dtype) if {"gates", "products"} & asked else None
+        self.products = self.gates if "products" in asked else None
+        self.normalises = self.products is not None and "weight_ln_ih" in layer._parameter_names
+        if self.normalises:
+            layer._needs_host("timesteps='products' with layer normalisation")
+            self.products = empty((*per_step, rows), layer.dtype)
         self.clipped = zeros(per_step, np.bool_) if options["clip"] else None
         asks_norms = "parameter_norms" in asked
         self.norms = {name: zeros((steps,), np.float64) for name in self.parameters} if asks_norms else None
@@ -514,7 +527,8 @@ class _Backward:
         self._drop_weights()
         named = dict(zip(layer._state_names, self.states, strict=True))
         arrays = {name: named.get(name) if name in self.asked else None for name in ("hidden", "cell")}
-        arrays |= {"gates": self.gates, "clipped": self.clipped}
+        arrays |= {"gates": self.gates if "gates" in self.asked else None, "products": self.products}
+        arrays["clipped"] = self.clipped
         return Gradients(
             input=None if d_output is None or not self.wanted.input else tape._user_layout(d_output),
             parameters=self.parameters,
@@ -565,6 +579,8 @@ class _Backward:
                 gradients["output"] = d_output[:, :, direction * units : (direction + 1) * units]
             if tape._sizes[1]:
                 self.backend.backward(layer._cell, tape._problem(index, x, tape._states, tape._every), gradients)
+                if self.normalises:
+                    self._fill_products(index, x)
             if self.check_finite:
                 self._check_finite(index, d_input if direction == layer.num_directions - 1 else None)
         return d_input
@@ -598,6 +614,19 @@ class _Backward:
             "norms": norms,
         }
 
+    def _fill_products(self, index: int, x: Array) -> None:
+        """From the gradient of LN(W_ih x) + b_ih that of W_ih x, which is computed again."""
+        assert self.gates is not None
+        assert self.products is not None
+        suffix, valid = self.tape._layer._suffixes[index], valid_steps(self.tape)
+        known = x if valid is None else np.where(valid[..., None], x, x.dtype.type(0))
+        product = affine(known.reshape(-1, x.shape[2]), self.tape._parameters["weight_ih" + suffix], None)
+        gain = self.tape._parameters["weight_ln_ih" + suffix]
+        _, _, saved = layer_norm.forward(product, None, gain, np.zeros_like(gain), 1.0, _EPS)
+        assert saved is not None
+        d_product, *_ = layer_norm.backward(None, self.gates[index].reshape(product.shape), saved)
+        self.products[index] = d_product.reshape(self.products[index].shape)
+
     def _check_finite(self, index: int, d_input: Array | None) -> None:
         """Raise for the first NaN or infinity in the order in which the backward makes them."""
         tape, layer = self.tape, self.tape._layer
@@ -613,14 +642,15 @@ class _Backward:
                 raise FloatingPointError(f"the gradient of the initial state, {name}, is not finite in {where}")
 
 
-def check_timesteps(timesteps: Iterable[str]) -> set[str]:
+def check_timesteps(timesteps: Iterable[str], known: tuple[str, ...] = _TIMESTEPS) -> set[str]:
+    """`timesteps` as a set of those words that are known."""
     try:
         asked = {timesteps} if isinstance(timesteps, str) else set(timesteps)
     except TypeError:
-        raise TypeError(f"timesteps must be a tuple of {', '.join(map(repr, _TIMESTEPS))}, got {timesteps!r}") from None
-    unknown = sorted(asked - set(_TIMESTEPS), key=str)
+        raise TypeError(f"timesteps must be a tuple of {', '.join(map(repr, known))}, got {timesteps!r}") from None
+    unknown = sorted(asked - set(known), key=str)
     if unknown:
-        raise ValueError(f"timesteps has {unknown[0]!r}, expected some of {', '.join(map(repr, _TIMESTEPS))}")
+        raise ValueError(f"timesteps has {unknown[0]!r}, expected some of {', '.join(map(repr, known))}")
     return asked
 
 

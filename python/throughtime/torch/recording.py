@@ -128,7 +128,7 @@ def record(module: Module, timesteps: Iterable[str] = _TIMESTEPS) -> Iterator[Ti
 
     if not isinstance(module, Recurrent):
         raise TypeError(f"module must be a throughtime.torch.RNN, LSTM or GRU, got {kind_of(module)}{_hint(module)}")
-    recorder, address = Timesteps(check_timesteps(timesteps)), address_of(module._weights())
+    recorder, address = Timesteps(check_timesteps(timesteps, _TIMESTEPS)), address_of(module._weights())
     if address in _active:
         raise ValueError("module is being recorded already")
     _active[address] = recorder
