@@ -21,6 +21,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ._arguments import Array
+from ._files import save_figure
 from .flow_result import GradientFlow, StackFlow
 
 _POINTS = 2000  # of a curve, columns or rows of a heat map: more than a figure has pixels
@@ -49,7 +50,7 @@ def plot(flow: GradientFlow, path_or_axes: str | os.PathLike[str] | Axes | None)
         raise TypeError(f"path_or_axes must be a path or matplotlib Axes, got {type(path_or_axes).__name__}")
     figure = _stack_figure(flow) if isinstance(flow, StackFlow) else _layer_figure(flow)
     if path_or_axes is not None:
-        figure.savefig(path_or_axes, dpi=150)
+        save_figure(figure, path_or_axes)
     return figure
 
 
