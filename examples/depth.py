@@ -21,6 +21,7 @@ from rich.progress import track
 from rich.table import Table
 
 import throughtime as tt
+from common import run_command
 from throughtime.cli.output import check_plot_path
 
 if TYPE_CHECKING:
@@ -143,4 +144,4 @@ def _draw(left: Axes, right: Axes, name: str, by_depth: dict[int, Array]) -> Non
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

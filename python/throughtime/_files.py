@@ -38,7 +38,7 @@ def replacing(path: str | bytes | os.PathLike[str]) -> Iterator[BinaryIO]:
             return
         if target.exists() and not os.access(target, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        fresh = target.with_name(f".throughtime-{secrets.token_hex(8)}.tmp")  # short, however long the name is
+        fresh = _unused(target.parent)
         with open(fresh, "xb") as file:
             try:
                 yield file
@@ -53,6 +53,13 @@ def replacing(path: str | bytes | os.PathLike[str]) -> Iterator[BinaryIO]:
             error.filename, error.filename2 = named, None
         raise
     _sync_directory(target.parent)
+
+
+def check_writable(directory: Path) -> None:
+    """Raise OSError unless a file can be made there: permissions alone do not tell."""
+    fresh = _unused(directory)
+    fresh.touch(exist_ok=False)
+    fresh.unlink()
 
 
 def sync(file: BinaryIO) -> None:
@@ -70,6 +77,11 @@ def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: int = 150) ->
         name = f"{name.rstrip('.')}.{form}"
     with replacing(name) as file:
         figure.savefig(file, format=form, dpi=dpi)
+
+
+def _unused(directory: Path) -> Path:
+    """A name that no file has; it is short, however long that of the file to be written is."""
+    return directory / f".throughtime-{secrets.token_hex(8)}.tmp"
 
 
 def _take_over(old: Path, fresh: Path) -> None:

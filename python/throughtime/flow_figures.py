@@ -42,7 +42,7 @@ def plot(flow: GradientFlow, path_or_axes: str | os.PathLike[str] | Axes | None)
     """The curves alone in axes that are given, else a new figure, saved where a path is given."""
     if isinstance(path_or_axes, Axes):
         draw_curves(path_or_axes, flow)
-        path_or_axes.set_title(flow.title)
+        path_or_axes.set_title(literal(flow.title))
         figure = path_or_axes.get_figure(root=True)
         assert figure is not None
         return figure
@@ -54,13 +54,18 @@ def plot(flow: GradientFlow, path_or_axes: str | os.PathLike[str] | Axes | None)
     return figure
 
 
+def literal(text: str) -> str:
+    """Text that is drawn as it is: between two dollars matplotlib would look for mathematics."""
+    return text.replace("$", r"\$")
+
+
 def draw_curves(axes: Axes, flow: GradientFlow) -> None:
     """A curve for every row, and how far the sequences of the batch are apart."""
     each = flow.log10_norm_per_sequence
     bands = each.ndim == 3 and each.shape[2] > 1
     shown = _spread(len(flow.names), _CURVES)
     for place, row in enumerate(shown):
-        draw_curve(axes, flow.log10_norm[row], flow.names[row], place, sequences=each[row] if bands else None)
+        draw_curve(axes, flow.log10_norm[row], literal(flow.names[row]), place, sequences=each[row] if bands else None)
     label_curves(axes, flow.quantity, flow.log10_norm.shape[1])
     handles: list[Artist] = list(axes.get_legend_handles_labels()[0])
     if bands:
@@ -145,7 +150,7 @@ def label_depth(axes: Axes) -> None:
 def _layer_figure(flow: GradientFlow) -> Figure:
     shown = [] if flow._log10_unit is None else _spread(len(flow.names), _HEAT_MAPS)
     figure = Figure(figsize=(13 if shown else 8, 5.5), layout="constrained")
-    figure.suptitle(flow.title)
+    figure.suptitle(literal(flow.title))
     grid = figure.add_gridspec(max(1, len(shown)), 2 if shown else 1)
     curves = figure.add_subplot(grid[:, 0])
     draw_curves(curves, flow)
@@ -162,7 +167,7 @@ def _draw_units(figure: Figure, panels: list[Axes], flow: GradientFlow, shown: l
     colours = _colours(*maps)
     for axes, row, values in zip(panels, shown, maps, strict=True):
         image = _heat_map(axes, values, colours)
-        axes.set(title=f"{flow.names[row]}, each unit over the batch", ylabel=_label("unit", len(values)))
+        axes.set(title=f"{literal(flow.names[row])}, each unit over the batch", ylabel=_label("unit", len(values)))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         if axes is not panels[-1]:
             axes.tick_params(labelbottom=False)
@@ -175,7 +180,7 @@ def _stack_figure(flow: StackFlow) -> Figure:
     named = _spread(rows, _NAMES)
     below = 2 + 0.25 * len(named)  # inches
     figure = Figure(figsize=(13, 4.5 + below), layout="constrained")
-    figure.suptitle(flow.title)
+    figure.suptitle(literal(flow.title))
     grid = figure.add_gridspec(2, 2, width_ratios=(2.2, 1), height_ratios=(4, below), wspace=0.08)
     curves = figure.add_subplot(grid[0, :])
     draw_curves(curves, flow)
@@ -183,7 +188,7 @@ def _stack_figure(flow: StackFlow) -> Figure:
     axes = figure.add_subplot(grid[1, 0])
     image = _heat_map(axes, flow.log10_norm, _colours(flow.log10_norm))
     axes.set(title="Depth and time", xlabel=_label("timestep t", flow.log10_norm.shape[1]))
-    axes.set_yticks(named, [flow.names[row] for row in named])
+    axes.set_yticks(named, [literal(flow.names[row]) for row in named])
     axes.set_ylim(rows - 0.5, -0.5)
     figure.colorbar(image, ax=axes, label=f"log10 of norm of {_typeset(flow.quantity)}")
     depth = figure.add_subplot(grid[1, 1], sharey=axes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,28 +10,30 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from throughtime.flow_figures import draw_curve, draw_depth, label_curves, label_depth
+from throughtime._files import save_figure
+from throughtime.flow_figures import draw_curve, draw_depth, label_curves, label_depth, literal
 from throughtime.flow_result import GradientFlow, StackFlow
 
+from .errors import visible
 from .flow_models import WEIGHTS, lowest
 
 
 def save_training_figure(path: Path, losses: Sequence[float], unigram: float, flow: GradientFlow, title: str) -> None:
     """Left the loss per step (bits per character), right the gradient per timestep."""
     figure = Figure(figsize=(12, 4.5), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(literal(title))
     left, right = figure.subplots(1, 2)
     _draw_losses(left, losses, unigram)
     flow.plot(right)
     right.set_title("Gradient flow after training, loss on the last step only")
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
 
 
 def save_model_figure(path: Path, flow: GradientFlow, title: str) -> None:
     """Curves and heat maps of one model."""
     figure = flow.plot()
-    figure.suptitle(title, wrap=True)
-    figure.savefig(path, dpi=150)
+    figure.suptitle(literal(visible(title)), wrap=True)
+    _save(figure, path)
 
 
 def save_flow_figure(path: Path, flows: Mapping[str, Mapping[str, GradientFlow]], title: str) -> None:
@@ -48,7 +51,14 @@ def save_flow_figure(path: Path, flows: Mapping[str, Mapping[str, GradientFlow]]
         label_curves(axes, "dL/dh_t", next(iter(flows.values()))[WEIGHTS[0]].log10_norm.shape[1])
         axes.legend(handlelength=4, fontsize="small", framealpha=0.95)
     _draw_depths(depth, flows)
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """A character that the font lacks is drawn as a box, without a warning: the names are the user's."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        save_figure(figure, path)
 
 
 def _draw_depths(axes: Axes, flows: Mapping[str, Mapping[str, GradientFlow]]) -> None:
