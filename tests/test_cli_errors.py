@@ -95,6 +95,13 @@ def test_a_backend_of_plots_that_there_is_not(folder, name):
     assert (done.returncode, done.stdout) == (2, "")
 
 
+def test_a_format_of_plots_that_needs_a_program_that_is_absent(folder):
+    """TeX draws .pgf, and is not found here."""
+    done = call([*COMMANDS["train"], "--plot", "plot.pgf"], env={**os.environ, "PATH": "/nowhere"})
+    assert_one_line(done, "--plot plot.pgf: matplotlib cannot draw it: ")
+    assert (done.returncode, done.stdout) == (2, "")
+
+
 def test_texts_without_end(folder):
     for device in filter(os.path.exists, ("/dev/zero", "/dev/full")):
         for arguments in (["train", device], ["flow", "--text", device]):

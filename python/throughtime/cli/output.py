@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -68,13 +69,19 @@ def save_json(path: Path, data: dict[str, Any]) -> None:
 def check_plot_path(path: Path) -> None:
     """Fail unless matplotlib can write a plot there."""
     try:
-        from matplotlib.backend_bases import FigureCanvasBase
+        from matplotlib.figure import Figure
     except ValueError as error:
         fail(f"MPLBACKEND={os.environ.get('MPLBACKEND')}: matplotlib does not start ({error})")
-    formats = FigureCanvasBase.get_supported_filetypes()
-    if path.suffix[1:].lower() not in formats:
+    figure, ending = Figure(figsize=(1, 1)), path.suffix[1:].lower()
+    formats = figure.canvas.get_supported_filetypes()
+    if ending not in formats:
         fail(f"--plot {path}: the name must end in one of {', '.join('.' + name for name in sorted(formats))}")
     check_file_path("--plot", path)
+    figure.text(0, 0, "a")
+    try:
+        figure.savefig(BytesIO(), format=ending)
+    except (KeyError, OSError, RuntimeError, ValueError) as error:  # of a format that needs another program, or library
+        fail(f"--plot {path}: matplotlib cannot draw it: {error}")
 
 
 def check_file_path(option: str, path: Path) -> None:
