@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 
@@ -193,6 +194,14 @@ def test_figures_are_saved_before_they_are_shown(tiny, monkeypatch):
     done = call("--against", "torch", "--rounds", 1, "--no-memory", "--json", "b.json", "--force")
     assert done.exit_code == 141
     assert len(json.loads((tiny / "b.json").read_text())["results"]) == 3
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_figures_that_cannot_be_saved_are_shown(tiny):
+    done = call("--against", "torch", "--rounds", 1, "--no-memory", "--json", "/dev/full")
+    assert done.exit_code == 1
+    assert done.stderr == "throughtime: error: /dev/full: No space left on device\n"
+    assert sum("stream  " in line for line in done.stdout.splitlines()) == 3
 
 
 def test_without_the_framework_it_says_what_to_install_and_measures_ours(tiny, monkeypatch):

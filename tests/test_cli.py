@@ -238,6 +238,15 @@ def test_sample_refuses(folder, saved, arguments, words):
     assert words in result.stderr
 
 
+def test_a_model_that_says_no_numbers_writes_nothing(folder, saved):
+    model = CharacterModel.load(folder / "model")
+    model.linear.parameters["bias"][3] = np.nan
+    model.save(folder / "model")
+    result = call("sample", "model")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "is not finite" in result.stderr
+
+
 def test_version():
     result = call("--version")
     assert (result.exit_code, result.output) == (0, f"throughtime {tt.__version__}\n")

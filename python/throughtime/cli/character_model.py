@@ -108,6 +108,8 @@ class CharacterModel:
         for _ in range(length):
             output, state = self.recurrent(self.embedding(ids[:, None]), state)
             logits = self.linear(output[-1:])[0, 0].astype(np.float64)
+            if not np.isfinite(logits).all():
+                fail("what the model says of the next character is not finite: its weights are not, or too large", 1)
             ids = np.array([_draw(logits, temperature, rng)])
             written.append(self.vocabulary[ids[0]])
         return "".join(written)

@@ -44,9 +44,9 @@ def flow(
     model: Annotated[
         Path | None, typer.Option(help="What `throughtime train --save` wrote, to look at.", show_default=False)
     ] = None,
-    plot: Annotated[Path, typer.Option(help="Where the plot goes; one of that name goes unless you name it.")] = Path(
-        "throughtime-flow.png"
-    ),
+    plot: Annotated[
+        Path, typer.Option(help="Where the plot goes; a file that you name is replaced with --force only.")
+    ] = Path("throughtime-flow.png"),
     force: Force = False,
 ) -> None:
     """Show the gradient at every timestep, with a loss on the last step only.

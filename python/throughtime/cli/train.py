@@ -56,9 +56,9 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="Of weights and sample.")] = 0,
     sample_length: Annotated[int, typer.Option(min=0, help="Characters of the sample.")] = 400,
     temperature: Annotated[float, typer.Option(min=0, help="Of the sample; 0 takes the likeliest character.")] = 0.7,
-    plot: Annotated[Path, typer.Option(help="Where the plot goes; one of that name goes unless you name it.")] = Path(
-        "throughtime-train.png"
-    ),
+    plot: Annotated[
+        Path, typer.Option(help="Where the plot goes; a file that you name is replaced with --force only.")
+    ] = Path("throughtime-train.png"),
     save: Annotated[
         Path | None,
         typer.Option(

@@ -184,9 +184,11 @@ def bench(
     findings = run(plan, console)
     peak_after = machine_peak()  # other programs may have disturbed the first
     about["peak_float32_flops"] = max(about["peak_float32_flops"], peak_after)
-    if json is not None:
-        save_json(json, document(plan, findings, about))  # before anything is shown, which may fail
-    report(plan, findings, about, console)
+    try:
+        if json is not None:
+            save_json(json, document(plan, findings, about))
+    finally:  # where one of the two fails, there is still the other
+        report(plan, findings, about, console)
     if json is not None:
         say(console, f"JSON: {json}")
     if plot is not None:

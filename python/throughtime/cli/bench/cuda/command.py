@@ -73,9 +73,11 @@ def bench_cuda(request: Request) -> None:
     plan = Plan(problems, _present(against, console), _numbers(types, precisions), request.rounds)
     about = describe(device) | {"ceilings": ceilings(device)}
     findings = run(plan, device, console)
-    if request.json is not None:
-        save_json(request.json, document(plan, findings, about))  # before anything is shown, which may fail
-    report(plan, findings, about, console)
+    try:
+        if request.json is not None:
+            save_json(request.json, document(plan, findings, about))
+    finally:  # where one of the two fails, there is still the other
+        report(plan, findings, about, console)
     if request.json is not None:
         say(console, f"JSON: {request.json}")
     if request.plot is not None:

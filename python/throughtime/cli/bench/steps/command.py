@@ -73,9 +73,11 @@ def bench_steps(request: Request) -> None:
     findings = Findings(_about())
     run(chosen, settings, findings, console)
     findings.about["load_after"] = load()
-    if request.json is not None:
-        save_json(request.json, document(settings, findings))  # before anything is shown, which may fail
-    report(settings, findings, console)
+    try:
+        if request.json is not None:
+            save_json(request.json, document(settings, findings))
+    finally:  # where one of the two fails, there is still the other
+        report(settings, findings, console)
     if request.json is not None:
         say(console, f"JSON: {request.json}")
     if request.plot is not None:
