@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 import throughtime as tt
-from common import SPAN, Plot, Seed, Steps
+from common import SPAN, Plot, Seed, Steps, run_command
 from sequences import CAPTION, Batch, Cell, Hidden, Run, Size, legend_below, line_style, literature, train
 from throughtime.cli.output import check_plot_path
 
@@ -193,4 +193,4 @@ def save_figure(path: Path, runs: Mapping[int, Mapping[str, Run]], tests: Mappin
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from throughtime.cli.options import Command
+from throughtime.cli.output import Output
 
 Steps = Annotated[int, typer.Option(min=1, help="Parameter updates of each model.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of weights and batches.")]
@@ -17,6 +20,13 @@ MAX_NORM = 1.0  # of a gradient over all parameters; larger ones are scaled down
 SPAN = 50  # updates whose mean is shown
 
 
+def run_command(main: Callable[..., None]) -> None:
+    """Run an example as the command line's own commands run: ``--length 20 50`` is a list, an error one line."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command(cls=Command)(main)
+    app()
+
+
 def falling(lr: float, step: int, steps: int) -> float:
     """The learning rate of a step, the first one being 1: it falls to a tenth in a straight line."""
     return lr * (1 - 0.9 * (step - 1) / steps)
@@ -24,9 +34,9 @@ def falling(lr: float, step: int, steps: int) -> float:
 
 def progress_bar(shown: str) -> Progress:
     """The bar, with a text of the task's fields; nothing where the output is no terminal."""
-    console = Console()
+    console = Output()
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(shown),

@@ -35,7 +35,7 @@ from characters import (
     python_help,
     train,
 )
-from common import Plot, Seed, Steps
+from common import Plot, Seed, Steps, run_command
 
 Array = NDArray[Any]
 
@@ -158,4 +158,4 @@ def save_figure(path: Path, runs: dict[str, Run], counts: dict[str, float], norm
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

@@ -22,6 +22,7 @@ from rich.progress import track
 from rich.table import Table
 
 import throughtime as tt
+from common import run_command
 from throughtime.cli.output import check_plot_path
 
 if TYPE_CHECKING:
@@ -171,4 +172,4 @@ def _draw(left: Axes, right: Axes, name: str, by_depth: dict[int, Array]) -> Non
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

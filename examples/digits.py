@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import typer
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 import throughtime as tt
-from common import Plot, Seed, Steps
+from common import Plot, Seed, Steps, run_command
 from sequences import (
     CAPTION,
     Batch,
@@ -174,4 +173,4 @@ def save_figure(path: Path, runs: Mapping[str, Run], baseline: float) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

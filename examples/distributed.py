@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 import throughtime as tt
 import throughtime.torch
 from characters import BITS, Batch, Context, Text, python_help
-from common import Seed, Steps
+from common import Seed, Steps, run_command
 
 _MAX_NORM = 1.0
 _LOGGED = 10  # lines of a run
@@ -154,4 +154,4 @@ def _resume(path: Path | None, model: nn.Module, optimizer: torch.optim.Optimize
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from common import Plot, Seed, Steps
+from common import Plot, Seed, Steps, run_command
 from sequences import (
     CAPTION,
     Batch,
@@ -197,4 +197,4 @@ def _draw_shares(axes: Axes, runs: Mapping[int, Mapping[str, Run]]) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

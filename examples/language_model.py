@@ -23,7 +23,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from characters import BITS, STYLES, Batch, Context, Run, Text, prepare, python_help
-from common import Plot, Seed, Steps
+from common import Plot, Seed, Steps, run_command
 
 
 class Layers(StrEnum):
@@ -140,4 +140,4 @@ def save_figure(path: Path, runs: dict[str, Run]) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

@@ -31,7 +31,7 @@ from characters import (
     python_help,
     train,
 )
-from common import Plot, Seed, Steps
+from common import Plot, Seed, Steps, run_command
 
 Array = NDArray[Any]
 
@@ -134,4 +134,4 @@ def _blocks(count: int) -> str:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

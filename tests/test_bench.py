@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 
@@ -127,9 +128,13 @@ def test_both_forms_of_a_list(tiny, monkeypatch, form):
         (["--json", "nowhere/b.json"], "nowhere does not exist"),
         (["--json", "."], "is a directory"),
         (["--plot", "b.txt"], "must end in one of"),
+        (["--json", "there.json"], "--json there.json: exists already"),
+        (["--plot", "there.png"], "--plot there.png: exists already"),
     ],
 )
 def test_refusals_are_one_line_and_come_before_the_work(folder, monkeypatch, arguments, words):
+    for name in ("there.json", "there.png"):
+        (folder / name).touch()
     monkeypatch.setattr(command, "run", lambda *_: pytest.fail("measuring was started"))
     done = call(*arguments)
     assert done.exit_code == 2
@@ -176,6 +181,27 @@ def test_everything_is_written(tiny):
             if name != OURS:
                 ratios = [a / b for a, b in zip(outcome["seconds"], found["contenders"][OURS]["seconds"], strict=True)]
                 assert found["ratios"][name] == {"rounds": ratios, "median": sorted(ratios)[1]}
+
+
+def test_figures_are_saved_before_they_are_shown(tiny, monkeypatch):
+    """And replace others by force."""
+
+    def fail(*_):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(command, "report", fail)
+    (tiny / "b.json").write_text("before")
+    done = call("--against", "torch", "--rounds", 1, "--no-memory", "--json", "b.json", "--force")
+    assert done.exit_code == 141
+    assert len(json.loads((tiny / "b.json").read_text())["results"]) == 3
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_figures_that_cannot_be_saved_are_shown(tiny):
+    done = call("--against", "torch", "--rounds", 1, "--no-memory", "--json", "/dev/full")
+    assert done.exit_code == 1
+    assert done.stderr == "throughtime: error: /dev/full: No space left on device\n"
+    assert sum("stream  " in line for line in done.stdout.splitlines()) == 3
 
 
 def test_without_the_framework_it_says_what_to_install_and_measures_ours(tiny, monkeypatch):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -14,11 +16,14 @@ pytest.importorskip("typer")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
+from matplotlib.figure import Figure
+from typer import Exit
 from typer.testing import CliRunner
 
 import throughtime as tt
 from conftest import rounding_bound
 from throughtime.cli import app
+from throughtime.cli import text as text_module
 from throughtime.cli import train as train_module
 from throughtime.cli.character_model import CharacterModel
 from throughtime.cli.text import encode, stretches
@@ -86,6 +91,170 @@ def test_saved_model_can_be_loaded(folder):
     )
     output, _ = recurrent(embedding(np.zeros((5, 1), int)))
     assert linear(output).shape == (5, 1, len(vocabulary))
+
+
+@pytest.fixture
+def saved(folder):
+    """What `--save model` wrote, by name."""
+    assert call("train", "text.txt", *TINY, "--save", "model").exit_code == 0
+    return {path.name: path.read_bytes() for path in (folder / "model").iterdir()}
+
+
+def test_a_model_is_replaced_by_force_alone(folder, saved, monkeypatch):
+    (folder / "model" / "notes.txt").write_text("mine")
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "_train", lambda *_: pytest.fail("training was started"))
+        refused = call("train", "text.txt", *TINY, "--save", "model", "--seed", 1)
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith("throughtime: error: --save model: holds embedding.npz, ")
+    assert {name: (folder / "model" / name).read_bytes() for name in saved} == saved
+    assert call("train", "text.txt", *TINY, "--save", "model", "--seed", 1, "--force").exit_code == 0
+    assert (folder / "model" / "linear.npz").read_bytes() != saved["linear.npz"]
+    assert sorted(path.name for path in (folder / "model").iterdir()) == sorted([*saved, "notes.txt"])
+
+
+def test_a_model_may_go_into_a_directory_of_other_things(folder):
+    (folder / "runs").mkdir()
+    (folder / "runs" / "notes.txt").write_text("mine")
+    assert call("train", "text.txt", *TINY, "--save", "runs").exit_code == 0
+    assert len(list((folder / "runs").iterdir())) == 5
+
+
+@pytest.mark.parametrize("command", ["train", "flow"])
+def test_a_plot_that_is_named_is_replaced_by_force_alone(folder, command):
+    arguments = {"train": ["text.txt", *TINY], "flow": SMALL}[command]
+    (folder / "mine.png").write_bytes(b"before")
+    refused = call(command, *arguments, "--plot", "mine.png")
+    assert refused.exit_code == 2
+    assert refused.stdout == ""
+    assert "--plot mine.png: exists already" in refused.stderr
+    assert (folder / "mine.png").read_bytes() == b"before"
+    assert call(command, *arguments, "--plot", "mine.png", "--force").exit_code == 0
+    assert is_png(folder / "mine.png")
+
+
+@pytest.mark.parametrize("fault", ["json.dumps", "throughtime.cli.character_model.sync"])
+def test_a_model_that_cannot_be_written_whole_is_not_written_in_part(folder, saved, monkeypatch, fault):
+    """The last file fails, or the disk."""
+
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    model = CharacterModel.load(folder / "model")
+    model.linear.parameters["bias"][...] += 1
+    if fault == "json.dumps":
+        object.__setattr__(model, "vocabulary", object())
+    else:
+        monkeypatch.setattr(fault, fail)
+    with pytest.raises((OSError, TypeError)):
+        model.save(folder / "model")
+    assert {path.name: path.read_bytes() for path in (folder / "model").iterdir()} == saved
+
+
+def test_lines_tell_how_training_goes_where_there_is_no_terminal(folder, monkeypatch):
+    monkeypatch.setattr(train_module, "_REPORTS", 0.0)
+    lines = call("train", "text.txt", *TINY).output.splitlines()
+    assert [line.split(":")[0] for line in lines[1:4]] == ["step 1 of 3", "step 2 of 3", "step 3 of 3"]
+    assert all("bits per character" in line for line in lines[1:4])
+
+
+def test_the_end_of_the_text_is_held_out(folder):
+    """Another end changes no loss of the training, but that of what was held out."""
+    (folder / "other.txt").write_text(TEXT[:-132] + TEXT[:132][::-1], encoding="utf-8")
+    arguments = ["--hidden", 16, "--steps", 60, "--batch", 4, "--window", 16, "--lr", 0.02, "--sample-length", 0]
+    ends = [call("train", text, *arguments).output.split("loss ")[1] for text in ("text.txt", "other.txt")]
+    (learnt, held_out), (same, reversed_end) = (
+        [part.split(", ")[0] for part in end.split("character, ")] for end in ends
+    )
+    assert learnt == same
+    told, not_told = (float(part.split(" on the 5% held out")[0]) for part in (held_out, reversed_end))
+    assert told < 2.5 < not_told
+
+
+def test_the_held_out_loss_is_the_mean_over_its_characters(folder):
+    """One stream, in pieces: as the logits of all steps at once say, each of some hundred roundings."""
+    model = CharacterModel.new("abc", "gru", 1, 8, 0)
+    ids = np.random.default_rng(0).integers(0, 3, 60)
+    logits = model.linear(model.recurrent(model.embedding(ids[:-1, None]))[0])
+    expected, _ = tt.cross_entropy(logits, ids[1:, None])
+    assert model.loss(ids.astype(np.uint8), 1, 7, 1000) == pytest.approx(expected, rel=rounding_bound("float32", 200))
+    assert train_module.held_out_bits(model, ids) == pytest.approx(expected / math.log(2), rel=1e-5)
+
+
+def test_large_texts_are_held_out_in_part(folder):
+    model = CharacterModel.new("abc", "gru", 1, 8, 0)
+    ids = np.random.default_rng(0).integers(0, 3, 101)
+    first, second = (model.loss(ids[start : start + 11], 1, 5, 99) for start in (0, 50))
+    assert model.loss(ids, 2, 5, 10) == pytest.approx((first + second) / 2, rel=rounding_bound("float32", 200))
+
+
+@pytest.mark.parametrize(("length", "held_out"), [(2640, 132), (65, 0), (66, 1), (70, 3), (20, 0)])
+def test_how_much_is_held_out(length, held_out):
+    """The last 5 %, where a window and its next character are left; with the character before."""
+    training, rest = train_module.split(np.arange(length), 64)
+    assert len(training) == length - held_out
+    assert rest.tolist() == list(range(length - held_out - 1, length))
+
+
+def test_a_sample_goes_on_from_the_prompt(folder, saved):
+    """As the model itself does, character by character."""
+    result = call("sample", "model", "--prompt", "the q", "--length", 30, "--seed", 3, "--temperature", 0.5)
+    assert result.exit_code == 0, result.output
+    model, rng = CharacterModel.load(folder / "model"), np.random.default_rng(3)
+    text = "the q"
+    for _ in range(30):
+        ids = np.array([[model.vocabulary.index(character)] for character in text])
+        logits = model.linear(model.recurrent(model.embedding(ids))[0])[-1, 0].astype(float)
+        chances = np.exp(logits / 0.5)
+        text += model.vocabulary[int((rng.random() > chances.cumsum() / chances.sum()).sum())]
+    assert result.output == text + "\n"
+
+
+def test_samples_are_the_same_for_a_seed_and_those_at_zero_for_any(folder, saved):
+    def sample(*options):
+        return call("sample", "model", "--length", 50, *options).stdout
+
+    assert sample() == sample("--seed", 0) != sample("--seed", 1)
+    assert sample("--temperature", 0, "--seed", 1) == sample("--temperature", 0)
+    assert sample("--temperature", 1e-320) == sample("--temperature", 0)  # nothing overflows
+    assert len(sample("--length", 7, "--prompt", "fox")) == 3 + 7 + 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere"], "nowhere: embedding.npz: No such file"),
+        (["text.txt"], "text.txt: embedding.npz: Not a directory"),
+        (["model", "--prompt", "Fox!"], "--prompt: the model does not know '!', 'F'"),
+        (["model", "--temperature", "inf"], "--temperature must be a finite number"),
+    ],
+)
+def test_sample_refuses(folder, saved, arguments, words):
+    result = call("sample", *arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("throughtime: error: ")
+    assert words in result.stderr
+
+
+def test_a_model_that_says_no_numbers_writes_nothing(folder, saved):
+    model = CharacterModel.load(folder / "model")
+    model.linear.parameters["bias"][3] = np.nan
+    model.save(folder / "model")
+    result = call("sample", "model")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "is not finite" in result.stderr
+
+
+def test_version():
+    result = call("--version")
+    assert (result.exit_code, result.output) == (0, f"throughtime {tt.__version__}\n")
+
+
+def test_without_a_command_there_is_help():
+    result = call()
+    assert result.exit_code == 2
+    assert "sample" in result.output
 
 
 def test_ctrl_c_reports_what_there_is(folder, monkeypatch):
@@ -157,6 +326,47 @@ def test_encode_handles_characters_beyond_16_bits():
     vocabulary, ids = encode("aé😀a")
     assert vocabulary == "aé😀"
     assert ids.tolist() == [0, 1, 2, 0]
+
+
+def test_a_text_in_pieces_is_the_text(tmp_path, monkeypatch):
+    """Characters of one to four bytes and line ends, wherever a piece ends."""
+    content = "\ufeffaé\r\n€\r😀\n\r\n\ufeff\r"
+    path = tmp_path / "text"
+    path.write_bytes(content.encode())
+    expected = content[1:].replace("\r\n", "\n")
+    for piece in range(4, len(content.encode()) + 2):
+        monkeypatch.setattr(text_module, "_PIECE", piece)
+        vocabulary, ids = text_module.read_ids(path)
+        assert "".join(vocabulary[index] for index in ids) == expected
+        assert vocabulary == "".join(sorted(set(expected)))
+        assert ids.dtype == np.uint8
+        assert text_module.counts(ids).tolist() == [expected.count(character) for character in vocabulary]
+
+
+@pytest.mark.parametrize("place", range(12))
+def test_the_first_byte_that_is_not_utf8_is_named(tmp_path, monkeypatch, place, capsys):
+    monkeypatch.setattr(text_module, "_PIECE", 4)
+    (tmp_path / "text").write_bytes("aé€b😀c".encode()[:place] + b"\xff" + b"abcdefgh")
+    starts = [len("aé€b😀c"[:end].encode()) for end in range(7)]
+    with pytest.raises(Exit):
+        text_module.read_ids(tmp_path / "text")
+    assert f"not UTF-8 (byte {max(start for start in starts if start <= place)})" in capsys.readouterr().err
+
+
+def test_a_text_takes_few_bytes_of_memory(tmp_path):
+    """Its own, an index of each, and a constant: below 3 of 8 MB of ASCII, where 8 are too many."""
+    (tmp_path / "text").write_bytes(TEXT.encode() * 3200)
+    tracemalloc.start()
+    try:
+        _, ids = text_module.read_ids(tmp_path / "text")
+        streams = train_module._streams(train_module.split(ids, 64)[0], 32, 64, 28)
+        next(streams.windows(64))
+        train_module.unigram_bits(ids)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(ids) == 3200 * len(TEXT)
+    assert peak < 3 * len(ids) + 2**24
 
 
 def test_unigram_bits():
@@ -309,6 +519,28 @@ def test_a_saved_model_is_the_same_when_loaded(folder, model):
     assert all(np.array_equal(loaded.parameters[name], array) for name, array in model.parameters.items())
 
 
+@pytest.mark.parametrize("name", ["a $x$ b", "$", "$$", "\\$a_1$", "$\\frac{$", "[red]", ":smile:", "漢"])
+def test_names_are_drawn_as_they_are(folder, model, name, monkeypatch):
+    """Dollars are no mathematics, brackets no styles; a sign that the font lacks is no warning either."""
+    titles, suptitle = [], Figure.suptitle
+
+    def watched(figure, title, **options):
+        drawn = suptitle(figure, title, **options)
+        titles.append(drawn)
+        return drawn
+
+    monkeypatch.setattr(Figure, "suptitle", watched)
+    os.rename("model", name)
+    os.rename("text.txt", f"{name}.txt")
+    result = call("flow", "--model", name, "--text", f"{name}.txt", "--steps", 5, "--plot", f"{name}.png")
+    assert result.exit_code == 0, result.output
+    assert is_png(folder / f"{name}.png")
+    assert f"{name}: GRU(64, 8, num_layers=2) on {name}.txt, loss" in result.output
+    text, is_math = titles[-1]._preprocess_math(titles[-1].get_text())
+    assert not is_math
+    assert text.startswith(f"{name}: GRU(64, 8, num_layers=2) on {name}.txt, loss")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -397,7 +629,7 @@ def test_info():
     assert tt.__version__ in result.output
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["flow"], ["info"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["sample"], ["flow"], ["bench"], ["info"]])
 def test_help(command):
     result = call(*command, "--help")
     assert result.exit_code == 0

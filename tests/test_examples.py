@@ -32,7 +32,7 @@ TINY = ["--steps", "1", "--context", "32", "--batch", "4"]
 SHORT = ["--steps", "2", "--batch", "4", "--hidden", "8"]
 RUNS = {  # options, and of every row of figures how it begins and how many there are
     "residual_ablation": (
-        [*TINY, "--blocks", "1", "--blocks", "2"],
+        [*TINY, "--blocks", "1", "2"],
         {"bigram counts": 2, "1 block without residual": 5, "2 blocks with residual": 5},
     ),
     "depth": (["--max-depth", "4"], {"1": 7, "2": 7, "4": 7, "LayerNorm only": 1, "both, BatchNorm": 1}),
@@ -46,7 +46,7 @@ RUNS = {  # options, and of every row of figures how it begins and how many ther
         {f"{length} │ {name}": 5 for length in (5, 7) for name in first_equals_last.CELLS},
     ),
     "adding_problem": (
-        [*SHORT, "--length", "20", "--length", "100"],
+        [*SHORT, "--length", "20", "100"],
         {"20 │ always 0.5": 3, "100 │ LSTM of 1997": 2}
         | {f"{length} │ {name}": 6 for length in (20, 100) for name in adding_problem.CELLS},
     ),

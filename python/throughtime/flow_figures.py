@@ -24,6 +24,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import Formatter, Locator, MaxNLocator
 
 from ._arguments import Array
+from ._files import save_figure
 from .flow_result import GradientFlow, StackFlow
 
 _POINTS = 2000  # of a curve, columns or rows of a heat map: more than a figure has pixels
@@ -101,7 +102,7 @@ def _check_path(path: object) -> None:
 
 def _saved(figure: Figure, path: str | os.PathLike[str] | None) -> Figure:
     if path is not None:
-        figure.savefig(path, dpi=_DPI)
+        save_figure(figure, path, _DPI)
     return figure
 
 

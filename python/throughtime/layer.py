@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, BinaryIO, ClassVar, Self
 
 import numpy as np
 
 from ._arguments import Array, float_dtype
 from ._backend import Backend, Host, backend_of
+from ._files import replacing
 
 
 class Layer:
@@ -145,14 +146,26 @@ class Layer:
         self._backend.check_parameters(self.parameters, self.dtype, self._shapes_of_parameters)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write configuration and parameters to `path` (NumPy's ``.npz`` format); `throughtime.load` reads it."""
+        """Write configuration and parameters to `path` (NumPy's ``.npz`` format); `throughtime.load` reads it.
+
+        The file is written beside `path`, then takes its place: where that fails, a file that was there is as it was.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written, on a full disk say.
+        """
+        with replacing(path) as file:
+            self._write(file)
+
+    def _write(self, file: BinaryIO) -> None:
+        """What `save` does, into an open file."""
         about = json.dumps(self._about(), default=lambda inner: inner._about())
         values = {
             name: self._backend.on_host(name, array) for name, array in {**self.parameters, **self.buffers}.items()
         }
         entries: dict[str, Any] = {"__throughtime__": np.array(about), **values}
-        with open(path, "wb") as file:
-            np.savez(file, **entries)
+        np.savez(file, **entries)
 
     def _about(self) -> dict[str, Any]:
         """What `_rebuild` makes this layer of, but for the parameters' values."""

@@ -1,4 +1,4 @@
-"""The command `throughtime`: `train`, `flow`, `bench`, `info`. Needs the extra: ``pip install "throughtime[cli]"``."""
+"""The command `throughtime`, and what it needs: ``pip install "throughtime[cli]"``."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ def _missing() -> list[str]:
 def _build() -> Any:
     import typer
 
-    from . import flow, info, train
+    from . import flow, info, sample, train
     from .bench.command import bench
-    from .options import ListCommand
+    from .options import Command, Commands, about
 
     app = typer.Typer(
         name="throughtime",
-        no_args_is_help=True,
+        cls=Commands,
+        invoke_without_command=True,
         add_completion=False,
         pretty_exceptions_enable=False,
-        help="Recurrent networks with the gradient at every timestep.",
+        callback=about,
     )
-    app.command("train")(train.train)
-    app.command("flow")(flow.flow)
-    app.command("bench", cls=ListCommand)(bench)
-    app.command("info")(info.info)
+    for command in (train.train, sample.sample, flow.flow, bench, info.info):
+        app.command(command.__name__, cls=Command)(command)
     return app
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 import throughtime as tt
+from throughtime._files import replacing, sync
 from throughtime.flow_result import GradientFlow
 
-from .output import fail
+from .errors import fail
 
 Array = NDArray[Any]
 Recurrent = tt.RNN | tt.GRU | tt.LSTM
 
 _EMBEDDING_SIZE = 64
 _KINDS: dict[str, Any] = {"embedding": tt.Embedding, "recurrent": Recurrent, "linear": tt.Linear}
+_VOCABULARY = "vocabulary.json"
+FILES = (*(f"{name}.npz" for name in _KINDS), _VOCABULARY)  # of a saved model
 
 
 @dataclass(frozen=True)
@@ -44,32 +48,37 @@ class CharacterModel:
         )
 
     @classmethod
-    def load(cls, path: Path) -> CharacterModel:
-        """Read what `save` wrote, or fail with the reason."""
-        parts = {name: _load_part(path / f"{name}.npz", kind) for name, kind in _KINDS.items()}
+    def load(cls, path: Path, option: str = "") -> CharacterModel:
+        """Read what `save` wrote, or fail with the reason, which names the path and the option that it came with."""
+        called = f"{option} {path}".lstrip()
+        parts = {name: _load_part(path / f"{name}.npz", kind, called) for name, kind in _KINDS.items()}
         try:
-            vocabulary = json.loads((path / "vocabulary.json").read_text(encoding="utf-8"))
+            vocabulary = json.loads((path / _VOCABULARY).read_text(encoding="utf-8"))
         except OSError as error:
-            fail(f"--model {path}: vocabulary.json: {error.strerror}")
-        except ValueError as error:
-            fail(f"--model {path}: vocabulary.json is not JSON ({error})")
+            fail(f"{called}: {_VOCABULARY}: {error.strerror}")
+        except (ValueError, RecursionError) as error:
+            fail(f"{called}: {_VOCABULARY} is not JSON ({error})")
         if not isinstance(vocabulary, str) or not vocabulary:
-            fail(f"--model {path}: vocabulary.json holds no string of characters")
+            fail(f"{called}: {_VOCABULARY} holds no string of characters")
         model = cls(vocabulary, **parts)
         characters, size = model.embedding.parameters["weight"].shape
         found = (len(vocabulary), size, model.recurrent.output_size, model.linear.output_size)
         wanted = (characters, model.recurrent.input_size, model.linear.input_size, characters)
         if found != wanted or model.recurrent.batch_first or len({part.dtype for part in parts.values()}) > 1:
             layers = ", ".join(map(repr, parts.values()))
-            fail(f"--model {path}: {layers} and {len(vocabulary)} characters do not fit together")
+            fail(f"{called}: {layers} and {len(vocabulary)} characters do not fit together")
         return model
 
     def save(self, path: Path) -> None:
-        """Write the parts as files that `tt.load` reads, and the vocabulary."""
+        """Write the parts as files that `tt.load` reads, and the vocabulary; an old model goes when all is written."""
         path.mkdir(exist_ok=True)
-        for name, layer in self.parts.items():
-            layer.save(path / f"{name}.npz")
-        (path / "vocabulary.json").write_text(json.dumps(self.vocabulary), encoding="utf-8")
+        with ExitStack() as stack:
+            files = {name: stack.enter_context(replacing(path / name)) for name in FILES}
+            for name, layer in self.parts.items():
+                layer._write(files[f"{name}.npz"])
+            files[_VOCABULARY].write(json.dumps(self.vocabulary).encode())
+            for file in files.values():
+                sync(file)
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -93,27 +102,59 @@ class CharacterModel:
         grads = {"embedding": embedding.parameters, "recurrent": recurrent.parameters, "linear": linear.parameters}
         return loss, _merged(grads), tape.final_state
 
+    def write_on(self, ids: Array, length: int, temperature: float, rng: np.random.Generator) -> str:
+        """So many characters after some (T,), each drawn at a temperature; at 0 it is the likeliest."""
+        state, written = None, []
+        for _ in range(length):
+            output, state = self.recurrent(self.embedding(ids[:, None]), state)
+            logits = self.linear(output[-1:])[0, 0].astype(np.float64)
+            if not np.isfinite(logits).all():
+                fail("what the model says of the next character is not finite: its weights are not, or too large", 1)
+            ids = np.array([_draw(logits, temperature, rng)])
+            written.append(self.vocabulary[ids[0]])
+        return "".join(written)
+
+    def loss(self, ids: Array, streams: int, window: int, most: int) -> float:
+        """The mean loss (nats) on characters (N,), read as so many streams, of each at most so many, in windows."""
+        length = (len(ids) - 1) // streams
+        inputs, targets = (ids[skip : skip + streams * length].reshape(streams, length)[:, :most].T for skip in (0, 1))
+        state, total = None, 0.0
+        for start in range(0, len(inputs), window):
+            steps = slice(start, start + window)
+            output, state = self.recurrent(self.embedding(inputs[steps]), state)
+            wanted = np.ascontiguousarray(targets[steps], np.int64)
+            total += tt.cross_entropy(self.linear(output), wanted)[0] * wanted.size
+        return total / targets.size
+
     def flow(self, ids: Array) -> GradientFlow:
         """The flow through the recurrent layers for characters (T + 1, B), the loss on the last of them alone."""
         x = self.embedding(ids[:-1])
         output, _ = self.recurrent(x)
         last = self.linear.forward(output[-1])
-        _, d_logits = tt.cross_entropy(last.output, ids[-1])
+        _, d_logits = tt.cross_entropy(last.output, ids[-1].astype(np.int64))
         d_output = np.zeros_like(output)
         d_output[-1] = last.backward(d_logits).input
         return tt.gradient_flow(self.recurrent, x, d_output)
 
 
-def _load_part(path: Path, kind: Any) -> Any:
+def _load_part(path: Path, kind: Any, called: str) -> Any:
     try:
         layer = tt.load(path)
     except OSError as error:
-        fail(f"--model {path.parent}: {path.name}: {error.strerror}")
+        fail(f"{called}: {path.name}: {error.strerror}")
     except ValueError as error:
-        fail(f"--model {path.parent}: {path.name}: {error}")
+        fail(f"{called}: {path.name}: {error}")
     if not isinstance(layer, kind):
-        fail(f"--model {path.parent}: {path.name} holds {layer!r}, which is no {path.stem} layer of a character model")
+        fail(f"{called}: {path.name} holds {layer!r}, which is no {path.stem} layer of a character model")
     return layer
+
+
+def _draw(logits: Array, temperature: float, rng: np.random.Generator) -> int:
+    if temperature == 0:
+        return int(logits.argmax())
+    with np.errstate(over="ignore"):  # a small temperature leaves the likeliest
+        cumulative = np.exp((logits - logits.max()) / temperature).cumsum()
+    return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right").clip(max=len(logits) - 1))
 
 
 def _merged(parts: Mapping[str, Mapping[str, Array]]) -> dict[str, Array]:

@@ -10,16 +10,17 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 import throughtime as tt
 from throughtime.flow_result import COLUMNS, GradientFlow, StackFlow, factor_text, fault_text
 
 from .character_model import CharacterModel
+from .errors import fail
 from .flow_models import INPUT_SIZE, MODELS, WEIGHTS, build, lowest
-from .output import check_plot_path, fail, say
-from .text import encode, read_text, stretches, text_name
+from .options import Force, given
+from .output import Output, check_new_file, check_plot_path, say
+from .text import read_ids, stretches, text_name
 
 Array = NDArray[Any]
 
@@ -43,7 +44,10 @@ def flow(
     model: Annotated[
         Path | None, typer.Option(help="What `throughtime train --save` wrote, to look at.", show_default=False)
     ] = None,
-    plot: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("throughtime-flow.png"),
+    plot: Annotated[
+        Path, typer.Option(help="Where the plot goes; a file that you name is replaced with --force only.")
+    ] = Path("throughtime-flow.png"),
+    force: Force = False,
 ) -> None:
     """Show the gradient at every timestep, with a loss on the last step only.
 
@@ -53,18 +57,19 @@ def flow(
     --text that of Python's help()).
     """
     check_plot_path(plot)
-    console = Console()
+    if given(context, "plot"):
+        check_new_file("--plot", plot, force)
+    console = Output()
     if model is None:
         _compare(console, _inputs(text, steps, batch, seed), hidden, layers, seed, plot)
     else:
         for option, what in _MODELS_OWN.items():
-            source = context.get_parameter_source(option)
-            if source is not None and source.name == "COMMANDLINE":
+            if given(context, option):
                 fail(f"--{option}: a saved model has {what}; --model goes with --steps, --batch, --text and --plot")
         _look(console, model, text, steps, batch, plot)
 
 
-def _compare(console: Console, x: Array, hidden: int, layers: int, seed: int, plot: Path) -> None:
+def _compare(console: Output, x: Array, hidden: int, layers: int, seed: int, plot: Path) -> None:
     flows = {
         name: {weights: tt.gradient_flow(build(name, weights, hidden, layers, len(x), seed), x) for weights in WEIGHTS}
         for name in MODELS
@@ -82,8 +87,8 @@ def _compare(console: Console, x: Array, hidden: int, layers: int, seed: int, pl
     say(console, f"plot: {plot}")
 
 
-def _look(console: Console, path: Path, text: Path | None, steps: int, batch: int, plot: Path) -> None:
-    model = CharacterModel.load(path)
+def _look(console: Output, path: Path, text: Path | None, steps: int, batch: int, plot: Path) -> None:
+    model = CharacterModel.load(path, "--model")
     ids = _known(console, model.vocabulary, text)
     if len(ids) <= steps:
         fail(f"{text_name(text)} has {len(ids)} characters that the model knows, --steps {steps} needs {steps + 1}")
@@ -111,17 +116,18 @@ def _inputs(text: Path | None, steps: int, batch: int, seed: int) -> Array:
     """The sequences (steps, batch, features): random numbers, or a text's characters in a random embedding."""
     if text is None:
         return np.random.default_rng(seed).standard_normal((steps, batch, INPUT_SIZE), dtype=np.float32)
-    vocabulary, ids = encode(read_text(text))
+    vocabulary, ids = read_ids(text)
     if len(ids) < steps:
         fail(f"{text} has {len(ids)} characters, --steps {steps} needs at least {steps}")
     return tt.Embedding(len(vocabulary), INPUT_SIZE, seed=seed)(stretches(ids, steps, batch))
 
 
-def _known(console: Console, vocabulary: str, text: Path | None) -> Array:
+def _known(console: Output, vocabulary: str, text: Path | None) -> Array:
     """The text's characters as the model numbers them, without those that it does not know."""
-    found, ids = encode(read_text(text))
+    found, ids = read_ids(text)
     number = {character: index for index, character in enumerate(vocabulary)}
-    numbers = np.array([number.get(character, -1) for character in found], np.int64)[ids]
+    smallest = np.promote_types(np.int8, np.min_scalar_type(len(vocabulary)))
+    numbers = np.array([number.get(character, -1) for character in found], smallest)[ids]
     strange = [character for character in found if character not in number]
     if strange:
         shown = ", ".join(map(repr, strange[:10])) + (", ..." if len(strange) > 10 else "")

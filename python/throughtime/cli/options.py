@@ -1,22 +1,72 @@
-"""Options that take several values: ``--cells LSTM GRU`` means what ``--cells LSTM --cells GRU`` does."""
+"""Commands as typer has them, but for three things.
+
+Options take several values: ``--cells LSTM GRU`` means what ``--cells LSTM --cells GRU`` does. Errors are one line.
+What the environment says of threads and kernels is checked before the work starts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Any
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Annotated, Any
 
-from typer.core import TyperCommand
+import typer
+from typer.core import TyperCommand, TyperGroup
 
-from .output import fail
+from throughtime import __version__, _core
+
+from .errors import OneLineErrors, fail
 
 
-class ListCommand(TyperCommand):
-    """A command without positional arguments, so that a bare word belongs to the list before it."""
+class Commands(OneLineErrors, TyperGroup):
+    """All of them together."""
+
+
+class Command(OneLineErrors, TyperCommand):
+    """One command. If it has lists, it has no positional arguments: a bare word belongs to the list before it."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Repeat the name of a list option before each of its values."""
         lists = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
         return super().parse_args(ctx, repeat_names(args, lists))
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run it, if kernels and threads are such as there are here."""
+        try:
+            _core.level()
+            _core.get_num_threads()
+        except RuntimeError as error:
+            fail(str(error))
+        return super().invoke(ctx)
+
+
+def about(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Show the version and exit.")] = False,
+) -> None:
+    """Recurrent networks with the gradient at every timestep."""
+    if version:
+        typer.echo(f"throughtime {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), nl=False)
+        raise typer.Exit(2)
+
+
+Force = Annotated[bool, typer.Option("--force", help="Replace files of these names.")]
+
+
+def given(context: typer.Context, option: str) -> bool:
+    """Whether the user gave it."""
+    source = context.get_parameter_source(option)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def check_finite(options: Mapping[str, float]) -> None:
+    """Fail unless all are finite numbers."""
+    for option, value in options.items():
+        if not math.isfinite(value):
+            fail(f"{option} must be a finite number, got {value}")
 
 
 def repeat_names(arguments: Sequence[str], lists: Collection[str]) -> list[str]:

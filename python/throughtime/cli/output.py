@@ -1,4 +1,4 @@
-"""What the commands share: one-line errors, plain lines on the console, checks of paths before the work starts."""
+"""What the commands share: plain lines on the console, files, checks of paths before the work starts."""
 
 from __future__ import annotations
 
@@ -6,24 +6,36 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NoReturn
 
-import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from throughtime._files import check_writable, replacing
 
-def fail(message: str, code: int = 2) -> NoReturn:
-    """End the command with one line on the standard error; code 2 is typer's own for arguments that it refuses."""
-    typer.echo(f"throughtime: error: {message}", err=True)
-    raise typer.Exit(code)
+from .errors import fail, visible
 
 
-def say(console: Console, text: str) -> None:
-    """Print a line as it is: no markup, no wrapping, and whatever the terminal cannot show as a question mark."""
-    shown = text.encode(console.encoding, "replace").decode(console.encoding)
-    console.print(shown, markup=False, highlight=False, soft_wrap=True)
+class Output(Console):
+    """The standard output, where nothing is markup. What cannot be written is an error, as that of any file is."""
+
+    def __init__(self, width: int | None = None) -> None:
+        super().__init__(width=width, markup=False, emoji=False, highlight=False)
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Go on with the error that brought us here; rich would leave without a word."""
+        raise
+
+
+def say(console: Console, text: str, keep: str = "") -> None:
+    """Print a line as it is: no markup, no wrapping; escapes for controls, but for the characters to keep.
+
+    Whatever the terminal cannot show is a question mark.
+    """
+    shown = visible(text, keep).encode(console.encoding, "replace").decode(console.encoding)
+    console.print(shown, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -33,7 +45,7 @@ def progress(total: int, console: Console) -> Iterator[Callable[[str], None]]:
     It is drawn only then: a thread that draws all the time would take a core from what is timed.
     """
     shown = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -47,20 +59,29 @@ def progress(total: int, console: Console) -> Iterator[Callable[[str], None]]:
         yield lambda description: shown.update(bar, advance=1, description=description, refresh=True)
 
 
-def save_json(path: Path, data: dict[str, Any], console: Console) -> None:
-    """Write a document of plain data, and say so."""
-    path.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    say(console, f"JSON: {path}")
+def save_json(path: Path, data: dict[str, Any]) -> None:
+    """Write a document of plain data."""
+    text = json.dumps(data, indent=1, allow_nan=False) + "\n"
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def check_plot_path(path: Path) -> None:
     """Fail unless matplotlib can write a plot there."""
-    from matplotlib.backend_bases import FigureCanvasBase
-
-    formats = FigureCanvasBase.get_supported_filetypes()
-    if path.suffix[1:].lower() not in formats:
+    try:
+        from matplotlib.figure import Figure
+    except ValueError as error:
+        fail(f"MPLBACKEND={os.environ.get('MPLBACKEND')}: matplotlib does not start ({error})")
+    figure, ending = Figure(figsize=(1, 1)), path.suffix[1:].lower()
+    formats = figure.canvas.get_supported_filetypes()
+    if ending not in formats:
         fail(f"--plot {path}: the name must end in one of {', '.join('.' + name for name in sorted(formats))}")
     check_file_path("--plot", path)
+    figure.text(0, 0, "a")
+    try:
+        figure.savefig(BytesIO(), format=ending)
+    except (KeyError, OSError, RuntimeError, ValueError) as error:  # of a format that needs another program, or library
+        fail(f"--plot {path}: matplotlib cannot draw it: {error}")
 
 
 def check_file_path(option: str, path: Path) -> None:
@@ -72,11 +93,11 @@ def check_file_path(option: str, path: Path) -> None:
         fail(f"{option} {path}: no permission to write")
 
 
-def check_new_file(option: str, path: Path) -> None:
-    """Fail unless a file can be made there and none is there yet."""
+def check_new_file(option: str, path: Path, force: bool = False) -> None:
+    """Fail unless a file can be made there and none is there yet, or may be replaced."""
     check_file_path(option, path)
-    if path.exists():
-        fail(f"{option} {path}: exists already; choose another name or remove it")
+    if path.is_file() and not force:
+        fail(f"{option} {path}: exists already; choose another name, or replace it with --force")
 
 
 def check_directory_path(option: str, path: Path) -> None:
@@ -84,15 +105,20 @@ def check_directory_path(option: str, path: Path) -> None:
     if path.exists() and not path.is_dir():
         fail(f"{option} {path}: is a file, expected a directory")
     if path.is_dir():
-        if not os.access(path, os.W_OK):
-            fail(f"{option} {path}: no permission to write")
-        return
-    _check_parent(option, path)
+        _check_writable(option, path, path)
+    else:
+        _check_parent(option, path)
 
 
 def _check_parent(option: str, path: Path) -> None:
     parent = path.absolute().parent
     if not parent.is_dir():
         fail(f"{option} {path}: the directory {parent} does not exist")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        fail(f"{option} {path}: no permission to write into {parent}")
+    _check_writable(option, path, parent)
+
+
+def _check_writable(option: str, path: Path, directory: Path) -> None:
+    try:
+        check_writable(directory)
+    except OSError as error:
+        fail(f"{option} {path}: cannot write into {directory}: {error.strerror}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,28 +12,30 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from throughtime._files import save_figure
 from throughtime.flow_figures import draw_curve, draw_depth, label_curves, label_depth, legend_in_headroom
 from throughtime.flow_result import GradientFlow, StackFlow
 
+from .errors import visible
 from .flow_models import WEIGHTS, lowest
 
 
 def save_training_figure(path: Path, losses: Sequence[float], unigram: float, flow: GradientFlow, title: str) -> None:
     """Left the loss per step (bits per character), right the gradient per timestep."""
     figure = Figure(figsize=(12, 4.5), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     left, right = figure.subplots(1, 2)
     _draw_losses(left, losses, unigram)
     flow.plot(right)
     right.set_title("Gradient flow after training, loss on the last step only")
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
 
 
 def save_model_figure(path: Path, flow: GradientFlow, title: str) -> None:
     """Curves and heat maps of one model."""
     figure = flow.plot()
-    figure.suptitle(title, wrap=True)
-    figure.savefig(path, dpi=150)
+    figure.suptitle(visible(title), wrap=True, parse_math=False)
+    _save(figure, path)
 
 
 def save_flow_figure(path: Path, flows: Mapping[str, Mapping[str, GradientFlow]], title: str) -> None:
@@ -52,7 +55,14 @@ def save_flow_figure(path: Path, flows: Mapping[str, Mapping[str, GradientFlow]]
     look: dict[str, Any] = {"handlelength": 4, "fontsize": "small"}
     figure.legend(handles=_handles(*panels), loc="outside lower left", ncols=3, **look)
     figure.legend(handles=_handles(depth), loc="outside lower right", ncols=2, **look)
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """A character that the font lacks is drawn as a box, without a warning: the names are the user's."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        save_figure(figure, path)
 
 
 def _handles(*panels: Axes) -> list[Artist]:

@@ -13,21 +13,24 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import throughtime as tt
 
-from .character_model import CharacterModel
-from .output import check_directory_path, check_plot_path, fail, say
-from .text import encode, read_text, text_name
+from .character_model import FILES, CharacterModel
+from .errors import INTERRUPTED, fail
+from .options import Force, check_finite, given
+from .output import Output, check_directory_path, check_new_file, check_plot_path, say
+from .text import counts, read_ids, text_name
 
 Array = NDArray[Any]
 
 _BITS = 1 / math.log(2)  # nats to bits
 _FLOW_STEPS = 1000
 _MAX_NORM = 1.0
-_INTERRUPTED = 130  # exit code of a command ended by Ctrl-C
+_HELD_OUT = 20  # the last one of so many characters is not learnt from
+_STREAMS, _WINDOW, _MOST = 32, 64, 1 << 17  # in how many, in what pieces, and how much of it is read for its loss
+_REPORTS = 5.0  # seconds between lines where the output is no terminal
 
 
 class Cell(StrEnum):
@@ -39,6 +42,7 @@ class Cell(StrEnum):
 
 
 def train(
+    context: typer.Context,
     file: Annotated[
         Path | None, typer.Argument(help="A UTF-8 text; without it, the text of Python's help().", show_default=False)
     ] = None,
@@ -52,7 +56,9 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="Of weights and sample.")] = 0,
     sample_length: Annotated[int, typer.Option(min=0, help="Characters of the sample.")] = 400,
     temperature: Annotated[float, typer.Option(min=0, help="Of the sample; 0 takes the likeliest character.")] = 0.7,
-    plot: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("throughtime-train.png"),
+    plot: Annotated[
+        Path, typer.Option(help="Where the plot goes; a file that you name is replaced with --force only.")
+    ] = Path("throughtime-train.png"),
     save: Annotated[
         Path | None,
         typer.Option(
@@ -60,19 +66,23 @@ def train(
             show_default=False,
         ),
     ] = None,
+    force: Force = False,
 ) -> None:
-    """Train a character model on a text, print a sample, plot the loss and the gradient at every timestep."""
-    for option, value in (("--lr", lr), ("--temperature", temperature)):
-        if not math.isfinite(value):
-            fail(f"{option} must be a finite number, got {value}")
-    text = read_text(file)
+    """Train a character model on a text, print a sample, plot the loss and the gradient at every timestep.
+
+    The last 5 % of the text are held out: the loss on them tells what was learnt from what was memorised.
+    """
+    check_finite({"--lr": lr, "--temperature": temperature})
+    vocabulary, ids = read_ids(file)
     check_plot_path(plot)
+    if given(context, "plot"):
+        check_new_file("--plot", plot, force)
     if save is not None:
-        check_directory_path("--save", save)
-    vocabulary, ids = encode(text)
-    streams = _streams(ids, batch, window, len(vocabulary))
+        _check_model_path(save, force)
+    training, held_out = split(ids, window)
+    streams = _streams(training, batch, window, len(vocabulary))
     model = CharacterModel.new(vocabulary, cell, layers, hidden, seed)
-    console = Console()
+    console = Output()
     say(
         console,
         f"{text_name(file)}: {len(ids):,} characters, {len(vocabulary)} "
@@ -81,15 +91,18 @@ def train(
     )
 
     run = _train(model, streams, steps, window, lr, console)
-    _report(run, unigram_bits(ids), console)
+    if save is not None and run.losses:
+        model.save(save)  # before anything that may fail
+    if run.error is not None:
+        raise run.error
+    _report(run, unigram_bits(ids), held_out_bits(model, held_out), console)
+    if save is not None and run.losses:
+        say(console, f"model: {save}")
     if run.losses:
         _finish(run, model, ids, plot, console, title=f"{cell.value.upper()}, {layers} x {hidden} units")
-        say(console, sample(model, int(ids[0]), sample_length, temperature, np.random.default_rng(seed)))
-    if save is not None:
-        model.save(save)
-        say(console, f"model: {save}")
+        say(console, model.write_on(ids[:1], sample_length, temperature, np.random.default_rng(seed)), keep="\n\t")
     if run.interrupted:
-        raise typer.Exit(_INTERRUPTED)
+        raise typer.Exit(INTERRUPTED)
 
 
 @dataclass(frozen=True)
@@ -103,7 +116,9 @@ class Streams:
         """Windows (T, B) one after the other, for ever; true where one starts at the beginning again."""
         while True:
             for start in range(0, len(self.inputs) - length + 1, length):
-                yield self.inputs[start : start + length], self.targets[start : start + length], start == 0
+                steps = slice(start, start + length)
+                inputs, targets = (np.ascontiguousarray(ids[steps], np.int64) for ids in (self.inputs, self.targets))
+                yield inputs, targets, start == 0
 
 
 @dataclass
@@ -114,6 +129,7 @@ class Run:
     characters: int = 0
     seconds: float = 0.0
     interrupted: bool = False
+    error: OSError | None = None  # of the output, which ends a training as well
 
     @property
     def rate(self) -> float:
@@ -128,27 +144,24 @@ class Run:
 
 def unigram_bits(ids: Array) -> float:
     """Bits per character of a model that knows how frequent characters are, and nothing else."""
-    shares = np.bincount(ids) / len(ids)
+    shares = counts(ids) / len(ids)
     shares = shares[shares > 0]
     return float(-(shares * np.log2(shares)).sum())
 
 
-def sample(model: CharacterModel, first: int, length: int, temperature: float, rng: np.random.Generator) -> str:
-    """Let the model write on after the character `first`."""
-    current, state, written = first, None, []
-    for _ in range(length):
-        output, state = model.recurrent(model.embedding(np.array([[current]])), state)
-        logits = model.linear(output)[0, 0].astype(np.float64)
-        current = _draw(logits, temperature, rng)
-        written.append(model.vocabulary[current])
-    return "".join(written)
+def split(ids: Array, window: int) -> tuple[Array, Array]:
+    """What to learn from, and the last 5 % of a text, or less where no window would be left to learn from."""
+    cut = len(ids) - max(0, min(len(ids) // _HELD_OUT, len(ids) - window - 1))
+    return ids[:cut], ids[max(0, cut - 1) :]  # with the character from which the first one held out is told
 
 
-def _draw(logits: Array, temperature: float, rng: np.random.Generator) -> int:
-    if temperature == 0:
-        return int(logits.argmax())
-    cumulative = np.exp((logits - logits.max()) / temperature).cumsum()
-    return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right").clip(max=len(logits) - 1))
+def held_out_bits(model: CharacterModel, ids: Array) -> float:
+    """Bits per character on what was held out, of a large text on some of it from all over; nan of nothing."""
+    characters = len(ids) - 1
+    if characters < 1:
+        return math.nan
+    streams = max(1, min(_STREAMS, characters // _WINDOW))
+    return model.loss(ids, streams, _WINDOW, _MOST // streams) * _BITS
 
 
 def _streams(ids: Array, batch: int, window: int, characters: int) -> Streams:
@@ -161,16 +174,15 @@ def _streams(ids: Array, batch: int, window: int, characters: int) -> Streams:
     if streams == 0:
         fail(f"the text has {len(ids)} characters, --window {window} needs at least {window + 1}")
     length = (len(ids) - 1) // streams
-    shape = (streams, length)
-    return Streams(*(np.ascontiguousarray(ids[skip : skip + streams * length].reshape(shape).T) for skip in (0, 1)))
+    return Streams(*(ids[skip : skip + streams * length].reshape(streams, length).T for skip in (0, 1)))
 
 
-def _train(model: CharacterModel, streams: Streams, steps: int, window: int, lr: float, console: Console) -> Run:
-    """Train until done or Ctrl-C."""
+def _train(model: CharacterModel, streams: Streams, steps: int, window: int, lr: float, console: Output) -> Run:
+    """Train until done, or Ctrl-C, or the output fails."""
     run, progress = Run(), _progress(console)
     optimizer, parameters, state = tt.optim.Adam(lr=lr), model.parameters, None
     task = progress.add_task("training", total=steps, loss=math.nan, rate=0.0)
-    start = time.perf_counter()
+    start = last = time.perf_counter()
     try:
         with progress:
             for step, (inputs, targets, first) in zip(range(steps), streams.windows(window), strict=False):
@@ -184,13 +196,22 @@ def _train(model: CharacterModel, streams: Streams, steps: int, window: int, lr:
                 run.characters += inputs.size
                 run.seconds = time.perf_counter() - start
                 progress.update(task, advance=1, loss=run.recent(), rate=run.rate)
+                if not console.is_terminal and start + run.seconds - last >= _REPORTS:
+                    last = start + run.seconds
+                    say(
+                        console,
+                        f"step {step + 1} of {steps}: {run.recent():.3f} bits per character, "
+                        f"{run.rate:,.0f} characters per second",
+                    )
     except KeyboardInterrupt:
         run.interrupted = True
+    except OSError as error:
+        run.error = error
     return run
 
 
-def _progress(console: Console) -> Progress:
-    """The bar; nothing where the output is no terminal."""
+def _progress(console: Output) -> Progress:
+    """The bar; nothing where the output is no terminal, which gets lines."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -203,19 +224,28 @@ def _progress(console: Console) -> Progress:
     )
 
 
-def _report(run: Run, unigram: float, console: Console) -> None:
+def _report(run: Run, unigram: float, held_out: float, console: Output) -> None:
     state = "interrupted after" if run.interrupted else "trained"
     if not run.losses:
         say(console, f"{state} 0 steps")
         return
+    on_held_out = "" if math.isnan(held_out) else f", {held_out:.3f} on the {1 / _HELD_OUT:.0%} held out"
     say(
         console,
         f"{state} {len(run.losses)} steps in {run.seconds:.1f} s, {run.rate:,.0f} characters per second; loss "
-        f"{run.losses[0]:.3f} -> {run.recent():.3f} bits per character (unigram baseline {unigram:.3f})",
+        f"{run.losses[0]:.3f} -> {run.recent():.3f} bits per character{on_held_out} (unigram baseline {unigram:.3f})",
     )
 
 
-def _finish(run: Run, model: CharacterModel, ids: Array, plot: Path, console: Console, *, title: str) -> None:
+def _check_model_path(path: Path, force: bool) -> None:
+    """Fail unless a model can be written there, and none is there, or may be replaced."""
+    check_directory_path("--save", path)
+    found = [name for name in FILES if (path / name).exists()]
+    if found and not force:
+        fail(f"--save {path}: holds {', '.join(found)} already; choose another name, or replace them with --force")
+
+
+def _finish(run: Run, model: CharacterModel, ids: Array, plot: Path, console: Output, *, title: str) -> None:
     from .plots import save_training_figure
 
     flow = model.flow(ids[: _FLOW_STEPS + 1, None])

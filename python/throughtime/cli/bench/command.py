@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 import throughtime as tt
 
-from ..options import pick
-from ..output import check_file_path, check_plot_path, fail, progress, save_json, say
+from ..errors import FAILED, INTERRUPTED, fail
+from ..options import Force, pick
+from ..output import Output, check_new_file, check_plot_path, progress, save_json, say
 from .contenders import FRAMEWORKS, INSTALL, OURS, Maker, load
 from .cuda import command as cuda
 from .cuda.command import PRECISIONS
@@ -29,7 +29,6 @@ from .steps import command as steps
 _DEVICES = ("cpu", "cuda")
 _MODES = ("full", "states", "checkpoint")
 _WIDTH = 140  # of a table that goes into a file
-_WRONG, _INTERRUPTED = 1, 130  # exit codes
 
 
 @dataclass
@@ -135,6 +134,7 @@ def bench(
             show_default=False,
         ),
     ] = None,
+    force: Force = False,
 ) -> None:
     """Measure training steps on this machine: throughtime and other frameworks, in turn, same weights and data.
 
@@ -144,6 +144,11 @@ def bench(
     With --step, whole training programs are compared with torch.nn instead, on the CPU.
     """
     on_gpu = pick("--device", [device], _DEVICES, ()) == ["cuda"]
+    if json is not None:
+        check_new_file("--json", json, force)
+    if plot is not None:
+        check_plot_path(plot)
+        check_new_file("--plot", plot, force)
     if step:
         _only("with --device cuda", {"--types": types})
         gpu = "cuda" if on_gpu else None
@@ -163,12 +168,7 @@ def bench(
     modes = pick("--memory", memory, _MODES, ("full",))
     if not any(set(some_cells) & set(PROBLEMS[name].cells) for name in chosen):
         fail(f"--cells {' '.join(some_cells)}: none of the problems {', '.join(chosen)} has such a cell")
-    if json is not None:
-        check_file_path("--json", json)
-    if plot is not None:
-        check_plot_path(plot)
-
-    console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
+    console = Output(None if sys.stdout.isatty() else _WIDTH)
     count = threads or tt.get_num_threads()
     plan = Plan(
         problems={name: PROBLEMS[name] for name in chosen},
@@ -184,18 +184,22 @@ def bench(
     findings = run(plan, console)
     peak_after = machine_peak()  # other programs may have disturbed the first
     about["peak_float32_flops"] = max(about["peak_float32_flops"], peak_after)
-    report(plan, findings, about, console)
+    try:
+        if json is not None:
+            save_json(json, document(plan, findings, about))
+    finally:  # where one of the two fails, there is still the other
+        report(plan, findings, about, console)
     if json is not None:
-        save_json(json, document(plan, findings, about), console)
+        say(console, f"JSON: {json}")
     if plot is not None:
         _plot(plot, findings.results, about, plan, console)
     if findings.interrupted:
-        raise typer.Exit(_INTERRUPTED)
+        raise typer.Exit(INTERRUPTED)
     if wrong_answers(findings.results + findings.modes):
-        raise typer.Exit(_WRONG)
+        raise typer.Exit(FAILED)
 
 
-def run(plan: Plan, console: Console) -> Findings:
+def run(plan: Plan, console: Output) -> Findings:
     """Measure what is planned. Ctrl-C ends it with what there is."""
     findings = Findings()
     total = sum(plan.parts(task.problem) for _, task, _ in plan.tasks())
@@ -211,7 +215,7 @@ def run(plan: Plan, console: Console) -> Findings:
     return findings
 
 
-def report(plan: Plan, findings: Findings, about: dict[str, Any], console: Console) -> None:
+def report(plan: Plan, findings: Findings, about: dict[str, Any], console: Output) -> None:
     """Tables, then lines."""
     if findings.results:
         peak = about["peak_float32_flops"]
@@ -257,7 +261,7 @@ def _only(where: str, options: dict[str, object]) -> None:
             fail(f"{name}: only {where}")
 
 
-def _makers(names: Sequence[str], threads: int, console: Console) -> dict[str, Maker]:
+def _makers(names: Sequence[str], threads: int, console: Output) -> dict[str, Maker]:
     """Ours, and those of the frameworks that are there."""
     makers = {OURS: load(OURS, threads)}
     for name in names:
@@ -287,7 +291,7 @@ def _caption(plan: Plan, about: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def _plot(path: Path, results: Sequence[Result], about: dict[str, Any], plan: Plan, console: Console) -> None:
+def _plot(path: Path, results: Sequence[Result], about: dict[str, Any], plan: Plan, console: Output) -> None:
     from .plot import ratio_panels, save_ratio_figure
 
     panels = ratio_panels(results)

@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullLocator
 
+from throughtime._files import save_figure
+
 from .measure import Result
 from .problems import CELLS
 
@@ -55,7 +57,7 @@ def save_ratio_figure(path: Path, panels: Sequence[Panel], title: str) -> None:
     """Panels side by side, groups of bars one below the other."""
     groups = list(dict.fromkeys(bar.group for panel in panels for bar in panel.bars))
     figure = Figure(figsize=(2.2 + 5 * len(panels), 1.9 + 0.6 * len(groups)), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, panel in zip(all_axes, panels, strict=True):
         _draw(axes, panel, groups)
@@ -68,7 +70,7 @@ def save_ratio_figure(path: Path, panels: Sequence[Panel], title: str) -> None:
         if cell in cells
     ]
     figure.legend(handles=looks, loc="outside right upper", handlelength=3, handleheight=1.5)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
 
 
 def _draw(axes: Axes, panel: Panel, groups: Sequence[str]) -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import typer
-from rich.console import Console
 
 import throughtime as tt
 
+from ...errors import FAILED, INTERRUPTED, fail
 from ...options import pick
-from ...output import check_file_path, check_plot_path, fail, progress, save_json, say
+from ...output import Output, progress, save_json, say
 from ..contenders import OURS
 from .device import Device, ceilings, describe, open_device
 from .problems import CELLS, DEFAULT, PROBLEMS, AddNorm, Problem
@@ -25,7 +25,6 @@ PRECISIONS = ("highest", "high", "medium")
 TYPES = ("float16", "bfloat16", "float32")
 RECURRENT, ROWS = ("cudnn", "flashrnn", "torch-loop"), ("torch", "copy")
 _WIDTH = 170  # of a table that goes into a file
-_WRONG, _INTERRUPTED = 1, 130  # exit codes
 
 
 class Request(NamedTuple):
@@ -69,24 +68,24 @@ def bench_cuda(request: Request) -> None:
     against = pick("--against", request.against, RECURRENT, ("cudnn",))
     types = pick("--types", request.types, TYPES, TYPES)
     precisions = pick("--precision", request.precision, PRECISIONS, ("highest",))
-    if request.json is not None:
-        check_file_path("--json", request.json)
-    if request.plot is not None:
-        check_plot_path(request.plot)
     device = open_device()
-    console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
+    console = Output(None if sys.stdout.isatty() else _WIDTH)
     plan = Plan(problems, _present(against, console), _numbers(types, precisions), request.rounds)
     about = describe(device) | {"ceilings": ceilings(device)}
     findings = run(plan, device, console)
-    report(plan, findings, about, console)
+    try:
+        if request.json is not None:
+            save_json(request.json, document(plan, findings, about))
+    finally:  # where one of the two fails, there is still the other
+        report(plan, findings, about, console)
     if request.json is not None:
-        save_json(request.json, document(plan, findings, about), console)
+        say(console, f"JSON: {request.json}")
     if request.plot is not None:
         _plot(request.plot, findings, about, console)
     _leave(findings)
 
 
-def run(plan: Plan, device: Device, console: Console) -> Findings:
+def run(plan: Plan, device: Device, console: Output) -> Findings:
     """Measure what is planned. Ctrl-C ends it with what there is."""
     from .measure import measure
 
@@ -104,7 +103,7 @@ def run(plan: Plan, device: Device, console: Console) -> Findings:
     return findings
 
 
-def report(plan: Plan, findings: Findings, about: dict[str, Any], console: Console) -> None:
+def report(plan: Plan, findings: Findings, about: dict[str, Any], console: Output) -> None:
     """The table, then lines."""
     from .report import results_table, summary, troubles
 
@@ -139,7 +138,7 @@ def _problems(request: Request) -> list[Problem]:
     return problems
 
 
-def _present(against: Sequence[str], console: Console) -> list[str]:
+def _present(against: Sequence[str], console: Output) -> list[str]:
     from .contenders import NEEDS, available
 
     for name in against:
@@ -168,7 +167,7 @@ def _caption(plan: Plan, found: dict[str, float]) -> str:
     )
 
 
-def _plot(path: Path, findings: Findings, about: dict[str, Any], console: Console) -> None:
+def _plot(path: Path, findings: Findings, about: dict[str, Any], console: Output) -> None:
     from .plot import save_ratios
 
     if not save_ratios(path, findings.results, f"{about['name']}, torch {about['torch']}"):
@@ -180,7 +179,7 @@ def _plot(path: Path, findings: Findings, about: dict[str, Any], console: Consol
 def _leave(findings: Findings) -> None:
     """With an exit code: a wrong answer of anyone and a failure of ours are the command's own."""
     if findings.interrupted:
-        raise typer.Exit(_INTERRUPTED)
+        raise typer.Exit(INTERRUPTED)
     outcomes = [item for result in findings.results for item in result.outcomes.items()]
     if any(outcome.wrong or (outcome.failed and key[0] == OURS) for key, outcome in outcomes):
-        raise typer.Exit(_WRONG)
+        raise typer.Exit(FAILED)

@@ -10,7 +10,7 @@ from typing import Any
 
 import throughtime as tt
 
-from ...output import fail
+from ...errors import fail
 
 FILL = 0.03  # seconds of work between two looks at the clock
 MOST = 200  # runs between them

@@ -9,6 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from throughtime._files import save_figure
+
 from .measure import Result
 
 _MARKS = "osD^vP*Xhd"
@@ -25,10 +27,10 @@ def save_ratios(path: Path, results: Sequence[Result], title: str) -> bool:
         return False
     widest = max(len({place for points in series.values() for place in points}) for series in panels.values())
     figure = Figure(figsize=(5 + 0.45 * widest, 3.6 * len(panels)), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     for axes, (panel, series) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
         _draw(axes, ", ".join(panel), series)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
     return True
 
 

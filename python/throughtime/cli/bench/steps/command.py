@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import typer
-from rich.console import Console
 
 import throughtime as tt
 
+from ...errors import FAILED, INTERRUPTED, fail
 from ...options import pick
-from ...output import check_new_file, check_plot_path, fail, progress, save_json, say
+from ...output import Output, progress, save_json, say
 from ..contenders import INSTALL
 from ..machine import machine, versions
 from .contenders import AGAINST, MODULES, NUMPY, TORCH
@@ -32,7 +32,6 @@ from .worker import STEPS, WARM
 
 CELLS = ("LSTM", "GRU")
 _WIDTH = 140  # of a table that goes into a file
-_WRONG, _INTERRUPTED = 1, 130  # exit codes
 # Prefixes of environment variables that change speed; those that are set are reported.
 _TUNING = (
     *("ATEN_", "DNNL_", "GOMP_", "KMP_", "LD_PRELOAD", "MALLOC_", "MKL_", "OMP_", "ONEDNN_", "OPENBLAS_"),
@@ -68,29 +67,28 @@ def bench_steps(request: Request) -> None:
     """Measure whole training steps: first answers against torch.nn in float64, then blocks in turn."""
     chosen = _tasks(request)
     settings = _settings(request)
-    if request.json is not None:
-        check_new_file("--json", request.json)
-    if request.plot is not None:
-        check_plot_path(request.plot)
-        check_new_file("--plot", request.plot)
     if importlib.util.find_spec("torch") is None:
         fail(f"--step compares with torch, which is not installed: {INSTALL['torch']}")
-    console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
+    console = Output(None if sys.stdout.isatty() else _WIDTH)
     findings = Findings(_about())
     run(chosen, settings, findings, console)
     findings.about["load_after"] = load()
-    report(settings, findings, console)
+    try:
+        if request.json is not None:
+            save_json(request.json, document(settings, findings))
+    finally:  # where one of the two fails, there is still the other
+        report(settings, findings, console)
     if request.json is not None:
-        save_json(request.json, document(settings, findings), console)
+        say(console, f"JSON: {request.json}")
     if request.plot is not None:
         _plot(request.plot, settings, findings, console)
     if findings.interrupted:
-        raise typer.Exit(_INTERRUPTED)
+        raise typer.Exit(INTERRUPTED)
     if findings.skipped or any(result.failing for result in findings.results):
-        raise typer.Exit(_WRONG)
+        raise typer.Exit(FAILED)
 
 
-def run(chosen: Sequence[tuple[str, Task]], settings: Settings, findings: Findings, console: Console) -> None:
+def run(chosen: Sequence[tuple[str, Task]], settings: Settings, findings: Findings, console: Output) -> None:
     """Measure these tasks; Ctrl-C ends the loop and keeps the results so far."""
     parts = 1 + settings.rounds + settings.with_memory
     try:
@@ -105,7 +103,7 @@ def run(chosen: Sequence[tuple[str, Task]], settings: Settings, findings: Findin
         findings.interrupted = True
 
 
-def report(settings: Settings, findings: Findings, console: Console) -> None:
+def report(settings: Settings, findings: Findings, console: Output) -> None:
     """The table, then lines."""
     if findings.results:
         draw = beside_table if settings.beside else steps_table
@@ -199,7 +197,7 @@ def _caption(settings: Settings) -> str:
     )
 
 
-def _plot(path: Path, settings: Settings, findings: Findings, console: Console) -> None:
+def _plot(path: Path, settings: Settings, findings: Findings, console: Output) -> None:
     from ..plot import Bar, Panel, save_ratio_figure
 
     panels = []
