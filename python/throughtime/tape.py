@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ._arguments import Array, flag, number, size
+from ._arguments import UNBOUNDED, Array, flag, number, size
+from ._memory import with_room
 
 if TYPE_CHECKING:
     from .recurrent import Recurrent, State
@@ -69,6 +70,7 @@ class Tape:
     final_state: State
     masks: dict[str, Array]
 
+    @with_room
     def __init__(
         self,
         layer: Recurrent,
@@ -326,6 +328,7 @@ class Tape:
 
     # Backward
 
+    @with_room
     def backward(
         self,
         d_output: Array | None = None,
@@ -387,7 +390,7 @@ class Tape:
             raise ValueError("backward needs at least one of d_output, d_final_state and d_cell, got None for each")
         d_top = self._check_d_output(d_output, d_final)
         options = {
-            "truncate": None if truncate is None else min(size("truncate", truncate), self._sizes[0]),
+            "truncate": None if truncate is None else min(size("truncate", truncate, most=UNBOUNDED), self._sizes[0]),
             "clip": None if clip is None else number("clip", clip, 0, float("inf"), open_low=True),
         }
         finite = flag("check_finite", check_finite)
