@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from ._arguments import Array, choice, float_dtype, number, size
+from ._arguments import Array, check_shapes, choice, float_dtype, number, size
 
 __all__ = ["chrono", "identity", "kaiming_normal", "kaiming_uniform", "orthogonal", "xavier_normal", "xavier_uniform"]
 
 _GAINS = {"linear": 1.0, "sigmoid": 1.0, "tanh": 5 / 3, "relu": math.sqrt(2), "leaky_relu": None, "selu": 3 / 4}
-_LARGEST = float(np.finfo(np.float64).max)
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def xavier_uniform(
@@ -338,7 +338,9 @@ def _shape(shape: Any) -> tuple[int, ...]:
         sizes = tuple(shape)
     except TypeError:
         raise TypeError(f"shape must be a tuple of ints, got {shape!r}") from None
-    return tuple(size(f"shape[{axis}]", value) for axis, value in enumerate(sizes))
+    sizes = tuple(size(f"shape[{axis}]", value) for axis, value in enumerate(sizes))
+    check_shapes("an array of this shape", {"shape": sizes}, np.dtype(np.float64).itemsize)
+    return sizes
 
 
 def _matrix_shape(shape: Any) -> tuple[int, ...]:
@@ -367,7 +369,7 @@ def _kaiming_deviation(shape: tuple[int, ...], a: Any, mode: str, nonlinearity: 
     fan_in, fan_out = _fans(shape)
     fan = fan_in if choice("mode", mode, ("fan_in", "fan_out")) == "fan_in" else fan_out
     gain = _GAINS[choice("nonlinearity", nonlinearity, tuple(_GAINS))]
-    return (math.sqrt(2 / (1 + slope**2)) if gain is None else gain) / math.sqrt(fan)
+    return (math.sqrt(2 / (1 + slope * slope)) if gain is None else gain) / math.sqrt(fan)
 
 
 def _uniform(shape: tuple[int, ...], rng: Any, bound: float, dtype: Any) -> Array:
