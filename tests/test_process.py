@@ -77,8 +77,8 @@ def test_import_loads_no_extras():
     assert run_python(script) == "[]"
 
 
-def run_python(script):
-    command = [sys.executable, "-c", textwrap.dedent(script)]
+def run_python(script, *arguments):
+    command = [sys.executable, "-c", textwrap.dedent(script), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
@@ -115,3 +115,212 @@ def test_busy_neighbours_do_not_make_threads_wait_for_each_other():
             neighbour.kill()
             neighbour.wait()
         tt.set_num_threads(before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are taken away by mprotect")
+def test_freeing_does_not_look_at_what_is_free():
+    """Of thousands of free blocks, a request and a release touch a few: here the others' memory is out of reach."""
+    script = """
+        import ctypes, mmap
+        import numpy as np
+        from throughtime import _core
+
+        blocks = [_core.empty(((4 << 20) - 64,), np.dtype(np.uint8)) for _ in range(40)]
+        pages = [array.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE for array in blocks]
+        while blocks:
+            del blocks[0]
+        kept = _core.empty(((16 << 20) - 64,), np.dtype(np.uint8))
+        del kept
+        protect = ctypes.CDLL(None, use_errno=True).mprotect
+        protect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        for page in pages[:-1]:
+            assert protect(page, mmap.PAGESIZE, 0) == 0  # no access
+        for megabytes in (8, 16, 32, 8, 16, 32):
+            other = _core.empty(((megabytes << 20) - 64,), np.dtype(np.uint8))
+            del other
+        for page in pages[:-1]:
+            assert protect(page, mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_WRITE) == 0
+        _core.empty_cache()
+        print("reached none")
+    """
+    assert run_python(script) == "reached none"
+
+
+def test_blocks_of_every_size_are_found_again():
+    """By a request of their size, or of up to a quarter less."""
+    tt.empty_cache()
+    for size in [*range(64_000, 70_000, 500), 100_000, 131_072, 1 << 20, 5_000_000, (1 << 24) - 64, 1 << 24]:
+        array = _core.empty((size,), np.dtype(np.uint8))
+        address = array.ctypes.data
+        del array
+        if size + 64 >= 65_536:
+            for request in (size, size - 1, size - size // 20):
+                if request + 64 >= 65_536:
+                    assert _core.empty((request,), np.dtype(np.uint8)).ctypes.data == address
+        tt.empty_cache()
+
+
+ROOM = """
+    import resource, sys
+    import numpy as np
+    import throughtime as tt
+    from throughtime import _core
+
+    BYTES = np.dtype(np.uint8)
+
+    def leave(megabytes):
+        \"\"\"The pool holds 256 MB in blocks of a size; so much is left beside it.\"\"\"
+        held = [_core.empty((SIZE << 20,), BYTES) for _ in range(256 // SIZE)]
+        for array in held:
+            array[::4096] = 1
+        del held, array
+        used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize")) << 10
+        resource.setrlimit(resource.RLIMIT_AS, (used + (megabytes << 20),) * 2)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+@pytest.mark.parametrize("size", [1, 3, 16, 31, 64, 128])
+def test_the_pool_gives_way_to_larger_requests(size):
+    """Results, scratch and NumPy's own arrays, each of 150 MB where 100 MB are left beside 256 MB of free blocks."""
+    script = f"""
+        SIZE = {size}
+        {textwrap.indent(textwrap.dedent(ROOM), " " * 8).strip()}
+        x = np.zeros((40, 1_000_000), np.float32).T  # a matrix turned: a contiguous copy is NumPy's
+        linear = tt.Linear(40, 1, seed=0)
+        tt.set_num_threads(1)
+        linear(x[:10])
+        leave(100)
+        if sys.argv[1] == "result":
+            assert _core.empty((150 << 20,), BYTES).nbytes == 150 << 20
+        else:
+            assert linear(x).shape == (1_000_000, 1)
+    """
+    for what in ("result", "copy"):
+        run_python(script, what)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+def test_the_error_says_what_there_is_no_memory_for():
+    script = f"""
+        SIZE = 64
+        {textwrap.indent(textwrap.dedent(ROOM), " " * 8).strip()}
+        leave(10)
+        for call in (lambda: _core.empty((3, 1 << 28), np.dtype(np.float32)), lambda: tt.Linear(1 << 28, 2)):
+            try:
+                call()
+            except MemoryError as error:
+                print(error)
+    """
+    results = run_python(script).splitlines()
+    assert "3221225472 bytes" in results[0]
+    assert "(3, 268435456)" in results[0]
+    assert "float32" in results[0]
+    assert "(2, 268435456)" in results[1]
+
+
+HANDLED = """
+    import faulthandler, os, signal, sys, threading, time
+    import numpy as np
+    import throughtime as tt
+
+    faulthandler.dump_traceback_later(60, exit=True)
+    tt.set_num_threads(int(sys.argv[1]))
+
+    def attention():
+        layer = tt.SelfAttention(8, 2, seed=0)
+        x = np.zeros((40_000, 1, 8), np.float32)
+        return lambda: layer(x)
+
+    def lstm():
+        layer = tt.LSTM(1, 64, seed=0)
+        x = np.zeros((2, 1, 1), np.float32)
+        return lambda: layer(np.broadcast_to(x[:1], (200_000, 1, 1)))[0]
+
+    call = {"attention": attention, "lstm": lstm}[sys.argv[2]]()
+"""
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+@pytest.mark.parametrize("kernel", ["attention", "lstm"])
+def test_signal_handlers_run_in_the_callers_floating_point_mode(kernel, threads):
+    """So do the threads that they start: a subnormal number is none that was flushed."""
+    script = f"""
+        {textwrap.indent(textwrap.dedent(HANDLED), " " * 8).strip()}
+        tiny = np.array([np.finfo(np.float32).smallest_normal])
+        found = []
+
+        def look():
+            found.append(float((tiny / 2)[0]) > 0)
+
+        def handler(*_):
+            look()
+            thread = threading.Thread(target=look)
+            thread.start()
+            thread.join()
+            raise InterruptedError
+
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        try:
+            call()
+        except InterruptedError:
+            print(found, float((tiny / 2)[0]) > 0)
+    """
+    assert run_python(script, threads, kernel) == "[True, True] True"
+
+
+FORKING = f"""
+    {HANDLED.strip()}
+    expected = call() if sys.argv[1] == "1" else None
+
+    def handler(*_):
+        global child
+        child = os.fork()
+        if child:
+            raise InterruptedError
+
+    signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.02)
+    try:
+        found = call()
+        outcome = "the same" if expected is not None and np.array_equal(found, expected) else "finished"
+    except InterruptedError:
+        outcome = "interrupted"
+    except RuntimeError as error:
+        outcome = str(error)
+    small = np.ones((3, 1, 1), np.float32)
+    again = np.array_equal(tt.LSTM(1, 4, seed=0)(small)[0], tt.LSTM(1, 4, seed=0)(small)[0])
+    os.write(1, f"{{outcome}} {{again}}\\n".encode())
+    if child == 0:
+        os._exit(0)
+    os.write(1, f"child {{os.waitpid(child, 0)[1]}}\\n".encode())
+"""
+
+
+@pytest.mark.parametrize("kernel", ["attention", "lstm"])
+def test_a_fork_in_a_signal_handler_during_a_call_of_one_thread(kernel):
+    """The child finishes the call."""
+    lines = run_python(FORKING, "1", kernel).splitlines()
+    assert sorted(lines) == ["child 0", "interrupted True", "the same True"]
+
+
+@pytest.mark.parametrize("kernel", ["attention", "lstm"])
+@pytest.mark.parametrize("torch", [False, True])
+def test_a_fork_in_a_signal_handler_during_a_call_of_many_threads(kernel, torch):
+    """The other threads are not there in the child, which would wait for them: it says so, and later calls work. Where
+    the cores are busy, the call may have been left with one thread: then the child finishes it."""
+    start = ""
+    if torch:
+        pytest.importorskip("torch")
+        start = "import torch, throughtime.torch; torch.set_num_threads(2); torch.ones(1 << 20).exp_()"
+    lines = run_python(f"{start}\n{textwrap.dedent(FORKING)}", "2", kernel).splitlines()
+    error = "this process was forked during the call, whose other threads exist in the parent alone True"
+    lines.remove("child 0")
+    lines.remove("interrupted True")
+    assert lines in ([error], ["finished True"])
+
+
+def test_an_exception_in_a_forked_childs_handler_is_what_the_call_raises():
+    script = FORKING.replace("if child:\n            raise InterruptedError", "raise InterruptedError")
+    assert run_python(script, "2", "lstm").splitlines() == ["interrupted True", "interrupted True", "child 0"]

@@ -15,7 +15,8 @@ namespace throughtime {
 namespace py = pybind11;
 using Sizes = std::vector<int64_t>;
 
-// The named arrays of one problem. An entry that is missing or None is a null pointer.
+// The named arrays of one problem. An entry that is missing or None is a null pointer. An array is NumPy's own: of anything else
+// pybind11 would make one, which is gone before a kernel reads it.
 class Arrays {
  public:
   explicit Arrays(py::dict entries) : entries_(std::move(entries)) {}
@@ -67,7 +68,7 @@ class Arrays {
   // The shape of an array of so many dimensions.
   Sizes shape(const char* name, py::ssize_t rank) const {
     if (!has(name)) fail(name, "an array");
-    const auto array = entries_[name].cast<py::array>();
+    const py::array array = array_of(name);
     if (array.ndim() != rank) fail(name, "rank " + std::to_string(rank));
     return Sizes(array.shape(), array.shape() + rank);
   }
@@ -75,21 +76,46 @@ class Arrays {
   bool is_array(const char* name) const { return has(name) && py::isinstance<py::array>(entries_[name]); }
   bool is_double(const char* name) const {
     if (!has(name)) fail(name, "an array");
-    return entries_[name].cast<py::array>().dtype().equal(py::dtype::of<double>());
+    return array_of(name).dtype().equal(py::dtype::of<double>());
   }
-  bool truth(const char* name) const { return has(name) && entries_[name].cast<bool>(); }
-  double number(const char* name) const { return has(name) ? entries_[name].cast<double>() : 0.0; }
-  int64_t integer(const char* name) const { return has(name) ? entries_[name].cast<int64_t>() : 0; }
-  Arrays group(const char* name) const { return Arrays(has(name) ? entries_[name].cast<py::dict>() : py::dict()); }
+  bool truth(const char* name) const { return scalar<bool>(name, "True or False"); }
+  double number(const char* name) const { return scalar<double>(name, "a number"); }
+  int64_t integer(const char* name) const { return scalar<int64_t>(name, "an integer"); }
+  Arrays group(const char* name) const {
+    if (!has(name)) return Arrays(py::dict());
+    if (!py::isinstance<py::dict>(entries_[name])) fail_kind(name, "a dict");
+    return Arrays(py::reinterpret_borrow<py::dict>(entries_[name]));
+  }
 
  private:
   [[noreturn]] static void fail(const std::string& name, const std::string& expected) {
     throw py::value_error(name + ": expected " + expected);
   }
 
+  [[noreturn]] void fail_kind(const char* name, const std::string& expected) const {
+    throw py::type_error(std::string(name) + ": expected " + expected + ", got " +
+                         Py_TYPE(py::object(entries_[name]).ptr())->tp_name);
+  }
+
+  py::array array_of(const char* name) const {
+    if (!py::isinstance<py::array>(entries_[name])) fail_kind(name, "a NumPy array");
+    return py::reinterpret_borrow<py::array>(entries_[name]);
+  }
+
+  // Zero where there is none.
+  template <class N>
+  N scalar(const char* name, const char* expected) const {
+    if (!has(name)) return N();
+    try {
+      return entries_[name].cast<N>();
+    } catch (const py::cast_error&) {
+      fail_kind(name, expected);
+    }
+  }
+
   template <class S>
   py::array find(const char* name, const Sizes& shape) const {
-    const auto array = py::reinterpret_borrow<py::object>(entries_[name]).cast<py::array>();
+    const py::array array = array_of(name);
     if (!py::dtype::of<std::remove_const_t<S>>().is(array.dtype()) &&
         !array.dtype().equal(py::dtype::of<std::remove_const_t<S>>()) && !(sizeof(S) == 1 && array.dtype().kind() == 'b'))
       fail(name, "another dtype");

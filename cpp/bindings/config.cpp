@@ -7,6 +7,7 @@
 #include <atomic>
 #include <chrono>
 #include <map>
+#include <string>
 
 #include "../cpu/dispatch.hpp"
 #include "../cpu/host.hpp"
@@ -20,6 +21,7 @@ namespace {
 double peak(double seconds) {
   using Clock = std::chrono::steady_clock;
   constexpr int64_t rounds = 1 << 20;  // a few milliseconds
+  if (!(seconds >= 0 && seconds <= 60)) throw pybind11::value_error("seconds: expected 0 to 60");
   const Call call([] { return false; });
   const Host& host = call.host();
   double best = 0;
@@ -48,7 +50,10 @@ void register_config(pybind11::module_& m) {
   m.def("level", [] { return level().name; });
   m.def("has_dot", &has_dot);
   m.def("get_num_threads", &get_num_threads);
-  m.def("set_num_threads", &set_num_threads);
+  m.def("set_num_threads", [](int count) {
+    if (count < 1 || count > most_threads) throw pybind11::value_error("count: expected 1 to " + std::to_string(most_threads));
+    set_num_threads(count);
+  });
   m.def("usable_cores", &usable_cores);
   m.def("get_terms", &get_terms);
   m.def("set_terms", [](int count) {
@@ -63,6 +68,8 @@ void register_config(pybind11::module_& m) {
         const std::map<std::string, Family> families = {
             {"", Family::free}, {"one_row", Family::one_row}, {"many_rows", Family::many_rows}, {"amx", Family::amx}};
         const std::map<std::string, Split> splits = {{"", Split::free}, {"sequences", Split::sequences}, {"units", Split::units}};
+        if (!families.contains(family)) throw pybind11::value_error("family: no such one as " + family);
+        if (!splits.contains(split)) throw pybind11::value_error("split: no such one as " + split);
         if (chunk < 0) throw pybind11::value_error("chunk: expected 0 or more");
         force({families.at(family), splits.at(split), rest, chunk});
       },
@@ -81,6 +88,9 @@ void register_config(pybind11::module_& m) {
     find("omp_in_parallel", runtime.in_parallel);
     find("omp_get_thread_num", runtime.thread_num);
     find("omp_get_max_threads", runtime.max_threads);
+    const bool runs = runtime.parallel || (runtime.fork_call && runtime.push_num_threads && runtime.global_thread_num);
+    if (!runs || !runtime.in_parallel || !runtime.thread_num || !runtime.max_threads)
+      throw pybind11::value_error("functions: expected those of an OpenMP runtime");
     borrow(runtime);
   });
   m.def("empty_cache", [] { pool_trim(0); });

@@ -54,6 +54,7 @@ template <class S, class Cell>
 void describe_gradients(const Cell& cell, const Arrays& gradients, Backward<S>& p) {
   const int64_t rows = cell.gates * p.H;
   p.truncate = gradients.integer("truncate");
+  if (p.truncate < 0 || p.truncate > p.T) throw py::value_error("truncate: expected 0 to T");
   p.clip = gradients.number("clip");
   p.d_output = gradients.view<const S>("output", {p.T, p.B, p.P});
   p.d_cell = gradients.optional<const S>("d_cell", {p.T, p.B, p.H});

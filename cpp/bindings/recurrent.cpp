@@ -7,6 +7,8 @@
 
 #include <pybind11/stl.h>
 
+#include <cstring>
+
 namespace throughtime {
 
 namespace {
@@ -14,6 +16,7 @@ namespace {
 template <class S>
 void describe(const CellKernels& cell, const Arrays& from, Recurrence<S>& p) {
   describe(cell, from, [&cell](int64_t B, int64_t H) { return saved_shape<S>(cell, B, H); }, p);
+  if (p.B < 1 || p.I < 1) throw py::value_error("x: expected at least one sequence and one feature");
   p.lengths = from.lengths("lengths", p.T, p.B);
 }
 
@@ -43,6 +46,26 @@ void backward(const CellKernels& cell, const Arrays& from, const Arrays& gradien
   run(entries<S>(cell).backward, p, 2 * operations(cell, p));
 }
 
+// An array in the pool's memory, which goes back there with the last reference.
+py::array empty(const std::vector<py::ssize_t>& shape, const py::dtype& dtype) {
+  if (!std::strchr("biufc", dtype.kind())) throw py::type_error("dtype: expected numbers, got " + std::string(py::str(dtype)));
+  const auto array = [&] { return "an array of shape " + std::string(py::str(py::tuple(py::cast(shape)))); };
+  py::ssize_t bytes = dtype.itemsize();
+  for (const py::ssize_t size : shape) {
+    if (size < 0) throw py::value_error("shape: expected sizes of 0 or more, got " + array());
+    if (__builtin_mul_overflow(bytes, size, &bytes)) throw py::value_error("shape: no memory can hold " + array());
+  }
+  void* block = nullptr;
+  try {
+    block = pool_acquire(size_t(bytes));
+  } catch (const OutOfMemory& error) {
+    const std::string text = std::string(error.what()) + ", " + array() + " and dtype " + std::string(py::str(dtype));
+    PyErr_SetString(PyExc_MemoryError, text.c_str());
+    throw py::error_already_set();
+  }
+  return py::array(dtype, shape, block, py::capsule(block, pool_release));
+}
+
 }  // namespace
 
 void register_recurrent(py::module_& m) {
@@ -54,13 +77,7 @@ void register_recurrent(py::module_& m) {
     const Arrays arrays(problem);
     (arrays.is_double("x") ? backward<double> : backward<float>)(find_cell(cell.c_str()), arrays, Arrays(gradients));
   });
-  m.def("empty", [](const std::vector<py::ssize_t>& shape, const py::dtype& dtype) {
-    size_t bytes = size_t(dtype.itemsize());
-    for (const py::ssize_t size : shape) bytes *= size_t(size);
-    void* block = pool_acquire(bytes);
-    const py::capsule owner(block, pool_release);  // back to the pool with the last reference
-    return py::array(dtype, shape, block, owner);
-  });
+  m.def("empty", &empty);
   m.def("parameter_shapes", [](const std::string& cell, int64_t I, int64_t H, int64_t P) {
     py::dict shapes;
     for (const Named& parameter : parameters(find_cell(cell.c_str()), I, H, P))

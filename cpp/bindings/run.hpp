@@ -41,10 +41,13 @@ void run(void (*kernel)(const Problem&, const Host&), const Problem& problem, do
     stopped = call.stopped();
   } catch (...) {
     take_gil(state);
+    if (PyErr_Occurred()) throw pybind11::error_already_set();
     throw;
   }
   take_gil(state);
-  if (stopped) throw pybind11::error_already_set();
+  if (!stopped) return;
+  if (PyErr_Occurred()) throw pybind11::error_already_set();
+  throw Forked();
 }
 
 }  // namespace throughtime

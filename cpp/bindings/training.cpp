@@ -102,19 +102,28 @@ bool is_plain(py::handle object) {
          reinterpret_cast<uintptr_t>(array.data()) % size_t(array.itemsize()) == 0;
 }
 
+// One int64 that may be written to.
+bool is_counter(py::handle object) {
+  if (!py::isinstance<py::array>(object)) return false;
+  const auto array = py::reinterpret_borrow<py::array>(object);
+  return array.dtype().equal(py::dtype::of<int64_t>()) && array.size() == 1 && array.writeable() &&
+         reinterpret_cast<uintptr_t>(array.data()) % alignof(int64_t) == 0;
+}
+
 // A parameter, its gradient and what an optimiser keeps of it.
 class Rows {
  public:
   // (value, gradient, states ..., counter of updates where there is one); all but the gradient are written to.
   bool add(const py::tuple& row, size_t states, bool counts) {
     if (row.size() != 2 + states + size_t(counts)) return false;
+    if (counts && !is_counter(row[2 + states])) return false;
     for (size_t i = 0; i < 2 + states; ++i)
       if (!is_plain(row[i]) || !same_kind(row[i], row[0]) || (i != 1 && !array_of(row[i]).writeable())) return false;
     const py::array value = array_of(row[0]);
     Segment whole{value.size(), value.itemsize() == sizeof(double), pointer(row[0]), pointer(row[1]), {}, 0};
     for (size_t i = 0; i < states; ++i) whole.state[i] = pointer(row[2 + i]);
     if (counts) {
-      counters_.push_back(static_cast<int64_t*>(py::array_t<int64_t>(row[2 + states]).mutable_data()));
+      counters_.push_back(reinterpret_cast<int64_t*>(pointer(row[2 + states])));
       whole.updates = *counters_.back() + 1;
     }
     cut(whole);
@@ -123,7 +132,9 @@ class Rows {
 
   // False where one cannot be added.
   bool add_all(const py::list& rows, size_t states, bool counts) {
-    return std::all_of(rows.begin(), rows.end(), [&](py::handle row) { return add(row.cast<py::tuple>(), states, counts); });
+    return std::all_of(rows.begin(), rows.end(), [&](py::handle row) {
+      return py::isinstance<py::tuple>(row) && add(py::reinterpret_borrow<py::tuple>(row), states, counts);
+    });
   }
 
   void give(Segments& to) {

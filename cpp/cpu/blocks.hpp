@@ -28,6 +28,15 @@ void for_blocks(int64_t count, bool alone, const Host& host, const Body& body) {
   else host.run(host.context, take, &work);
 }
 
+// The same for results that nobody sees when the call is to stop: what is left then is not done.
+template <class Body>
+void for_blocks_until_stopped(int64_t count, bool alone, const Host& host, const Body& body) {
+  Team team(host);
+  for_blocks(count, alone, host, [&](int64_t block, int thread) {
+    if (!team.interrupted(thread)) body(block, thread);
+  });
+}
+
 // The sum of blocks, one after the other.
 TT_INLINE double sum_blocks(const double* sums, int64_t count) {
   double total = 0;

@@ -9,7 +9,7 @@ namespace throughtime::TT_ISA {
 template <class S>
 void embedding_forward(const EmbeddingForward<S>& p, const Host& host) {
   const int64_t rows = rows_per_block(p.N);
-  for_blocks(ceil_div(p.N, rows), p.N * p.F < 1 << 15, host, [&](int64_t block, int) {
+  for_blocks_until_stopped(ceil_div(p.N, rows), p.N * p.F < 1 << 15, host, [&](int64_t block, int) {
     for (int64_t n = block * rows; n < p.N && n < (block + 1) * rows; ++n)
       __builtin_memcpy(p.output + n * p.F, p.weight + p.indices[n] * p.F, size_t(p.F) * sizeof(S));
   });
@@ -54,7 +54,7 @@ void embedding_backward(const EmbeddingBackward<S>& p, const Host& host) {
   constexpr int64_t L = lanes<S>, width = 64;
   const RowsOfIndex sorted(p.indices, p.N, p.count, host);
   const int64_t rows = ceil_div(p.count, 64), across = ceil_div(p.F, width);
-  for_blocks(ceil_div(p.count, rows) * across, (p.N + p.count) * p.F < 1 << 15, host, [&](int64_t block, int) {
+  for_blocks_until_stopped(ceil_div(p.count, rows) * across, (p.N + p.count) * p.F < 1 << 15, host, [&](int64_t block, int) {
     const int64_t first = block / across * rows, left = block % across * width, right = left + width < p.F ? left + width : p.F;
     for (int64_t r = first; r < p.count && r < first + rows; ++r) {
       int64_t j = left;

@@ -1,11 +1,13 @@
 // What the kernels need of the process: settings, threads, memory.
 #include "host.hpp"
 
+#include <pthread.h>
 #include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -20,8 +22,6 @@
 namespace throughtime {
 
 namespace {
-
-constexpr long most_threads = 1024;
 
 // The number at the start of a variable, 0 where there is none in range.
 long leading_number(const char* text, const char*& end) {
@@ -91,6 +91,51 @@ int64_t l2_bytes() {
 std::atomic<int> terms{3};
 std::atomic<Forced> forced{Forced{}};
 
+// How many forks lie between the first process and this one.
+std::atomic<int> forks{0};
+const int counts_forks = pthread_atfork(nullptr, nullptr, [] { ++forks; });
+
+// This thread's mode of floating point.
+#if defined(__aarch64__)
+uint64_t get_mode() {
+  uint64_t mode;
+  asm volatile("mrs %0, fpcr" : "=r"(mode));
+  return mode;
+}
+void set_mode(uint64_t mode) { asm volatile("msr fpcr, %0" ::"r"(mode)); }
+#else
+uint64_t get_mode() { return __builtin_ia32_stmxcsr(); }
+void set_mode(uint64_t mode) { __builtin_ia32_ldmxcsr(uint32_t(mode)); }
+#endif
+
+// While this lives, a thread that is between products of a kernel runs other code, in the mode that this code expects: the
+// kernel's mode and the shapes of its tiles come back.
+class KernelAside {
+ public:
+  explicit KernelAside(uint64_t mode) : mode_(get_mode()) {
+#if defined(TT_HAS_AMX)
+    if (has_tiles_) asm volatile("sttilecfg %0" : "=m"(shapes_));
+#endif
+    set_mode(mode);
+  }
+  ~KernelAside() {
+    set_mode(mode_);
+#if defined(TT_HAS_AMX)
+    if (has_tiles_) asm volatile("ldtilecfg %0" ::"m"(shapes_));
+#endif
+  }
+  KernelAside(const KernelAside&) = delete;
+
+ private:
+  const uint64_t mode_;
+#if defined(TT_HAS_AMX)
+  struct alignas(64) Shapes {
+    uint8_t palette, others[63];
+  } shapes_{};
+  const bool has_tiles_ = std::strcmp(level().name, "amx") == 0;
+#endif
+};
+
 }  // namespace
 
 int usable_cores() {
@@ -117,7 +162,11 @@ void set_num_threads(int count) {
 }
 
 Call::Call(std::function<bool()> poll, double operations)
-    : operations_(operations), poll_(std::move(poll)), begun_(std::chrono::steady_clock::now()) {
+    : operations_(operations),
+      caller_mode_(get_mode()),
+      forks_(forks),
+      poll_(std::move(poll)),
+      begun_(std::chrono::steady_clock::now()) {
   next_poll_ = begun_ + std::chrono::milliseconds(100);
   const int count = take_threads();
   host_ = {.context = this,
@@ -173,6 +222,7 @@ void* Call::allocate(void* self, size_t bytes) {
 void Call::run(void* self, void (*body)(void*, int), void* argument) {
   auto& call = *static_cast<Call*>(self);
   if (call.host_.threads == 1) return body(argument, 0);
+  if (call.lost_threads()) throw Forked();
   call.body_ = body;
   call.argument_ = argument;
   call.over_ = call.woken_ = false;
@@ -192,6 +242,7 @@ void Call::enter(void* self, int thread) {
   if (thread == 1) call.note_wake();
   call.body_(call.argument_, thread);
   if (thread == 0) {
+    if (call.lost_threads()) throw Forked();  // through a borrowed runtime too, which would wait for the threads
     if (!call.alone_) call.note_wake();
     call.over_ = true;
     call.wake();
@@ -206,10 +257,14 @@ void Call::note_wake() {
 bool Call::interrupted(void* self) {
   auto& call = *static_cast<Call*>(self);
   const auto now = std::chrono::steady_clock::now();
-  if (now < call.next_poll_) return false;
+  if (call.stopped_ || now < call.next_poll_) return call.stopped_;
   call.next_poll_ = now + std::chrono::milliseconds(100);
-  return call.stopped_ = call.poll_();
+  const KernelAside aside(call.caller_mode_);
+  return call.stopped_ = call.poll_() || call.lost_threads();
 }
+
+// Whether this is a child that was forked during the call, and others are to work with this thread.
+bool Call::lost_threads() const { return forks_ != forks && host_.threads > 1; }
 
 void Call::rest(void* self) {
   auto& call = *static_cast<Call*>(self);
@@ -219,7 +274,7 @@ void Call::rest(void* self) {
 
 void Call::call_back(void* self, bool resting) {
   auto& call = *static_cast<Call*>(self);
-  if ((!resting && !call.alone_) || (crowd.lasts() && !call.host_.forced.rest)) return;
+  if (call.lost_threads() || (!resting && !call.alone_) || (crowd.lasts() && !call.host_.forced.rest)) return;
   if (resting) call.wake();
   if (call.alone_) call.alone_ = false, Workers::instance().post(call.host_.threads, enter, &call);
 }

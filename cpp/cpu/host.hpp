@@ -5,12 +5,15 @@
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <stdexcept>
 #include <vector>
 
 #include "../kernels.hpp"
 #include "memory.hpp"
 
 namespace throughtime {
+
+constexpr int most_threads = 1024;  // of a call
 
 int get_num_threads();
 void set_num_threads(int count);
@@ -21,11 +24,17 @@ void force(const Forced& choices);
 
 class Wake;
 
+// What a call throws in a child process that was forked from within it, since the other threads are not there to do their parts.
+struct Forked : std::runtime_error {
+  Forked() : std::runtime_error("this process was forked during the call, whose other threads exist in the parent alone") {}
+};
+
 // One call's hold on the process: its threads (alone, where another call has the team) and its scratch memory.
 class Call {
  public:
-  // `poll` is asked now and then, on the calling thread, whether the call is to stop. `operations` is the number of its
-  // floating-point operations where that is known: a call that is short stays on one thread.
+  // `poll` is asked now and then, on the calling thread and in the floating-point mode that this had, whether the call is to
+  // stop. It may fork: in the child a call of one thread goes on, any other stops by a Forked. `operations` is the number of the
+  // call's floating-point operations where that is known: a call that is short stays on one thread.
   explicit Call(std::function<bool()> poll, double operations = 0);
   ~Call();
   Call(const Call&) = delete;
@@ -48,12 +57,15 @@ class Call {
   static void enter(void* self, int thread);
   int take_threads();
   bool pays(Wake& wake) const;
+  bool lost_threads() const;
   void note_wake();
   void wake();
 
   using Time = std::chrono::steady_clock::time_point;
 
   double operations_;
+  uint64_t caller_mode_;  // of floating point
+  int forks_;             // before the call
   Pool pool_ = Pool::none;
   int borrowed_ = 0;                    // threads in each parallel region, of which this call may use fewer
   void (*body_)(void*, int) = nullptr;  // of the run in progress

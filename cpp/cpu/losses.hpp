@@ -55,7 +55,7 @@ void cross_entropy(const CrossEntropy<S>& p, const Host& host) {
   double* const row = scratch<double>(host, stride * host.threads);
   double* const sums = scratch<double>(host, blocks);
   // A logit takes 2.5 ns, most of them for its exponential (AMD EPYC with AVX2): 20 us are what waking a thread is worth.
-  for_blocks(blocks, p.N * p.C < 1 << 13, host, [&](int64_t block, int thread) {
+  for_blocks_until_stopped(blocks, p.N * p.C < 1 << 13, host, [&](int64_t block, int thread) {
     double sum = 0;
     for (int64_t n = block * rows; n < p.N && n < (block + 1) * rows; ++n) {
       S* const d = p.d_logits + n * p.C;
@@ -74,7 +74,7 @@ void squared_error(const SquaredError<S>& p, const Host& host) {
   const double scale = 2 / double(p.N);
   const int64_t blocks = ceil_div(p.N, segment_size);
   double* const sums = scratch<double>(host, blocks);
-  for_blocks(blocks, p.N < 1 << 15, host, [&](int64_t block, int) {
+  for_blocks_until_stopped(blocks, p.N < 1 << 15, host, [&](int64_t block, int) {
     const int64_t begin = block * segment_size, size = p.N - begin < segment_size ? p.N - begin : segment_size;
     Vec<double> squares[4] = {};
     for_registers<S>(size, [&](int64_t j, int64_t count, int u) {

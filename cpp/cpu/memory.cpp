@@ -1,5 +1,6 @@
-// Free blocks wait in the order of their release, oldest first; a request takes the smallest that fits and wastes at most a
-// quarter. Beyond the limit the oldest go back to the system, so that steps of changing sizes don't grow without bound.
+// Blocks are of a few sizes, so that a free one of the right size is found in constant time: a request takes the block that was
+// released last of the smallest size that has one, and wastes at most a quarter. Free blocks also wait in the order of their
+// release. Beyond the limit the oldest go back to the system, so that steps of changing sizes don't grow without bound.
 #include "memory.hpp"
 
 #include <pthread.h>
@@ -7,8 +8,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
+#include <bit>
+#include <cstdint>
 #include <mutex>
-#include <new>
 
 namespace throughtime {
 
@@ -18,46 +21,92 @@ constexpr size_t alignment = 64;
 constexpr size_t huge_page = size_t(2) << 20;
 constexpr size_t worth_keeping = size_t(64) << 10;
 
+// Sizes that blocks have from `worth_keeping` on: 16 between one power of two and the next.
+constexpr int steps = 16;
+constexpr int classes = (64 - std::bit_width(worth_keeping) + 1) * steps;
+
+// Such a size of at least so many bytes.
+size_t rounded(size_t bytes) {
+  const size_t step = std::bit_floor(bytes) / steps;
+  return (bytes + step - 1) / step * step;
+}
+
+int class_of(size_t rounded) {
+  const size_t power = std::bit_floor(rounded);
+  return (std::bit_width(power) - std::bit_width(worth_keeping)) * steps + int((rounded - power) / (power / steps));
+}
+
+struct Header;
+struct Link {
+  Header *before, *after;
+};
+
 // Before every block: its size. As wide as the alignment, so that what follows is aligned.
 struct alignas(alignment) Header {
   size_t bytes;  // header included
-  Header* next;  // while it is free
+  Link of_size;  // neighbours while it is free: released before and after it
+  Link of_all;
+};
+static_assert(sizeof(Header) == alignment);
+
+// Blocks in the order of their release.
+template <Link Header::* link>
+class List {
+ public:
+  Header* oldest() const { return ends_.after; }
+  Header* newest() const { return ends_.before; }
+
+  void append(Header* block) {
+    block->*link = {ends_.before, nullptr};
+    (ends_.before ? (ends_.before->*link).after : ends_.after) = block;
+    ends_.before = block;
+  }
+
+  void remove(Header* block) {
+    const auto [before, after] = block->*link;
+    (before ? (before->*link).after : ends_.after) = after;
+    (after ? (after->*link).before : ends_.before) = before;
+  }
+
+ private:
+  Link ends_{};
 };
 
 std::align_val_t alignment_of(size_t bytes) { return std::align_val_t(bytes >= huge_page ? huge_page : alignment); }
 
+// Null where the system has no memory.
 Header* fresh(size_t bytes) {
-  void* memory = ::operator new(bytes, alignment_of(bytes));
+  void* memory = ::operator new(bytes, alignment_of(bytes), std::nothrow);
+  if (!memory) return nullptr;
 #if defined(__linux__)
   if (bytes >= huge_page) madvise(memory, bytes, MADV_HUGEPAGE);
 #endif
-  return new (memory) Header{bytes, nullptr};
+  return new (memory) Header{bytes, {}, {}};
 }
 
 void discard(Header* block) noexcept { ::operator delete(block, alignment_of(block->bytes)); }
 
 class Pool {
  public:
+  // A free block of so many bytes and at most a quarter more, or null.
   Header* take(size_t bytes) {
     const std::lock_guard<std::mutex> hold(mutex);
-    Header** best = nullptr;
-    for (Header** at = &oldest_; *at; at = &(*at)->next)
-      if ((*at)->bytes >= bytes && (*at)->bytes - bytes <= bytes / 4 && (!best || (*at)->bytes < (*best)->bytes)) best = at;
-    return best ? unlink(best) : nullptr;
+    const int last = class_of(rounded(bytes + bytes / 4 + 1)) - 1;
+    for (int i = class_of(rounded(bytes)); i <= last; ++i)
+      if (Header* block = of_size_[size_t(i)].newest()) return remove(block);
+    return nullptr;
   }
 
   void put(Header* block) {
     const std::lock_guard<std::mutex> hold(mutex);
-    Header** last = &oldest_;
-    while (*last) last = &(*last)->next;
-    block->next = nullptr;
-    *last = block;
+    of_size_[size_t(class_of(block->bytes))].append(block);
+    all_.append(block);
     held_ += block->bytes;
     trim(limit_);
   }
 
   void trim(size_t keep) {
-    while (held_ > keep) discard(unlink(&oldest_));
+    while (held_ > keep) discard(remove(all_.oldest()));
   }
 
   std::mutex mutex;
@@ -66,14 +115,15 @@ class Pool {
   // An eighth of the memory, and not above 2 GiB.
   const size_t limit_ = std::min(size_t(sysconf(_SC_PHYS_PAGES)) * size_t(sysconf(_SC_PAGESIZE)) / 8, size_t(2) << 30);
 
-  Header* unlink(Header** at) {
-    Header* block = *at;
-    *at = block->next;
+  Header* remove(Header* block) {
+    of_size_[size_t(class_of(block->bytes))].remove(block);
+    all_.remove(block);
     held_ -= block->bytes;
     return block;
   }
 
-  Header* oldest_ = nullptr;
+  std::array<List<&Header::of_size>, classes> of_size_;
+  List<&Header::of_all> all_;
   size_t held_ = 0;
 };
 
@@ -90,9 +140,16 @@ Pool& pool() {
 }  // namespace
 
 void* pool_acquire(size_t bytes) {
-  bytes += sizeof(Header);
-  Header* block = bytes >= worth_keeping ? pool().take(bytes) : nullptr;
-  return (block ? block : fresh(bytes)) + 1;
+  if (bytes > SIZE_MAX / 4) throw OutOfMemory(bytes);
+  const size_t least = bytes + sizeof(Header);
+  const bool is_kept = least >= worth_keeping;
+  Header* block = is_kept ? pool().take(least) : nullptr;
+  for (int attempt = 0; !block && attempt < 2; ++attempt) {
+    if (attempt) pool_trim(0);
+    block = fresh(is_kept ? rounded(least) : least);
+  }
+  if (!block) throw OutOfMemory(bytes);
+  return block + 1;
 }
 
 void pool_release(void* block) noexcept {

@@ -4,9 +4,23 @@
 
 #include <stddef.h>
 
+#include <new>
+#include <string>
+
 namespace throughtime {
 
-void* pool_acquire(size_t bytes);  // 64-byte aligned; huge pages where it is large
+// Says what was asked for; Python sees a MemoryError.
+class OutOfMemory : public std::bad_alloc {
+ public:
+  explicit OutOfMemory(size_t bytes) : text_("no memory for " + std::to_string(bytes) + " bytes") {}
+  const char* what() const noexcept override { return text_.c_str(); }
+
+ private:
+  std::string text_;
+};
+
+// 64-byte aligned; huge pages where it is large. Throws OutOfMemory where the pool's free memory does not help either.
+void* pool_acquire(size_t bytes);
 void pool_release(void* block) noexcept;
 void pool_trim(size_t keep) noexcept;  // gives free memory beyond so many bytes back to the system
 

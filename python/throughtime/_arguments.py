@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import os
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ._memory import with_room
+
 Array = NDArray[Any]
+
+LARGEST_SIZE = 1 << 47  # bytes that a process can address
+UNBOUNDED = sys.maxsize  # for what counts no more than something else, such as the steps of a sequence
+
+_LARGEST_FLOAT = int(sys.float_info.max)
 
 
 def as_array(name: str, value: Any) -> Array:
@@ -79,6 +89,7 @@ def float_array(name: str, value: Any, dtype: np.dtype[Any], shape: Sequence[int
     return array
 
 
+@with_room
 def bool_array(name: str, value: Any, shape: Sequence[int | str]) -> Array:
     """A contiguous copy of `value`, a bool array of this shape: what a tape keeps must not change under it."""
     array = as_array(name, value)
@@ -121,6 +132,7 @@ def valid_steps(x: Array, lengths: Any, *, batch_first: bool = False) -> Array:
     return valid[:, 0] if not batched else valid.T if batch_first else valid
 
 
+@with_room
 def contiguous(array: Array) -> Array:
     """`array` itself where it is in C order and aligned, else a copy."""
     if type(array) is np.ndarray and array.flags.c_contiguous and array.flags.aligned:
@@ -137,31 +149,68 @@ def features_together(array: Array) -> Array:
     return contiguous(array)
 
 
+@with_room
 def native_floats(array: Array) -> Array:
     """`array` itself where kernels take it as it is, else a copy: in float64 unless it is of float32."""
     dtype = np.float32 if array.dtype.itemsize == 4 else np.float64
     return np.require(array, dtype, ["C", "A"])
 
 
-def size(name: str, value: Any, *, least: int = 1, most: int | None = None) -> int:
-    """`value` as an int of at least `least` and at most `most`."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
+def is_integer(value: Any) -> bool:
+    """Whether `value` is an int or a NumPy integer: no bool, and no time, which NumPy counts among its integers."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool | np.timedelta64)
+
+
+def size(name: str, value: Any, *, least: int = 1, most: int = LARGEST_SIZE) -> int:
+    """`value` as an int of at least `least` and at most `most`, by default what the axis of an array can have."""
+    if not is_integer(value):
         raise TypeError(f"{name} must be an int, got {value!r}")
     if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-    if most is not None and value > most:
-        raise ValueError(f"{name} must be at most {most}, got {value}")
+        raise ValueError(f"{name} must be at least {least}, got {_shown(value)}")
+    if value > most:
+        raise ValueError(f"{name} must be at most {most}, got {_shown(value)}")
     return int(value)
 
 
 def number(name: str, value: Any, low: float, high: float, *, open_low: bool = False, open_high: bool = False) -> float:
     """`value` as a float in [low, high], without low where `open_low` holds, without high where `open_high` does."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
+    if not (is_integer(value) or isinstance(value, float | np.floating)):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not low <= value <= high or (open_low and value == low) or (open_high and value == high):
+    found = math.nan if is_integer(value) and abs(int(value)) > _LARGEST_FLOAT else float(value)
+    if not low <= found <= high or (open_low and found == low) or (open_high and found == high):
         interval = f"{'(' if open_low else '['}{low}, {high}{')' if open_high else ']'}"
-        raise ValueError(f"{name} must be in {interval}, got {value}")
-    return float(value)
+        raise ValueError(f"{name} must be in {interval}, got {_shown(value)}")
+    return found
+
+
+def _shown(value: Any) -> str:
+    """A number as text; the size of an integer in place of hundreds of digits."""
+    long = is_integer(value) and int(value).bit_length() > 128
+    return f"an integer of {int(value).bit_length()} bits" if long else str(value)
+
+
+def check_shapes(what: str, shapes: Mapping[str, Sequence[int]], itemsize: int) -> None:
+    """Raise unless an array of each shape can be addressed."""
+    for name, shape in shapes.items():
+        if math.prod(shape) * itemsize > sys.maxsize:
+            raise ValueError(f"{what} is larger than memory can be: {name} would have shape {tuple(shape)}")
+
+
+def file_path(name: str, value: Any) -> str | bytes:
+    """`value` as the name of a file; not an int, which `open` would take for a file that is open already."""
+    if not isinstance(value, str | bytes | os.PathLike):
+        raise TypeError(f"{name} must be a str or os.PathLike, got {value!r}")
+    return os.fspath(value)
+
+
+def generator(name: str, seed: Any) -> np.random.Generator:
+    """The generator that `seed` stands for: whatever ``numpy.random.default_rng`` takes, but no bool."""
+    try:
+        if isinstance(seed, bool | np.bool_):
+            raise TypeError
+        return np.random.default_rng(seed)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name} must be None, an int of at least 0 or a Generator, got {seed!r}") from None
 
 
 def choice(name: str, value: Any, options: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 
 from . import _arguments, _core
 from ._arguments import Array
+from ._memory import with_room
 from .cuda.array import DeviceArray
 
 
@@ -53,10 +54,11 @@ class Host:
     # New arrays
 
     empty = staticmethod(_core.empty)
-    zeros: ClassVar[Callable[[tuple[int, ...], Any], Array]] = np.zeros
-    stack = staticmethod(np.stack)
+    zeros: ClassVar[Callable[[tuple[int, ...], Any], Array]] = with_room(np.zeros)
+    stack = staticmethod(with_room(np.stack))
 
     @staticmethod
+    @with_room
     def dropped(array: Array, mask: Array, probability: float) -> Array:
         """Dropout, and its own gradient: zero where the mask is true, the others scaled by 1 / (1 - p)."""
         number_type = array.dtype.type
@@ -65,6 +67,7 @@ class Host:
         return dropped
 
     @staticmethod
+    @with_room
     def scaled(array: Array, factor: float) -> Array:
         """`factor` times the array."""
         scaled: Array = array * array.dtype.type(factor)
@@ -73,7 +76,9 @@ class Host:
     @staticmethod
     def random_mask(rng: np.random.Generator, shape: tuple[int, ...], probability: float) -> Array:
         """True with that probability."""
-        return np.less(rng.random(shape, dtype=np.float32), probability)
+        drawn = with_room(rng.random)(shape, dtype=np.float32)
+        mask: Array = with_room(lambda: np.less(drawn, probability))()
+        return mask
 
     # Arrays as they are
 
@@ -81,6 +86,7 @@ class Host:
     features_together = staticmethod(_arguments.features_together)
 
     @staticmethod
+    @with_room
     def finite(array: Array) -> Array:
         """Of every entry of the first axis, whether all its numbers are finite; on the host."""
         return np.asarray(np.isfinite(array).all(axis=tuple(range(1, array.ndim))))

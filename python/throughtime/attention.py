@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from . import _core, init
-from ._arguments import Array, as_array, check_dtype, flag, float_array, sequence_lengths
+from ._arguments import UNBOUNDED, Array, as_array, check_dtype, flag, float_array, sequence_lengths
 from ._arguments import size as positive_int
+from ._memory import with_room
 from .layer import Layer
 from .modules import LayerGradients, affine, affine_backward
 
@@ -72,7 +73,7 @@ class SelfAttention(Layer, kind="SelfAttention"):
         if self.size % self.num_heads:
             raise ValueError(f"num_heads must divide size = {self.size}, got {num_heads}")
         self.causal = flag("causal", causal)
-        self.window = None if window is None else positive_int("window", window)
+        self.window = None if window is None else positive_int("window", window, most=UNBOUNDED)
         config = {"size": self.size, "num_heads": self.num_heads, "causal": self.causal, "window": self.window}
         shapes: dict[str, tuple[int, ...]] = {
             "in_proj_weight": (3 * self.size, self.size),
@@ -85,10 +86,12 @@ class SelfAttention(Layer, kind="SelfAttention"):
         weight_in[...] = init.xavier_uniform(weight_in.shape, self._rng, dtype=self.dtype)
         weight_out[...] = init.kaiming_uniform(weight_out.shape, self._rng, a=5**0.5, dtype=self.dtype)
 
+    @with_room
     def __call__(self, x: Any, lengths: Any = None) -> Array:
         """Return the output (T, B, F) for `x` (T, B, F) and `lengths` (B,), as `forward` does; nothing is saved."""
         return self._run(x, lengths, self.parameters).output
 
+    @with_room
     def forward(self, x: Any, lengths: Any = None) -> SelfAttentionTape:
         """Compute the output and keep what `SelfAttentionTape.backward` needs.
 
@@ -182,6 +185,7 @@ class SelfAttentionTape:
         kept += [self._problem[name] for name in ("q", "k", "v", "saved")]
         return sum(array.nbytes for array in kept)
 
+    @with_room
     def backward(self, d_output: Any) -> LayerGradients:
         """Backpropagate; may be called again.
 

@@ -16,6 +16,7 @@ from . import _core, layer_norm
 from ._arguments import Array, as_array, choice, flag, float_array, float_dtype, number, valid_steps
 from ._arguments import size as positive_int
 from ._finite import forward_fault, not_finite_row, raise_fault
+from ._memory import with_room
 from .batch_norm import BatchNorm, BatchNormTape
 from .batch_norm import Saved as BatchSaved
 from .layer import Composite, Layer
@@ -33,6 +34,7 @@ class _Sum:
     def __init__(self, x: Array, branch: Array | None = None, scale: float = 1.0) -> None:
         self.x, self.branch, self.scale = x, branch, scale
 
+    @with_room
     def settle(self) -> Array:
         if self.branch is not None:
             branch = self.branch if self.scale == 1 else self.branch * self.x.dtype.type(self.scale)
@@ -413,6 +415,7 @@ def _leaves(layers: Iterable[Layer]) -> Iterator[Any]:
             yield layer
 
 
+@with_room
 def _select(valid: Array | None, array: Array) -> Array:
     """The array with zeros in the padding, which may hold NaN."""
     if valid is None:
@@ -447,6 +450,7 @@ class _ContainerTape:
         """Bytes that the tapes inside hold."""
         return sum(getattr(tape, "nbytes", 0) for tape in self._inner.values())
 
+    @with_room
     def backward(self, d_output: Any, **options: Any) -> Any:
         """Backpropagate; may be called again.
 

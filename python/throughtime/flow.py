@@ -10,6 +10,7 @@ import numpy as np
 from . import _core, layer_norm
 from ._arguments import Array, as_array, features_together, float_array
 from ._finite import first_broken, forward_fault, valid_of
+from ._memory import with_room
 from ._scaled import ZERO, Scaled, add, has_nan, log10_norm, scaled, times
 from ._torch_modules import from_torch
 from .activations import Activation, ActivationTape
@@ -28,6 +29,7 @@ __all__ = ["gradient_flow"]
 _BAND = 40  # bits that exponents may differ by where a layer mixes rows: 100 with the rows' own, and float32 has 126
 
 
+@with_room
 def gradient_flow(
     layer: Layer,
     x: Any,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ._arguments import Array, as_array, number, size
+from ._arguments import UNBOUNDED, Array, as_array, generator, number, size
 from .layer import Layer
 
 __all__ = ["gradcheck"]
@@ -72,8 +72,8 @@ def gradcheck(
     if not isinstance(layer, Layer):
         raise TypeError(f"layer must be a throughtime layer, got {type(layer).__name__}")
     step = number("eps", eps, 0, 1, open_low=True)
-    count = None if samples is None else size("samples", samples)
-    rng = np.random.default_rng(seed)
+    count = None if samples is None else size("samples", samples, most=UNBOUNDED)
+    rng = generator("seed", seed)
     layer._needs_host("gradcheck")
     wide: Any = layer.astype("float64")
     x = _copy_in_float64("x", x)

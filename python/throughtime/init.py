@@ -13,7 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from ._arguments import Array, choice, float_dtype, number, size
+from ._arguments import Array, check_shapes, choice, float_dtype, generator, number, size
 from .batch_norm import BatchNorm
 from .blocks import LayerNorm
 from .layer import Composite, Layer
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 _GAINS = {"linear": 1.0, "sigmoid": 1.0, "tanh": 5 / 3, "relu": math.sqrt(2), "leaky_relu": None, "selu": 3 / 4}
-_LARGEST = float(np.finfo(np.float64).max)
+_LARGEST = float(np.finfo(np.float32).max)
 _RECIPES = ("xavier", "kaiming", "orthogonal", "identity", "chrono", "good")
 _LN_GAIN = 0.5  # with chrono biases gamma is 0.9988 to 1.0005: random input, 64 and 256 units, 1000 steps, two seeds
 
@@ -100,7 +100,7 @@ def apply(layer: L, recipe: str, *, max_steps: float | None = None, seed: Any = 
         raise TypeError(f"layer must be a throughtime layer, got {type(layer).__name__}")
     choice("recipe", recipe, _RECIPES)
     steps = None if max_steps is None else number("max_steps", max_steps, 2, _LARGEST)
-    rng = _seeded(seed)
+    rng = generator("seed", seed)
     leaves = list(_leaves(layer))
     for leaf in leaves:
         leaf._needs_host("tt.init.apply")
@@ -117,13 +117,6 @@ def apply(layer: L, recipe: str, *, max_steps: float | None = None, seed: Any = 
             if new is not None:
                 array[...] = new
     return layer
-
-
-def _seeded(seed: Any) -> np.random.Generator:
-    try:
-        return np.random.default_rng(seed)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"seed must be None, an int of at least 0 or a Generator, got {seed!r}") from None
 
 
 def _leaves(layer: Layer) -> Iterator[Layer]:
@@ -544,7 +537,9 @@ def _shape(shape: Any) -> tuple[int, ...]:
         sizes = tuple(shape)
     except TypeError:
         raise TypeError(f"shape must be a tuple of ints, got {shape!r}") from None
-    return tuple(size(f"shape[{axis}]", value) for axis, value in enumerate(sizes))
+    sizes = tuple(size(f"shape[{axis}]", value) for axis, value in enumerate(sizes))
+    check_shapes("an array of this shape", {"shape": sizes}, np.dtype(np.float64).itemsize)
+    return sizes
 
 
 def _matrix_shape(shape: Any) -> tuple[int, ...]:
@@ -573,7 +568,7 @@ def _kaiming_deviation(shape: tuple[int, ...], a: Any, mode: str, nonlinearity: 
     fan_in, fan_out = _fans(shape)
     fan = fan_in if choice("mode", mode, ("fan_in", "fan_out")) == "fan_in" else fan_out
     gain = _GAINS[choice("nonlinearity", nonlinearity, tuple(_GAINS))]
-    return (math.sqrt(2 / (1 + slope**2)) if gain is None else gain) / math.sqrt(fan)
+    return (math.sqrt(2 / (1 + slope * slope)) if gain is None else gain) / math.sqrt(fan)
 
 
 def _uniform(shape: tuple[int, ...], rng: Any, bound: float, dtype: Any) -> Array:

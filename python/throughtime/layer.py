@@ -9,9 +9,10 @@ from typing import Any, BinaryIO, ClassVar, Self
 
 import numpy as np
 
-from ._arguments import Array, float_dtype
+from ._arguments import Array, check_shapes, file_path, float_dtype, generator
 from ._backend import Backend, Host, backend_of
 from ._files import replacing
+from ._saved import SavedFile, claim, room_for
 
 
 class Layer:
@@ -52,11 +53,10 @@ class Layer:
         self.dtype = float_dtype(dtype)
         self._config = {**config, "dtype": str(self.dtype)}
         self._shapes_of_parameters = dict(shapes)
-        try:
-            self._rng = np.random.default_rng(seed)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"seed must be None, an int of at least 0 or a Generator, got {seed!r}") from None
-        self.parameters = {name: np.zeros(shape, self.dtype) for name, shape in shapes.items()}
+        check_shapes(type(self).__name__, shapes, self.dtype.itemsize)
+        claim(shapes.values())
+        self._rng = generator("seed", seed)
+        self.parameters = {name: Host.zeros(shape, self.dtype) for name, shape in shapes.items()}
 
     def __repr__(self) -> str:
         signature = type(self).__init__.__code__.co_varnames[1 : type(self).__init__.__code__.co_argcount]
@@ -155,7 +155,7 @@ class Layer:
         OSError
             If it cannot be written, on a full disk say.
         """
-        with replacing(path) as file:
+        with replacing(file_path("path", path)) as file:
             self._write(file)
 
     def _write(self, file: BinaryIO) -> None:
@@ -224,18 +224,39 @@ def _rebuild(entry: dict[str, Any]) -> Any:
 def load(path: str | os.PathLike[str]) -> Layer:
     """Read a layer that ``layer.save(path)`` wrote.
 
+    A file from elsewhere is safe to read: nothing in it is executed, and before memory is taken for an array, its name
+    and shape are checked against the configuration and the length of the file.
+
     Raises
     ------
+    TypeError
+        If `path` is neither a str nor an os.PathLike.
+    OSError
+        If the file cannot be opened.
     ValueError
-        If the file is not one that throughtime wrote.
+        If the file is not one that throughtime wrote, or is damaged.
     """
-    from zipfile import BadZipFile  # here, for it would be half of the package's import time
+    name = file_path("path", path)
+    with open(name, "rb") as stream:
+        try:
+            return _read(SavedFile(stream))
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever zipfile, NumPy, JSON or a constructor says to what the file holds
+            what = str(error) or type(error).__name__
+            raise ValueError(f"path is not a layer saved by throughtime: {name!r} ({what})") from None
 
-    try:
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-            entries = dict(file)
-        layer: Layer = json.loads(str(entries.pop("__throughtime__")), object_hook=_rebuild)
-        layer.load_parameters(entries)
-    except (AttributeError, KeyError, TypeError, ValueError, EOFError, BadZipFile) as error:
-        raise ValueError(f"path is not a layer saved by throughtime: {os.fspath(path)!r} ({error})") from None
+
+def _read(file: SavedFile) -> Layer:
+    with room_for(file.entries.values()):
+        layer = json.loads(file.configuration, object_hook=_rebuild)
+    if not isinstance(layer, Layer):
+        raise ValueError("its configuration is not that of a layer")
+    shapes = {name: array.shape for name, array in layer.parameters.items()}
+    for name in shapes | file.entries:
+        found = file.entries[name].shape if name in file.entries else None
+        if found != shapes.get(name):
+            raise ValueError(f"{name!r} has shape {found}, expected {shapes.get(name)} for {layer!r}")
+    for name, entry in file.entries.items():
+        layer.parameters[name][...] = file.read(entry)
     return layer

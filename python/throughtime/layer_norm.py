@@ -7,6 +7,7 @@ from typing import Any
 
 from ._arguments import Array, number
 from ._backend import backend_holding
+from ._memory import with_room
 
 __all__ = ["add_layer_norm", "add_layer_norm_backward"]
 
@@ -134,6 +135,7 @@ def check_eps(eps: Any) -> float:
     return number("eps", eps, 0, sys.float_info.max, open_low=True)
 
 
+@with_room
 def forward(
     x: Array,
     branch: Array | None,
@@ -176,6 +178,7 @@ def forward(
     )  # the weight may change
 
 
+@with_room
 def backward(d_sum: Array | None, d_normalised: Array | None, saved: Saved) -> tuple[Array, Array, Array, Array]:
     """`add_layer_norm_backward` of checked arguments."""
     backend = backend_holding(saved.sum)

@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 
 from . import _core
-from ._arguments import Array, as_array, contiguous, float_array
+from ._arguments import Array, as_array, contiguous, float_array, is_integer
+from ._memory import with_room
 
 __all__ = ["cross_entropy", "mse"]
 
 _INT64 = np.iinfo(np.int64)
 
 
+@with_room
 def cross_entropy(logits: Any, targets: Any, ignore_index: int = -100) -> tuple[float, Array]:
     """Return the mean cross entropy of integer classes, in nats, and its gradient.
 
@@ -79,6 +81,7 @@ def cross_entropy(logits: Any, targets: Any, ignore_index: int = -100) -> tuple[
     return (total / count if count else 0.0), d_logits
 
 
+@with_room
 def mse(prediction: Any, target: Any) -> tuple[float, Array]:
     """Return the mean squared error and its gradient, ``2 (prediction - target) / prediction.size``.
 
@@ -134,7 +137,7 @@ def _floats(name: str, value: Any) -> Array:
 def _integers(targets: Any, shape: tuple[int, ...], ignore_index: Any) -> Array:
     """The targets as an array of integers of the right shape, whether classes or not."""
     array = as_array("targets", targets)
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int | np.integer):
+    if not is_integer(ignore_index):
         raise TypeError(f"ignore_index must be an int, got {ignore_index!r}")
     if array.dtype.kind not in "iu":
         raise TypeError(f"targets has dtype {array.dtype}, expected integers")

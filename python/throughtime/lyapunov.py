@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ._arguments import Array, contiguous, size
+from ._memory import with_room
 from ._products import log_singular_values, lyapunov_exponents
 from ._torch_modules import from_torch
 from .recurrent import Recurrent
@@ -18,6 +19,7 @@ __all__ = ["jacobian_singular_values", "lyapunov_spectrum"]
 _BLOCK_BYTES = 1 << 25  # of the kernels' arrays for one block of steps
 
 
+@with_room
 def lyapunov_spectrum(layer: Recurrent, x: Any, k: int | None = None, *, state: Any = None, warmup: int = 0) -> Array:
     """Lyapunov exponents of a recurrent layer driven by x: the rates at which small differences of its state grow.
 
@@ -86,6 +88,7 @@ def lyapunov_spectrum(layer: Recurrent, x: Any, k: int | None = None, *, state: 
     return exponents
 
 
+@with_room
 def jacobian_singular_values(layer: Recurrent, x: Any, start: int, stop: int, *, state: Any = None) -> Array:
     """Singular values of the Jacobian of a recurrent layer's state after `stop` steps by that after `start` steps.
 

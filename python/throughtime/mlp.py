@@ -9,6 +9,7 @@ import numpy as np
 from . import _core
 from ._arguments import Array, as_array, choice, float_array, float_dtype
 from ._arguments import size as positive_int
+from ._memory import with_room
 from .layer import Composite, Layer
 from .modules import LayerGradients, Linear, affine, affine_backward, rows_of
 
@@ -85,6 +86,7 @@ class MLP(Composite, kind="MLP"):
         """
         return self._run(x, save=True)
 
+    @with_room
     def _run(self, x: Any, *, save: bool) -> MLPTape:
         rows = rows_of(self, x)
         weights = [linear.parameters["weight"] for linear in (self._linear1, self._linear2)]
@@ -115,6 +117,7 @@ class MLPTape:
         between = [self._hidden] if self._below is self._hidden else [self._below, self._hidden]
         return sum(array.nbytes for array in [self.output, self._rows, *self._weights, *between])
 
+    @with_room
     def backward(self, d_output: Any) -> LayerGradients:
         """Backpropagate; may be called again.
 

@@ -10,6 +10,7 @@ import numpy as np
 from . import _core
 from ._arguments import Array, as_array, check_dtype, contiguous, flag, float_array
 from ._arguments import size as positive_int
+from ._memory import with_room
 from .layer import Layer
 
 __all__ = ["Embedding", "Linear"]
@@ -105,11 +106,13 @@ class Linear(Layer, kind="Linear"):
         for array in self.parameters.values():
             array[...] = self._rng.uniform(-bound, bound, array.shape)
 
+    @with_room
     def __call__(self, x: Any) -> Array:
         """Return the output (..., O) for `x` (..., I); nothing is saved."""
         rows, shape = self._rows(x)
         return affine(rows, self.parameters["weight"], self.parameters.get("bias")).reshape(shape)
 
+    @with_room
     def forward(self, x: Any) -> LinearTape:
         """Compute the output and keep what `LinearTape.backward` needs.
 
@@ -153,6 +156,7 @@ class LinearTape:
         """Bytes that the tape holds."""
         return self.output.nbytes + self._rows.nbytes + self._weight.nbytes
 
+    @with_room
     def backward(self, d_output: Any) -> LayerGradients:
         """Backpropagate; may be called again.
 
@@ -210,11 +214,13 @@ class Embedding(Layer, kind="Embedding"):
         self._set_up({"count": self.count, "size": self.size}, {"weight": (self.count, self.size)}, dtype, seed)
         self.parameters["weight"][...] = self._rng.standard_normal((self.count, self.size))
 
+    @with_room
     def __call__(self, x: Any) -> Array:
         """Return the rows (..., size) for integers `x` (...); nothing is saved."""
         output, _ = self._look_up(x)
         return output
 
+    @with_room
     def forward(self, x: Any) -> EmbeddingTape:
         """Look the rows up and keep what `EmbeddingTape.backward` needs.
 
@@ -268,6 +274,7 @@ class EmbeddingTape:
         """Bytes that the tape holds."""
         return self.output.nbytes + self._indices.nbytes
 
+    @with_room
     def backward(self, d_output: Any) -> LayerGradients:
         """Add up the gradient of each row; may be called again.
 

@@ -11,6 +11,7 @@ import numpy as np
 from . import _core
 from ._arguments import Array, native_floats, number
 from ._backend import check_floats
+from ._memory import with_room
 
 __all__ = ["SGD", "Adam", "AdamW"]
 
@@ -97,17 +98,18 @@ class SGD(_Optimizer):
 
     def __init__(self, lr: float, momentum: float = 0.0) -> None:
         super().__init__()
-        self.lr = number("lr", lr, 0, math.inf)
+        self.lr = _learning_rate(lr)
         self.momentum = number("momentum", momentum, 0, 1)
 
     def __repr__(self) -> str:
         return f"SGD(lr={self.lr}, momentum={self.momentum})"
 
+    @with_room
     def _new_state(self, parameter: Array) -> tuple[Array, ...]:
         return (np.zeros(parameter.shape, parameter.dtype),)  # without momentum not touched, and pages not there
 
     def _update(self, rows: list[tuple[Array, ...]]) -> bool:
-        return _core.sgd(rows, self.lr, self.momentum)
+        return _core.sgd(rows, _learning_rate(self.lr), self.momentum)
 
 
 class Adam(_Optimizer):
@@ -144,24 +146,25 @@ class Adam(_Optimizer):
     ) -> None:
         super().__init__()
         below_one = math.nextafter(1, 0)
-        self.lr = number("lr", lr, 0, math.inf)
+        self.lr = _learning_rate(lr)
         if not isinstance(betas, tuple | list) or len(betas) != 2:
             raise TypeError(f"betas must be two numbers, got {betas!r}")
         self.betas = number("betas[0]", betas[0], 0, below_one), number("betas[1]", betas[1], 0, below_one)
-        self.eps = number("eps", eps, 0, math.inf)
-        self.weight_decay = number("weight_decay", weight_decay, 0, math.inf)
+        self.eps = number("eps", eps, 0, math.inf, open_high=True)
+        self.weight_decay = number("weight_decay", weight_decay, 0, math.inf, open_high=True)
 
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}(lr={self.lr}, betas={self.betas}, eps={self.eps}, weight_decay={self.weight_decay})"
         )
 
+    @with_room
     def _new_state(self, parameter: Array) -> tuple[Array, ...]:
         mean, square = (np.zeros(parameter.shape, parameter.dtype) for _ in range(2))
         return mean, square, np.zeros((), np.int64)  # the number of updates, counted by the kernel
 
     def _update(self, rows: list[tuple[Array, ...]]) -> bool:
-        return _core.adam(rows, self.lr, *self.betas, self.eps, self.weight_decay, 1.0)
+        return _core.adam(rows, _learning_rate(self.lr), *self.betas, self.eps, self.weight_decay, 1.0)
 
 
 class AdamW(Adam):
@@ -203,7 +206,12 @@ class AdamW(Adam):
         super().__init__(lr, betas, eps, weight_decay)
 
     def _update(self, rows: list[tuple[Array, ...]]) -> bool:
-        return _core.adam(rows, self.lr, *self.betas, self.eps, 0.0, 1 - self.lr * self.weight_decay)
+        lr = _learning_rate(self.lr)
+        return _core.adam(rows, lr, *self.betas, self.eps, 0.0, 1 - lr * self.weight_decay)
+
+
+def _learning_rate(lr: Any) -> float:
+    return number("lr", lr, 0, math.inf, open_high=True)
 
 
 def _check_names(parameters: Any, grads: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from ._arguments import (
+    UNBOUNDED,
     Array,
     choice,
     flag,
@@ -19,6 +20,7 @@ from ._backend import Host, backend_of
 from .layer import Layer
 from .tape import Tape
 
+_MOST_LAYERS = 10_000  # a slip, such as sizes in the wrong order, would keep the constructor busy for minutes
 _MEMORY = ("full", "states", "checkpoint")
 State = Array | tuple[Array, ...]
 
@@ -34,7 +36,7 @@ class Recurrent(Layer):
     def __init__(self, config: dict[str, Any], dtype: Any, seed: Any) -> None:
         self.input_size: int = size("input_size", config["input_size"])
         self.hidden_size = size("hidden_size", config["hidden_size"])
-        self.num_layers = size("num_layers", config["num_layers"])
+        self.num_layers = size("num_layers", config["num_layers"], most=_MOST_LAYERS)
         self.bias = flag("bias", config["bias"])
         self.batch_first = flag("batch_first", config["batch_first"])
         self.dropout = number("dropout", config["dropout"], 0, 1)
@@ -353,7 +355,7 @@ class Recurrent(Layer):
 def check_memory(memory: Any) -> str | int:
     """`memory` as :meth:`Recurrent.forward` takes it."""
     if isinstance(memory, int | np.integer):
-        return size("memory", memory)
+        return size("memory", memory, most=UNBOUNDED)
     if not isinstance(memory, str) or memory not in _MEMORY:
         kind = ValueError if isinstance(memory, str) else TypeError
         raise kind(f"memory must be {', '.join(map(repr, _MEMORY))} or a number of steps, got {memory!r}")
@@ -536,9 +538,9 @@ class LSTM(Recurrent, kind="LSTM"):
             raise ValueError(f"an LSTM has at most one of proj_size, peephole and layer_norm, got {given}")
         variant = {"proj_size": "_projected", "peephole": "_peephole", "layer_norm": "_layer_norm"}
         self._cell = "lstm" + "".join(variant[name] for name in chosen)
+        if self.proj_size >= size("hidden_size", hidden_size):
+            raise ValueError(f"proj_size must be smaller than hidden_size={hidden_size}, got {self.proj_size}")
         super().__init__(config, dtype, seed)
-        if self.proj_size >= self.hidden_size:
-            raise ValueError(f"proj_size must be smaller than hidden_size={self.hidden_size}, got {self.proj_size}")
 
     @property
     def _width(self) -> int:

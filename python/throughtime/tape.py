@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from . import layer_norm
-from ._arguments import Array, flag, number, size
-from ._finite import forward_fault, incoming_fault, overflow, raise_fault, valid_steps
+from ._arguments import UNBOUNDED, Array, flag, number, size
+from ._finite import forward_fault, incoming_fault, overflow, raise_fault, valid_of
+from ._memory import with_room
 from .modules import affine
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class Tape:
     final_state: State
     masks: dict[str, Array]
 
+    @with_room
     def __init__(
         self,
         layer: Recurrent,
@@ -364,6 +366,7 @@ class Tape:
 
     # Backward
 
+    @with_room
     def backward(
         self,
         d_output: Array | None = None,
@@ -429,7 +432,7 @@ class Tape:
         d_given, d_cell = list(d_final), self._check_d_cell(d_cell)
         d_top = self._check_d_output(d_output, d_final)
         options = {
-            "truncate": None if truncate is None else min(size("truncate", truncate), self._sizes[0]),
+            "truncate": None if truncate is None else min(size("truncate", truncate, most=UNBOUNDED), self._sizes[0]),
             "clip": None if clip is None else number("clip", clip, 0, float("inf"), open_low=True),
         }
         finite = flag("check_finite", check_finite)
@@ -618,7 +621,7 @@ class _Backward:
         """From the gradient of LN(W_ih x) + b_ih that of W_ih x, which is computed again."""
         assert self.gates is not None
         assert self.products is not None
-        suffix, valid = self.tape._layer._suffixes[index], valid_steps(self.tape)
+        suffix, valid = self.tape._layer._suffixes[index], valid_of(self.tape)
         known = x if valid is None else np.where(valid[..., None], x, x.dtype.type(0))
         product = affine(known.reshape(-1, x.shape[2]), self.tape._parameters["weight_ih" + suffix], None)
         gain = self.tape._parameters["weight_ln_ih" + suffix]

@@ -107,7 +107,7 @@ def _look(console: Output, path: Path, text: Path | None, steps: int, batch: int
     say(console, f"plot: {plot}")
 
 
-def _say_fault(console: Console, whose: str, flow: GradientFlow) -> None:
+def _say_fault(console: Output, whose: str, flow: GradientFlow) -> None:
     if flow.fault is not None:
         say(console, whose + fault_text(flow.fault))
 

@@ -1,0 +1,115 @@
+"""The files that ``layer.save`` writes, read as an enemy's: what an entry says of itself is checked before it is read.
+
+A file is NumPy's ``.npz``: a zip archive whose entries are ``.npy`` files. One of them is the configuration, as JSON.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from ._arguments import Array
+
+if TYPE_CHECKING:
+    from zipfile import ZipFile, ZipInfo
+
+CONFIGURATION = "__throughtime__"
+_LONGEST_CONFIGURATION = 1 << 26  # bytes: some 100,000 layers
+_BEST_RATIO = 1032  # of deflate
+_SLACK = 1 << 16  # numbers that cost nothing: which parameter is missing or too small is then said by name
+
+_room: ContextVar[list[int] | None] = ContextVar("_room", default=None)
+
+
+class Entry(NamedTuple):
+    """An array of the file that was not read yet."""
+
+    info: ZipInfo
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+class SavedFile:
+    """The entries of a file. Raises ValueError, or whatever a parser says to damaged bytes."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        from zipfile import ZipFile  # here, for it would be half of the package's import time
+
+        length = stream.seek(0, 2)
+        self._zip: ZipFile = ZipFile(stream)
+        if sum(info.compress_size for info in self._zip.infolist()) > length:
+            raise ValueError("its entries are longer than the file")
+        self.entries: dict[str, Entry] = {}
+        for info in self._zip.infolist():
+            name = info.filename.removesuffix(".npy")
+            if name in self.entries:
+                raise ValueError(f"two entries are named {name!r}")
+            self.entries[name] = self._look_at(name, info)
+        self.configuration = self._configuration(self.entries.pop(CONFIGURATION, None))
+
+    def read(self, entry: Entry) -> Array:
+        """The array, whose checksum is right."""
+        with self._zip.open(entry.info) as stream:
+            array: Array = np.lib.format.read_array(stream, allow_pickle=False)
+            if stream.read(1):
+                raise ValueError(f"{entry.info.filename!r} is longer than its array")
+        return array
+
+    def _look_at(self, name: str, info: ZipInfo) -> Entry:
+        from zipfile import ZIP_DEFLATED, ZIP_STORED
+
+        if info.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
+            raise ValueError(f"{name!r} is compressed by method {info.compress_type}")
+        if info.file_size > info.compress_size * (1 if info.compress_type == ZIP_STORED else _BEST_RATIO):
+            raise ValueError(f"{name!r} cannot have {info.file_size} bytes, of {info.compress_size}")
+        with self._zip.open(info) as stream:
+            shape, dtype = _header(stream)
+            expected = stream.tell() + math.prod(shape) * dtype.itemsize
+        if min(shape, default=0) < 0 or info.file_size != expected:
+            raise ValueError(f"{name!r} has {info.file_size} bytes, expected {expected} for shape {shape}")
+        if dtype.kind != ("U" if name == CONFIGURATION else "f"):
+            raise ValueError(f"{name!r} has dtype {dtype}")
+        return Entry(info, shape, dtype)
+
+    def _configuration(self, entry: Entry | None) -> str:
+        if entry is None:
+            raise ValueError("it has no configuration")
+        if entry.shape or entry.dtype.itemsize > _LONGEST_CONFIGURATION:
+            raise ValueError(f"its configuration has shape {entry.shape} and {entry.dtype.itemsize} bytes")
+        return str(self.read(entry))
+
+
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    elif version == (2, 0):
+        shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
+    else:
+        raise ValueError(f"an entry is in version {version} of NumPy's format")
+    return shape, dtype
+
+
+@contextmanager
+def room_for(entries: Iterable[Entry]) -> Iterator[None]:
+    """While this lasts, layers are made whose parameters together have hardly more numbers than these entries."""
+    token = _room.set([sum(math.prod(entry.shape) for entry in entries) + _SLACK])
+    try:
+        yield
+    finally:
+        _room.reset(token)
+
+
+def claim(shapes: Iterable[tuple[int, ...]]) -> None:
+    """Raise where a layer that is made of a file asks for more numbers than the file has."""
+    left = _room.get()
+    if left is None:
+        return
+    left[0] -= sum(map(math.prod, shapes))
+    if left[0] < 0:
+        raise ValueError("its configuration asks for more parameters than it holds")
