@@ -176,7 +176,7 @@ struct LayerNormForward {
   const S* bias;           // (F)
   S* sum;                  // (N, F): x + scale branch, or null
   S* normalised;           // (N, F)
-  Statistics* statistics;  // (N, 3): what a backward needs of each row, or null
+  Statistics* statistics;  // (N, 4): what a backward needs of each row, or null
 };
 
 template <class S, class Statistics = S>
@@ -185,7 +185,7 @@ struct LayerNormBackward {
   Statistics scale;
   const S* sum;                  // (N, F); x where there was no branch
   const S* weight;               // (F)
-  const Statistics* statistics;  // (N, 3)
+  const Statistics* statistics;  // (N, 4)
   const S* d_sum;                // (N, F), or null
   const S* d_normalised;         // (N, F)
   S* d_x;                        // (N, F)

@@ -176,6 +176,44 @@ def test_equal_numbers_give_the_bias(dtype, value, F):
     assert np.all(np.isfinite(tt.add_layer_norm_backward(None, ones, saved)[0].numpy()))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "F"),
+    [("float32", F) for F in (1, 5, 32, 200, 1536, 8196)] + [("bfloat16", F) for F in (7, 64, 1024)],
+)
+def test_rows_of_any_size_normalise_alike(dtype, F):
+    """LN(2^k s) = LN(s) where eps is nothing beside the variance, and d_x is 2^k times smaller; that and the gradient
+    are kept in range by 2^(k / 2). Rows of all sizes lie side by side, in one warp where they are short."""
+    arrays = numbers(on_device((*arguments((3, F)), gradients((3, F))[1]), dtype))
+    exponents = (-100, -60, 0, 60, 64, 120)
+
+    def run(exponents):
+        x, branch, weight, bias, d_y = arrays
+        sized = [np.concatenate([np.ldexp(array, k) for k in exponents]) for array in (x, branch)]
+        d_y = np.concatenate([np.ldexp(d_y, k // 2) for k in exponents])
+        total, normalised, saved = tt.add_layer_norm(*on_device((*sized, weight, bias), dtype), scale=0.5, eps=1e-300)
+        return numbers((total, normalised, *tt.add_layer_norm_backward(None, cuda.to_device(d_y, dtype), saved)[:2]))
+
+    total, normalised, d_x, d_branch = run((0,))
+    found = run(exponents)
+    assert_same_bits(found[0], np.concatenate([np.ldexp(total, k) for k in exponents]))
+    assert_same_bits(found[1], np.concatenate([normalised for _ in exponents]))
+    assert_same_bits(found[2], np.concatenate([np.ldexp(d_x, -k // 2) for k in exponents]))
+    assert_same_bits(found[3], np.concatenate([np.ldexp(d_branch, -k // 2) for k in exponents]))
+
+
+@pytest.mark.parametrize("F", [9, 64, 200, 1536])
+def test_rows_at_the_ends_of_the_range(F):
+    """Sums and differences of the largest numbers overflow; a row of equal ones has no deviation, whatever eps is."""
+    most = np.finfo("float32").max
+    signs = np.where(np.arange(F) % 2, -1.0, 1.0)
+    x = np.stack([most * signs, most * np.abs(signs), 2.0**-124 * signs, 0 * signs])
+    given_ = on_device((x, 0 * x, np.ones(F), np.zeros(F)), "float32")
+    n = tt.add_layer_norm(*given_, eps=1e-300)[1].numpy()
+    _, exact, _ = reference.add_layer_norm(signs, 0, 1, 0, 1.0, 0)
+    assert np.array_equal(n[[1, 3]], np.zeros((2, F)))
+    assert np.all(np.abs(n[[0, 2]] - exact) <= rounding_bound("float32", F + 6) * 2)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize(("dtype", "F"), [("float32", 5), ("float32", 64), ("bfloat16", 64), ("float32", 1536)])
 def test_nan_and_infinity_stay_in_their_row(dtype, F, bad):

@@ -73,6 +73,30 @@ def test_clipping_where_squares_leave_the_range(kind, dtype, size):
     assert np.all(norms <= 1 + 100 * np.finfo(dtype).eps if kind != "lstm" else norms > 0)
 
 
+@pytest.mark.parametrize(("dtype", "exponent"), [("float32", 70), ("float64", 800)])
+@pytest.mark.parametrize("name", ["x", "weight_ih_l0", "weight_hh_l0"])
+@pytest.mark.parametrize("B", [1, 9])
+def test_layer_normalised_products_of_any_size_are_alike(dtype, exponent, name, B):
+    """LN(2^k v) = LN(v), to the last bit where the 1e-5 beside the variance is nothing; the gradient is 2^k smaller."""
+    problem = Problem("lstm_layer_norm", B=B, H=20, dtype=dtype)
+
+    def at(exponent):
+        layer = problem.layer()
+        sized = {"x": problem.x, **layer.parameters}
+        sized[name] = np.ldexp(sized[name], exponent)
+        layer.load_parameters({key: sized[key] for key in layer.parameters})
+        tape = layer.forward(sized["x"])  # h_0 = 0: its product's variance is 0 in either case
+        grads = tape.backward(problem.d_output)
+        gradients = {"x": grads.input, **grads.parameters}
+        gradients[name] = np.ldexp(gradients[name], exponent)
+        return tape.output, gradients
+
+    (small, d_small), (large, d_large) = at(40), at(exponent)
+    assert np.array_equal(large, small)
+    for key, gradient in d_small.items():
+        np.testing.assert_array_equal(d_large[key], gradient, err_msg=key)
+
+
 def test_clip_below_the_smallest_float32_still_clips():
     problem = Problem("gru", dtype="float32")
     tape = problem.layer().forward(problem.x)

@@ -161,6 +161,56 @@ def test_nan_and_infinity_stay_in_their_row(bad, F):
     assert_same_bits(ours[3], true[3])
 
 
+# Powers of two by which standard normal numbers stay normal, and their variance above the least eps there is: squares
+# leave the range at both ends.
+EXPONENTS = {"float32": [-100, -60, -10, 0, 10, 60, 64, 124], "float64": [-470, -10, 0, 10, 500, 520, 1020]}
+LEAST_EPS = {"float32": 1e-300, "float64": np.finfo("float64").tiny}
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+@pytest.mark.parametrize("F", [1, 5, 64, 200])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_of_any_size_normalise_alike(dtype, F, scale):
+    """LN(2^k s) = LN(s), to the last bit where eps is nothing beside the variance, and d_x is 2^k times smaller; that
+    and the gradient are kept in range by 2^(k / 2). Rows of all sizes lie side by side."""
+    given_, d_y = arguments((3, F), dtype), gradients((3, F), dtype)[1]
+    options = {"scale": scale, "eps": LEAST_EPS[dtype]}
+    total, normalised, saved = tt.add_layer_norm(*given_, **options)
+    d_x, d_branch, _, _ = tt.add_layer_norm_backward(None, d_y, saved)
+
+    def sized(array, share):
+        return np.concatenate([np.ldexp(array, int(k * share)) for k in EXPONENTS[dtype]])
+
+    rows = tt.add_layer_norm(*(sized(array, 1) for array in given_[:2]), *given_[2:], **options)
+    assert_same_bits(rows[:2], (sized(total, 1), sized(normalised, 0)))
+    found = tt.add_layer_norm_backward(None, sized(d_y, 0.5), rows[2])
+    assert_same_bits(found[:2], (sized(d_x, -0.5), sized(d_branch, -0.5)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_at_the_ends_of_the_range(dtype):
+    """Sums and differences of the largest numbers overflow, squares of the least vanish."""
+    info, least = np.finfo(dtype), {"float32": 2.0**-124, "float64": 2.0**-480}[dtype]
+    signs = np.where(np.arange(64) % 2, -1, 1).astype(dtype)
+    ones = np.abs(signs)
+    n = tt.LayerNorm(64, eps=LEAST_EPS[dtype], dtype=dtype)(
+        np.stack([info.max * signs, info.max * ones, info.dtype.type(least) * signs, 0 * signs])
+    )
+    assert np.array_equal(n[[1, 3]], np.zeros((2, 64)))
+    assert np.all(np.abs(n[[0, 2]] - signs) <= 4 * info.eps)
+
+
+@pytest.mark.parametrize("eps", [1e-300, 1e-40, 1e-20, 1.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_of_equal_numbers_give_the_bias_whatever_their_size_and_eps(dtype, eps):
+    sizes = np.ldexp(np.asarray([[0]] + [[1.1]] * len(EXPONENTS[dtype]), dtype), np.c_[[0, *EXPONENTS[dtype]]])
+    x = np.repeat(np.concatenate([-sizes, sizes]), 70, axis=1)
+    weight, bias = (numbers(70, dtype, seed) for seed in (1, 2))
+    _, normalised, saved = tt.add_layer_norm(x, 0 * x, weight, bias, eps=eps)
+    assert np.array_equal(normalised, np.broadcast_to(bias, x.shape))
+    assert not np.isnan(tt.add_layer_norm_backward(None, np.ones_like(x), saved)[0]).any()
+
+
 def everything(shape, dtype, scale=0.5):
     total, normalised, saved = tt.add_layer_norm(*arguments(shape, dtype), scale=scale)
     return total, normalised, *tt.add_layer_norm_backward(*gradients(shape, dtype), saved)

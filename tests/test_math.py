@@ -5,7 +5,8 @@ Measured at v2 and v3 over every 23rd float and 6 million doubles, the largest e
     sigmoid  float32 2.41 (x = -16.64)    float64 2.37 (x = -36.75)
     tanh     float32 2.41 (x = 0.0626)    float64 2.54 (x = 0.2166)
 
-exp has 0.97 in both on the grids below.
+exp has 0.97 in both on the grids below. Sigmoid of positive numbers is off by half a unit of the
+numbers below 1, and by 2.0 units of what it lacks to 1.
 
 Where it is largest, some five roundings of half a unit each follow one another (the polynomial, its product with 2^n,
 the sum with 1, the quotient), and the quotient may lie in a binade where a unit is relatively half as large.
@@ -167,6 +168,18 @@ def test_the_error_is_below_the_bound(kernel):
     print(f"{error[worst]:.3f} ulp at {grid(kernel.dtype)[normal][worst]!r}")
     assert error[worst] <= BOUND[kernel.__name__]
     assert np.all(np.abs(got[~normal]) <= np.finfo(kernel.dtype).tiny)
+
+
+@cases(["sigmoid"])
+def test_sigmoid_near_one_is_the_nearest_number(kernel):
+    """1 - sigmoid(x) is off by half a unit of the numbers below 1, and by the bound of sigmoid(-x), in its units."""
+    high, low = truth("sigmoid", kernel.dtype)
+    positive = grid(kernel.dtype) > 0
+    error = np.abs((kernel(grid(kernel.dtype)).astype(np.float64) - high) - low)[positive]
+    of_small = np.spacing(np.maximum(high[::-1], np.finfo(kernel.dtype).tiny).astype(kernel.dtype))[positive]
+    excess = (error - np.finfo(kernel.dtype).epsneg / 2) / of_small.astype(np.float64)
+    print(f"beyond half a unit by {np.max(excess):.3f} ulp of sigmoid(-x)")
+    assert np.max(excess) <= BOUND["sigmoid"]
 
 
 @cases(FUNCTIONS)

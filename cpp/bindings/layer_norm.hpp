@@ -27,14 +27,14 @@ void read(const Arrays& from, LayerNormForward<S, Statistics>& p) {
   p.bias = from.required<const S>("bias", {p.F});
   p.sum = from.optional<S>("sum", shape);
   p.normalised = from.required<S>("normalised", shape);
-  p.statistics = from.optional<Statistics>("statistics", {p.N, 3});
+  p.statistics = from.optional<Statistics>("statistics", {p.N, 4});
 }
 
 template <class S, class Statistics>
 void read(const Arrays& from, LayerNormBackward<S, Statistics>& p) {
   const Sizes shape = read_rows(from, "sum", p);
   p.sum = from.required<const S>("sum", shape);
-  p.statistics = from.required<const Statistics>("statistics", {p.N, 3});
+  p.statistics = from.required<const Statistics>("statistics", {p.N, 4});
   p.d_sum = from.optional<const S>("d_sum", shape);
   p.d_normalised = from.required<const S>("d_normalised", shape);
   p.d_x = from.required<S>("d_x", shape);

@@ -20,7 +20,7 @@ struct GRU : OnePhase {
     a[Z] = sigmoid(x[Z] + r[Z]);
     a[N] = tanh(x[N] + a[R] * r[N]);
     a[gates] = r[N];
-    next[H] = a[N] + a[Z] * (s[H] - a[N]);
+    next[H] = (1 - a[Z]) * a[N] + a[Z] * s[H];
   }
   template <class V>
   TT_INLINE static void backward(const V* a, const V* s, const V*, V* dn, V* ds, V* dx, V* dr) {

@@ -24,7 +24,7 @@ struct OriginalGRU : OnePhase {
   template <class V>
   TT_INLINE static void finish(const V* x, const V* r, const V* s, V* next, V* a) {
     a[N] = tanh(x[N] + *r);
-    next[H] = a[N] + a[Z] * (s[H] - a[N]);
+    next[H] = (1 - a[Z]) * a[N] + a[Z] * s[H];
   }
   template <class V>
   TT_INLINE static V arrive(const V* a, const V*, V dh) {

@@ -4,6 +4,7 @@
 // A row is one sequence at one step, in vectors of units: see cpu/row.hpp.
 #pragma once
 
+#include "../row_unit.hpp"
 #include "lstm.hpp"
 
 namespace throughtime::TT_ISA {
@@ -96,14 +97,15 @@ struct LayerNormLSTM : LSTM {
   // Makes v^ of v, and dv of t and v^.
   template <class S>
   struct Norm {
-    S mean, inverse;
+    S mean, inverse;  // of v times `unit`
+    S unit;
     template <class V>
     TT_INLINE V operator()(V v) const {
-      return (v - mean) * inverse;
+      return (v * unit - mean) * inverse;
     }
     template <class V>
     TT_INLINE V backward(Means<S> means, V t, V v) const {
-      return (t - means.t - v * means.product) * inverse;
+      return (t - means.t - v * means.product) * inverse * unit;
     }
   };
 
@@ -111,16 +113,21 @@ struct LayerNormLSTM : LSTM {
   TT_INLINE static auto norm_of(const Row& row, const Values& values) {
     using V = typename Row::V;
     using S = Scalar<V>;
-    V sum = {}, squares = {};
-    for (int64_t j = 0; j < row.vectors(); ++j)
-      for (int k = 0; k < n; ++k) sum += row.keep(j, values(j, k));
-    const S mean = row.total(sum) / S(row.units() * n);
-    for (int64_t j = 0; j < row.vectors(); ++j)
-      for (int k = 0; k < n; ++k) {
-        const V v = row.keep(j, values(j, k) - mean);
-        squares += v * v;
-      }
-    return Norm<S>{mean, S(1) / S(__builtin_sqrt(row.total(squares) / S(row.units() * n) + S(1e-5)))};
+    const S count = S(row.units() * n);
+    for (S unit = 1;; unit = RowUnit<S>::large) {
+      V sum = {}, squares = {};
+      for (int64_t j = 0; j < row.vectors(); ++j)
+        for (int k = 0; k < n; ++k) sum += row.keep(j, values(j, k) * unit);
+      const S mean = row.total(sum) / count;
+      for (int64_t j = 0; j < row.vectors(); ++j)
+        for (int k = 0; k < n; ++k) {
+          const V v = row.keep(j, values(j, k) * unit - mean);
+          squares += v * v;
+        }
+      const S eps = S(1e-5) * unit * unit + RowUnit<S>::least;  // never zero
+      const S inverse = S(1) / S(__builtin_sqrt(row.total(squares) / count + eps));
+      if (inverse > 0 || unit < 1) return Norm<S>{mean, inverse, unit};
+    }
   }
 
   template <class V>

@@ -1,9 +1,11 @@
 // Residual add and LayerNorm over the features of a row, forward and backward, each in one pass over memory:
 //   s = x + scale b    n = (s - <s>) r    r = 1 / sqrt(<(s - <s>)^2> + eps)    y = n weight + bias    (<> is the mean of a row)
 //   ds = dsum + r (g - <g> - n <g n>)    g = weight dy    dx = ds    db = scale ds    dweight = sum dy n    dbias = sum dy
-// The mean is kept as two numbers, whose second is what rounding took from the first: rows far from zero keep their digits.
+// The mean is kept as two numbers, whose second is what rounding took from the first: rows far from zero keep their digits. Where
+// squares would leave the range, mean and r are those of the row times a power of two.
 #pragma once
 
+#include "../row_unit.hpp"
 #include "rows.hpp"
 
 namespace throughtime::TT_ISA {
@@ -11,11 +13,21 @@ namespace throughtime::TT_ISA {
 // What a backward needs of a row.
 template <class S>
 struct RowStatistics {
-  S high, low, rstd;
+  S high, low, rstd;  // of the row times `unit`
+  S unit;
 
   template <class V>
+  TT_INLINE V centre(V s) const {
+    return s * unit - high - low;
+  }
+  template <class V>
   TT_INLINE V normalise(V s) const {
-    return (s - high - low) * rstd;
+    return centre(s) * rstd;
+  }
+  // r v
+  template <class V>
+  TT_INLINE V slope(V v) const {
+    return unit * (rstd * v);
   }
 };
 
@@ -66,7 +78,7 @@ class LayerNormForwardRows {
         put<streamed>(p.normalised + at + j, y, count);
         if (streamed && p.branch && p.sum) stream(p.sum + at + j, s);
       });
-      if (p.statistics) __builtin_memcpy(p.statistics + 3 * r, &of, sizeof of);
+      if (p.statistics) __builtin_memcpy(p.statistics + 4 * r, &of, sizeof of);
     }
   }
 
@@ -88,17 +100,35 @@ class LayerNormForwardRows {
     return S(first + mean_of<S>(total, p.F));
   }
 
+  TT_INLINE RowStatistics<S> measure(const S* sum, S high) const {
+    const RowStatistics<S> of = measure(sum, high, 1);
+    return of.rstd > 0 && of.rstd <= RowUnit<S>::most_rstd ? of : measure_again(sum, of);
+  }
+
   // The rest of the mean, and the variance: differences from a number that is next to the mean lose no digits but those that the
   // whole row shares.
-  TT_INLINE RowStatistics<S> measure(const S* sum, S high) const {
+  TT_INLINE RowStatistics<S> measure(const S* sum, S high, S unit) const {
     V total[4] = {}, squares[4] = {};
     for_registers<S>(p.F, [&](int64_t j, int64_t count, int u) {
-      const V d = keep_some<S>(load_some<V>(sum + j, count) - high, count);
+      const V d = keep_some<S>(load_some<V>(sum + j, count) * unit - high, count);
       total[u] += d;
       squares[u] += d * d;
     });
     const double rest = mean_of<S>(total, p.F), variance = mean_of<S>(squares, p.F) - rest * rest;
-    return {high, S(rest), S(1 / __builtin_sqrt((variance < 0 ? 0 : variance) + p.eps))};
+    const double rstd = 1 / __builtin_sqrt((variance < 0 ? 0 : variance) + p.eps * unit * unit);
+    return {high, S(rest), rstd > RowUnit<S>::most ? RowUnit<S>::most : S(rstd), unit};
+  }
+
+  // In a unit that suits the row. Numbers of 1 and above whose squares underflow are all equal, and good as they are.
+  TT_PHASE RowStatistics<S> measure_again(const S* sum, const RowStatistics<S>& of) const {
+    const bool tiny = of.rstd > 0;
+    if (tiny && !(__builtin_fabs(of.high) < 1)) return of;
+    const S unit = tiny ? RowUnit<S>::small : RowUnit<S>::large, first = sum[0] * unit;
+    V total[4] = {};
+    for_registers<S>(p.F, [&](int64_t j, int64_t count, int u) {
+      total[u] += keep_some<S>(load_some<V>(sum + j, count) * unit - first, count);
+    });
+    return measure(sum, S(first + mean_of<S>(total, p.F)), unit);
   }
 
   const LayerNormForward<S>& p;
@@ -137,7 +167,7 @@ class LayerNormBackwardRows {
   void row(int64_t r, S* d_weight, S* d_bias) const {
     const int64_t at = r * p.F, next = r + 1 < p.N ? at + p.F : at;
     RowStatistics<S> of;
-    __builtin_memcpy(&of, p.statistics + 3 * r, sizeof of);
+    __builtin_memcpy(&of, p.statistics + 4 * r, sizeof of);
     V g_sum[4] = {}, gn_sum[4] = {};
     for_registers<S>(p.F, [&](int64_t j, int64_t count, int u) {
       const V d = load_some<V>(p.d_normalised + at + j, count), n = of.normalise(load_some<V>(p.sum + at + j, count));
@@ -147,15 +177,16 @@ class LayerNormBackwardRows {
       store_some(d_weight + j, load_some<V>(d_weight + j, count) + d * n, count);
       store_some(d_bias + j, load_some<V>(d_bias + j, count) + d, count);
     });
-    const S g_mean = S(mean_of<S>(g_sum, p.F)), gn_mean = S(mean_of<S>(gn_sum, p.F)), scale = p.scale;
+    const S g_mean = S(mean_of<S>(g_sum, p.F)), scale = p.scale;
+    const S along = of.rstd * S(mean_of<S>(gn_sum, p.F));  // n <g n> = (s - <s>) along
     for_registers<S>(p.F, [&](int64_t j, int64_t count, int) {
       __builtin_prefetch(p.d_normalised + next + j);
       __builtin_prefetch(p.sum + next + j);
       if (p.d_sum) __builtin_prefetch(p.d_sum + next + j);
-      const V d = load_some<V>(p.d_normalised + at + j, count), n = of.normalise(load_some<V>(p.sum + at + j, count));
+      const V d = load_some<V>(p.d_normalised + at + j, count), s = of.centre(load_some<V>(p.sum + at + j, count));
       const V g = d * load_some<V>(p.weight + j, count);
       const V skip = p.d_sum ? load_some<V>(p.d_sum + at + j, count) : V{};
-      const V ds = skip + of.rstd * (g - g_mean - n * gn_mean);
+      const V ds = skip + of.slope(g - g_mean - s * along);
       put<streamed>(p.d_x + at + j, ds, count);
       if (p.d_branch) put<streamed>(p.d_branch + at + j, scale * ds, count);
     });

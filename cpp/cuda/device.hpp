@@ -45,6 +45,7 @@ template <class T>
 TT_DEVICE T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }
+TT_DEVICE bool any_of_warp(bool value) { return __any_sync(0xffffffffu, value); }
 
 // Of the blocks of a cluster, neighbours in x. What was written before `arrive` is seen by who has waited.
 #if __CUDA_ARCH__ >= 900

@@ -82,24 +82,39 @@ class Sum {
 // the rest of the mean, and the variance: differences from a number next to the mean lose no digits but those that the whole row
 // shares.
 template <class S, int E, int V>
-TT_DEVICE RowStatistics measure(const Sum<S, E, V>& sum, RowThreads& of, float F, float eps) {
-  const float first = sum.first();
+TT_DEVICE RowStatistics measure(const Sum<S, E, V>& sum, RowThreads& of, float F, float eps, float unit) {
+  const float first = sum.first() * unit;
   float total[1] = {};
   sum.each([&](int, const float (&s)[E]) {
-    for (int e = 0; e < E; ++e) total[0] += s[e] - first;
+    for (int e = 0; e < E; ++e) total[0] += s[e] * unit - first;
   });
   of.sum(total);
   const float high = first + total[0] / F;
   float rest[2] = {};
   sum.each([&](int, const float (&s)[E]) {
     for (int e = 0; e < E; ++e) {
-      const float d = s[e] - high;
+      const float d = s[e] * unit - high;
       rest[0] += d, rest[1] += d * d;
     }
   });
   of.sum(rest);
   const float low = rest[0] / F, variance = rest[1] / F - low * low;
-  return {high, low, 1 / sqrtf((variance < 0 ? 0 : variance) + eps)};
+  const float rstd = 1 / sqrtf((variance < 0 ? 0 : variance) + eps * unit * unit);
+  return {high, low, rstd > RowUnit<float>::most ? RowUnit<float>::most : rstd, unit};
+}
+
+// In units that suit the rows; those of a warp are measured together. Squares of Float16 are always
+// in range.
+template <class S, int E, int V>
+TT_DEVICE RowStatistics measure(const Sum<S, E, V>& sum, RowThreads& of, float F, float eps) {
+  if constexpr (__is_same(S, Float16)) return measure(sum, of, F, eps, 1);
+  float unit = 1;
+#pragma unroll 1
+  for (int turn = 0;; ++turn) {
+    const RowStatistics row = measure(sum, of, F, eps, unit);
+    if (turn == 1 || !any_of_warp(row.better_unit() != 1)) return row;
+    unit = row.better_unit();
+  }
 }
 
 template <class S, int E, int V>

@@ -29,7 +29,7 @@ TT_KERNEL TT_LAUNCH_BOUNDS(most_row_threads, 2) void backward_long_rows(LayerNor
     float skip[E] = {};
     load(k);
     if (p.d_sum) unpack<S, E>(words<S, E>(p.d_sum + at)[k], skip);
-    for (int e = 0; e < E; ++e) s[e] = skip[e] + statistics.rstd * (d[e] - g_mean - s[e] * gn_mean);
+    for (int e = 0; e < E; ++e) s[e] = skip[e] + statistics.slope(d[e] - g_mean - s[e] * gn_mean);
     words<S, E>(p.d_x + at)[k] = pack<S, E>(s);
     for (int e = 0; e < E; ++e) s[e] *= p.scale;
     if (p.d_branch) words<S, E>(p.d_branch + at)[k] = pack<S, E>(s);

@@ -121,7 +121,7 @@ class Walk {
     unpack<S, E>(*stages.at(stage, sum, v), s);
     unpack<S, E>(*stages.weight(v), w);
     if (p.d_sum) unpack<S, E>(*stages.at(stage, d_sum, v), skip);
-    for (int e = 0; e < E; ++e) s[e] = skip[e] + statistics.rstd * (d[e] * w[e] - g_mean - statistics.normalise(s[e]) * gn_mean);
+    for (int e = 0; e < E; ++e) s[e] = skip[e] + statistics.slope(d[e] * w[e] - g_mean - statistics.normalise(s[e]) * gn_mean);
     const int64_t piece = row * pieces + place(v);
     words<S, E>(p.d_x)[piece] = pack<S, E>(s);
     if (!p.d_branch) return;

@@ -145,6 +145,13 @@ TT_DEVICE T shuffle_xor(T value, int mask) {
   return other;
 }
 
+TT_DEVICE bool any_of_warp(bool value) {
+  const auto* shown = show(uint32_t(value));
+  bool any = false;
+  for (int lane = 0; lane < warp_size; ++lane) any |= shown[lane][0] != 0;
+  return any;
+}
+
 TT_DEVICE void cluster_arrive() {
   stand_in::show_writes(*stand_in::self);
   stand_in::self->cluster_ticket = stand_in::arrive(*stand_in::self->block->cluster_barrier);

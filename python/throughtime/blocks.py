@@ -248,7 +248,7 @@ class LayerNorm(Layer, kind="LayerNorm"):
 
 
 class LayerNormTape:
-    """What a forward of `LayerNorm` keeps: ``output``, the input, three numbers a row, and the weight as it was."""
+    """What a forward of `LayerNorm` keeps: ``output``, the input, four numbers a row, and the weight as it was."""
 
     def __init__(self, output: Array, saved: layer_norm.Saved) -> None:
         self.output = output

@@ -13,7 +13,7 @@ __all__ = ["add_layer_norm", "add_layer_norm_backward"]
 
 
 class Saved:
-    """What `add_layer_norm` keeps for its backward: the sum, three numbers a row, and the weight as it was."""
+    """What `add_layer_norm` keeps for its backward: the sum, four numbers a row, and the weight as it was."""
 
     def __init__(self, total: Array, statistics: Array, weight: Array, scale: float, added: bool) -> None:
         self.sum, self.statistics, self.weight, self.scale = total, statistics, weight, scale
@@ -32,7 +32,7 @@ def add_layer_norm(
 
     ``sum = x + scale branch`` and ``normalised = (sum - mean) / sqrt(variance + eps) weight + bias``. Rows far from
     zero keep their digits (the mean is carried to twice the precision), and a row of equal numbers gives `bias`.
-    A NaN or infinity stays in its row.
+    Finite rows of any size normalise alike, also where their squares overflow. A NaN or infinity stays in its row.
 
     Parameters
     ----------
@@ -155,7 +155,7 @@ def forward(
         total: Array | None = x
     else:
         total = backend.empty(x.shape, x.dtype) if keep_sum or save else None
-    statistics = backend.empty((x.size // x.shape[-1], 3), backend.sum_dtype(x.dtype)) if save else None
+    statistics = backend.empty((x.size // x.shape[-1], 4), backend.sum_dtype(x.dtype)) if save else None
     problem = {
         "x": _rows(x),
         "branch": None if branch is None else _rows(backend.contiguous(branch)),

@@ -38,7 +38,7 @@ def add_layer_norm(
 def _forward(
     x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, scale: float, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum, normalised, and three numbers a row for the backward."""
+    """Sum, normalised, and four numbers a row for the backward."""
     place = PLACES[x.device.type]
     with place.working(x):
         arrays = [place.array_of(tensor) for tensor in (x, branch, weight, bias)]
@@ -98,7 +98,7 @@ def _(
     x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, scale: float, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows, wide = x.numel() // x.shape[-1], torch.promote_types(x.dtype, torch.float32)
-    return x.new_empty(x.shape), x.new_empty(x.shape), x.new_empty((rows, 3), dtype=wide)
+    return x.new_empty(x.shape), x.new_empty(x.shape), x.new_empty((rows, 4), dtype=wide)
 
 
 @torch.library.custom_op("throughtime::add_layer_norm_backward", mutates_args=(), device_types=("cpu", "cuda"))
