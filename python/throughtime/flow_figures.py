@@ -213,7 +213,7 @@ def draw_layers(axes: Axes, flow: GradientFlow) -> None:
 
 
 def _depth_figure(flow: GradientFlow) -> Figure:
-    figure = Figure(figsize=(8, 2.5 + 0.25 * min(len(flow.names), _NAMES)), layout="constrained")
+    figure = Figure(figsize=(8, 2.5 + 0.2 * min(len(flow.names), _NAMES)), layout="constrained")
     figure.suptitle(flow.title)
     axes = figure.add_subplot()
     draw_layers(axes, flow)
