@@ -438,6 +438,8 @@ def test_the_plot_of_depth_alone_has_one_panel_with_every_layer_named(tmp_path):
     assert (tmp_path / "depth.png").exists()
     from matplotlib.figure import Figure
 
+    deep = tt.Sequential(*(tt.ReLU() for _ in range(300)))
+    assert 150 * tt.gradient_flow(deep, numbers(3, 4)).plot().get_figheight() <= 1600
     own = Figure().add_subplot()
     flow.plot(own)
     np.testing.assert_array_equal(own.lines[0].get_xdata(), flow.depth_log10_norm)

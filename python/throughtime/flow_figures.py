@@ -391,7 +391,7 @@ def draw_layers(axes: Axes, flow: GradientFlow, label: str | None) -> None:
 
 
 def _depth_figure(flow: GradientFlow, label: str | None) -> Figure:
-    figure = Figure(figsize=(8, 2.5 + 0.25 * min(len(flow.names), _NAMES)), layout="constrained")
+    figure = Figure(figsize=(8, 2.5 + 0.2 * min(len(flow.names), _NAMES)), layout="constrained")
     _set_title(figure, flow, label)
     axes = figure.add_subplot()
     draw_layers(axes, flow, label)
