@@ -1,8 +1,9 @@
 """What becomes of the gradient in stacks of 1 to 128 layers, before any training.
 
-Each stack is made of MLPs with torch's default initial weights: bare, with LayerNorm, with the residual addition, with
-both, and with the addition of a branch that is scaled by one over the square root of the depth. Input and d_output are
-random; what is measured is the norm of dL/dx at the entrance of every block.
+Each stack is made of MLPs with torch's default initial weights: bare, with LayerNorm or BatchNorm, with the residual
+addition, with both, and with the addition of a branch that is scaled by one over the square root of the depth. Input
+and d_output are random; what is measured is the norm of dL/dx at the entrance of every block, and how much of the
+gradient of one row's output goes to other rows of the batch: none but with BatchNorm.
 
     python examples/depth.py --plot depth.png
 """
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 _SIZE, _HIDDEN = 64, 128
+_COUPLED = 8  # blocks of the stacks whose rows are looked at
 _STEPS, _BATCH = 8, 4  # products that OpenBLAS leaves to one thread: on a busy machine, two wait for each other
 
 
@@ -39,6 +41,7 @@ class Variant:
     norm: str | None
     residual: bool
     scaled: bool = False
+    normalisation: str = "layer"
 
     def stack(self, depth: int, seed: int) -> tt.Sequential:
         """So many blocks; the MLPs' weights are the same in every variant."""
@@ -51,6 +54,7 @@ class Variant:
                     norm=self.norm,
                     residual=self.residual,
                     branch_scale=scale,
+                    normalisation=self.normalisation,
                 )
                 for block in range(depth)
             )
@@ -60,8 +64,10 @@ class Variant:
 VARIANTS = {
     "plain": Variant(norm=None, residual=False),
     "LayerNorm only": Variant(norm="pre", residual=False),
+    "BatchNorm only": Variant(norm="pre", residual=False, normalisation="batch"),
     "residual only": Variant(norm=None, residual=True),
     "both": Variant(norm="pre", residual=True),
+    "both, BatchNorm": Variant(norm="pre", residual=True, normalisation="batch"),
     "residual/sqrt(L)": Variant(norm=None, residual=True, scaled=True),
 }
 
@@ -71,6 +77,15 @@ def measure(variant: Variant, depth: int, seed: int) -> Array:
     rng = np.random.default_rng([seed, 1])
     x, d_output = (rng.standard_normal((_STEPS, _BATCH, _SIZE)).astype(np.float32) for _ in range(2))
     return tt.gradient_flow(variant.stack(depth, seed), x, d_output).depth_log10_norm[:-1]
+
+
+def coupling(variant: Variant, depth: int, seed: int) -> float:
+    """Of the squared gradient of one row's output with respect to the input, the share that is not in that row."""
+    rng = np.random.default_rng([seed, 1])
+    x, d_output = (rng.standard_normal((_STEPS, _BATCH, _SIZE)).astype(np.float32) for _ in range(2))
+    d_output[1:], d_output[0, 1:] = 0, 0
+    squares = variant.stack(depth, seed).forward(x).backward(d_output).input.astype(np.float64) ** 2
+    return float(1 - squares[0, 0].sum() / squares.sum())
 
 
 def main(
@@ -88,18 +103,30 @@ def main(
         for name, variant in track(VARIANTS.items(), "measuring", console=console, disable=not console.is_terminal)
     }
     console.print(table(measured))
+    console.print(coupling_table(seed))
     if plot is not None:
         save_figure(plot, measured)
 
 
 def table(measured: dict[str, dict[int, Array]]) -> Table:
     """One row per depth, one column per variant."""
-    table = Table(title="log10 of the gradient's norm at the first block over that at the last")
-    table.add_column("blocks", justify="right")
+    table = Table(title="log10 of the gradient's norm at the first block over that at the last", padding=(0, 0, 0, 1))
+    table.add_column("blocks", justify="center")
     for name in measured:
-        table.add_column(name, justify="right")
+        table.add_column(name.replace(" ", "\n").replace("/", "/\n"), justify="right")
     for depth in next(iter(measured.values())):
         table.add_row(str(depth), *(f"{_ratio(by_depth[depth]):z.2f}" for by_depth in measured.values()))
+    return table
+
+
+def coupling_table(seed: int) -> Table:
+    """One row per variant that has a norm."""
+    table = Table(title="What of one row's gradient is in other rows")
+    table.add_column(f"{_COUPLED} blocks, {_STEPS * _BATCH} rows")
+    table.add_column("share of its square", justify="right")
+    for name, variant in VARIANTS.items():
+        if variant.norm is not None:
+            table.add_row(name, f"{coupling(variant, _COUPLED, seed):z.3f}")
     return table
 
 
@@ -135,10 +162,11 @@ def save_figure(path: Path, measured: dict[str, dict[int, Array]]) -> None:
 
 def _draw(left: Axes, right: Axes, name: str, by_depth: dict[int, Array]) -> None:
     index, depth = list(VARIANTS).index(name), max(by_depth)
-    style = {"linestyle": ("--", "-.", (0, (1, 2)), "-", (0, (6, 2, 1, 2, 1, 2)))[index], "color": f"C{index}"}
-    style |= {"marker": "ovsD^"[index], "markersize": 5, "label": name}
+    dashes = ("--", "-.", (0, (5, 1)), (0, (1, 2)), "-", (0, (3, 1, 1, 1)), (0, (6, 2, 1, 2, 1, 2)))
+    style = {"linestyle": dashes[index], "color": f"C{index}"}
+    style |= {"marker": "ovPsD*^"[index], "markersize": 5, "label": name}
     every = max(1, depth // 8)
-    left.semilogy(range(1, depth + 1), 10 ** by_depth[depth], markevery=(index * every // 5, every), **style)
+    left.semilogy(range(1, depth + 1), 10 ** by_depth[depth], markevery=(index * every // 7, every), **style)
     right.plot(list(by_depth), [_ratio(log10_norms) for log10_norms in by_depth.values()], **style)
 
 

@@ -21,7 +21,6 @@ from conftest import rounding_bound
 from throughtime.cli import app
 from throughtime.cli import train as train_module
 from throughtime.cli.character_model import CharacterModel
-from throughtime.cli.flow_models import set_good_weights
 from throughtime.cli.text import encode, stretches
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 60
@@ -364,7 +363,7 @@ def test_a_spoilt_model_is_refused(folder, model, spoil, words):
 @pytest.mark.parametrize(("cell", "gates"), [(tt.RNN, 1), (tt.GRU, 3), (tt.LSTM, 4)])
 def test_good_weights(cell, gates):
     layer = cell(3, 6, 2, dtype="float64", seed=0)
-    set_good_weights(layer, np.random.default_rng(0), 50)
+    tt.init.apply(layer, "good", max_steps=50, seed=0)
     for block in np.split(layer.parameters["weight_hh_l1"], gates):
         assert np.abs(block.T @ block - np.eye(6)).max() <= 8 * 6**1.5 * np.finfo(float).eps
     assert not layer.parameters["bias_hh_l1"].any()
@@ -375,7 +374,7 @@ def test_good_weights(cell, gates):
 def test_good_weights_of_a_layer_norm_lstm():
     """Gains of the recurrent part are a half; those of the input and of c stay 1."""
     layer = tt.LSTM(3, 6, layer_norm=True, seed=0)
-    set_good_weights(layer, np.random.default_rng(0), 50)
+    tt.init.apply(layer, "good", max_steps=50, seed=0)
     gains = {name: set(array.tolist()) for name, array in layer.parameters.items() if "_ln_" in name}
     assert gains == {"weight_ln_ih_l0": {1}, "weight_ln_hh_l0": {0.5}, "weight_ln_c_l0": {1}, "bias_ln_c_l0": {0}}
     assert (layer.parameters["bias_ih_l0"][6:12] > 0).all()
@@ -386,7 +385,7 @@ def test_good_weights_reach_into_stacks():
     linear, inner, outer = tt.Linear(3, 6, seed=0), tt.LSTM(6, 6, seed=1), tt.GRU(6, 6, seed=2)
     before = linear.parameters["bias"].copy()
     stack = tt.Sequential(linear, tt.ResidualBlock(tt.Sequential(inner), 6), outer)
-    set_good_weights(stack, np.random.default_rng(0), 50)
+    tt.init.apply(stack, "good", max_steps=50, seed=0)
     assert np.array_equal(linear.parameters["bias"], before)
     assert not inner.parameters["bias_hh_l0"].any()
     assert not outer.parameters["bias_hh_l0"].any()

@@ -372,3 +372,107 @@ def test_check_finite_names_the_layer_that_a_gradient_overflows_in():
     d_output[4, 1] = np.nan
     with pytest.raises(FloatingPointError, match=r"layers\[2\].*d_output is not finite at timestep 4, in sequence 1"):
         tape.backward(d_output, check_finite=True)
+
+
+# Depth without time
+
+
+def rows_only(dtype="float64"):
+    return tt.Sequential(
+        tt.Linear(4, F, dtype=dtype, seed=0),
+        tt.ReLU(),
+        tt.ResidualBlock(tt.Sequential(tt.MLP(F, 9, dtype=dtype, seed=1), tt.Tanh()), F),
+        tt.BatchNorm(F, dtype=dtype),
+        tt.Linear(F, 3, dtype=dtype, seed=2),
+    )
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_rows_without_time_are_a_batch_of_one_step(given):
+    """Every row has a loss, and depth is all that there is."""
+    layers, x = rows_only(), numbers(20, 4)
+    d_output = numbers(20, 3, seed=1) if given else np.ones((20, 3))
+    flow = tt.gradient_flow(layers, x, d_output if given else "last")
+    grads = layers.forward(x).backward(d_output)
+    expected = np.stack([log10_norm(row, 1) for row in entering(grads, d_output)])
+    assert flow.log10_norm_per_sequence.shape == (6, 1, 20)
+    np.testing.assert_allclose(flow.log10_norm_per_sequence[:, 0], expected, rtol=0, atol=1e-11)
+    np.testing.assert_allclose(flow.depth_log10_norm, log10_of_squares(expected, 1), rtol=0, atol=1e-11)
+    same = tt.gradient_flow(layers, x[None], d_output[None])
+    np.testing.assert_allclose(same.depth_log10_norm, flow.depth_log10_norm, rtol=0, atol=1e-11)
+
+
+def test_the_summary_of_depth_alone_speaks_of_nothing_else():
+    flow = tt.gradient_flow(rows_only(), numbers(20, 4), numbers(20, 3, seed=1))
+    title, head, *rows, note = flow.summary().splitlines()
+    assert title == "Gradient flow of a stack of 5 layers"
+    assert head.split() == ["norm", "factor"]
+    assert len(rows) == 6
+    for row, norm, above in zip(rows, flow.depth_log10_norm, [*flow.depth_log10_norm[1:], None], strict=True):
+        figures = [float(word) for word in row.replace(")", "").split()[-2:] if word[-1].isdigit()]
+        assert abs(figures[0] - norm) <= 0.00501
+        assert above is None or abs(figures[1] - 10 ** (norm - above)) <= 0.0000501
+    assert not any(word in flow.summary() for word in ("gamma", "horizon", "step"))
+    assert "mean" in note
+
+
+def test_the_summary_of_a_stack_with_time_has_the_numbers_of_depth():
+    flow = tt.gradient_flow(stack(), numbers(9, 3, 4))
+    _, head, *rows, note = flow.summary().splitlines()
+    assert "all steps" in head
+    assert "all steps" in note
+    start = head.index("all steps")
+    for row, norm in zip(rows, flow.depth_log10_norm, strict=True):
+        assert abs(float(row[start : start + len("all steps")]) - norm) <= 0.00501
+
+
+def test_the_plot_of_depth_alone_has_one_panel_with_every_layer_named(tmp_path):
+    pytest.importorskip("matplotlib")
+    flow = tt.gradient_flow(rows_only(), numbers(20, 4))
+    figure = flow.plot(tmp_path / "depth.png")
+    (axes,) = figure.axes
+    (line,) = axes.lines
+    np.testing.assert_array_equal(line.get_xdata(), flow.depth_log10_norm)
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(flow.names)
+    assert "time" not in "".join([axes.get_xlabel(), axes.get_ylabel(), axes.get_title()])
+    assert (tmp_path / "depth.png").exists()
+    from matplotlib.figure import Figure
+
+    deep = tt.Sequential(*(tt.ReLU() for _ in range(300)))
+    assert 150 * tt.gradient_flow(deep, numbers(3, 4)).plot().get_figheight() <= 1600
+    own = Figure().add_subplot()
+    flow.plot(own)
+    np.testing.assert_array_equal(own.lines[0].get_xdata(), flow.depth_log10_norm)
+
+
+def test_several_flows_of_depth_alone_share_a_plot():
+    pytest.importorskip("matplotlib")
+    flows = {name: tt.gradient_flow(rows_only(), numbers(20, 4, seed=k)) for k, name in enumerate(("one", "two"))}
+    (axes,) = tt.plot_flows(flows).axes
+    for line, (name, flow) in zip(axes.lines, flows.items(), strict=True):
+        assert line.get_label() == name
+        np.testing.assert_array_equal(line.get_xdata(), flow.depth_log10_norm)
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(flows)
+
+
+def test_what_mixes_timesteps_or_is_given_lengths_keeps_its_time():
+    x = numbers(9, 4)
+    with_time = tt.Sequential(tt.Linear(4, F, dtype="float64", seed=0), tt.GRU(F, 3, dtype="float64", seed=1))
+    assert tt.gradient_flow(with_time, x).log10_norm.shape == (3, 9)
+    assert tt.gradient_flow(rows_only(), x, lengths=7).log10_norm.shape == (6, 9)
+    assert tt.gradient_flow(rows_only(), numbers(9, 2, 4)).log10_norm.shape == (6, 9)
+    assert "gamma" in tt.gradient_flow(with_time, x).summary()
+
+
+def test_a_single_row_of_features():
+    flow = tt.gradient_flow(tt.Sequential(tt.Linear(4, 3, seed=0), tt.Tanh()), numbers(4, dtype="float32"))
+    assert flow.depth_log10_norm.shape == (3,)
+
+
+def test_a_hundred_layers_past_the_range_of_floats():
+    """Torch's weights have variance 1/(3 n): a Linear keeps a third of the squared norm, a ReLU half, in 200 layers
+    10^-77.8, below float32. The sample's squared norm varies by some sqrt(5/64) a layer; 5 deviations of 200 are 8.6.
+    """
+    layers = (layer for k in range(200) for layer in (tt.Linear(64, 64, seed=k), tt.ReLU()))
+    flow = tt.gradient_flow(tt.Sequential(*layers), numbers(30, 64, dtype="float32"))
+    assert abs(flow.depth_log10_norm[0] - flow.depth_log10_norm[-1] - 200 * np.log10(1 / 6) / 2) < 8.6

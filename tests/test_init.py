@@ -135,3 +135,191 @@ RNG = np.random.default_rng(0)
 def test_errors_name_the_argument(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+# Whole layers
+
+RECIPES = ("xavier", "kaiming", "orthogonal", "identity", "chrono", "good")
+
+
+def whole(dtype="float32"):
+    """Every kind of layer, in stacks and blocks."""
+    return tt.Sequential(
+        tt.Embedding(9, 6, dtype=dtype, seed=0),
+        tt.BatchNorm(6, dtype=dtype),
+        tt.ResidualBlock(tt.LSTM(6, 6, 2, dtype=dtype, seed=1), 6),
+        tt.ResidualBlock(tt.Sequential(tt.MLP(6, 12, dtype=dtype, seed=2), tt.Tanh()), 6, norm="post"),
+        tt.SelfAttention(6, 2, dtype=dtype, seed=3),
+        tt.GRU(6, 6, bidirectional=True, dtype=dtype, seed=4),
+        tt.Linear(12, 3, dtype=dtype, seed=5),
+    )
+
+
+def matrices(layer):
+    """By name, those that lie on top of each other taken apart."""
+    blocks = {"weight_hh": {24: 4, 18: 3}, "weight_ih": {24: 4, 18: 3}, "in_proj_weight": {18: 3}}
+    for name, array in layer.parameters.items():
+        if array.ndim == 2:
+            of = next((counts for part, counts in blocks.items() if part in name), {})
+            for matrix in np.split(array, of.get(len(array), 1)):
+                yield name, matrix
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_apply_sets_in_place_and_repeats(recipe):
+    layer = whole("float64")
+    arrays = dict(layer.parameters)
+    before = {name: array.copy() for name, array in arrays.items()}
+    assert tt.init.apply(layer, recipe, max_steps=50, seed=3) is layer
+    assert all(layer.parameters[name] is array for name, array in arrays.items())
+    again = tt.init.apply(whole("float64"), recipe, max_steps=50, seed=3)
+    other = tt.init.apply(whole("float64"), recipe, max_steps=50, seed=4)
+    assert all(np.array_equal(again.parameters[name], array) for name, array in arrays.items())
+    assert any(not np.array_equal(other.parameters[name], array) for name, array in arrays.items())
+    assert any(not np.array_equal(before[name], array) for name, array in arrays.items())
+    for name in arrays:
+        if "norm." in name or name.startswith("1."):  # LayerNorm, BatchNorm
+            assert np.array_equal(arrays[name], before[name])
+    layer.forward(np.zeros((4, 2), int))
+
+
+@pytest.mark.parametrize("recipe", ["xavier", "kaiming"])
+def test_apply_draws_matrices_gate_by_gate(recipe):
+    """Each within the bound of its own fans, and near it: of n draws none in the outermost 30/n with exp(-30)."""
+    layer = tt.init.apply(whole(), recipe, seed=0)
+    for name, matrix in matrices(layer):
+        fan_out, fan_in = matrix.shape
+        bound = math.sqrt(6 / (fan_in + fan_out) if recipe == "xavier" else 6 / fan_in)
+        largest = np.abs(matrix).max()
+        assert bound * max(0, 1 - 30 / matrix.size) <= largest <= bound * (1 + 1e-6), name
+    large = tt.init.apply(tt.LSTM(50, 50), recipe, seed=0).parameters["weight_ih_l0"]
+    for matrix in np.split(large, 4):
+        assert np.abs(matrix).max() >= math.sqrt(6 / (100 if recipe == "xavier" else 50)) * (1 - 30 / 2500)
+
+
+def test_apply_orthogonal():
+    for name, matrix in matrices(tt.init.apply(whole(), "orthogonal", seed=0)):
+        small = matrix if len(matrix) <= matrix.shape[1] else matrix.T
+        gram = small.astype(np.float64) @ small.T
+        size = max(matrix.shape)
+        assert np.abs(gram - np.eye(len(small))).max() <= 8 * size**1.5 * np.finfo(np.float32).eps, name
+
+
+def test_apply_identity():
+    for name, matrix in matrices(tt.init.apply(whole(), "identity", seed=0)):
+        if "weight_ih" in name:
+            assert 0 < np.abs(matrix).max() <= math.sqrt(6 / sum(matrix.shape)) * (1 + 1e-6)
+        else:
+            assert np.array_equal(matrix, np.eye(*matrix.shape, dtype=np.float32)), name
+
+
+@pytest.mark.parametrize("recipe", ["xavier", "kaiming", "orthogonal", "identity"])
+def test_apply_sets_biases_to_zero(recipe):
+    layer = tt.init.apply(whole(), recipe, seed=0)
+    assert not any(array.any() for name, array in layer.parameters.items() if "bias" in name)
+
+
+def test_apply_chrono_sets_gate_biases_and_leaves_all_else():
+    layer, before = tt.init.apply(whole(), "chrono", max_steps=50, seed=0), whole()
+    for name, array in layer.parameters.items():
+        if "bias_hh" in name:
+            assert not array.any()
+        elif "bias_ih" in name:
+            gates = array.reshape(-1, 6)
+            assert gates[1].min() >= 0
+            assert math.log(2) < gates[1].max() <= math.log(49)  # of six draws all below 2 with (1/48)^6
+            assert len(gates) == 3 or np.array_equal(gates[0], -gates[1])
+            assert not gates[2:].any()
+        else:
+            assert np.array_equal(array, before.parameters[name]), name
+
+
+def test_apply_good_is_what_the_command_line_compares():
+    """Its three ingredients drawn one by one, in the order of the parameters."""
+    lstm, rng = tt.init.apply(tt.LSTM(3, 6, layer_norm=True), "good", max_steps=50, seed=1), np.random.default_rng(1)
+    expected = {
+        "weight_hh_l0": tt.init.orthogonal((24, 6), rng, gates=4),
+        "bias_ih_l0": tt.init.chrono((24,), rng, 50),
+        "bias_hh_l0": np.zeros(24),
+        "weight_ln_hh_l0": np.full(24, 0.5),
+    }
+    for name, array in expected.items():
+        assert np.array_equal(lstm.parameters[name], array), name
+    rnn = tt.init.apply(tt.RNN(3, 6), "good", seed=1)  # no gates: no number of steps
+    assert not rnn.parameters["bias_ih_l0"].any()
+
+
+def test_apply_leaves_peepholes_and_gains():
+    for layer in (tt.LSTM(3, 6, peephole=True, seed=0), tt.LSTM(3, 6, layer_norm=True, seed=0)):
+        before = {name: array.copy() for name, array in layer.parameters.items()}
+        tt.init.apply(layer, "xavier", seed=0)
+        for name in before:
+            if "weight_c" in name or "_ln_" in name:
+                assert np.array_equal(layer.parameters[name], before[name]), name
+
+
+def test_apply_of_a_projection_and_of_layers_without_biases():
+    lstm = tt.init.apply(tt.LSTM(3, 6, bias=False, proj_size=2, dtype="float64"), "orthogonal", seed=0)
+    weight = lstm.parameters["weight_hr_l0"]
+    assert np.abs(weight @ weight.T - np.eye(2)).max() < 1e-14
+    for block in np.split(lstm.parameters["weight_hh_l0"], 4):
+        assert np.abs(block.T @ block - np.eye(2)).max() < 1e-14
+    with pytest.raises(ValueError, match="recipe 'chrono' sets the gate biases"):
+        tt.init.apply(lstm, "chrono", max_steps=9)
+
+
+def test_kaiming_keeps_the_signal_through_a_hundred_rectifiers_and_xavier_halves_its_square():
+    """The sample's squared norm varies by sqrt(5/256) a layer, which is 0.3 of its log10 over a hundred; 5 of them."""
+    width, x = 256, np.random.default_rng(0).standard_normal((16, 256)).astype(np.float32)
+    for recipe, expected in (("kaiming", 0.0), ("xavier", 100 * math.log10(0.5) / 2)):
+        layers = (layer for k in range(100) for layer in (tt.Linear(width, width, seed=k), tt.ReLU()))
+        y = tt.init.apply(tt.Sequential(*layers), recipe, seed=0)(x)
+        # the last rectifier has halved the square with no Linear to make up for it
+        assert abs(math.log10(np.linalg.norm(y) / np.linalg.norm(x)) - expected) < 1.5
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: tt.init.apply(np.ones((3, 3)), "xavier"), TypeError, "layer must be a throughtime layer, got ndarray"),
+        (lambda: tt.init.apply(tt.Linear(3, 3), "he"), ValueError, "recipe must be one of 'xavier'.*got 'he'"),
+        (lambda: tt.init.apply(tt.Linear(3, 3), None), ValueError, "recipe"),
+        (lambda: tt.init.apply(tt.LSTM(3, 3), "good"), ValueError, "max_steps must be given for recipe 'good'"),
+        (lambda: tt.init.apply(tt.GRU(3, 3), "chrono"), ValueError, "max_steps must be given"),
+        (lambda: tt.init.apply(tt.LSTM(3, 3), "chrono", max_steps=1), ValueError, "max_steps"),
+        (lambda: tt.init.apply(tt.LSTM(3, 3), "xavier", max_steps="9"), TypeError, "max_steps"),
+        (lambda: tt.init.apply(tt.RNN(3, 3), "chrono", max_steps=9), ValueError, r"gate biases.*none in RNN\(3, 3\)"),
+        (lambda: tt.init.apply(tt.MLP(3, 3), "good", max_steps=9), ValueError, "'good' sets recurrent layers"),
+        (lambda: tt.init.apply(tt.Sequential(tt.ReLU()), "xavier"), ValueError, "sets matrices"),
+        (lambda: tt.init.apply(tt.Linear(3, 3), "xavier", seed="x"), TypeError, "seed"),
+        (lambda: tt.init.apply(tt.Linear(3, 3), "xavier", seed=-1), ValueError, "seed"),
+    ],
+)
+def test_errors_of_apply_name_the_argument(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
+
+
+@pytest.mark.parametrize("name", [*MATRIX_DRAWS, "identity", "chrono"])
+@pytest.mark.parametrize(
+    "what",
+    [tt.LSTM(3, 4), tt.LSTM(3, 4).parameters, tt.LSTM(3, 4).parameters["weight_hh_l0"], np.zeros(16)],
+    ids=["layer", "parameters", "weight", "bias"],
+)
+@pytest.mark.parametrize("arguments", [(), (RNG,)])
+def test_who_passes_a_layer_or_its_weights_is_told_what_comes_back(name, what, arguments):
+    """Before being told that an argument is missing."""
+    recipe = name.partition("_")[0]
+    with pytest.raises(TypeError, match=rf"^shape must be.*returns a new array.*apply\(layer, '{recipe}'\)"):
+        getattr(tt.init, name)(what, *arguments)
+
+
+def test_who_passes_a_torch_module_or_tensor_is_told_as_well():
+    torch = pytest.importorskip("torch")
+    for what in (torch.nn.Linear(3, 3), torch.zeros(3, 3)):
+        with pytest.raises(TypeError, match=r"^shape must be a tuple of ints"):
+            tt.init.xavier_uniform(what)
+
+
+def test_a_shape_may_be_an_array_of_integers():
+    assert tt.init.xavier_uniform(np.array([3, 4]), RNG).shape == (3, 4)

@@ -1,7 +1,9 @@
 """Fused backpropagation through time for RNN, GRU and LSTM, with the gradient at every timestep."""
 
 from . import convert, cuda, init, optim
+from .activations import GELU, ReLU, Sigmoid, Tanh
 from .attention import SelfAttention
+from .batch_norm import BatchNorm
 from .blocks import LayerNorm, ResidualBlock, Sequential
 from .clipping import clip_grad_norm
 from .config import (
@@ -26,17 +28,22 @@ from .recurrent import GRU, LSTM, RNN
 from .tape import Gradients, Tape
 
 __all__ = [
+    "GELU",
     "GRU",
     "LSTM",
     "MLP",
     "RNN",
+    "BatchNorm",
     "Embedding",
     "Gradients",
     "LayerNorm",
     "Linear",
+    "ReLU",
     "ResidualBlock",
     "SelfAttention",
     "Sequential",
+    "Sigmoid",
+    "Tanh",
     "Tape",
     "__version__",
     "add_layer_norm",

@@ -40,9 +40,14 @@ def float_dtype(dtype: Any) -> np.dtype[Any]:
         found: np.dtype[Any] = np.dtype(object if dtype is None else dtype)  # NumPy reads None as float64
     except TypeError:
         raise TypeError(f"dtype must be 'float32' or 'float64', got {dtype!r}") from None
-    if found not in (np.dtype(np.float32), np.dtype(np.float64)):
+    if not is_float(found):
         raise TypeError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
     return found
+
+
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether layers work in `dtype`: float32 or float64, in native byte order."""
+    return dtype in (np.dtype(np.float32), np.dtype(np.float64))
 
 
 def check_dtype(name: str, array: Array, dtype: np.dtype[Any]) -> None:
@@ -101,6 +106,19 @@ def sequence_lengths(lengths: Any, steps: int, batch: int, batched: bool) -> Arr
         where = f"lengths[{wrong[0]}]" if batched else "lengths"
         raise ValueError(f"{where} is {array[wrong[0]]}, expected 0 to T = {steps}")
     return np.array(array, dtype=np.int64)
+
+
+def valid_steps(x: Array, lengths: Any, *, batch_first: bool = False) -> Array:
+    """Where `x` is no padding, bool: (T, B) for x (T, B, F), in the layout of x; (T,) where there is no batch."""
+    axes = x.shape if x.dtype.kind in "iu" else x.shape[:-1]
+    if len(axes) not in (1, 2):
+        raise ValueError(f"x has shape {x.shape}, expected (T, B, F), or (T, F) unbatched, where lengths are given")
+    batched = len(axes) == 2
+    steps, batch = axes[:: -1 if batch_first else 1] if batched else (*axes, 1)
+    own = sequence_lengths(lengths, steps, batch, batched)
+    assert own is not None
+    valid: Array = np.arange(steps)[:, None] < own
+    return valid[:, 0] if not batched else valid.T if batch_first else valid
 
 
 def contiguous(array: Array) -> Array:

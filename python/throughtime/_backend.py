@@ -45,6 +45,11 @@ class Host:
         whole_rows, vectors, *rest = _saved_layout(cell, dtype == np.float64, units)
         return (batch, vectors, *rest) if whole_rows else (vectors, batch, *rest)
 
+    @staticmethod
+    def sees_whole_rows(cell: str) -> bool:
+        """Whether what the cell saves has the batch before the units."""
+        return _core.sees_whole_rows(cell)
+
     # New arrays
 
     empty = staticmethod(_core.empty)

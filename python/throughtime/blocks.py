@@ -13,9 +13,11 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from . import _core, layer_norm
-from ._arguments import Array, as_array, choice, flag, float_array, float_dtype, number, sequence_lengths
+from ._arguments import Array, as_array, choice, flag, float_array, float_dtype, number, valid_steps
 from ._arguments import size as positive_int
 from ._finite import forward_fault, not_finite_row, raise_fault
+from .batch_norm import BatchNorm, BatchNormTape
+from .batch_norm import Saved as BatchSaved
 from .layer import Composite, Layer
 from .modules import Embedding, LayerGradients, check_features
 from .tape import Tape
@@ -59,6 +61,9 @@ class _Flow(NamedTuple):
 
 
 def _normalise_backward(d_sum: Array | None, d_normalised: Array, saved: Any) -> tuple[_Flow, dict[str, Array]]:
+    if isinstance(saved, BatchSaved):
+        d_x, parameters = saved.backward(d_normalised)
+        return _Flow(d_x if d_sum is None else d_sum + d_x), parameters
     d_x, d_branch, d_weight, d_bias = layer_norm.backward(d_sum, d_normalised, saved)
     return _Flow(d_x, d_branch if saved.added else None), {"weight": d_weight, "bias": d_bias}
 
@@ -66,17 +71,47 @@ def _normalise_backward(d_sum: Array | None, d_normalised: Array, saved: Any) ->
 class _Pass:
     """One way forward through layers in layers: what the caller said, for those that listen."""
 
-    def __init__(self, options: dict[str, Any], *, save: bool, masks: Mapping[str, Array], prefix: str = "") -> None:
+    def __init__(
+        self,
+        options: dict[str, Any],
+        *,
+        save: bool,
+        masks: Mapping[str, Array],
+        valid: Array | None = None,
+        batch_statistics: bool = False,
+        prefix: str = "",
+    ) -> None:
         self.options, self.save, self.masks, self.prefix = options, save, masks, prefix
+        self.valid = valid  # where there is no padding
+        self.training = bool(options.get("training", False))
+        self.batch_statistics = batch_statistics or self.training
 
     def within(self, name: str) -> _Pass:
         """For the inner layer of this name."""
-        return _Pass(self.options, save=self.save, masks=self.masks, prefix=f"{self.prefix}{name}.")
+        return _Pass(
+            self.options,
+            save=self.save,
+            masks=self.masks,
+            valid=self.valid,
+            batch_statistics=self.batch_statistics,
+            prefix=f"{self.prefix}{name}.",
+        )
+
+    def normalise(self, norm: LayerNorm | BatchNorm, stream: _Sum, *, keep_sum: bool) -> tuple[Array, Any]:
+        """A norm of the stream, and what its backward needs; LayerNorm may leave the stream's own sum nowhere."""
+        norm._check_parameters()
+        check_features(norm, stream.x)
+        if isinstance(norm, LayerNorm):
+            return stream.normalise(norm, save=self.save, keep_sum=keep_sum)
+        return norm._normalise(stream.settle(), self.valid, batch=self.batch_statistics, update=self.training)
 
     def through(self, layer: Any, stream: _Sum) -> tuple[_Sum, Any]:
         """What leaves the layer, and its tape, None where nothing is saved."""
         if isinstance(layer, LayerNorm | _Container) and type(layer).forward in (LayerNorm.forward, _Container.forward):
             return layer._advance(stream, self)
+        if isinstance(layer, BatchNorm) and type(layer).forward is BatchNorm.forward:
+            output, saved = self.normalise(layer, stream, keep_sum=False)
+            return _Sum(output), BatchNormTape(output, saved) if self.save else None
         x = stream.settle()
         if not self.save:
             output = layer(x, **_taken(layer.__call__, self.options))
@@ -206,9 +241,7 @@ class LayerNorm(Layer, kind="LayerNorm"):
         return tape
 
     def _advance(self, stream: _Sum, run: _Pass) -> tuple[_Sum, LayerNormTape | None]:
-        self._check_parameters()
-        check_features(self, stream.x)
-        output, saved = stream.normalise(self, save=run.save, keep_sum=False)
+        output, saved = run.normalise(self, stream, keep_sum=False)
         return _Sum(output), None if saved is None else LayerNormTape(output, saved)
 
 
@@ -253,7 +286,7 @@ class _Container(Composite):
     """A layer made of others, to which it hands on what its caller says."""
 
     def __call__(self, x: Any, lengths: Any = None) -> Array:
-        """Inference: no dropout, nothing is saved.
+        """Inference: no dropout, running statistics, nothing is saved.
 
         Parameters
         ----------
@@ -292,7 +325,7 @@ class _Container(Composite):
         masks : mapping of str to bool array, optional
             Dropout masks, as in ``tape.masks``: named as parameters are, ``0.sublayer.dropout_l0``.
         training : bool
-            False switches dropout off.
+            False switches dropout off, and BatchNorm to its running statistics.
         memory : {"full", "states", "checkpoint"} or int, optional
             Handed to the recurrent layers.
 
@@ -311,14 +344,29 @@ class _Container(Composite):
         """
         if not isinstance(masks, Mapping | None) or not all(isinstance(name, str) for name in masks or ()):
             raise TypeError(f"masks must be a dict of name to bool array, got {masks!r}")
-        given = {"resets": resets, "memory": memory}
+        options = {**self._handed_on(resets=resets, memory=memory), "training": flag("training", training)}
+        return self._record(x, lengths, options, masks or {})
+
+    def _handed_on(self, **given: Any) -> dict[str, Any]:
+        """The options that are given, each of which some layer inside takes."""
         options = {name: value for name, value in given.items() if value is not None}
         for name in options:
             if not any(_taken(leaf.forward, {name: None}) for leaf in self._leaves()):
                 raise ValueError(f"{name} was given, but no layer of {self!r} takes it")
-        options["training"] = flag("training", training)
-        _, tape, valid = self._run(x, lengths, options, save=True, masks=masks or {})
-        unexpected = sorted(set(masks or ()) - set(tape.masks))
+        return options
+
+    def _record(
+        self,
+        x: Any,
+        lengths: Any,
+        options: dict[str, Any],
+        masks: Mapping[str, Array],
+        *,
+        batch_statistics: bool = False,
+    ) -> Any:
+        """The tape of a forward with checked options; `batch_statistics` makes BatchNorm use them without training."""
+        _, tape, valid = self._run(x, lengths, options, save=True, masks=masks, batch_statistics=batch_statistics)
+        unexpected = sorted(set(masks) - set(tape.masks))
         if unexpected:
             raise ValueError(
                 f"masks has unexpected {', '.join(unexpected)}; expected {', '.join(tape.masks) or 'none'}"
@@ -327,28 +375,24 @@ class _Container(Composite):
         return tape
 
     def _run(
-        self, x: Any, lengths: Any, options: dict[str, Any], *, save: bool, masks: Mapping[str, Array]
+        self,
+        x: Any,
+        lengths: Any,
+        options: dict[str, Any],
+        *,
+        save: bool,
+        masks: Mapping[str, Array],
+        batch_statistics: bool = False,
     ) -> tuple[_Sum, Any, Array | None]:
         self._check_parameters()
         x = as_array("x", x)
         valid = None
         if lengths is not None:
-            valid = self._valid(x, lengths)
+            valid = valid_steps(x, lengths, batch_first=self._batch_first())
             options = {**options, "lengths": lengths}
-        stream, tape = self._advance(_Sum(_select(valid, x)), _Pass(options, save=save, masks=masks))
+        run = _Pass(options, save=save, masks=masks, valid=valid, batch_statistics=batch_statistics)
+        stream, tape = self._advance(_Sum(_select(valid, x)), run)
         return stream, tape, valid
-
-    def _valid(self, x: Array, lengths: Any) -> Array:
-        """Where x is no padding, (T, B) in the layout of x."""
-        axes = x.shape if x.dtype.kind in "iu" else x.shape[:-1]
-        if len(axes) not in (1, 2):
-            raise ValueError(f"x has shape {x.shape}, expected (T, B, F), or (T, F) unbatched, where lengths are given")
-        batched = len(axes) == 2
-        steps, batch = axes[:: -1 if self._batch_first() else 1] if batched else (*axes, 1)
-        own = sequence_lengths(lengths, steps, batch, batched)
-        assert own is not None
-        valid: Array = np.arange(steps)[:, None] < own
-        return valid[:, 0] if not batched else valid.T if self._batch_first() else valid
 
     def _batch_first(self) -> bool:
         return any(getattr(leaf, "batch_first", False) for leaf in self._leaves())
@@ -460,6 +504,9 @@ class _ContainerTape:
         raise NotImplementedError
 
 
+_NORMS: dict[str, type[LayerNorm] | type[BatchNorm]] = {"layer": LayerNorm, "batch": BatchNorm}
+
+
 class ResidualBlock(_Container, kind="ResidualBlock"):
     """A layer with a skip connection: ``x + s f(LN(x))``, ``LN(x + s f(x))`` or ``x + s f(x)``.
 
@@ -479,7 +526,9 @@ class ResidualBlock(_Container, kind="ResidualBlock"):
     branch_scale : float
         s.
     eps : float
-        Of the LayerNorm.
+        Of the norm.
+    normalisation : {"layer", "batch"}
+        Whether the norm is a :class:`LayerNorm` or a :class:`BatchNorm`, whose statistics couple the rows of a batch.
     dtype : optional
         The sublayer's, which is what None means.
     seed : optional
@@ -506,6 +555,7 @@ class ResidualBlock(_Container, kind="ResidualBlock"):
         residual: bool = True,
         branch_scale: float = 1.0,
         eps: float = 1e-5,
+        normalisation: str = "layer",
         dtype: Any = None,
         seed: Any = None,
     ) -> None:
@@ -523,18 +573,21 @@ class ResidualBlock(_Container, kind="ResidualBlock"):
         finite = sys.float_info.max
         self.branch_scale = number("branch_scale", branch_scale, -finite, finite)
         self.eps = layer_norm.check_eps(eps)
-        if dtype is not None and float_dtype(dtype) != sublayer.dtype:
-            raise TypeError(f"dtype is {float_dtype(dtype)}, but the sublayer has {sublayer.dtype}: {sublayer!r}")
-        self.norm = None if norm is None else LayerNorm(self.input_size, self.eps, dtype=sublayer.dtype, seed=seed)
+        own = sublayer.dtype if dtype is None else float_dtype(dtype)
+        if own != sublayer.dtype and not sublayer._any_dtype:
+            raise TypeError(f"dtype is {own}, but the sublayer has {sublayer.dtype}: {sublayer!r}")
+        self.normalisation = choice("normalisation", normalisation, tuple(_NORMS))
+        kind = _NORMS[self.normalisation]
+        self.norm = None if norm is None else kind(self.input_size, self.eps, dtype=own, seed=seed)
         config = {"sublayer": sublayer, "size": self.input_size, "norm": norm, "residual": self.residual}
-        config |= {"branch_scale": self.branch_scale, "eps": self.eps}
+        config |= {"branch_scale": self.branch_scale, "eps": self.eps, "normalisation": self.normalisation}
         inner: dict[str, Layer] = {} if self.norm is None else {"norm": self.norm}
-        self._compose(config, {**inner, "sublayer": sublayer}, sublayer.dtype)
+        self._compose(config, {**inner, "sublayer": sublayer}, own)
 
     def astype(self, dtype: Any) -> Self:
         """Return a copy of this block with parameters of another dtype."""
         other = type(self)(**{**self._config, "sublayer": self.sublayer.astype(dtype)})
-        other.load_parameters(self.parameters)
+        other.load_parameters({**self.parameters, **self.buffers})
         return other
 
     def _advance(self, stream: _Sum, run: _Pass) -> tuple[_Sum, BlockTape | None]:
@@ -542,7 +595,7 @@ class ResidualBlock(_Container, kind="ResidualBlock"):
         saved, tape = None, None
         if self.norm_place == "pre":
             assert self.norm is not None
-            h, saved = stream.normalise(self.norm, save=run.save, keep_sum=self.residual)
+            h, saved = run.normalise(self.norm, stream, keep_sum=self.residual)
         else:
             h = stream.settle()
         with _placed("sublayer", self.sublayer):
@@ -557,7 +610,7 @@ class ResidualBlock(_Container, kind="ResidualBlock"):
             out = _Sum(branch if scale == 1 else branch * branch.dtype.type(scale))
         if self.norm_place == "post":
             assert self.norm is not None
-            y, saved = out.normalise(self.norm, save=run.save, keep_sum=False)
+            y, saved = run.normalise(self.norm, out, keep_sum=False)
             out = _Sum(y)
         return out, BlockTape(self, out, saved, tape) if run.save else None
 
@@ -565,7 +618,9 @@ class ResidualBlock(_Container, kind="ResidualBlock"):
 class BlockTape(_ContainerTape):
     """What a forward of `ResidualBlock` keeps. ``output``; ``sublayer``: the tape of the inner layer."""
 
-    def __init__(self, block: ResidualBlock, stream: _Sum, saved: layer_norm.Saved | None, sublayer: Any) -> None:
+    def __init__(
+        self, block: ResidualBlock, stream: _Sum, saved: layer_norm.Saved | BatchSaved | None, sublayer: Any
+    ) -> None:
         super().__init__(stream, {"sublayer": sublayer})
         self._block, self._saved = block, saved
         self.sublayer = sublayer
@@ -656,21 +711,29 @@ class Sequential(_Container, kind="Sequential"):
             if not isinstance(layer, Layer):
                 raise TypeError(f"layers[{i}] must be a throughtime layer, got {type(layer).__name__}")
         self.layers = layers
-        common = layers[0].dtype if dtype is None else float_dtype(dtype)
-        for i, layer in enumerate(layers):
+        typed = [i for i, layer in enumerate(layers) if not layer._any_dtype]
+        self._any_dtype = dtype is None and not typed
+        first = typed[0] if typed else 0
+        common = layers[first].dtype if dtype is None else float_dtype(dtype)
+        for i in typed:
+            layer = layers[i]
             if layer.dtype != common:
-                whose = "dtype" if dtype is not None else "that of layers[0]"
+                whose = "dtype" if dtype is not None else f"that of layers[{first}]"
                 raise TypeError(f"layers[{i}] has dtype {layer.dtype}, expected {common}, {whose}: {layer!r}")
-        for i, (one, other) in enumerate(pairwise(layers)):
+        sized = [i for i, layer in enumerate(layers) if not layer._elementwise]
+        self._elementwise = not sized
+        for i, k in pairwise(sized):
+            one, other = layers[i], layers[k]
             if None not in (one.output_size, other.input_size) and one.output_size != other.input_size:
                 raise ValueError(
-                    f"layers[{i + 1}] ({other!r}) takes {other.input_size} features, "
+                    f"layers[{k}] ({other!r}) takes {other.input_size} features, "
                     f"but layers[{i}] ({one!r}) gives {one.output_size}"
                 )
         layouts = {leaf.batch_first: leaf for leaf in _leaves(layers) if hasattr(leaf, "batch_first")}
         if len(layouts) > 1:
             raise ValueError(f"batch_first is not the same in {layouts[True]!r} and {layouts[False]!r}")
-        self.input_size, self.output_size = layers[0].input_size, layers[-1].output_size
+        if sized:
+            self.input_size, self.output_size = layers[sized[0]].input_size, layers[sized[-1]].output_size
         self._compose({"layers": list(layers)}, {str(i): layer for i, layer in enumerate(layers)}, common)
 
     def __repr__(self) -> str:

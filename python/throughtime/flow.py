@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,14 @@ from ._arguments import Array, as_array, features_together, float_array
 from ._finite import first_broken, forward_fault, valid_steps
 from ._scaled import ZERO, Scaled, add, has_nan, log10_norm, scaled, times
 from ._torch_modules import from_torch
-from .blocks import BlockTape, LayerNormTape, Sequential, SequentialTape
+from .activations import Activation, ActivationTape
+from .batch_norm import BatchNorm, BatchNormTape
+from .batch_norm import Saved as BatchSaved
+from .blocks import BlockTape, LayerNorm, LayerNormTape, Sequential, SequentialTape
 from .flow_result import GradientFlow, StackFlow
 from .layer import Layer
-from .mlp import MLPTape
-from .modules import EmbeddingTape, LinearTape
+from .mlp import MLP, MLPTape
+from .modules import Embedding, EmbeddingTape, Linear, LinearTape
 from .recurrent import Recurrent
 from .tape import Tape
 
@@ -37,7 +41,8 @@ def gradient_flow(
 
     The way back is that of :meth:`Tape.backward`, without the gradients of parameters. What is carried of each sequence
     is the gradient over a power of two, whose exponent is kept beside it; so a norm of 1e-1500 is as exact as one of 1.
-    Dropout is switched off, zoneout takes its expectation.
+    Dropout is switched off, zoneout takes its expectation; BatchNorm takes the statistics of x, as in training, and
+    leaves its running ones alone.
 
     Parameters
     ----------
@@ -45,12 +50,13 @@ def gradient_flow(
         With any number of layers and directions. What is not recurrent is taken as a stack. A ``torch.nn.RNN``,
         ``GRU`` or ``LSTM``, or one of ``throughtime.torch``, goes as well, then tensors for the arrays too.
     x : (T, B, I) array
-        As for the layer's ``forward``.
+        As for the layer's ``forward``. Rows (N, I) have no time in a stack of layers to which they are nothing but a
+        batch (`Linear`, `MLP`, norms, activations, `Embedding`): the flow has T = 1 and B = N, and speaks of depth.
     d_output : "last" or array
         The gradient of the loss with respect to the output, in its shape. ``"last"`` is one of ones on what ``h_n``
         holds: each direction's own last step, ``output[lengths[b] - 1, b, :H]`` and, of the reverse direction,
         ``output[0, b, H:]``. Of a stack whose last layer is not recurrent it is one of ones on each sequence's last
-        valid output.
+        valid output; where there is no time, on every row's.
     state : optional
         Initial state of a recurrent layer.
     lengths : (B,) integers, optional
@@ -245,17 +251,29 @@ class _RecurrentPass:
 def _of_stack(stack: Sequential, x: Any, d_output: Any, lengths: Any, memory: str | int) -> StackFlow:
     takes_memory = any(isinstance(leaf, Recurrent) for leaf in stack._leaves())
     own_memory = memory if takes_memory or memory != "full" else None
-    tape = stack.forward(x, lengths, training=False, memory=own_memory)
-    time_axis = int(tape.output.ndim > 2 and stack._batch_first())
+    options = {**stack._handed_on(memory=own_memory), "training": False}
+    tape = stack._record(x, lengths, options, {}, batch_statistics=True)
+    output = tape.output
+    if lengths is None and output.ndim < 3 and all(isinstance(leaf, _ROW_BY_ROW) for leaf in stack._leaves()):
+        time_axis = None
+        if isinstance(d_output, str):
+            d_output = np.ones(output.shape, output.dtype)
+    else:
+        time_axis = int(output.ndim > 2 and stack._batch_first())
     directions = _directions_of_last(stack) if isinstance(d_output, str) else 1
-    parts = _incoming(tape.output.shape, stack.dtype, d_output, tape._valid, time_axis, directions)
+    parts = _incoming(output.shape, output.dtype, d_output, tape._valid, time_axis or 0, directions)
     return _StackPass(time_axis, tape._valid, tape._fault()).through(tape, _together(parts))[0]
 
 
-class _StackPass:
-    """The way back through layers in layers, whose arrays have time on this axis; where `valid` is false, padding."""
+_ROW_BY_ROW = (Activation, BatchNorm, Embedding, LayerNorm, Linear, MLP)  # whose rows are nothing but a batch
 
-    def __init__(self, time_axis: int, valid: Array | None, fault: str | None) -> None:
+
+class _StackPass:
+    """The way back through layers in layers, whose arrays have time on this axis, or none; where `valid` is false,
+    padding.
+    """
+
+    def __init__(self, time_axis: int | None, valid: Array | None, fault: str | None) -> None:
         self.time_axis, self.fault = time_axis, fault
         self.lengths = None if valid is None else valid.sum(axis=time_axis)
 
@@ -267,7 +285,8 @@ class _StackPass:
             flows.append(flow)
             norms.append(log10_norm(d))
         names = [f"into layers[{i}] ({type(layer).__name__})" for i, layer in enumerate(layers)]
-        rows = np.moveaxis(np.stack(norms[::-1]), 1 + self.time_axis, 1)
+        rows = np.stack(norms[::-1])
+        rows = rows[:, None] if self.time_axis is None else np.moveaxis(rows, 1 + self.time_axis, 1)
         title = f"Gradient flow of a stack of {len(layers)} layer{'s' if len(layers) > 1 else ''}"
         flow = StackFlow(
             rows,
@@ -291,20 +310,25 @@ class _StackPass:
                 return self._block(tape, d)
             case EmbeddingTape():
                 return None, Scaled(d.values, np.full_like(d.exponent, ZERO))
-            case LinearTape() | LayerNormTape() | MLPTape():  # row by row
+            case BatchNormTape():
+                return None, self._superposed(lambda part: tape._saved.backward(part)[0], d, axis=None)
+            case ActivationTape() | LinearTape() | LayerNormTape() | MLPTape():  # row by row
                 d_input = tape.backward(d.dense).input
                 assert d_input is not None
                 if self.fault is not None:
                     d_input[~np.isfinite(tape.output).all(axis=-1) & (d.exponent != ZERO)] = np.nan
                 return None, scaled(d_input, d.exponent)
             case _:
-                return None, self._superposed(tape, d)
+                return None, self._superposed(lambda part: tape.backward(part).input, d, axis=self.time_axis)
 
     def _block(self, tape: BlockTape, d: Scaled) -> tuple[GradientFlow | None, Scaled]:
         block = tape._block
 
         def norm(d: Scaled) -> Scaled:
             assert tape._saved is not None
+            if isinstance(tape._saved, BatchSaved):
+                batch = tape._saved
+                return self._superposed(lambda part: batch.backward(part)[0], d, axis=None)
             return scaled(layer_norm.backward(None, d.dense, tape._saved)[0], d.exponent)
 
         if block.norm_place == "post":
@@ -314,15 +338,15 @@ class _StackPass:
             below = norm(below)
         return flow, add(d, below) if block.residual else below
 
-    def _superposed(self, tape: Any, d: Scaled) -> Scaled:
-        """A layer that mixes timesteps: of rows of similar size at a time, for it is linear in the gradient."""
+    def _superposed(self, backward: Callable[[Array], Array], d: Scaled, axis: int | None) -> Scaled:
+        """A layer that mixes rows along an axis, or all: similar ones at a time, for it is linear in the gradient."""
         rest = d.exponent.astype(np.int64)
         below: Scaled | None = None
         while below is None or (rest != ZERO).any():
-            top = rest.max(axis=self.time_axis, keepdims=True)
+            top = rest.max(axis=axis, keepdims=True, initial=ZERO)
             here = (rest != ZERO) & (rest > top - _BAND)
             part = Scaled(d.values, np.where(here, rest - top, ZERO).astype(np.int32)).plain()
-            found = scaled(tape.backward(part).input, np.broadcast_to(top, rest.shape))
+            found = scaled(backward(part), np.broadcast_to(top, rest.shape))
             below = found if below is None else add(below, found)
             rest[here] = ZERO
         return below

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 __all__ = ["GradientFlow", "StackFlow", "plot_flows"]
 
 COLUMNS = ("start", "middle", "end", "gamma", "horizon(1e-3)", "horizon(1e-6)")
+_NOTE = (
+    "start, middle, end: log10 of the norm of {} along the way back; gamma: its mean factor per step back; "
+    "horizon(f): steps back until it is below f times that of the start."
+)
 
 
 class GradientFlow:
@@ -152,15 +156,13 @@ class GradientFlow:
             timestep in that order: the first of the sequence, in the reverse direction the last of the longest one.
             Where the forward was not finite, a line before the table says so.
         """
-        lines = [("", *COLUMNS), *((name, *self.cells(row)) for row, name in enumerate(self.names))]
+        return self._as_text(COLUMNS, [self.cells(row) for row in range(len(self.names))], _NOTE.format(self.quantity))
+
+    def _as_text(self, columns: Sequence[str], cells: Sequence[Sequence[str]], note: str) -> str:
+        """Title, a table with a line for every row, and a note."""
+        lines = [("", *columns), *((name, *own) for name, own in zip(self.names, cells, strict=True))]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        table = [
-            "  ".join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]).rstrip() for name, *cells in lines
-        ]
-        note = (
-            f"start, middle, end: log10 of the norm of {self.quantity} along the way back; gamma: its mean factor per "
-            "step back; horizon(f): steps back until it is below f times that of the start."
-        )
+        table = ["  ".join([name.ljust(widths[0]), *map(str.rjust, own, widths[1:])]).rstrip() for name, *own in lines]
         fault = [] if self.fault is None else [fault_text(self.fault)]
         return "\n".join([self.title, *fault, *table, note])
 
@@ -318,6 +320,34 @@ class StackFlow(GradientFlow):
         inside = [i for i, layer in enumerate(self.layers) if layer is not None]
         where = f"flow.layers[i].log10_unit, i among {inside}" if inside else "no layer here is recurrent"
         raise AttributeError(f"a stack has no log10_unit of its own: {where}")
+
+    @property
+    def _is_of_depth_alone(self) -> bool:
+        """Whether there is one timestep only, as of rows (N, F)."""
+        return len(self.log10_norm[0]) == 1
+
+    def summary(self) -> str:
+        """Return a table of every boundary of layers: `depth_log10_norm`, and how the norm fares over time.
+
+        Returns
+        -------
+        str
+            "all steps" is `depth_log10_norm`; the other columns are those of :meth:`GradientFlow.summary`. Where there
+            is one timestep only, a table of depth alone: the same, and by what factor each layer changes it.
+        """
+        depth = [_log10_text(norm) for norm in self.depth_log10_norm]
+        if self._is_of_depth_alone:
+            with np.errstate(invalid="ignore"):  # inf - inf
+                factors = [*map(factor_text, self.depth_log10_norm[:-1] - self.depth_log10_norm[1:]), ""]
+                mean = (self.depth_log10_norm[0] - self.depth_log10_norm[-1]) / len(self.layers)
+            note = (
+                "norm: log10 of the norm of dL/dx over all rows; factor: from what leaves the layer to what enters it; "
+                f"their geometric mean is {factor_text(mean)}."
+            )
+            return self._as_text(("norm", "factor"), list(zip(depth, factors, strict=True)), note)
+        cells = [(text, *self.cells(row)) for row, text in enumerate(depth)]
+        note = f"all steps: log10 of the norm of {self.quantity} over all timesteps; {_NOTE.format(self.quantity)}"
+        return self._as_text(("all steps", *COLUMNS), cells, note)
 
     @cached_property
     def depth_log10_norm(self) -> Array:

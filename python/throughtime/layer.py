@@ -33,6 +33,13 @@ class Layer:
     """Features of the output's last axis; None where they are not known."""
 
     _backend: Backend = Host
+    _elementwise = False  # whether each number of the output is a function of the same one of the input
+    _any_dtype = False  # whether x is float32 or float64, whatever `dtype` says
+
+    @property
+    def buffers(self) -> dict[str, Array]:
+        """Name to array of what belongs to the layer and is not trained, such as running statistics; mostly empty."""
+        return {}
 
     def __init_subclass__(cls, kind: str | None = None) -> None:
         """Name a class that `load` makes; a user's subclass is saved as what it derives from."""
@@ -92,7 +99,7 @@ class Layer:
         """Return a copy of this layer with parameters of another dtype."""
         self._needs_host("astype")
         other = type(self)(**{**self._config, "dtype": str(float_dtype(dtype))})
-        other.load_parameters(self.parameters)
+        other.load_parameters({**self.parameters, **self.buffers})
         return other
 
     def load_parameters(self, mapping: Mapping[str, Any]) -> None:
@@ -101,7 +108,8 @@ class Layer:
         Parameters
         ----------
         mapping : mapping of str to array
-            NumPy arrays, torch tensors (a ``state_dict()`` as it is), or anything with DLPack.
+            NumPy arrays, torch tensors (a ``state_dict()`` as it is), or anything with DLPack. Entries of `buffers` may
+            be among them.
 
         Raises
         ------
@@ -113,22 +121,22 @@ class Layer:
         if not isinstance(mapping, Mapping):
             raise TypeError(f"mapping must be a dict of name to array, got {type(mapping).__name__}")
         arrays = {name: self._backend.on_host(f"parameters[{name!r}]", value) for name, value in mapping.items()}
-        faults = [f"missing {name!r} {own.shape}" for name, own in self.parameters.items() if name not in arrays]
+        buffers = self.buffers
+        own = {**self.parameters, **{name: buffer for name, buffer in buffers.items() if name in arrays}}
+        faults = [f"missing {name!r} {array.shape}" for name, array in own.items() if name not in arrays]
+        faults += [f"unexpected {name!r} {array.shape}" for name, array in arrays.items() if name not in own]
         faults += [
-            f"unexpected {name!r} {array.shape}" for name, array in arrays.items() if name not in self.parameters
-        ]
-        faults += [
-            f"{name!r} has shape {arrays[name].shape}, expected {own.shape}"
-            for name, own in self.parameters.items()
-            if name in arrays and arrays[name].shape != own.shape
+            f"{name!r} has shape {arrays[name].shape}, expected {array.shape}"
+            for name, array in own.items()
+            if name in arrays and arrays[name].shape != array.shape
         ]
         if faults:
             raise ValueError(f"parameters do not fit {self!r}: " + "; ".join(faults))
         for name, array in arrays.items():
-            if not np.issubdtype(array.dtype, np.floating):
+            if not np.issubdtype(array.dtype, np.floating) and not np.issubdtype(own[name].dtype, np.integer):
                 raise TypeError(f"parameters[{name!r}] has dtype {array.dtype}, expected a float type")
         for name, array in arrays.items():
-            self.parameters[name][...] = array
+            own[name][...] = array
 
     def _check_parameters(self) -> None:
         """Raise unless `parameters` still holds what the constructor put there: a user may have replaced an entry."""
@@ -139,7 +147,9 @@ class Layer:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write configuration and parameters to `path` (NumPy's ``.npz`` format); `throughtime.load` reads it."""
         about = json.dumps(self._about(), default=lambda inner: inner._about())
-        values = {name: self._backend.on_host(name, array) for name, array in self.parameters.items()}
+        values = {
+            name: self._backend.on_host(name, array) for name, array in {**self.parameters, **self.buffers}.items()
+        }
         entries: dict[str, Any] = {"__throughtime__": np.array(about), **values}
         with open(path, "wb") as file:
             np.savez(file, **entries)
@@ -171,6 +181,11 @@ class Composite(Layer):
             if id(array) in places:
                 raise ValueError(f"a layer can stand in one place only, but {name!r} is {places[id(array)]!r}")
             places[id(array)] = name
+
+    @property
+    def buffers(self) -> dict[str, Array]:
+        """Those of the inner layers, with the others' names before them."""
+        return self._named({name: layer.buffers for name, layer in self._inner.items()})
 
     @staticmethod
     def _named(arrays: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

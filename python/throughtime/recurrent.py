@@ -89,6 +89,11 @@ class Recurrent(Layer):
     def _state_widths(self) -> tuple[int, ...]:
         return (self._width, self.hidden_size)[: len(self._state_names)]
 
+    def _gate_values(self, tape: Tape, index: int, gates: Array) -> None:
+        """Write the gates (T, B, G*H) of one layer and direction, all of which the cell saves first."""
+        steps, batch, _ = gates.shape
+        gates.reshape(steps, batch, self._gates, -1)[...] = tape._saved_units(index)[:, :, : self._gates]
+
     def _check_zoneout(self, zoneout: Any) -> float | tuple[float, ...]:
         if not isinstance(zoneout, tuple | list):
             return number("zoneout", zoneout, 0, 1)
@@ -413,6 +418,12 @@ class RNN(Recurrent, kind="RNN"):
         self._cell = f"rnn_{self.nonlinearity}" + ("_kept" if zoneout else "")
         super().__init__(config, dtype, seed)
 
+    def _gate_values(self, tape: Tape, index: int, gates: Array) -> None:
+        if self.zoneout:
+            super()._gate_values(tape, index, gates)
+        else:  # the state is the activation, and the cell saves nothing
+            gates[...] = tape._states[0][index, 1:-1]
+
 
 class GRU(Recurrent, kind="GRU"):
     """Gated recurrent unit (Cho et al. 2014), in PyTorch's and cuDNN's form, gates in the order r, z, n.
@@ -543,6 +554,28 @@ class LSTM(Recurrent, kind="LSTM"):
             shapes |= dict.fromkeys(("weight_ln_ih", "weight_ln_hh"), (4 * units,))
             shapes |= dict.fromkeys(("weight_ln_c", "bias_ln_c"), (units,))
         return shapes
+
+    def _gate_values(self, tape: Tape, index: int, gates: Array) -> None:
+        if self.layer_norm:
+            self._normalised_gates(tape, index, gates)
+        else:
+            super()._gate_values(tape, index, gates)
+
+    @np.errstate(all="ignore")  # what was saved of the padding may be anything
+    def _normalised_gates(self, tape: Tape, index: int, gates: Array) -> None:
+        """The gates (T, B, 4H), again, from the products that the cell saves."""
+        own = {name: tape._parameters[name + self._suffixes[index]] for name in self._parameter_names}
+        saved = tape._saved_units(index).astype(np.float64)  # W_ih x and W_hh h
+        z = sum((own[name] for name in ("bias_ih", "bias_hh") if self.bias), np.zeros(gates.shape[2]))
+        for part, name in ((saved[:, :, :4], "weight_ln_ih"), (saved[:, :, 4:], "weight_ln_hh")):
+            rows = part.reshape(gates.shape)
+            centred = rows - rows.mean(axis=2, keepdims=True)
+            variance = np.square(centred).mean(axis=2, keepdims=True)
+            z = z + centred / np.sqrt(variance + 1e-5) * own[name]
+        by_gate = z.reshape(*gates.shape[:2], 4, -1)
+        gate = np.reciprocal(1 + np.exp(-by_gate))
+        gate[:, :, 2] = np.tanh(by_gate[:, :, 2])
+        gates[...] = gate.reshape(gates.shape)
 
 
 def _config(arguments: dict[str, Any]) -> dict[str, Any]:

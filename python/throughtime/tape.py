@@ -318,6 +318,35 @@ class Tape:
         return self._unbatch(self._states[self._layer._state_names.index(name)][:, 1:-1], 2)
 
     @property
+    def gates(self) -> Array:
+        """Every gate after its activation, (L*D, T, B, G*H), in the order of the weights; zero beyond a length.
+
+        i f g o of the LSTM, r z n of the GRU; of the RNN the one activation, which is h_t before any zoneout. Index t
+        is the input's timestep. A copy, made from what ``memory="full"`` keeps, at each access; the gradients of the
+        same pre-activations are ``grads.gates``.
+        """
+        layer, (steps, batch) = self._layer, self._sizes
+        layer._needs_host("tape.gates")
+        if self._memory != "full":
+            kept = "made for inference" if self._memory is None else f"made with memory={self._memory!r}"
+            raise AttributeError(f"tape.gates was not kept: this tape was {kept}; memory='full' keeps the gates")
+        count = layer.num_layers * layer.num_directions
+        gates = np.empty((count, steps, batch, layer._gates * layer.hidden_size), layer.dtype)
+        for index in range(count):
+            layer._gate_values(self, index, gates[index])
+        if self._lengths is not None:
+            gates[:, np.arange(steps)[:, None] >= self._lengths] = 0
+        return self._unbatch(gates, 2)
+
+    def _saved_units(self, index: int) -> Array:
+        """What the cell of a layer and direction saved, (T, B, values, H)."""
+        saved, (steps, batch) = self._saved[index], self._sizes
+        assert saved is not None
+        by_sequence = saved if self._layer._backend.sees_whole_rows(self._layer._cell) else saved.swapaxes(1, 2)
+        values = by_sequence.swapaxes(2, 3).reshape(steps, batch, saved.shape[3], -1)
+        return values[..., : self._layer.hidden_size]
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the arrays that this tape holds, beside x and the output."""
         arrays = [*self._states, *self._saved, *self._inputs[1:], *self._masks.values(), *self._parameters.values()]

@@ -1,0 +1,329 @@
+"""BatchNorm: each feature normalised over all timesteps and sequences. Sums in float64, over blocks of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ._arguments import Array, as_array, contiguous, flag, float_array, number, valid_steps
+from ._arguments import size as positive_int
+from .layer import Layer
+from .layer_norm import check_eps
+from .modules import LayerGradients, check_features
+
+__all__ = ["BatchNorm"]
+
+_BLOCK = 1 << 14  # numbers that are in float64 at a time: two such arrays stay in a cache of 512 kB
+_as_numbers_are = np.errstate(all="ignore")  # no warnings: infinities and NaN stay in their feature, as in kernels
+
+
+class BatchNorm(Layer, kind="BatchNorm"):
+    """``y = (x - mean) / sqrt(variance + eps) weight + bias``, of each feature over timesteps and batch.
+
+    In training the mean and the variance are those of x (Ioffe and Szegedy 2015), so every row's output, and its
+    gradient, depends on all other rows of the batch, later timesteps included. At inference they are the running ones.
+    Both are as in ``torch.nn.BatchNorm1d``, whose state dict loads as it is. Parameters ``weight (size,)`` and
+    ``bias (size,)`` start as ones and zeros.
+
+    Parameters
+    ----------
+    size : int
+        Features of x and y.
+    eps : float
+        Added to the variance.
+    momentum : float or None
+        What each training forward moves the running statistics by: ``running = (1 - momentum) running + momentum
+        found``, with n / (n - 1) times the variance of the n rows. None: the mean over all training forwards so far.
+    dtype : {"float32", "float64"}
+        Of parameters, inputs and results.
+    seed : optional
+        As for every layer, though nothing is random here.
+
+    Attributes
+    ----------
+    buffers : dict of str to array
+        ``running_mean (size,)``, zeros at first, ``running_var (size,)``, ones at first, and
+        ``num_batches_tracked ()``, an int64. They are saved, loaded and copied with the parameters; no optimiser
+        changes them.
+
+    Examples
+    --------
+    >>> import numpy as np, throughtime as tt
+    >>> norm = tt.BatchNorm(1)
+    >>> x = np.array([[[1], [3]], [[5], [7]]], np.float32)  # (T, B, F)
+    >>> norm.forward(x).output.ravel().round(2)
+    array([-1.34, -0.45,  0.45,  1.34], dtype=float32)
+    >>> norm.buffers["running_mean"], norm.buffers["running_var"].round(3)
+    (array([0.4], dtype=float32), array([1.567], dtype=float32))
+    """
+
+    def __init__(
+        self, size: int, eps: float = 1e-5, momentum: float | None = 0.1, *, dtype: Any = "float32", seed: Any = None
+    ) -> None:
+        self.input_size = self.output_size = positive_int("size", size)
+        self.eps = check_eps(eps)
+        self.momentum = None if momentum is None else number("momentum", momentum, 0, 1)
+        config = {"size": self.input_size, "eps": self.eps, "momentum": self.momentum}
+        shape = (self.input_size,)
+        self._set_up(config, {"weight": shape, "bias": shape}, dtype, seed)
+        self.parameters["weight"][...] = 1
+        self._buffers: dict[str, Array] = {
+            "running_mean": np.zeros(shape, self.dtype),
+            "running_var": np.ones(shape, self.dtype),
+            "num_batches_tracked": np.zeros((), np.int64),
+        }
+
+    @property
+    def buffers(self) -> dict[str, Array]:
+        """The running statistics. Writing into an array changes the layer."""
+        return self._buffers
+
+    def __call__(self, x: Any, lengths: Any = None) -> Array:
+        """Return the output (..., size) for `x` (..., size), from the running statistics; nothing is saved."""
+        return self._normalise(*self._checked(x, lengths), batch=False)[0]
+
+    def forward(self, x: Any, lengths: Any = None, *, training: bool = True) -> BatchNormTape:
+        """Compute the output and keep what `BatchNormTape.backward` needs.
+
+        Parameters
+        ----------
+        x : (..., size) array
+            Of the layer's dtype, with any leading axes: all of them are normalised over. The tape keeps a reference.
+        lengths : (B,) integers, optional
+            Each sequence's own length, for x (T, B, size). The padding is not counted, whatever it holds; the output
+            and the gradient are zero there.
+        training : bool
+            True: the statistics of x, which the running ones take up. False: the running ones, which stay.
+
+        Returns
+        -------
+        BatchNormTape
+            With ``output`` (..., size).
+
+        Raises
+        ------
+        TypeError
+            If `x` is no array of the layer's dtype.
+        ValueError
+            If the last axis of `x` has another size, or in training there is one row only, which has no variance.
+        """
+        training = flag("training", training)
+        output, saved = self._normalise(*self._checked(x, lengths), batch=training, update=training)
+        return BatchNormTape(output, saved)
+
+    def _checked(self, x: Any, lengths: Any) -> tuple[Array, Array | None]:
+        """`x`, and where it is no padding."""
+        self._check_parameters()
+        x = as_array("x", x)
+        check_features(self, x)
+        return x, None if lengths is None else valid_steps(x, lengths)
+
+    @_as_numbers_are
+    def _normalise(self, x: Array, valid: Array | None, *, batch: bool, update: bool = False) -> tuple[Array, Saved]:
+        """The output, by the statistics of the batch or the running ones, which are brought up to date if asked for."""
+        rows = contiguous(x.reshape(-1, x.shape[-1]))
+        if valid is not None:
+            valid = valid.reshape(-1)
+            rows = rows[valid]
+        if batch and len(rows) == 1:
+            raise ValueError(
+                f"x has one row (x.shape == {x.shape}), which has no variance; BatchNorm needs two or more, "
+                "or training=False, which takes the running statistics"
+            )
+        if batch and len(rows):
+            statistics = _of_rows(rows, self.eps)
+            if update:
+                self._update(statistics, len(rows))
+        else:
+            statistics = self._running()
+        weight, bias = (self.parameters[name].astype(np.float64) for name in ("weight", "bias"))
+        saved = Saved(rows, x.shape, valid, statistics, weight, batch)
+        output, factor = saved.new(), weight * statistics.inverse
+        offset = bias - statistics.mean * factor
+        for part in _parts(rows):
+            y = statistics.shifted(rows[part])
+            y *= factor
+            y += offset
+            output[part] = y
+        return saved.placed(output), saved
+
+    def _running(self) -> Statistics:
+        mean, variance = (self._buffers[name].astype(np.float64) for name in ("running_mean", "running_var"))
+        return Statistics(np.ones_like(mean), mean, np.zeros_like(mean), variance, 1 / np.sqrt(variance + self.eps))
+
+    def _update(self, found: Statistics, rows: int) -> None:
+        self._buffers["num_batches_tracked"] += 1
+        share = 1 / int(self._buffers["num_batches_tracked"]) if self.momentum is None else self.momentum
+        variance = found.variance * (rows / (rows - 1)) / found.unit / found.unit
+        news = {"running_mean": (found.origin + found.mean) / found.unit, "running_var": variance}
+        for name, new in news.items():
+            running = self._buffers[name]
+            running[...] = (1 - share) * running.astype(np.float64) + share * new
+
+
+class Statistics(NamedTuple):
+    """Of each feature, float64: ``x^ = (x unit - origin - mean) inverse``; differences of near numbers are exact.
+
+    `unit` is a power of two that keeps squares in range, `origin` the first row times it, `mean` that of x unit -
+    origin, `variance` that of x unit, `inverse` one over the deviation of x unit. As `origin` is one of the N rows, it
+    is at most sqrt(N) deviations away from the mean, so that `mean` may also be subtracted after a product.
+    """
+
+    unit: Array
+    origin: Array
+    mean: Array
+    variance: Array
+    inverse: Array
+
+    def shifted(self, rows: Array) -> Array:
+        """x unit - origin."""
+        shifted = rows.astype(np.float64)
+        if (self.unit != 1).any():
+            shifted *= self.unit
+        shifted -= self.origin
+        return shifted
+
+
+def _of_rows(rows: Array, eps: float) -> Statistics:
+    """The statistics of rows (N, F), N > 0."""
+    found = _in_units(rows, eps, np.ones(rows.shape[1]))
+    if rows.dtype == np.float64 and not np.isfinite(found.variance).all():
+        found = _in_units(rows, eps, _unit(rows))
+    return found
+
+
+def _in_units(rows: Array, eps: float, unit: Array) -> Statistics:
+    """Mean and sum of squares of a block at a time, put together as Chan, Golub and LeVeque (1979) do."""
+    mean, squares, count = np.zeros_like(unit), np.zeros_like(unit), 0
+    found = Statistics(unit, rows[0] * unit, mean, squares, unit)
+    for part in _parts(rows):
+        block = found.shifted(rows[part])
+        own = block.sum(axis=0) / len(block)
+        block -= own
+        block *= block
+        total = count + len(block)
+        change = own - mean
+        mean = mean + change * (len(block) / total)
+        squares = squares + block.sum(axis=0) + change * change * (count * len(block) / total)
+        count = total
+    variance = squares / count
+    return found._replace(mean=mean, variance=variance, inverse=1 / np.sqrt(variance + eps * unit * unit))
+
+
+def _unit(rows: Array) -> Array:
+    """1 for every feature, but for those whose squares would leave the range of float64."""
+    unit = np.ones(rows.shape[1])
+    largest = np.maximum(rows.max(axis=0), -rows.min(axis=0))
+    large = np.isfinite(largest) & (largest > 2.0**400)
+    unit[large] = np.ldexp(1.0, 1 - np.frexp(largest[large])[1])
+    return unit
+
+
+def _parts(rows: Array) -> Iterator[slice]:
+    step = max(1, _BLOCK // rows.shape[1])
+    return (slice(start, start + step) for start in range(0, len(rows), step))
+
+
+class Saved:
+    """What a forward keeps for its backward: the rows that count, their statistics, and the weight as it was."""
+
+    def __init__(
+        self,
+        rows: Array,
+        shape: tuple[int, ...],
+        valid: Array | None,
+        statistics: Statistics,
+        weight: Array,
+        batch: bool,
+    ) -> None:
+        self.rows, self.shape, self.valid = rows, shape, valid
+        self.statistics, self.weight = statistics, weight
+        self.batch = batch  # whether the statistics are those of the rows
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held beside x."""
+        own = [*self.statistics, self.weight, *([] if self.valid is None else [self.valid, self.rows])]
+        return sum(array.nbytes for array in own)
+
+    def new(self) -> Array:
+        """Room for as many rows."""
+        return np.empty(self.rows.shape, self.rows.dtype)
+
+    def placed(self, rows: Array) -> Array:
+        """Rows as an array like x, with zeros in the padding."""
+        if self.valid is None:
+            return rows.reshape(self.shape)
+        whole = np.zeros((len(self.valid), rows.shape[1]), rows.dtype)
+        whole[self.valid] = rows
+        return whole.reshape(self.shape)
+
+    @_as_numbers_are
+    def backward(self, d_output: Array) -> tuple[Array, dict[str, Array]]:
+        """The gradients of x and of the parameters.
+
+        With g = weight dy and the statistics of the rows, dx = (g - <g> - x^ <g x^>) / deviation, <> the mean over
+        rows; with running ones, dx = g / deviation.
+        """
+        d_rows = contiguous(d_output.reshape(-1, self.rows.shape[1]))
+        if self.valid is not None:
+            d_rows = d_rows[self.valid]
+        found, count = self.statistics, max(1, len(self.rows))
+        d_sum, product_sum = np.zeros_like(self.weight), np.zeros_like(self.weight)  # of d, and d (x unit - origin)
+        for part in _parts(self.rows):
+            d, product = d_rows[part].astype(np.float64), found.shifted(self.rows[part])
+            product *= d
+            d_sum += d.sum(axis=0)
+            product_sum += product.sum(axis=0)
+        d_weight = (product_sum - found.mean * d_sum) * found.inverse
+        factor = self.weight * found.inverse * found.unit
+        of_x = -factor * found.inverse * d_weight / count
+        offset = -factor * d_sum / count - of_x * found.mean
+        d_x = self.new()
+        for part in _parts(self.rows):
+            d = d_rows[part].astype(np.float64)
+            d *= factor
+            if self.batch:
+                through_statistics = found.shifted(self.rows[part])
+                through_statistics *= of_x
+                d += through_statistics
+                d += offset
+            d_x[part] = d
+        dtype = self.rows.dtype
+        return self.placed(d_x), {"weight": d_weight.astype(dtype), "bias": d_sum.astype(dtype)}
+
+
+class BatchNormTape:
+    """What a forward of `BatchNorm` keeps: ``output``, the input, the statistics, and the weight as it was."""
+
+    def __init__(self, output: Array, saved: Saved) -> None:
+        self.output = output
+        self._saved = saved
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the tape holds, x left out."""
+        return self.output.nbytes + self._saved.nbytes
+
+    def backward(self, d_output: Any) -> LayerGradients:
+        """Backpropagate; may be called again.
+
+        Parameters
+        ----------
+        d_output : (..., size) array
+            dL/doutput, of the shape and dtype of ``output``.
+
+        Returns
+        -------
+        LayerGradients
+            ``input`` (..., size) and ``parameters`` with ``weight`` and ``bias`` (size,).
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the dtype or shape of `d_output` does not fit.
+        """
+        d_output = float_array("d_output", d_output, self.output.dtype, self.output.shape)
+        return LayerGradients(*self._saved.backward(d_output))

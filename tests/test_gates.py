@@ -1,0 +1,113 @@
+"""`tape.gates`: every cell's gates after their activations, in the order of the weights, against the reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import reference
+import throughtime as tt
+from conftest import (
+    KINDS,
+    Problem,
+    assert_close,
+    assert_same_bits,
+    magnification,
+    problems,
+    reference_forward,
+    rounding_bound,
+)
+
+
+def gates_of(kind, direction, step):
+    """(B, G*H) by the reference; the RNN's one gate is what its equation gives, before any zoneout."""
+    if kind.startswith("rnn"):
+        (h,), _ = reference.CELLS[kind].forward(direction.parameters, step.x, step.previous)
+        return h
+    saved = step.saved[1] if kind == "lstm_projected" else step.saved
+    return np.concatenate(saved[:3] if kind.startswith("gru") else saved[0], axis=1)
+
+
+def expected(problem, options=None):
+    record = reference_forward(problem, {"masks": problem.masks, **(options or {})})
+    gates = [
+        [
+            np.where(direction.schedule.active[t][:, None], gates_of(problem.kind, direction, step), 0)
+            for t, step in enumerate(direction.steps)
+        ]
+        for direction in record.directions
+    ]
+    return np.array(gates), rounding_bound(problem.dtype, problem.terms) * magnification(record)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(data=st.data(), padded=st.booleans())
+def test_gates_are_those_of_the_reference(kind, data, padded):
+    problem = data.draw(problems(kind, noise=True))
+    options = {"lengths": problem.lengths} if padded else {}
+    tape = problem.layer().forward(problem.x, masks=problem.masks, **options)
+    gates, bound = expected(problem, options)
+    assert_close(tape.gates, gates, bound, floor=1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gates_in_float32_from_a_state_with_resets(kind):
+    problem = Problem(kind, T=5, H=9, L=2, D=2, dtype="float32")
+    options = {"state": problem.state, "resets": problem.resets}
+    tape = problem.layer().forward(problem.x, **options)
+    gates, bound = expected(problem, options)
+    assert tape.gates.dtype == np.float32
+    assert_close(tape.gates, gates, bound, floor=1)
+
+
+def test_a_gru_whose_z_is_open_says_so():
+    """With a bias of 100 on z, sigmoid is 1 to the last bit; r and n stay between."""
+    gru = tt.GRU(3, 4, seed=0)
+    gru.parameters["bias_ih_l0"][4:8] = 100
+    r, z, n = np.split(gru.forward(np.ones((6, 2, 3), np.float32)).gates[0], 3, axis=-1)
+    assert (z == 1).all()
+    assert ((r > 0) & (r < 1)).all()
+    assert (abs(n) < 1).all()
+
+
+def test_gates_of_one_sequence_and_of_batch_first():
+    """Time first in both, as for every array per timestep."""
+    x = np.random.default_rng(0).standard_normal((7, 2, 3)).astype(np.float32)
+    gates = tt.LSTM(3, 4, seed=0).forward(x).gates
+    assert gates.shape == (1, 7, 2, 16)
+    alone = tt.LSTM(3, 4, seed=0).forward(x[:, 0]).gates
+    assert alone.shape == (1, 7, 16)
+    assert_close(alone, gates[:, :, 0], rounding_bound("float32", 7 * 60))
+    assert_same_bits(tt.LSTM(3, 4, batch_first=True, seed=0).forward(x.swapaxes(0, 1)).gates, gates)
+
+
+def test_gates_are_a_copy():
+    tape = tt.RNN(3, 4, seed=0).forward(np.ones((5, 2, 3), np.float32))
+    before = tape.gates
+    tape.gates[...] = 7
+    assert_same_bits(tape.gates, before)
+    assert_same_bits(tape.gates, tape.hidden)
+
+
+@pytest.mark.parametrize("padding", [np.nan, np.inf, 3e38])
+def test_padding_has_no_gates(padding):
+    x = np.full((5, 2, 3), 0.5, np.float32)
+    x[2:, 1] = padding
+    gates = tt.LSTM(3, 4, layer_norm=True, seed=0).forward(x, lengths=[5, 2]).gates
+    assert np.isfinite(gates).all()
+    assert not gates[:, 2:, 1].any()
+
+
+@pytest.mark.parametrize("memory", ["states", "checkpoint", 2])
+def test_other_memory_modes_say_that_gates_are_not_kept(memory):
+    tape = tt.LSTM(3, 4, seed=0).forward(np.ones((5, 2, 3), np.float32), memory=memory)
+    with pytest.raises(AttributeError, match=rf"tape\.gates was not kept.*memory={memory!r}.*memory='full'"):
+        _ = tape.gates
+
+
+def test_the_tape_of_a_layer_in_a_stack_has_gates():
+    stack = tt.Sequential(tt.Linear(3, 4, seed=0), tt.ResidualBlock(tt.GRU(4, 4, seed=1), 4))
+    tape = stack.forward(np.ones((5, 2, 3), np.float32))
+    assert tape.layers[1].sublayer.gates.shape == (1, 5, 2, 12)
