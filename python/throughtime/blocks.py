@@ -488,12 +488,6 @@ class ResidualBlock(_Container, kind="ResidualBlock"):
         inner: dict[str, Layer] = {} if self.norm is None else {"norm": self.norm}
         self._compose(config, {**inner, "sublayer": sublayer}, sublayer.dtype)
 
-    def astype(self, dtype: Any) -> Self:
-        """Return a copy of this block with parameters of another dtype."""
-        other = type(self)(**{**self._config, "sublayer": self.sublayer.astype(dtype)})
-        other.load_parameters(self.parameters)
-        return other
-
     def _advance(self, stream: _Sum, run: _Pass) -> tuple[_Sum, BlockTape | None]:
         check_features(self, stream.x)
         saved, tape = None, None
@@ -629,10 +623,6 @@ class Sequential(_Container, kind="Sequential"):
     @classmethod
     def _rebuild(cls, config: dict[str, Any]) -> Self:
         return cls(*config["layers"])
-
-    def astype(self, dtype: Any) -> Self:
-        """Return a copy of this stack with parameters of another dtype."""
-        return type(self)(*(layer.astype(dtype) for layer in self.layers))
 
     def _advance(self, stream: _Sum, run: _Pass) -> tuple[_Sum, SequentialTape | None]:
         tapes = []

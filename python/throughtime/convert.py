@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ._arguments import Array, as_array, check_shape, choice
+from ._arguments import Array, as_host_floats, check_shape, choice
 from .recurrent import GRU, LSTM, RNN, Recurrent
 
 __all__ = ["from_keras", "from_onnx"]
@@ -78,7 +78,7 @@ def from_keras(kind: str, weights: Sequence[Any]) -> dict[str, Array]:
     order = _KERAS[choice("kind", kind, tuple(_KERAS))]
     if not isinstance(weights, Sequence) or isinstance(weights, str):
         raise TypeError(f"weights must be the list of arrays that get_weights() gives, got {type(weights).__name__}")
-    arrays = [as_array(f"weights[{k}]", array) for k, array in enumerate(weights)]
+    arrays = [as_host_floats(f"weights[{k}]", array) for k, array in enumerate(weights)]
     if len(arrays) not in (2, 3, 4, 6):
         raise ValueError(
             "weights must be kernel, recurrent_kernel and, where there is one, bias, of one direction or of two "
@@ -249,7 +249,7 @@ def _arrays(
                 f"expected one of {', '.join(map(repr, initializers)) or 'none'}"
             )
     labels = {letter: f"initializers[{name!r}] ({letter})" for letter, name in names.items()}
-    arrays = {letter: as_array(labels[letter], initializers[name]) for letter, name in names.items()}
+    arrays = {letter: as_host_floats(labels[letter], initializers[name]) for letter, name in names.items()}
     units: int = arrays["R"].shape[-1] if arrays["R"].ndim else 0
     if hidden_size not in (None, units):
         raise ValueError(
