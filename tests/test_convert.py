@@ -403,3 +403,79 @@ def test_what_is_no_node_is_an_error_that_says_so():
 def test_the_first_array_that_is_no_kernel_is_named(shape):
     with pytest.raises(ValueError, match=r"weights\[0\] \(kernel\) has shape .*, expected a matrix of 4 H columns"):
         tt.convert.from_keras("LSTM", [np.zeros(shape)] * 3)
+
+
+# Types that NumPy has not
+
+NARROW = ["float16", "bfloat16", "float8_e5m2", "float8_e4m3fn"]
+
+
+def narrow(shape, dtype, seed=0):
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    return np.random.default_rng(seed).standard_normal(shape).astype(getattr(ml_dtypes, dtype, dtype))
+
+
+def exactly(found, expected):
+    """Every number of these types is one of float32."""
+    assert found.dtype == np.float32
+    assert np.array_equal(found, expected.astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_keras_weights_of_narrow_types_are_exact(dtype):
+    kernel, recurrent, bias = narrow((I, 3 * H), dtype), narrow((H, 3 * H), dtype, 1), narrow((2, 3 * H), dtype, 2)
+    gru = tt.GRU(I, H)
+    gru.load_parameters(tt.convert.from_keras("GRU", [kernel, recurrent, bias]))
+    z, r, n = np.split(kernel.T, 3)
+    exactly(gru.parameters["weight_ih_l0"], np.concatenate([r, z, n]))
+    exactly(gru.parameters["bias_hh_l0"][2 * H :], bias[1, 2 * H :])
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_onnx_initializers_of_narrow_types_are_exact(dtype):
+    node, arrays = onnx_node("lstm_peephole")
+    arrays = {name: narrow(array.shape, dtype) for name, array in arrays.items()}
+    lstm = tt.convert.from_onnx(node, arrays)
+    exactly(lstm.parameters["weight_co_l0"], arrays["p"][0, H : 2 * H])
+    i, o, f, c = np.split(arrays["r"][0], 4)
+    exactly(lstm.parameters["weight_hh_l0"], np.concatenate([i, f, c, o]))
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("into", ["float32", "float64"])
+def test_parameters_of_narrow_types_load_exactly(dtype, into):
+    layer, array = tt.Linear(3, 5, bias=False, dtype=into), narrow((5, 3), dtype)
+    layer.load_parameters({"weight": array})
+    assert np.array_equal(layer.parameters["weight"], array.astype(into))
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_tensors_of_narrow_types_load_exactly(dtype):
+    torch = pytest.importorskip("torch")
+    weight = torch.randn(5, 3).to(getattr(torch, dtype)).requires_grad_()
+    layer = tt.Linear(3, 5, bias=False)
+    layer.load_parameters({"weight": weight})
+    exactly(layer.parameters["weight"], weight.detach().float().numpy())
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_jax_arrays_of_narrow_types_load_exactly(dtype):
+    jnp = pytest.importorskip("jax.numpy")
+    weight = jnp.asarray(narrow((5, 3), dtype))
+    layer = tt.Linear(3, 5, bias=False)
+    layer.load_parameters({"weight": weight})
+    exactly(layer.parameters["weight"], np.asarray(weight))
+
+
+def test_what_is_no_float_is_refused_also_where_numpy_has_it_not():
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    for array in (np.ones((5, 3), ml_dtypes.int4), np.ones((5, 3), "V2"), np.ones((5, 3), complex)):
+        with pytest.raises(TypeError, match=r"parameters\['weight'\] has dtype .*, expected a float type"):
+            tt.Linear(3, 5, bias=False).load_parameters({"weight": array})
+
+
+def test_inputs_of_narrow_types_are_not_cast():
+    torch = pytest.importorskip("torch")
+    for x in (narrow((4, 3), "bfloat16"), torch.ones(4, 3, dtype=torch.bfloat16), torch.ones(4, 3, dtype=torch.half)):
+        with pytest.raises(TypeError, match=r"^x "):
+            tt.Linear(3, 5)(x)
