@@ -45,9 +45,9 @@ def gradient_flow(
         As for the layer's ``forward``.
     d_output : "last" or array
         The gradient of the loss with respect to the output, in its shape; ``"last"`` is one of ones on each sequence's
-        last valid output, ``output[lengths[b] - 1, b]``.
+        last valid output, ``output[lengths[b] - 1, b]``; on the first where the layer runs backward only.
     state : optional
-        Initial state of a recurrent layer.
+        Initial state, as for ``forward``.
     lengths : (B,) integers, optional
         As for ``forward``. In the padding no gradient arrives.
     memory : {"full", "states", "checkpoint"} or int
@@ -63,7 +63,7 @@ def gradient_flow(
     TypeError
         If `layer` is no layer, or an array has another dtype than the layer.
     ValueError
-        If a size does not fit, `d_output` is another word, or a stack is given a `state`.
+        If a size does not fit, `d_output` is another word, or a layer without a state is given one.
 
     Examples
     --------
@@ -79,14 +79,15 @@ def gradient_flow(
     if isinstance(d_output, str) and d_output != "last":
         raise ValueError(f"d_output must be 'last' or an array, got {d_output!r}")
     if not isinstance(layer, Recurrent):
-        if state is not None:
-            raise ValueError("state was given, but the layers of a stack start from zeros")
-        stack = layer if isinstance(layer, Sequential) else Sequential(layer)
-        return _of_stack(stack, x, d_output, lengths, memory)
+        if isinstance(layer, Sequential):
+            return _of_stack(layer, x, d_output, lengths, memory, state)
+        return _of_stack(Sequential(layer), x, d_output, lengths, memory, None if state is None else (state,))
     # Of the outputs nobody reads more than their shape.
     tape = layer.forward(x, state, lengths, training=False, output="last", memory=memory)
-    shape = (*as_array("x", x).shape[:-1], layer.output_size)
-    d = _incoming(shape, layer.dtype, d_output, _valid(tape), int(layer.batch_first and tape._batched))
+    shape, time_axis = (*as_array("x", x).shape[:-1], layer.output_size), int(layer.batch_first and tape._batched)
+    if _is_reverse(layer) and isinstance(d_output, str):
+        d_output = _ones_on_first(shape, layer.dtype, time_axis)
+    d = _incoming(shape, layer.dtype, d_output, _valid(tape), time_axis)
     return _RecurrentPass(tape).run(d, asks_input=False)[0]
 
 
@@ -106,6 +107,18 @@ def _incoming(
         last[:-1] &= ~last[1:]
         in_time[last] = 0
     return Scaled(np.broadcast_to(np.ones(shape[-1], dtype), shape), exponent)
+
+
+def _ones_on_first(shape: tuple[int, ...], dtype: np.dtype[Any], time_axis: int) -> Array:
+    """The gradient of the last output of a layer that runs backward."""
+    d_output = np.zeros(shape, dtype)
+    np.moveaxis(d_output, time_axis, 0)[0] = 1
+    return d_output
+
+
+def _is_reverse(layer: Layer) -> bool:
+    """Whether the layer on top runs backward only."""
+    return _is_reverse(layer.layers[-1]) if isinstance(layer, Sequential) else getattr(layer, "reverse", False)
 
 
 def _valid(tape: Tape) -> Array | None:
@@ -170,11 +183,13 @@ class _RecurrentPass:
         return Scaled(x, exponent) if d_input is None else scaled(d_input, exponent)
 
 
-def _of_stack(stack: Sequential, x: Any, d_output: Any, lengths: Any, memory: str | int) -> StackFlow:
+def _of_stack(stack: Sequential, x: Any, d_output: Any, lengths: Any, memory: str | int, state: Any) -> StackFlow:
     takes_memory = any(isinstance(leaf, Recurrent) for leaf in stack._leaves())
     own_memory = memory if takes_memory or memory != "full" else None
-    tape = stack.forward(x, lengths, training=False, memory=own_memory)
+    tape = stack.forward(x, lengths, state=state, training=False, memory=own_memory)
     time_axis = int(tape.output.ndim > 2 and stack._batch_first())
+    if _is_reverse(stack) and isinstance(d_output, str):
+        d_output = _ones_on_first(tape.output.shape, stack.dtype, time_axis)
     d = _incoming(tape.output.shape, stack.dtype, d_output, tape._valid, time_axis)
     return _StackPass(time_axis).through(tape, Scaled(d.dense, d.exponent))[0]
 
