@@ -140,3 +140,8 @@ def test_other_subclasses_are_taken_as_the_arrays_they_hold(name, array, call, s
         assert type(one) is np.ndarray
         assert one.shape == other.shape
         assert np.array_equal(one, other)
+
+
+def test_masked_arrays_are_not_copied_to_a_device():
+    with pytest.raises(TypeError, match="array is a masked array"):
+        tt.cuda.to_device(np.ma.masked_array(FLOATS, FLOATS > 0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,17 +12,14 @@ from ._arguments import Array
 
 def are_plain(arrays: Iterable[Any]) -> bool:
     """Whether none is of a subclass of NumPy's arrays, which kernels would take for what it derives from."""
-    return all(type(array) is np.ndarray for array in arrays)
+    return set(map(type, arrays)) <= {np.ndarray}
 
 
-def may_share(arrays: Iterable[Any], owners: tuple[type, ...] = (type(None),)) -> bool:
+def may_share(arrays: Collection[Any], owners: tuple[type, ...] = (type(None),)) -> bool:
     """False where all are different arrays of memory of their own: their bases are of these types."""
-    seen: set[int] = set()
-    for array in arrays:
-        if not isinstance(getattr(array, "base", None), owners) or id(array) in seen:
-            return True
-        seen.add(id(array))
-    return False
+    if len(set(map(id, arrays))) < len(arrays):
+        return True
+    return not all([isinstance(getattr(array, "base", None), owners) for array in arrays])
 
 
 def by_memory(label: str, arrays: Mapping[str, Array], *, apart: bool) -> list[list[str]]:
