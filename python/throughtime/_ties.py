@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Set
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 
 from ._arguments import Array
+
+_OWNERS = frozenset({type(None)})
+_base = attrgetter("base")
 
 
 def are_plain(arrays: Iterable[Any]) -> bool:
@@ -15,11 +19,13 @@ def are_plain(arrays: Iterable[Any]) -> bool:
     return set(map(type, arrays)) <= {np.ndarray}
 
 
-def may_share(arrays: Collection[Any], owners: tuple[type, ...] = (type(None),)) -> bool:
+def may_share(arrays: Collection[Any], owners: Set[type] = _OWNERS) -> bool:
     """False where all are different arrays of memory of their own: their bases are of these types."""
-    if len(set(map(id, arrays))) < len(arrays):
+    try:
+        bases = set(map(type, map(_base, arrays)))
+    except AttributeError:  # of what is no array
         return True
-    return not all([isinstance(getattr(array, "base", None), owners) for array in arrays])
+    return len(set(map(id, arrays))) < len(arrays) or not bases <= owners
 
 
 def by_memory(label: str, arrays: Mapping[str, Array], *, apart: bool) -> list[list[str]]:

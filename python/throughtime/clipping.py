@@ -15,7 +15,7 @@ from ._ties import are_plain, by_memory, may_share
 
 __all__ = ["clip_grad_norm"]
 
-_OWNERS = (type(None), type(_core.empty((1,), np.dtype(np.float32)).base))  # of NumPy's memory, and of the pool's
+_OWNERS = {type(None), type(_core.empty((1,), np.dtype(np.float32)).base)}  # of NumPy's memory, and of the pool's
 
 
 def clip_grad_norm(grads: Any, max_norm: float) -> float:
