@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -648,3 +649,145 @@ def test_a_broken_file_is_no_layer(tmp_path):
     np.savez(tmp_path / "broken.npz", **entries)
     with pytest.raises(ValueError, match="not a layer saved by throughtime"):
         tt.load(tmp_path / "broken.npz")
+
+
+# States
+
+
+def stateful(dtype="float64", **options):
+    """Recurrent layers at three depths, and layers without a state between them."""
+    return tt.Sequential(
+        tt.LSTM(F, F, 2, dtype=dtype, seed=0, **options),
+        tt.MLP(F, 5, dtype=dtype, seed=1),
+        tt.ResidualBlock(tt.GRU(F, F, dtype=dtype, seed=2, **options), F, norm="post"),
+        tt.Sequential(tt.Linear(F, F, dtype=dtype, seed=3), tt.RNN(F, F, dtype=dtype, seed=4, **options)),
+    )
+
+
+def shapes(state):
+    if state is None:
+        return None
+    return tuple(map(shapes, state)) if isinstance(state, tuple) else state.shape
+
+
+def test_states_have_the_form_of_the_layers():
+    stack, x = stateful(), numbers(7, 3, F)
+    tape = stack.forward(x)
+    form = (((2, 3, F), (2, 3, F)), None, (1, 3, F), (None, (1, 3, F)))
+    assert shapes(tape.final_state) == form
+    assert shapes(tape.backward(tape.output).initial_state) == form
+    assert shapes(stack(x, state=None)[1]) == form
+    assert tape.final_state[2] is tape.layers[2].final_state
+    assert shapes(stack.forward(x[:, 0]).final_state) == (((2, F), (2, F)), None, (1, F), (None, (1, F)))
+    without = tt.Sequential(tt.Linear(F, F), tt.Sequential(tt.LayerNorm(F)))
+    assert without.forward(numbers(2, F, dtype="float32")).final_state is None
+    assert without(numbers(2, F, dtype="float32"), state=None)[1] is None
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_a_sequence_in_parts_is_the_whole(batch_first):
+    stack, x = stateful(batch_first=batch_first), numbers(9, 3, F)
+    turn = (lambda array: array.swapaxes(0, 1)) if batch_first else (lambda array: array)
+    whole, state, steps, tapes = stack.forward(turn(x)), None, [], []
+    for t in range(9):
+        output, state = stack(turn(x[t : t + 1]), state=state)
+        steps.append(turn(output)[0])
+    assert_close(np.stack(steps), turn(whole.output), 1e-13)
+    for mine, theirs in zip(arrays_of(state), arrays_of(whole.final_state), strict=True):
+        assert_close(mine, theirs, 1e-13)
+    state = None
+    for part in (x[:4], x[4:5], x[5:]):
+        tapes.append(stack.forward(turn(part), state=state))
+        state = tapes[-1].final_state
+    # Back through the parts, the gradient handed over by hand: that of the whole.
+    d_output = numbers(9, 3, F, seed=1)
+    expected, total, d_state = whole.backward(turn(d_output)), dict.fromkeys(stack.parameters, 0), None
+    for tape, steps in zip(reversed(tapes), (slice(5, 9), slice(4, 5), slice(0, 4)), strict=True):
+        grads = tape.backward(turn(d_output[steps]), d_state)
+        d_state = grads.initial_state
+        assert_close(turn(grads.input), turn(expected.input)[steps], 1e-12)
+        total = {name: total[name] + grads.parameters[name] for name in total}
+    assert_close(total, expected.parameters, 1e-12)
+    for mine, theirs in zip(arrays_of(d_state), arrays_of(expected.initial_state), strict=True):
+        assert_close(mine, theirs, 1e-12)
+
+
+def arrays_of(state):
+    if state is None:
+        return []
+    return [array for part in state for array in arrays_of(part)] if isinstance(state, tuple) else [state]
+
+
+def test_the_gradient_of_states_is_their_derivative():
+    stack, x = stateful(), numbers(4, 2, F)
+    state = stack.forward(numbers(3, 2, F, seed=1)).final_state
+    errors = tt.gradcheck(stack, x, state=state, lengths=[4, 2], samples=8)
+    names = ["0.h_0", "0.c_0", "2.sublayer.h_0", "3.1.h_0"]
+    assert list(errors) == ["input", *names, *stack.parameters]
+    assert max(errors.values()) <= 1e-7  # as in test_gradcheck.py
+    assert list(tt.gradcheck(stack, x, state=(None, None, state[2], None), samples=2))[1:5] == names
+    block = stack.layers[2]
+    assert max(tt.gradcheck(block, x, state=state[2], samples=8).values()) <= 1e-7
+
+
+def test_a_gradient_of_the_final_state_alone_and_states_left_out():
+    stack, x = stateful(), numbers(4, 2, F)
+    tape = stack.forward(x, state=(None, None, np.ones((1, 2, F)), None))
+    d = np.ones((1, 2, F))
+    alone = tape.backward(d_final_state=(None, None, None, (None, d)))
+    both = tape.backward(np.zeros_like(tape.output), (None, None, None, [None, d]))
+    assert_same_bits((alone.input, alone.parameters), (both.input, both.parameters))
+    assert alone.initial_state[2].any()
+
+
+def test_gradient_flow_of_a_stack_starts_from_its_state():
+    stack, x = stateful(), numbers(6, 2, F)
+    state = stack.forward(100 * x).final_state
+    ours, zeros = (tt.gradient_flow(stack, x, state=s).log10_norm for s in (state, None))
+    d_output = np.zeros((6, 2, F))
+    d_output[-1] = 1
+    grads = stack.forward(x, state=state).backward(d_output)
+    assert_close(10 ** ours[0], np.linalg.norm(grads.input, axis=(1, 2)), 1e-10)
+    assert np.abs(ours[0] - zeros[0]).max() > 1e-6
+    block, own = stack.layers[2], np.ones((1, 2, F))
+    assert_same_bits(
+        tt.gradient_flow(block, x, state=own).log10_norm,
+        tt.gradient_flow(tt.Sequential(copy.deepcopy(block)), x, state=(own,)).log10_norm,
+    )
+
+
+def test_a_container_of_the_users_own_hands_its_state_on():
+    class Scaled(tt.Sequential):
+        def forward(self, x, state=None, **options):
+            return super().forward(2 * x, state=state, **options)
+
+        def __call__(self, x, state=None):
+            return super().__call__(2 * x, state=state)
+
+    inner = Scaled(tt.GRU(F, F, dtype="float64", seed=0))
+    stack, x = tt.Sequential(inner, tt.Linear(F, F, dtype="float64", seed=1)), numbers(6, 2, F)
+    whole, (first, state) = stack.forward(x), stack(x[:2], state=None)
+    assert_close(first, whole.output[:2], 1e-13)
+    assert_close(stack(x[2:], state=state)[0], whole.output[2:], 1e-13)
+    assert_close(stack.forward(x[2:], state=state).output, whole.output[2:], 1e-13)
+    assert_same_bits(stack(x), whole.output)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda s, x: s.forward(x, state=np.zeros((1, 2, F))), TypeError, "state must be a tuple .* got ndarray"),
+        (lambda s, x: s(x, state=(None,) * 3), ValueError, "state has 3 entries, expected 4, one per layer"),
+        (lambda s, x: s(x, state=(None, x, None, None)), ValueError, r"layers\[1\] \(MLP.*state was given"),
+        (lambda s, x: s(x, state=(x, None, None, None)), TypeError, r"layers\[0\] \(LSTM.*state must be a pair"),
+        (lambda s, x: s(x, state=(None, None, x, None)), ValueError, r"layers\[2\].*sublayer.*state has shape"),
+        (lambda s, x: s(x, state=(None, None, None, (x, None))), ValueError, r"layers\[3\].*layers\[0\] \(Linear"),
+        (lambda s, x: tt.Sequential(tt.LayerNorm(F))(x, state=(x,)), ValueError, "LayerNorm"),
+        (lambda s, x: s.forward(x).backward(), ValueError, "at least one of d_output and d_final_state"),
+        (lambda s, x: s.forward(x).backward(x, (None, x, None, None)), ValueError, r"layers\[1\].*d_final_state"),
+        (lambda s, x: s.forward(x).backward(x, (None,)), ValueError, "d_final_state has 1 entries, expected 4"),
+    ],
+)
+def test_states_that_do_not_fit_are_refused_with_their_place(call, error, words):
+    with pytest.raises(error, match=words):
+        call(stateful(), numbers(5, 2, F))

@@ -324,6 +324,65 @@ def test_onnxruntime_itself(kind, directions, bias):
     compare_node(kind, model.graph.node[0], initializers, x, expected, twice_the_bound(kind))
 
 
+def in_own_length(x, lengths, function):
+    """What `function` makes of each sequence (t, 1, I) alone, zero in the padding."""
+    found = np.zeros((*x.shape[:2], H), x.dtype)
+    for b, length in enumerate(lengths):
+        if length:
+            found[:length, b] = function(x[:length, b : b + 1])[:, 0]
+    return found
+
+
+@pytest.mark.parametrize("kind", ONNX)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("layout", [0, 1])
+def test_a_reverse_node_is_a_layer_that_runs_backward_within_each_length(kind, bias, layout):
+    node, arrays = onnx_node(kind, 1, bias, layout=layout, direction="reverse")
+    layer, x, lengths = tt.convert.from_onnx(node, arrays), random(T, B, I), np.array([T, 2, 0, 1, T - 1][:B])
+    assert "reverse=True" in repr(layer)
+    expected = in_own_length(x, lengths, lambda one: onnx_expected(kind, one[::-1], arrays)[::-1])
+    x[np.arange(T)[:, None] >= lengths] = np.nan
+    turn = (lambda array: array.swapaxes(0, 1)) if layout else (lambda array: array)
+    output, state = layer(turn(x), lengths=lengths)
+    assert_close(turn(output), expected, EXACT)
+    h_n = state[0] if isinstance(state, tuple) else state
+    assert_close(h_n[0], expected[0], EXACT)  # of an empty sequence the initial state, zero
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_onnxruntime_reverses_within_lengths_as_we_do(kind):
+    onnx = pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    rows = {"RNN": 1, "GRU": 3, "LSTM": 4}[kind] * H
+    shapes = {"W": (1, rows, I), "R": (1, rows, H), "B": (1, 2 * rows)}
+    arrays = {name: random(*shape, dtype="float32") for name, shape in shapes.items()}
+    node = onnx.helper.make_node(
+        kind, ["X", "W", "R", "B", "lengths"], ["Y", "Y_h"], hidden_size=H, direction="reverse"
+    )
+    graph = onnx.helper.make_graph(
+        [node],
+        "one",
+        [
+            onnx.helper.make_tensor_value_info("X", onnx.TensorProto.FLOAT, [T, B, I]),
+            onnx.helper.make_tensor_value_info("lengths", onnx.TensorProto.INT32, [B]),
+        ],
+        [
+            onnx.helper.make_tensor_value_info("Y", onnx.TensorProto.FLOAT, [T, 1, B, H]),
+            onnx.helper.make_tensor_value_info("Y_h", onnx.TensorProto.FLOAT, [1, B, H]),
+        ],
+        [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 14)], ir_version=8)
+    session = runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    x, lengths = random(T, B, I, dtype="float32"), np.array([T, 1, 2, 3, 1][:B], np.int32)
+    y, y_h = session.run(["Y", "Y_h"], {"X": x, "lengths": lengths})
+    output, state = tt.convert.from_onnx(node, arrays)(x, lengths=lengths)
+    valid = np.arange(T)[:, None] < lengths
+    bound = twice_the_bound(kind.lower() if kind != "RNN" else "rnn_tanh")
+    assert_close(output[valid], y[:, 0][valid], bound)
+    assert_close((state[0] if kind == "LSTM" else state)[0], y_h[0], bound)
+
+
 def test_the_dtype_is_that_of_w():
     for dtype, expected in {"float16": "float32", "float32": "float32", "float64": "float64"}.items():
         assert tt.convert.from_onnx(*onnx_node("lstm", dtype=dtype)).dtype == expected
@@ -340,7 +399,6 @@ def test_activations_may_be_named_though_they_are_the_default():
 @pytest.mark.parametrize(
     ("kind", "attributes", "words"),
     [
-        ("lstm", {"direction": "reverse"}, ["direction", "'reverse'", "x[::-1]"]),
         ("lstm", {"direction": "up"}, ["direction", "'up'"]),
         ("lstm", {"clip": 0.5}, ["clip", "0.5"]),
         ("lstm", {"input_forget": 1}, ["input_forget", "1"]),
@@ -403,3 +461,79 @@ def test_what_is_no_node_is_an_error_that_says_so():
 def test_the_first_array_that_is_no_kernel_is_named(shape):
     with pytest.raises(ValueError, match=r"weights\[0\] \(kernel\) has shape .*, expected a matrix of 4 H columns"):
         tt.convert.from_keras("LSTM", [np.zeros(shape)] * 3)
+
+
+# Types that NumPy has not
+
+NARROW = ["float16", "bfloat16", "float8_e5m2", "float8_e4m3fn"]
+
+
+def narrow(shape, dtype, seed=0):
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    return np.random.default_rng(seed).standard_normal(shape).astype(getattr(ml_dtypes, dtype, dtype))
+
+
+def exactly(found, expected):
+    """Every number of these types is one of float32."""
+    assert found.dtype == np.float32
+    assert np.array_equal(found, expected.astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_keras_weights_of_narrow_types_are_exact(dtype):
+    kernel, recurrent, bias = narrow((I, 3 * H), dtype), narrow((H, 3 * H), dtype, 1), narrow((2, 3 * H), dtype, 2)
+    gru = tt.GRU(I, H)
+    gru.load_parameters(tt.convert.from_keras("GRU", [kernel, recurrent, bias]))
+    z, r, n = np.split(kernel.T, 3)
+    exactly(gru.parameters["weight_ih_l0"], np.concatenate([r, z, n]))
+    exactly(gru.parameters["bias_hh_l0"][2 * H :], bias[1, 2 * H :])
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_onnx_initializers_of_narrow_types_are_exact(dtype):
+    node, arrays = onnx_node("lstm_peephole")
+    arrays = {name: narrow(array.shape, dtype) for name, array in arrays.items()}
+    lstm = tt.convert.from_onnx(node, arrays)
+    exactly(lstm.parameters["weight_co_l0"], arrays["p"][0, H : 2 * H])
+    i, o, f, c = np.split(arrays["r"][0], 4)
+    exactly(lstm.parameters["weight_hh_l0"], np.concatenate([i, f, c, o]))
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("into", ["float32", "float64"])
+def test_parameters_of_narrow_types_load_exactly(dtype, into):
+    layer, array = tt.Linear(3, 5, bias=False, dtype=into), narrow((5, 3), dtype)
+    layer.load_parameters({"weight": array})
+    assert np.array_equal(layer.parameters["weight"], array.astype(into))
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_tensors_of_narrow_types_load_exactly(dtype):
+    torch = pytest.importorskip("torch")
+    weight = torch.randn(5, 3).to(getattr(torch, dtype)).requires_grad_()
+    layer = tt.Linear(3, 5, bias=False)
+    layer.load_parameters({"weight": weight})
+    exactly(layer.parameters["weight"], weight.detach().float().numpy())
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_jax_arrays_of_narrow_types_load_exactly(dtype):
+    jnp = pytest.importorskip("jax.numpy")
+    weight = jnp.asarray(narrow((5, 3), dtype))
+    layer = tt.Linear(3, 5, bias=False)
+    layer.load_parameters({"weight": weight})
+    exactly(layer.parameters["weight"], np.asarray(weight))
+
+
+def test_what_is_no_float_is_refused_also_where_numpy_has_it_not():
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    for array in (np.ones((5, 3), ml_dtypes.int4), np.ones((5, 3), "V2"), np.ones((5, 3), complex)):
+        with pytest.raises(TypeError, match=r"parameters\['weight'\] has dtype .*, expected a float type"):
+            tt.Linear(3, 5, bias=False).load_parameters({"weight": array})
+
+
+def test_inputs_of_narrow_types_are_not_cast():
+    torch = pytest.importorskip("torch")
+    for x in (narrow((4, 3), "bfloat16"), torch.ones(4, 3, dtype=torch.bfloat16), torch.ones(4, 3, dtype=torch.half)):
+        with pytest.raises(TypeError, match=r"^x "):
+            tt.Linear(3, 5)(x)

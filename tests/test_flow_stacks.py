@@ -445,6 +445,16 @@ def test_the_plot_of_depth_alone_has_one_panel_with_every_layer_named(tmp_path):
     np.testing.assert_array_equal(own.lines[0].get_xdata(), flow.depth_log10_norm)
 
 
+def test_several_flows_of_depth_alone_share_a_plot():
+    pytest.importorskip("matplotlib")
+    flows = {name: tt.gradient_flow(rows_only(), numbers(20, 4, seed=k)) for k, name in enumerate(("one", "two"))}
+    (axes,) = tt.plot_flows(flows).axes
+    for line, (name, flow) in zip(axes.lines, flows.items(), strict=True):
+        assert line.get_label() == name
+        np.testing.assert_array_equal(line.get_xdata(), flow.depth_log10_norm)
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(flows)
+
+
 def test_what_mixes_timesteps_or_is_given_lengths_keeps_its_time():
     x = numbers(9, 4)
     with_time = tt.Sequential(tt.Linear(4, F, dtype="float64", seed=0), tt.GRU(F, 3, dtype="float64", seed=1))

@@ -1,5 +1,7 @@
 """Arrays of other libraries go into the NumPy interface as they are, and its results go out to them, without copies."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -44,3 +46,102 @@ def test_results_go_out_where_they_lie():
     for array in (tape.output, grads.input, grads.hidden, grads.parameters["weight_hh_l0"]):
         assert torch.from_dlpack(array).data_ptr() == array.ctypes.data
         assert np.from_dlpack(array).ctypes.data == array.ctypes.data
+
+
+class Own(np.ndarray):
+    """A subclass whose sums are not NumPy's."""
+
+    def __add__(self, other):
+        raise AssertionError("the subclass's own operator was used")
+
+    __mul__ = __sub__ = __iadd__ = __add__
+
+
+def results(value):
+    """The arrays in what a function gave."""
+    if isinstance(value, np.ndarray | float):
+        return [np.asarray(value)]
+    if isinstance(value, tuple | list):
+        return [array for one in value for array in results(one)]
+    return results(list(value.values())) if isinstance(value, dict) else []
+
+
+def both_ways(layer):
+    def call(x, **options):
+        tape = layer.forward(x, **options)
+        grads = tape.backward(tape.output)
+        return tape.output, grads.input, grads.parameters
+
+    return call
+
+
+FLOATS = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
+CLASSES = np.array([0, 1, 2, 3, 0, 1])
+LSTM, LSTM_STATE = tt.LSTM(4, 4, seed=0), np.full((1, 4), 0.5, np.float32)
+STACK = tt.Sequential(tt.ResidualBlock(tt.GRU(4, 4, seed=1), 4), tt.MLP(4, 8, seed=2), tt.LayerNorm(4))
+
+# What errors call the argument, an array for it, and a function of it.
+TAKE_ARRAYS = [
+    ("x", FLOATS, both_ways(LSTM)),
+    ("x", FLOATS, both_ways(tt.Linear(4, 3, seed=0))),
+    ("x", FLOATS, both_ways(tt.MLP(4, 3, seed=0))),
+    ("x", FLOATS, both_ways(tt.LayerNorm(4))),
+    ("x", FLOATS, both_ways(tt.SelfAttention(4, 2, seed=0))),
+    ("x", FLOATS, both_ways(STACK)),
+    ("x", CLASSES[:, None], lambda x: tt.Embedding(4, 3, seed=0)(x)),
+    ("x", FLOATS, lambda x: tt.GRU(4, 4, seed=0)(x)),
+    ("x", FLOATS, lambda x: STACK(x)),
+    ("state[1]", LSTM_STATE, lambda a: LSTM(FLOATS, (LSTM_STATE, a))),
+    ("lengths", np.array([6, 3]), lambda a: LSTM(np.stack([FLOATS, FLOATS], 1), None, a)),
+    ("resets", np.ones((6, 1), bool), lambda a: LSTM.forward(FLOATS[:, None], resets=a).output),
+    ("d_output", FLOATS, lambda a: LSTM.forward(FLOATS).backward(a).input),
+    ("d_output", FLOATS, lambda a: STACK.forward(FLOATS).backward(a).input),
+    ("d_final_state[0]", LSTM_STATE, lambda a: LSTM.forward(FLOATS).backward(d_final_state=(a, None)).input),
+    ("x", FLOATS, lambda x: tt.gradient_flow(LSTM, x).log10_norm),
+    ("d_output", FLOATS, lambda a: tt.gradient_flow(STACK, FLOATS, a).log10_norm),
+    ("x", FLOATS, lambda x: tt.lyapunov_spectrum(LSTM, x)),
+    ("x", FLOATS, lambda x: tt.gradcheck(LSTM, x, samples=3)),
+    ("x", FLOATS, lambda x: tt.add_layer_norm(x, FLOATS, FLOATS[0], FLOATS[1])[:2]),
+    ("branch", FLOATS, lambda x: tt.add_layer_norm(FLOATS, x, FLOATS[0], FLOATS[1])[:2]),
+    ("logits", FLOATS, lambda a: tt.cross_entropy(a, CLASSES)),
+    ("targets", CLASSES[:, None], lambda a: tt.cross_entropy(FLOATS[:, None], a)),
+    ("prediction", FLOATS, lambda a: tt.mse(a, FLOATS[::-1])),
+    ("target", FLOATS, lambda a: tt.mse(FLOATS[::-1], a)),
+    ("parameters['weight']", FLOATS, lambda a: loaded(tt.Linear(4, 6, bias=False), {"weight": a})),
+    ("weights[0]", FLOATS, lambda a: tt.convert.from_keras("RNN", [a, np.eye(4)])),
+]
+
+
+def loaded(layer, parameters):
+    layer.load_parameters(parameters)
+    return layer.parameters
+
+
+@pytest.mark.parametrize(("name", "array", "call"), TAKE_ARRAYS)
+def test_masked_arrays_are_refused_by_name(name, array, call):
+    for mask in (np.ma.nomask, np.arange(array.size).reshape(array.shape) == 1):
+        with pytest.raises(TypeError, match=re.escape(f"{name} is a masked array")):
+            call(np.ma.masked_array(array, mask))
+
+
+@pytest.mark.parametrize(("name", "array", "call"), TAKE_ARRAYS)
+@pytest.mark.parametrize("subclass", [np.matrix, np.memmap, Own])
+def test_other_subclasses_are_taken_as_the_arrays_they_hold(name, array, call, subclass, tmp_path):
+    if subclass is np.matrix and array.ndim != 2:
+        return  # a matrix has two axes
+    if subclass is np.memmap:
+        given = np.memmap(tmp_path / "file", array.dtype, "w+", shape=array.shape)
+        given[...] = array
+    else:
+        given = array.view(subclass)
+    expected, found = results(call(array)), results(call(given))
+    assert expected
+    for one, other in zip(found, expected, strict=True):
+        assert type(one) is np.ndarray
+        assert one.shape == other.shape
+        assert np.array_equal(one, other)
+
+
+def test_masked_arrays_are_not_copied_to_a_device():
+    with pytest.raises(TypeError, match="array is a masked array"):
+        tt.cuda.to_device(np.ma.masked_array(FLOATS, FLOATS > 0))

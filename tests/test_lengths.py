@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import throughtime as tt
 from conftest import KINDS, STATES, Problem, assert_close, assert_same_bits, check, problems, run, run_reference
 
 
@@ -152,3 +153,82 @@ def test_a_reset_at_the_first_step_forgets_the_initial_state(kind):
     assert all(d[1].any() for d in d_initial)
     assert_same_bits(found["output"][..., problem.width :], without["output"][..., problem.width :])
     assert not np.array_equal(found["output"][..., : problem.width], without["output"][..., : problem.width])
+
+
+def turned(array, lengths, axis=0):
+    """Each sequence backward within its own length; what is behind it stays."""
+    steps = np.arange(array.shape[axis])[:, None]
+    index = np.where(steps < lengths, lengths - 1 - steps, steps)
+    moved = np.moveaxis(array, axis, 0)
+    index = index.reshape(index.shape[:1] + (1,) * axis + index.shape[1:] + (1,) * (moved.ndim - axis - 2))
+    return np.moveaxis(np.take_along_axis(moved, index, 0), 0, axis)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2}, {"num_layers": 2, "batch_first": True}])
+@pytest.mark.parametrize("memory", ["full", "states", "checkpoint", 2])
+@pytest.mark.parametrize("cell", [tt.RNN, tt.GRU, tt.LSTM])
+def test_a_layer_that_runs_backward_is_a_forward_one_of_turned_sequences(cell, memory, options):
+    make = lambda **more: cell(3, 4, dtype="float64", seed=0, **options, **more)  # noqa: E731
+    reverse, forward = make(reverse=True), make()
+    assert reverse.parameters.keys() == forward.parameters.keys()
+    lengths, rng = np.array([7, 3, 0, 5]), np.random.default_rng(0)
+    x, d_output = rng.standard_normal((7, 4, 3)), rng.standard_normal((7, 4, 4))
+    h = rng.standard_normal((reverse.num_layers, 4, 4))
+    state, one = ((h, h / 2), (h, -h)) if cell is tt.LSTM else (h, h)
+    lay = (lambda array: array.swapaxes(0, 1)) if reverse.batch_first else (lambda array: array)
+    tapes = [
+        layer.forward(lay(array), state, lengths, memory=memory)
+        for layer, array in ((reverse, x), (forward, turned(x, lengths)))
+    ]
+    ours, theirs = (
+        tape.backward(lay(d), one, timesteps=("hidden", "gates"))
+        for tape, d in zip(tapes, (d_output, turned(d_output, lengths)), strict=True)
+    )
+    assert_close(lay(tapes[0].output), turned(lay(tapes[1].output), lengths), 1e-13)
+    assert_close(tapes[0].final_state, tapes[1].final_state, 1e-13)
+    assert_close(lay(ours.input), turned(lay(theirs.input), lengths), 1e-12)
+    assert_close(ours.parameters, theirs.parameters, 1e-12)
+    assert_close(ours.initial_state, theirs.initial_state, 1e-12)
+    for name in ("hidden", "gates"):
+        assert_close(getattr(ours, name), turned(getattr(theirs, name), lengths, 1), 1e-12)
+    last = reverse.forward(lay(x), state, lengths, output="last", memory=memory)
+    assert_close(last.output, tapes[1].final_state[0][-1] if cell is tt.LSTM else tapes[1].final_state[-1], 1e-13)
+
+
+def test_a_backward_layer_is_the_second_half_of_a_bidirectional_one():
+    both, x = (
+        tt.LSTM(3, 4, bidirectional=True, dtype="float64", seed=0),
+        np.random.default_rng(0).standard_normal((6, 2, 3)),
+    )
+    alone = tt.LSTM(3, 4, reverse=True, dtype="float64")
+    alone.load_parameters(
+        {name.removesuffix("_reverse"): a for name, a in both.parameters.items() if "reverse" in name}
+    )
+    assert_close(alone.forward(x, lengths=[6, 2]).output, both.forward(x, lengths=[6, 2]).output[..., 4:], 1e-14)
+    resets = np.zeros((6, 2), bool)
+    resets[3] = True
+    assert_close(alone.forward(x, resets=resets).output, both.forward(x, resets=resets).output[..., 4:], 1e-14)
+
+
+def test_a_backward_layer_is_saved_checked_and_measured_as_others(tmp_path):
+    layer, x = (
+        tt.GRU(3, 4, reverse=True, seed=0),
+        np.random.default_rng(0).standard_normal((6, 2, 3)).astype(np.float32),
+    )
+    assert repr(layer) == "GRU(3, 4, reverse=True)"
+    layer.save(tmp_path / "layer")
+    assert_same_bits(tt.load(tmp_path / "layer")(x), layer(x))
+    assert max(tt.gradcheck(layer, x, lengths=[6, 4], samples=8).values()) <= 1e-7  # as in test_gradcheck.py
+    d_output = np.zeros((6, 2, 4), np.float32)
+    d_output[0] = 1
+    hidden = layer.forward(x, lengths=[6, 4]).backward(d_output).hidden[0, :4].astype(float)
+    flow = tt.gradient_flow(layer, x, lengths=[6, 4])
+    assert_close(10 ** flow.log10_norm[0, :4], np.linalg.norm(hidden, axis=(1, 2)), 1e-5)
+    stack = tt.gradient_flow(tt.Sequential(layer), x, lengths=[6, 4])
+    assert_close(10 ** stack.layers[0].log10_norm[0, :4], np.linalg.norm(hidden, axis=(1, 2)), 1e-5)
+    with pytest.raises(ValueError, match="reverse is for a layer of one direction"):
+        tt.RNN(3, 4, bidirectional=True, reverse=True)
+    with pytest.raises(TypeError, match="reverse must be True or False"):
+        tt.LSTM(3, 4, reverse=1)
+    with pytest.raises(ValueError, match="layer must have one direction, forward in time"):
+        tt.lyapunov_spectrum(layer, x[:, :1])

@@ -342,3 +342,26 @@ def test_clip_works_on_views_and_on_nothing():
     assert grads[0, 0] == 0.5
     assert grads[1, 1] == 1.0
     assert tt.clip_grad_norm({}, 1.0) == 0.0
+
+
+@pytest.mark.parametrize("view", [lambda g: g, lambda g: g[:], lambda g: g.T, lambda g: g.view(np.matrix)])
+def test_a_gradient_under_two_names_counts_and_is_scaled_once(view):
+    grad = np.array([[3.0, 0.0], [0.0, 4.0]])
+    assert tt.clip_grad_norm({"a": grad, "b": view(grad)}, 2.5) == 5.0
+    assert grad.tolist() == [[1.5, 0.0], [0.0, 2.0]]
+
+
+def test_gradients_that_overlap_in_part_are_refused():
+    grad = np.full((4, 3), 2.0)
+    with pytest.raises(ValueError, match=r"grads\['b'\] overlaps grads\['a'\] in memory"):
+        tt.clip_grad_norm({"a": grad, "b": grad[1:]}, 1.0)
+    assert (grad == 2).all()
+    assert tt.clip_grad_norm({"a": grad[::2], "b": grad[1::2]}, math.inf) == math.sqrt(48.0)
+
+
+def test_clip_takes_a_matrix_and_refuses_a_mask():
+    grads = {"a": np.full((2, 2), 2.0).view(np.matrix)}
+    assert tt.clip_grad_norm(grads, 2.0) == 4.0
+    assert (grads["a"] == 1).all()
+    with pytest.raises(TypeError, match=r"grads\['a'\] is a masked array"):
+        tt.clip_grad_norm({"a": np.ma.masked_array(np.ones(3), [0, 1, 0])}, 1.0)

@@ -285,3 +285,77 @@ def test_repr():
     assert repr(tt.optim.SGD(0.1)) == "SGD(lr=0.1, momentum=0.0)"
     assert repr(tt.optim.Adam()) == "Adam(lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.0)"
     assert repr(tt.optim.AdamW()) == "AdamW(lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.01)"
+
+
+def as_array(a):
+    return a
+
+
+SAME_MEMORY = {
+    "itself": as_array,
+    "a view": lambda a: a[:],
+    "transposed": lambda a: a.T,
+    "flat": lambda a: a.reshape(-1),
+    "another axis": lambda a: a[:, None, :, None],
+    "np.matrix": lambda a: a.view(np.matrix),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("view", SAME_MEMORY)
+@pytest.mark.parametrize("name", MAKERS)
+def test_an_array_under_two_names_takes_one_step_by_the_sum_of_the_gradients(name, view, dtype):
+    rng, shape = np.random.default_rng(0), (7, 4)
+    start, first, second, third = rng.standard_normal((4, *shape)).astype(dtype)
+    alone, tied, one, other = start.copy(), start.copy(), MAKERS[name](), MAKERS[name]()
+    like = SAME_MEMORY[view]
+    for _ in range(5):
+        one.step({"w": alone, "x": alone[:0]}, {"w": first + second + third, "x": alone[:0]})
+        parameters = {"in": tied, "out": like(tied), "again": tied}
+        other.step(parameters, {"in": first, "out": like(second), "again": third})
+    assert_same_bits(tied, alone)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_view_with_gaps_under_two_names_leaves_the_gaps(name):
+    whole = np.ones((5, 6))
+    alone, optimizer = np.ones((5, 3)), MAKERS[name]()
+    optimizer.step({"a": whole[:, ::2], "b": whole[:, ::2]}, {"a": np.ones((5, 3)), "b": np.ones((5, 3))})
+    MAKERS[name]().step({"a": alone}, {"a": np.full((5, 3), 2.0)})
+    assert np.array_equal(whole[:, ::2], alone)
+    assert (whole[:, 1::2] == 1).all()
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16"])
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+@pytest.mark.parametrize("view", [lambda a: a[2:], lambda a: a[::-1], lambda a: a[:, 1:3]])
+def test_a_part_of_a_parameter_under_another_name_is_refused_where_steps_do_not_add_up(name, view, dtype):
+    whole = np.ones((5, 4), dtype)
+    part = view(whole)
+    apart = {"even": np.ones((3, 4))[::2], "p": whole, "q": part}
+    with pytest.raises(ValueError, match=r"parameters\['[pq]'\] overlaps parameters\['[pq]'\] in memory"):
+        MAKERS[name]().step(apart, {key: np.ones_like(array) for key, array in apart.items()})
+    assert (whole == 1).all()
+    rows = {"even": whole[::2], "odd": whole[1::2]}
+    MAKERS[name]().step(rows, {key: np.ones_like(array) for key, array in rows.items()})
+    assert (whole < 1).all()
+
+
+@pytest.mark.parametrize("wrap", [np.ma.masked_array, lambda a: np.ma.masked_array(a, a > 0)])
+@pytest.mark.parametrize("name", MAKERS)
+def test_masked_arrays_are_refused(name, wrap):
+    for p, g, words in ((wrap(np.ones(3)), np.ones(3), "parameters"), (np.ones(3), wrap(np.ones(3)), "grads")):
+        with pytest.raises(TypeError, match=rf"{words}\['w'\] is a masked array"):
+            MAKERS[name]().step({"w": p}, {"w": g})
+        assert (np.asarray(p) == 1).all()
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_bfloat16_is_worked_on_in_float64_and_rounded_once_a_step(name):
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    start, grad = (np.random.default_rng(k).standard_normal(33).astype(bfloat16) for k in range(2))
+    narrow, wide = {"w": start.copy()}, {"w": start.astype(np.float64)}
+    MAKERS[name]().step(narrow, {"w": grad})
+    MAKERS[name]().step(wide, {"w": grad.astype(np.float64)})
+    assert narrow["w"].dtype == bfloat16
+    assert np.array_equal(narrow["w"], wide["w"].astype(bfloat16))

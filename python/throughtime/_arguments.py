@@ -24,7 +24,9 @@ _LARGEST_FLOAT = int(sys.float_info.max)
 def as_array(name: str, value: Any) -> Array:
     """View `value` (an array, or anything with DLPack or the buffer protocol) as a NumPy array."""
     if isinstance(value, np.ndarray):
-        return value
+        if type(value) is not np.ndarray:
+            check_unmasked(name, value)
+        return plain(value)
     if hasattr(value, "detach"):  # a torch tensor that requires grad refuses to be exported as it is
         value = value.detach()
     if hasattr(value, "resolve_neg"):  # torch's lazy sign, of which DLPack knows nothing
@@ -42,6 +44,34 @@ def as_array(name: str, value: Any) -> Array:
         return np.asarray(memoryview(value))
     except TypeError:
         raise TypeError(f"{name} must be a NumPy array, got {type(value).__name__}") from None
+
+
+def as_host_floats(name: str, value: Any) -> Array:
+    """`as_array` of weights, which may be of any float type: those that NumPy has not come as float32, exactly."""
+    kind = str(getattr(value, "dtype", ""))
+    if not isinstance(value, np.ndarray) and ("bfloat16" in kind or "float8" in kind):  # no DLPack that NumPy reads
+        value = value.float() if hasattr(value, "float") else np.asarray(value)
+    array = as_array(name, value)
+    known = np.issubdtype(array.dtype, np.floating) or not is_floating(array.dtype)
+    return array if known else array.astype(np.float32)
+
+
+def plain(array: Array) -> Array:
+    """`array` itself, or the ndarray in a subclass, such as np.matrix, whose operators mean something else."""
+    return array if type(array) is np.ndarray else np.asarray(array)
+
+
+def check_unmasked(name: str, array: Array) -> None:
+    """Raise TypeError for a masked array."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name} is a masked array, whose mask would be ignored; expected a NumPy array, such as {name}.filled(0)"
+        )
+
+
+def is_floating(dtype: np.dtype[Any]) -> bool:
+    """Whether `dtype` is of real floating-point numbers, NumPy's or those that ml_dtypes adds."""
+    return np.issubdtype(dtype, np.floating) or "float" in dtype.name
 
 
 def float_dtype(dtype: Any) -> np.dtype[Any]:

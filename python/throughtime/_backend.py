@@ -145,7 +145,7 @@ class Host:
     @staticmethod
     def on_host(name: str, value: Any) -> Array:
         """Any array that this backend reads, as NumPy's."""
-        return value.numpy() if isinstance(value, DeviceArray) else _arguments.as_array(name, value)
+        return value.numpy() if isinstance(value, DeviceArray) else _arguments.as_host_floats(name, value)
 
 
 @lru_cache(maxsize=1024)
@@ -170,7 +170,9 @@ def refuse_device_array(what: str, name: str, value: Any) -> None:
 def check_floats(what: str, name: str, value: Any) -> None:
     """Raise unless `what`, which works on NumPy's arrays of any float type, takes this one."""
     refuse_device_array(what, name, value)
-    if not isinstance(value, np.ndarray) or not np.issubdtype(value.dtype, np.floating):
+    if isinstance(value, np.ndarray):
+        _arguments.check_unmasked(name, value)
+    if not isinstance(value, np.ndarray) or not _arguments.is_floating(value.dtype):
         got = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
         raise TypeError(f"{name} must be an array of floating-point numbers, got {got}")
 

@@ -26,6 +26,10 @@ class Activation(Layer):
         if self._any_dtype:
             self._config["dtype"] = None
 
+    def _cast(self, dtype: np.dtype[Any]) -> None:
+        super()._cast(dtype)
+        self._any_dtype = False
+
     def __call__(self, x: Any) -> Array:
         """Return the output (...) for `x` (...); nothing is saved."""
         return self._run(x, save=False)[0]

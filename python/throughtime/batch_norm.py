@@ -80,6 +80,11 @@ class BatchNorm(Layer, kind="BatchNorm"):
         """The running statistics. Writing into an array changes the layer."""
         return self._buffers
 
+    def _cast(self, dtype: np.dtype[Any]) -> None:
+        super()._cast(dtype)
+        for name in ("running_mean", "running_var"):
+            self._buffers[name] = self._buffers[name].astype(dtype)
+
     def __call__(self, x: Any, lengths: Any = None) -> Array:
         """Return the output (..., size) for `x` (..., size), from the running statistics; nothing is saved."""
         return self._normalise(*self._checked(x, lengths), batch=False)[0]

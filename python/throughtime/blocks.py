@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple, Self
@@ -26,6 +26,7 @@ from .tape import Tape
 __all__ = ["LayerNorm", "ResidualBlock", "Sequential"]
 
 _ERRORS = (FloatingPointError, TypeError, ValueError)
+_NOT_GIVEN: Any = object()
 
 
 class _Sum:
@@ -82,14 +83,17 @@ class _Pass:
         valid: Array | None = None,
         batch_statistics: bool = False,
         prefix: str = "",
+        state: Any = None,
     ) -> None:
         self.options, self.save, self.masks, self.prefix = options, save, masks, prefix
         self.valid = valid  # where there is no padding
         self.training = bool(options.get("training", False))
         self.batch_statistics = batch_statistics or self.training
+        self.state = state  # the initial one
+        self.final_state: Any = None  # as far as there is one, when the layer has run
 
-    def within(self, name: str) -> _Pass:
-        """For the inner layer of this name."""
+    def within(self, name: str, state: Any) -> _Pass:
+        """For the inner layer of this name, which starts from `state`."""
         return _Pass(
             self.options,
             save=self.save,
@@ -97,6 +101,7 @@ class _Pass:
             valid=self.valid,
             batch_statistics=self.batch_statistics,
             prefix=f"{self.prefix}{name}.",
+            state=state,
         )
 
     def normalise(self, norm: LayerNorm | BatchNorm, stream: _Sum, *, keep_sum: bool) -> tuple[Array, Any]:
@@ -109,22 +114,28 @@ class _Pass:
 
     def through(self, layer: Any, stream: _Sum) -> tuple[_Sum, Any]:
         """What leaves the layer, and its tape, None where nothing is saved."""
+        _refuse_state("state", self.state, layer)
         if isinstance(layer, LayerNorm | _Container) and type(layer).forward in (LayerNorm.forward, _Container.forward):
             return layer._advance(stream, self)
         if isinstance(layer, BatchNorm) and type(layer).forward is BatchNorm.forward:
             output, saved = self.normalise(layer, stream, keep_sum=False)
             return _Sum(output), BatchNormTape(output, saved) if self.save else None
-        x = stream.settle()
+        x, options = stream.settle(), {**self.options, "state": self.state}
         if not self.save:
-            output = layer(x, **_taken(layer.__call__, self.options))
-            return _Sum(output[0] if isinstance(output, tuple) else output), None
+            output = layer(x, **_taken(layer.__call__, options))
+            if isinstance(output, tuple):
+                output, self.final_state = output
+            return _Sum(output), None
         own = {name.removeprefix(self.prefix): m for name, m in self.masks.items() if name.startswith(self.prefix)}
-        tape = layer.forward(x, **_taken(layer.forward, {**self.options, **({"masks": own} if own else {})}))
+        tape = layer.forward(x, **_taken(layer.forward, {**options, **({"masks": own} if own else {})}))
+        self.final_state = getattr(tape, "final_state", None)
         return _Sum(tape.output), tape
 
 
-def _back(tape: Any, flow: _Flow, options: dict[str, Any]) -> tuple[Any, _Flow]:
+def _back(tape: Any, layer: Any, flow: _Flow, options: dict[str, Any], d_final_state: Any) -> tuple[Any, _Flow]:
     """A layer's gradients, and that of what entered it."""
+    _refuse_state("d_final_state", d_final_state, layer)
+    options = {**options, "d_final_state": d_final_state}
     if isinstance(tape, LayerNormTape | _ContainerTape):
         return tape._retreat(flow, options)
     grads = tape.backward(flow.total, **_taken(tape.backward, options))
@@ -156,6 +167,25 @@ def _check_rows(tape: Any, array: Array, fault: str, batch_first: bool) -> None:
     """Raise where gradients of a layer that does not check them itself are not finite."""
     row = None if isinstance(tape, Tape) else not_finite_row(array, batch_first)
     raise_fault(None if row is None else f"{fault} at {row}")
+
+
+def _refuse_state(name: str, state: Any, layer: Any) -> None:
+    """Raise where a layer is given a state and has none."""
+    if state is not None and not _has_state(layer):
+        raise ValueError(f"{name} was given, but {layer!r} has none")
+
+
+def _has_state(layer: Any) -> bool:
+    """Whether it, or a layer in it, starts from a state."""
+    if isinstance(layer, _Container) and type(layer).forward is _Container.forward:
+        return any(map(_has_state, layer._inner.values()))
+    return bool(_taken(layer.forward, {"state": None}))
+
+
+def _or_none(states: Iterable[Any]) -> Any:
+    """A tuple of states, None where there is none."""
+    found = tuple(states)
+    return None if all(state is None for state in found) else found
 
 
 def _taken(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -287,27 +317,46 @@ class LayerNormTape:
 class _Container(Composite):
     """A layer made of others, to which it hands on what its caller says."""
 
-    def __call__(self, x: Any, lengths: Any = None) -> Array:
+    def __call__(self, x: Any, lengths: Any = None, *, state: Any = _NOT_GIVEN) -> Any:
         """Inference: no dropout, running statistics, nothing is saved.
 
         Parameters
         ----------
         x, lengths
             As for :meth:`forward`.
+        state : optional
+            As for :meth:`forward`. Where it is given, be it as None, the final state is returned too.
 
         Returns
         -------
         output : array
-            Recurrent layers start from zeros; their final states are not returned.
+        state : tuple, array or None
+            With `state` alone: that after the last step, to go on from.
+
+        Examples
+        --------
+        Step by step, as text is sampled:
+
+        >>> import numpy as np, throughtime as tt
+        >>> model = tt.Sequential(tt.Embedding(5, 8, seed=0), tt.GRU(8, 8, seed=1), tt.Linear(8, 5, seed=2))
+        >>> state, letter = None, np.array([[4]])
+        >>> for _ in range(3):
+        ...     logits, state = model(letter, state=state)
+        ...     letter = logits.argmax(axis=2)
+        >>> logits.shape, [None if own is None else own.shape for own in state]
+        ((1, 1, 5), [None, (1, 1, 8), None])
         """
-        stream, _, valid = self._run(x, lengths, {}, save=False, masks={})
-        return _select(valid, stream.settle())
+        asked = state is not _NOT_GIVEN
+        run, stream, _, valid = self._run(x, lengths, {}, save=False, masks={}, state=state if asked else None)
+        output = _select(valid, stream.settle())
+        return (output, run.final_state) if asked else output
 
     def forward(
         self,
         x: Any,
         lengths: Any = None,
         *,
+        state: Any = None,
         resets: Any = None,
         masks: Mapping[str, Array] | None = None,
         training: bool = True,
@@ -322,6 +371,10 @@ class _Container(Composite):
         lengths : (B,) integers, optional
             Each sequence's own length. Handed to the layers that mix timesteps. Whatever the padding of x holds is
             taken as zero, the output is zero there, and incoming gradients are ignored.
+        state : tuple, array or None
+            Initial state; zeros where None. That of a Sequential is a tuple with one entry per layer, that of a block
+            what its sublayer takes, that of a recurrent layer ``h_0`` or ``(h_0, c_0)``; None for a layer without. A
+            ``tape.final_state`` has this form, so that a sequence can be cut: no gradient crosses the cut.
         resets : (T, B) bool array, optional
             Handed to the layers that take it: the recurrent ones.
         masks : mapping of str to bool array, optional
@@ -334,8 +387,8 @@ class _Container(Composite):
         Returns
         -------
         tape
-            With ``output``, ``masks``, ``nbytes`` and ``backward(d_output, **options)``; that of a block has
-            ``sublayer``, the inner layer's tape; that of a Sequential ``layers``, the tape of each.
+            With ``output``, ``final_state``, ``masks``, ``nbytes`` and ``backward(d_output, **options)``; that of a
+            block has ``sublayer``, the inner layer's tape; that of a Sequential ``layers``, the tape of each.
 
         Raises
         ------
@@ -347,7 +400,7 @@ class _Container(Composite):
         if not isinstance(masks, Mapping | None) or not all(isinstance(name, str) for name in masks or ()):
             raise TypeError(f"masks must be a dict of name to bool array, got {masks!r}")
         options = {**self._handed_on(resets=resets, memory=memory), "training": flag("training", training)}
-        return self._record(x, lengths, options, masks or {})
+        return self._record(x, lengths, options, masks or {}, state=state)
 
     def _handed_on(self, **given: Any) -> dict[str, Any]:
         """The options that are given, each of which some layer inside takes."""
@@ -364,10 +417,13 @@ class _Container(Composite):
         options: dict[str, Any],
         masks: Mapping[str, Array],
         *,
+        state: Any,
         batch_statistics: bool = False,
     ) -> Any:
         """The tape of a forward with checked options; `batch_statistics` makes BatchNorm use them without training."""
-        _, tape, valid = self._run(x, lengths, options, save=True, masks=masks, batch_statistics=batch_statistics)
+        _, _, tape, valid = self._run(
+            x, lengths, options, save=True, masks=masks, state=state, batch_statistics=batch_statistics
+        )
         unexpected = sorted(set(masks) - set(tape.masks))
         if unexpected:
             raise ValueError(
@@ -384,17 +440,18 @@ class _Container(Composite):
         *,
         save: bool,
         masks: Mapping[str, Array],
+        state: Any,
         batch_statistics: bool = False,
-    ) -> tuple[_Sum, Any, Array | None]:
+    ) -> tuple[_Pass, _Sum, Any, Array | None]:
         self._check_parameters()
         x = as_array("x", x)
         valid = None
         if lengths is not None:
             valid = valid_steps(x, lengths, batch_first=self._batch_first())
             options = {**options, "lengths": lengths}
-        run = _Pass(options, save=save, masks=masks, valid=valid, batch_statistics=batch_statistics)
+        run = _Pass(options, save=save, masks=masks, valid=valid, batch_statistics=batch_statistics, state=state)
         stream, tape = self._advance(_Sum(_select(valid, x)), run)
-        return stream, tape, valid
+        return run, stream, tape, valid
 
     def _batch_first(self) -> bool:
         return any(getattr(leaf, "batch_first", False) for leaf in self._leaves())
@@ -431,9 +488,10 @@ class _ContainerTape:
     _valid: Array | None = None
     _x: Array | None = None  # of the outermost
 
-    def __init__(self, stream: _Sum, inner: dict[str, Any]) -> None:
+    def __init__(self, stream: _Sum, inner: dict[str, Any], final_state: Any) -> None:
         self._stream = stream
         self._inner = inner
+        self.final_state = final_state
 
     @functools.cached_property
     def output(self) -> Array:
@@ -451,13 +509,15 @@ class _ContainerTape:
         return sum(getattr(tape, "nbytes", 0) for tape in self._inner.values())
 
     @with_room
-    def backward(self, d_output: Any, **options: Any) -> Any:
-        """Backpropagate; may be called again.
+    def backward(self, d_output: Any = None, d_final_state: Any = None, **options: Any) -> Any:
+        """Backpropagate; may be called again. At least one of the gradients must be given.
 
         Parameters
         ----------
-        d_output : array
+        d_output : array, optional
             dL/doutput, of the shape and dtype of ``output``.
+        d_final_state : optional
+            dL/dfinal_state, in the form of ``final_state``; zero where None.
         **options
             ``timesteps``, ``truncate``, ``clip``, ``check_finite``: handed to every layer inside whose own tape takes
             them, which are the recurrent ones.
@@ -465,16 +525,21 @@ class _ContainerTape:
         Returns
         -------
         gradients
-            ``input`` and ``parameters``, named as the layer's; of a block also ``sublayer``, of a Sequential
-            ``layers``: what the backward of each layer returns, such as ``hidden`` of a recurrent one.
+            ``input``, ``parameters``, named as the layer's, and ``initial_state``, in the form of ``final_state``; of a
+            block also ``sublayer``, of a Sequential ``layers``: what the backward of each layer returns, such as
+            ``hidden`` of a recurrent one.
 
         Raises
         ------
         TypeError, ValueError
-            If the dtype or shape of `d_output` does not fit, or no layer takes an option.
+            If the dtype or shape of a gradient does not fit, none is given, or no layer takes an option.
         FloatingPointError
             With ``check_finite``.
         """
+        if d_output is None and d_final_state is None:
+            raise ValueError("backward needs at least one of d_output and d_final_state, got None for each")
+        if d_output is None:
+            d_output = np.zeros(self.output.shape, self.output.dtype)
         d_output = float_array("d_output", d_output, self.output.dtype, self.output.shape)
         known = self._options()
         for name in options:
@@ -483,6 +548,7 @@ class _ContainerTape:
                 raise TypeError(f"backward got {name}, which no layer here takes; these are {some}")
         if options.get("check_finite"):
             raise_fault(self._fault())
+        options["d_final_state"] = d_final_state
         return self._retreat(_Flow(_select(self._valid, d_output)), options)[0]
 
     def _fault(self) -> str | None:
@@ -497,12 +563,12 @@ class _ContainerTape:
         raise NotImplementedError
 
     def _options(self) -> set[str]:
-        """The names that backward takes beside d_output."""
+        """The names that backward takes beside d_output and d_final_state."""
         known: set[str] = set()
         for tape in self._inner.values():
             own = tape.backward
             known |= tape._options() if isinstance(tape, _ContainerTape) else _parameters(getattr(own, "__func__", own))
-        return known - {"self", "d_output"}
+        return known - {"self", "d_output", "d_final_state"}
 
     def _retreat(self, flow: _Flow, options: dict[str, Any]) -> tuple[Any, _Flow]:
         raise NotImplementedError
@@ -520,7 +586,6 @@ class ResidualBlock(_Container, kind="ResidualBlock"):
     ----------
     sublayer : Layer
         f: any layer that gives as many features as it takes, recurrent ones, another block or a Sequential included.
-        Of a recurrent one the initial state is zero.
     size : int
         Features of x and y.
     norm : {"pre", "post", None}
@@ -588,12 +653,6 @@ class ResidualBlock(_Container, kind="ResidualBlock"):
         inner: dict[str, Layer] = {} if self.norm is None else {"norm": self.norm}
         self._compose(config, {**inner, "sublayer": sublayer}, own)
 
-    def astype(self, dtype: Any) -> Self:
-        """Return a copy of this block with parameters of another dtype."""
-        other = type(self)(**{**self._config, "sublayer": self.sublayer.astype(dtype)})
-        other.load_parameters({**self.parameters, **self.buffers})
-        return other
-
     def _advance(self, stream: _Sum, run: _Pass) -> tuple[_Sum, BlockTape | None]:
         check_features(self, stream.x)
         saved, tape = None, None
@@ -603,7 +662,9 @@ class ResidualBlock(_Container, kind="ResidualBlock"):
         else:
             h = stream.settle()
         with _placed("sublayer", self.sublayer):
-            inner, tape = run.within("sublayer").through(self.sublayer, _Sum(h))
+            within = run.within("sublayer", run.state)
+            inner, tape = within.through(self.sublayer, _Sum(h))
+            run.final_state = within.final_state
         branch = inner.settle()
         if branch.shape != h.shape:
             raise ValueError(f"sublayer gave shape {branch.shape}, expected {h.shape}, that of x: {self.sublayer!r}")
@@ -616,16 +677,21 @@ class ResidualBlock(_Container, kind="ResidualBlock"):
             assert self.norm is not None
             y, saved = run.normalise(self.norm, out, keep_sum=False)
             out = _Sum(y)
-        return out, BlockTape(self, out, saved, tape) if run.save else None
+        return out, BlockTape(self, out, saved, tape, run.final_state) if run.save else None
 
 
 class BlockTape(_ContainerTape):
     """What a forward of `ResidualBlock` keeps. ``output``; ``sublayer``: the tape of the inner layer."""
 
     def __init__(
-        self, block: ResidualBlock, stream: _Sum, saved: layer_norm.Saved | BatchSaved | None, sublayer: Any
+        self,
+        block: ResidualBlock,
+        stream: _Sum,
+        saved: layer_norm.Saved | BatchSaved | None,
+        sublayer: Any,
+        final_state: Any,
     ) -> None:
-        super().__init__(stream, {"sublayer": sublayer})
+        super().__init__(stream, {"sublayer": sublayer}, final_state)
         self._block, self._saved = block, saved
         self.sublayer = sublayer
 
@@ -651,7 +717,9 @@ class BlockTape(_ContainerTape):
             scale = block.branch_scale
             d_branch = flow.total if scale == 1 else flow.total * flow.total.dtype.type(scale)
         with _placed("sublayer", block.sublayer):
-            sublayer, inner = _back(self.sublayer, _Flow(d_branch), options)
+            sublayer, inner = _back(
+                self.sublayer, block.sublayer, _Flow(d_branch), options, options.get("d_final_state")
+            )
         d_skip = flow.total if block.residual else None
         if block.norm_place == "pre":
             below, norm = _normalise_backward(d_skip, inner.total, self._saved)
@@ -664,11 +732,14 @@ class BlockTape(_ContainerTape):
 
 
 class BlockGradients(LayerGradients):
-    """What a block's ``backward`` returns: ``input``, ``parameters`` and ``sublayer``, what the sublayer's returns."""
+    """What a block's ``backward`` returns: ``input``, ``parameters``, ``initial_state`` and ``sublayer``, what the
+    sublayer's returns.
+    """
 
     def __init__(self, d_input: Array, parameters: dict[str, Array], sublayer: Any) -> None:
         super().__init__(d_input, parameters)
         self.sublayer = sublayer
+        self.initial_state = getattr(sublayer, "initial_state", None)
 
 
 class Sequential(_Container, kind="Sequential"):
@@ -680,8 +751,8 @@ class Sequential(_Container, kind="Sequential"):
     Parameters
     ----------
     *layers : Layer
-        Of one dtype; each takes as many features as the one before it gives. Of recurrent ones the initial state is
-        zero, and the outputs of all timesteps go on.
+        Of one dtype; each takes as many features as the one before it gives. Of recurrent ones the outputs of all
+        timesteps go on.
     dtype : optional
         The layers', which is what None means.
     seed : optional
@@ -747,24 +818,35 @@ class Sequential(_Container, kind="Sequential"):
     def _rebuild(cls, config: dict[str, Any]) -> Self:
         return cls(*config["layers"])
 
-    def astype(self, dtype: Any) -> Self:
-        """Return a copy of this stack with parameters of another dtype."""
-        return type(self)(*(layer.astype(dtype) for layer in self.layers))
-
     def _advance(self, stream: _Sum, run: _Pass) -> tuple[_Sum, SequentialTape | None]:
-        tapes = []
-        for i, layer in enumerate(self.layers):
+        tapes, final = [], []
+        for i, (layer, state) in enumerate(zip(self.layers, self._states("state", run.state), strict=True)):
             with _placed(f"layers[{i}]", layer):
-                stream, tape = run.within(str(i)).through(layer, stream)
+                within = run.within(str(i), state)
+                stream, tape = within.through(layer, stream)
             tapes.append(tape)
-        return stream, SequentialTape(self, stream, tapes) if run.save else None
+            final.append(within.final_state)
+        run.final_state = _or_none(final)
+        return stream, SequentialTape(self, stream, tapes, run.final_state) if run.save else None
+
+    def _states(self, name: str, state: Any) -> Sequence[Any]:
+        """The state of each layer."""
+        if state is None:
+            return (None,) * len(self.layers)
+        if not isinstance(state, tuple | list):
+            raise TypeError(f"{name} must be a tuple with one entry per layer, got {type(state).__name__}")
+        if len(state) != len(self.layers):
+            raise ValueError(
+                f"{name} has {len(state)} entries, expected {len(self.layers)}, one per layer (None for one without)"
+            )
+        return state
 
 
 class SequentialTape(_ContainerTape):
     """What a forward of `Sequential` keeps. ``output``; ``layers``: the tape of each layer."""
 
-    def __init__(self, stack: Sequential, stream: _Sum, tapes: list[Any]) -> None:
-        super().__init__(stream, {str(i): tape for i, tape in enumerate(tapes)})
+    def __init__(self, stack: Sequential, stream: _Sum, tapes: list[Any], final_state: Any) -> None:
+        super().__init__(stream, {str(i): tape for i, tape in enumerate(tapes)}, final_state)
         self._stack = stack
         self.layers = tuple(tapes)
 
@@ -778,12 +860,13 @@ class SequentialTape(_ContainerTape):
 
     def _retreat(self, flow: _Flow, options: dict[str, Any]) -> tuple[SequentialGradients, _Flow]:
         found, checks = [], bool(options.get("check_finite"))
+        d_final_states = self._stack._states("d_final_state", options.get("d_final_state"))
         for i in reversed(range(len(self.layers))):
-            tape = self.layers[i]
-            with _placed(f"layers[{i}]", self._stack.layers[i]):
+            tape, layer = self.layers[i], self._stack.layers[i]
+            with _placed(f"layers[{i}]", layer):
                 if checks and i == len(self.layers) - 1:
                     _check_rows(tape, flow.total, "d_output is not finite", self._batch_first())
-                grads, flow = _back(tape, flow, options)
+                grads, flow = _back(tape, layer, flow, options, d_final_states[i])
                 if checks and flow.total is not None:
                     _check_rows(tape, flow.total, "the gradient of input overflows", self._batch_first())
             found.append(grads)
@@ -793,8 +876,11 @@ class SequentialTape(_ContainerTape):
 
 
 class SequentialGradients(LayerGradients):
-    """What a Sequential's ``backward`` returns: ``input``, ``parameters`` and ``layers``, what that of each returns."""
+    """What a Sequential's ``backward`` returns: ``input``, ``parameters``, ``initial_state``; and ``layers``, what that
+    of each returns.
+    """
 
     def __init__(self, d_input: Array | None, parameters: dict[str, Array], layers: tuple[Any, ...]) -> None:
         super().__init__(d_input, parameters)
         self.layers = layers
+        self.initial_state = _or_none(getattr(grads, "initial_state", None) for grads in layers)

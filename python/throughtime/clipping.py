@@ -6,11 +6,16 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from . import _core
 from ._arguments import native_floats, number
 from ._backend import check_floats
+from ._ties import are_plain, by_memory, may_share
 
 __all__ = ["clip_grad_norm"]
+
+_OWNERS = {type(None), type(_core.empty((1,), np.dtype(np.float32)).base)}  # of NumPy's memory, and of the pool's
 
 
 def clip_grad_norm(grads: Any, max_norm: float) -> float:
@@ -36,7 +41,8 @@ def clip_grad_norm(grads: Any, max_norm: float) -> float:
     TypeError
         If `grads` is neither, or an entry is no array of floating-point numbers.
     ValueError
-        If `max_norm` is negative or NaN, or an array cannot be written to.
+        If `max_norm` is negative or NaN, an array cannot be written to, or two share a part of their memory. (One array
+        under two names counts, and is scaled, once.)
 
     Examples
     --------
@@ -51,9 +57,19 @@ def clip_grad_norm(grads: Any, max_norm: float) -> float:
     mapping = getattr(grads, "parameters", grads)
     if not isinstance(mapping, Mapping):
         raise TypeError(f"grads must be a dict of arrays or what backward returned, got {type(grads).__name__}")
-    limit, arrays = number("max_norm", max_norm, 0, math.inf), list(mapping.values())
-    norm = _core.clip(arrays, limit)
+    limit = number("max_norm", max_norm, 0, math.inf)
+    if may_share(mapping.values(), _OWNERS):
+        mapping = _once(mapping)
+    arrays = list(mapping.values())
+    norm = _core.clip(arrays, limit) if are_plain(arrays) else None
     return _clip_converted(mapping, limit) if norm is None else norm
+
+
+def _once(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays, each under one name."""
+    for name, array in mapping.items():
+        check_floats("clip_grad_norm", f"grads[{name!r}]", array)
+    return {first: mapping[first] for first, *_ in by_memory("grads", mapping, apart=True)}
 
 
 def _clip_converted(mapping: Mapping[str, Any], limit: float) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ._arguments import Array, as_array, check_shape, choice
+from ._arguments import Array, as_host_floats, check_shape, choice
 from .recurrent import GRU, LSTM, RNN, Recurrent
 
 __all__ = ["from_keras", "from_onnx"]
@@ -78,7 +78,7 @@ def from_keras(kind: str, weights: Sequence[Any]) -> dict[str, Array]:
     order = _KERAS[choice("kind", kind, tuple(_KERAS))]
     if not isinstance(weights, Sequence) or isinstance(weights, str):
         raise TypeError(f"weights must be the list of arrays that get_weights() gives, got {type(weights).__name__}")
-    arrays = [as_array(f"weights[{k}]", array) for k, array in enumerate(weights)]
+    arrays = [as_host_floats(f"weights[{k}]", array) for k, array in enumerate(weights)]
     if len(arrays) not in (2, 3, 4, 6):
         raise ValueError(
             "weights must be kernel, recurrent_kernel and, where there is one, bias, of one direction or of two "
@@ -122,8 +122,8 @@ def from_onnx(node: Any, initializers: Mapping[str, Any]) -> Recurrent:
     """Make a layer of an ONNX node RNN, GRU or LSTM.
 
     The layer has ``batch_first=True`` where the node has ``layout=1``, no bias where it has no B, and the dtype of W
-    (float32 for a half). What the node takes as ``sequence_lens``, ``initial_h`` and ``initial_c`` is no part of a
-    layer: give it as ``lengths`` and ``state`` when you call it. Where the output is ``(T, B, D*H)``, ONNX's Y is
+    (float32 for those of 16 bits). What the node takes as ``sequence_lens``, ``initial_h`` and ``initial_c`` is no part
+    of a layer: give it as ``lengths`` and ``state`` when you call it. Where the output is ``(T, B, D*H)``, ONNX's Y is
     ``(T, D, B, H)``.
 
     Parameters
@@ -137,16 +137,17 @@ def from_onnx(node: Any, initializers: Mapping[str, Any]) -> Recurrent:
     Returns
     -------
     RNN, GRU or LSTM
-        With one level; ``linear_before_reset=0``, ONNX's default, is ``GRU(reset_after=False)``, P makes
-        ``LSTM(peephole=True)``, and the activation Relu ``RNN(nonlinearity="relu")``.
+        With one level; ``direction="reverse"`` is ``reverse=True``, ``linear_before_reset=0``, ONNX's default,
+        ``GRU(reset_after=False)``, P makes ``LSTM(peephole=True)``, and the activation Relu
+        ``RNN(nonlinearity="relu")``.
 
     Raises
     ------
     TypeError
         If `initializers` is no dict or an entry no array of floats.
     ValueError
-        If an attribute asks for what the layers here do not do: ``direction="reverse"`` by itself, other
-        activations than the default, ``clip``, ``input_forget``. If an initializer is missing or misshapen.
+        If an attribute asks for what the layers here do not do: other activations than the default, ``clip``,
+        ``input_forget``. If an initializer is missing or misshapen.
 
     Examples
     --------
@@ -179,6 +180,7 @@ def _read_node(node: Any, initializers: Mapping[str, Any]) -> tuple[type[Recurre
         "bias": "B" in arrays,
         "batch_first": attributes.get("layout") == 1,
         "bidirectional": directions == 2,
+        "reverse": attributes.get("direction") == "reverse",
         "dtype": "float64" if arrays["W"].dtype == np.float64 else "float32",
     }
     activations = _activations(kind, attributes.get("activations"), directions)
@@ -202,14 +204,7 @@ def _attributes(node: Any) -> dict[str, Any]:
         name = choice("the name of a node.attribute", attribute.name, tuple(_ONNX_ATTRIBUTES))
         value = getattr(attribute, _ONNX_ATTRIBUTES[name])
         found[name] = value.decode() if isinstance(value, bytes) else value
-    direction = choice(
-        "node.attribute direction", found.get("direction", "forward"), ("forward", "reverse", "bidirectional")
-    )
-    if direction == "reverse":
-        raise ValueError(
-            "node.attribute direction is 'reverse', expected 'forward' or 'bidirectional': no layer here runs backward "
-            "only. Convert the node as 'forward', give the layer x[::-1] and read output[::-1]"
-        )
+    choice("node.attribute direction", found.get("direction", "forward"), ("forward", "reverse", "bidirectional"))
     if "clip" in found:
         raise ValueError(f"node.attribute clip is {found['clip']}, expected none: pre-activations are not clipped here")
     for name, allowed in {"input_forget": (0,), "layout": (0, 1), "linear_before_reset": (0, 1)}.items():
@@ -249,7 +244,7 @@ def _arrays(
                 f"expected one of {', '.join(map(repr, initializers)) or 'none'}"
             )
     labels = {letter: f"initializers[{name!r}] ({letter})" for letter, name in names.items()}
-    arrays = {letter: as_array(labels[letter], initializers[name]) for letter, name in names.items()}
+    arrays = {letter: as_host_floats(labels[letter], initializers[name]) for letter, name in names.items()}
     units: int = arrays["R"].shape[-1] if arrays["R"].ndim else 0
     if hidden_size not in (None, units):
         raise ValueError(

@@ -56,11 +56,11 @@ def gradient_flow(
         batch (`Linear`, `MLP`, norms, activations, `Embedding`): the flow has T = 1 and B = N, and speaks of depth.
     d_output : "last" or array
         The gradient of the loss with respect to the output, in its shape. ``"last"`` is one of ones on what ``h_n``
-        holds: each direction's own last step, ``output[lengths[b] - 1, b, :H]`` and, of the reverse direction,
-        ``output[0, b, H:]``. Of a stack whose last layer is not recurrent it is one of ones on each sequence's last
-        valid output; where there is no time, on every row's.
+        holds: each direction's own last step, ``output[lengths[b] - 1, b, :H]`` and, of the reverse direction, be it
+        alone, ``output[0, b, H:]``. Of a stack whose last layer is not recurrent it is one of ones on each sequence's
+        last valid output; where there is no time, on every row's.
     state : optional
-        Initial state of a recurrent layer.
+        Initial state, as for ``forward``.
     lengths : (B,) integers, optional
         As for ``forward``. In the padding no gradient arrives.
     memory : {"full", "states", "checkpoint"} or int
@@ -76,7 +76,7 @@ def gradient_flow(
     TypeError
         If `layer` is no layer, or an array has another dtype than the layer.
     ValueError
-        If a size does not fit, `d_output` is another word, or a stack is given a `state`.
+        If a size does not fit, `d_output` is another word, or a layer without a state is given one.
 
     Examples
     --------
@@ -93,29 +93,33 @@ def gradient_flow(
     if isinstance(d_output, str) and d_output != "last":
         raise ValueError(f"d_output must be 'last' or an array, got {d_output!r}")
     if not isinstance(layer, Recurrent):
-        if state is not None:
-            raise ValueError("state was given, but the layers of a stack start from zeros")
-        stack = layer if isinstance(layer, Sequential) else Sequential(layer)
-        return _of_stack(stack, x, d_output, lengths, memory)
+        if isinstance(layer, Sequential):
+            return _of_stack(layer, x, d_output, lengths, memory, state)
+        return _of_stack(Sequential(layer), x, d_output, lengths, memory, None if state is None else (state,))
     # Of the outputs nobody reads more than their shape.
     tape = layer.forward(x, state, lengths, training=False, output="last", memory=memory)
     shape = (*as_array("x", x).shape[:-1], layer.output_size)
     time_axis = int(layer.batch_first and tape._batched)
-    parts = _incoming(shape, layer.dtype, d_output, _valid(tape), time_axis, layer.num_directions)
+    parts = _incoming(shape, layer.dtype, d_output, _valid(tape), time_axis, _reverse_of_last(layer))
     return _RecurrentPass(tape).run(parts, asks_input=False)[0]
 
 
 def _incoming(
-    shape: tuple[int, ...], dtype: np.dtype[Any], d_output: Any, valid: Array | None, time_axis: int, directions: int
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    d_output: Any,
+    valid: Array | None,
+    time_axis: int,
+    reverse: tuple[bool, ...],
 ) -> list[Scaled]:
     """The loss's gradient, of the output's shape: the features of each direction by themselves."""
-    part = (*shape[:-1], shape[-1] // directions)
+    part = (*shape[:-1], shape[-1] // len(reverse))
     if isinstance(d_output, str):
-        return [_ones_on_last(part, dtype, valid, time_axis, reverse) for reverse in (False, True)[:directions]]
+        return [_ones_on_last(part, dtype, valid, time_axis, back) for back in reverse]
     given = float_array("d_output", d_output, dtype, shape)
     if valid is not None:
         given = np.where(valid[..., None], given, dtype.type(0))
-    return [scaled(half) for half in np.split(given, directions, axis=-1)]
+    return [scaled(half) for half in np.split(given, len(reverse), axis=-1)]
 
 
 def _ones_on_last(
@@ -136,12 +140,13 @@ def _ones_on_last(
     return Scaled(np.broadcast_to(np.ones(shape[-1], dtype), shape), exponent)
 
 
-def _directions_of_last(stack: Sequential) -> int:
-    """How many directions' own last steps the output of a stack holds side by side."""
-    top = stack.layers[-1]
-    if isinstance(top, Sequential):
-        return _directions_of_last(top)
-    return top.num_directions if isinstance(top, Recurrent) else 1
+def _reverse_of_last(layer: Layer) -> tuple[bool, ...]:
+    """Of every direction whose own last step the output holds, side by side, whether it is the reverse one."""
+    if isinstance(layer, Sequential):
+        return _reverse_of_last(layer.layers[-1])
+    if not isinstance(layer, Recurrent):
+        return (False,)
+    return (False, True) if layer.bidirectional else (layer.reverse,)
 
 
 def _together(parts: list[Scaled]) -> Scaled:
@@ -250,11 +255,11 @@ class _RecurrentPass:
             d_input[lost], exponent[lost] = np.nan, 0
 
 
-def _of_stack(stack: Sequential, x: Any, d_output: Any, lengths: Any, memory: str | int) -> StackFlow:
+def _of_stack(stack: Sequential, x: Any, d_output: Any, lengths: Any, memory: str | int, state: Any) -> StackFlow:
     takes_memory = any(isinstance(leaf, Recurrent) for leaf in stack._leaves())
     own_memory = memory if takes_memory or memory != "full" else None
     options = {**stack._handed_on(memory=own_memory), "training": False}
-    tape = stack._record(x, lengths, options, {}, batch_statistics=True)
+    tape = stack._record(x, lengths, options, {}, state=state, batch_statistics=True)
     output = tape.output
     if lengths is None and output.ndim < 3 and all(isinstance(leaf, _ROW_BY_ROW) for leaf in stack._leaves()):
         time_axis = None
@@ -262,8 +267,8 @@ def _of_stack(stack: Sequential, x: Any, d_output: Any, lengths: Any, memory: st
             d_output = np.ones(output.shape, output.dtype)
     else:
         time_axis = int(output.ndim > 2 and stack._batch_first())
-    directions = _directions_of_last(stack) if isinstance(d_output, str) else 1
-    parts = _incoming(output.shape, output.dtype, d_output, tape._valid, time_axis or 0, directions)
+    reverse = _reverse_of_last(stack) if isinstance(d_output, str) else (False,)
+    parts = _incoming(output.shape, output.dtype, d_output, tape._valid, time_axis or 0, reverse)
     return _StackPass(time_axis, tape._valid, tape._fault()).through(tape, _together(parts))[0]
 
 

@@ -56,14 +56,13 @@ def plot(flow: GradientFlow, path_or_axes: str | os.PathLike[str] | Axes | None,
     title = flow.title if label is None else "Gradient flow"
     depth_alone = isinstance(flow, StackFlow) and flow._is_of_depth_alone
     if isinstance(path_or_axes, Axes):
-        if not depth_alone:
-            return _into_axes(path_or_axes, _curves_of(flow, label), title)
-        draw_layers(path_or_axes, flow, label)
-        path_or_axes.set_title(title, parse_math=False)
-        return _figure_of(path_or_axes)
+        if depth_alone:
+            return _layers_into_axes(path_or_axes, {label: flow}, title)
+        return _into_axes(path_or_axes, _curves_of(flow, label), title)
     _check_path(path_or_axes)
     if depth_alone:
-        figure = _depth_figure(flow, label)
+        figure = _depth_figure({label: flow})
+        _set_title(figure, flow, label)
     else:
         figure = _stack_figure(flow, label) if isinstance(flow, StackFlow) else _layer_figure(flow, label)
     return _saved(figure, path_or_axes)
@@ -71,6 +70,13 @@ def plot(flow: GradientFlow, path_or_axes: str | os.PathLike[str] | Axes | None,
 
 def plot_flows(flows: Mapping[str, GradientFlow], path_or_axes: str | os.PathLike[str] | Axes | None) -> Figure:
     """The curves of several flows in axes that are given, else in a new figure, saved where a path is given."""
+    if all(isinstance(flow, StackFlow) and flow._is_of_depth_alone for flow in flows.values()):
+        if isinstance(path_or_axes, Axes):
+            return _layers_into_axes(path_or_axes, flows, "Gradient flow")
+        _check_path(path_or_axes)
+        figure = _depth_figure(flows)
+        figure.suptitle("Gradient flow")
+        return _saved(figure, path_or_axes)
     curves = [curve for name, flow in flows.items() for curve in _curves_of(flow, name)]
     if isinstance(path_or_axes, Axes):
         return _into_axes(path_or_axes, curves, "Gradient flow")
@@ -377,25 +383,38 @@ def _stack_figure(flow: StackFlow, label: str | None) -> Figure:
     return figure
 
 
-def draw_layers(axes: Axes, flow: GradientFlow, label: str | None) -> None:
-    """The norm at every boundary of layers of a flow without time, which are named, the first at the top."""
-    assert isinstance(flow, StackFlow)
-    draw_depth(axes, flow.depth_log10_norm, label or "norm", 0)
-    if len(axes.lines) > 1 or label is not None:
-        _legend_over(axes, axes.lines)
+def draw_layers(axes: Axes, flows: Mapping[Any, GradientFlow]) -> None:
+    """The norm at every boundary of layers of flows without time, by their names; the first layer at the top."""
+    first = len(axes.lines)
+    for place, (name, flow) in enumerate(flows.items(), first):
+        assert isinstance(flow, StackFlow)
+        draw_depth(axes, flow.depth_log10_norm, "norm" if name is None else name, place)
     label_depth(axes)
     axes.set_xlabel("norm of dL/dx over all rows (log scale)")
-    named = _spread(len(flow.names), _NAMES)
-    axes.set_yticks(named, [flow.names[row] for row in named])
-    axes.set_ylim(len(flow.names) - 0.5, -0.5)
+    longest = max(flows.values(), key=lambda flow: len(flow.names))
+    rows, same = len(longest.names), len({flow.names for flow in flows.values()}) == 1
+    named = _spread(rows, _NAMES)
+    axes.set_yticks(named, [longest.names[row] if same else f"into layers[{row}]" for row in named], parse_math=False)
+    axes.set_ylim(rows - 0.5, -0.5)
+    if len(named) < rows:
+        axes.set_ylabel(f"{len(named)} of {rows} rows are named")
 
 
-def _depth_figure(flow: GradientFlow, label: str | None) -> Figure:
-    figure = Figure(figsize=(8, 2.5 + 0.2 * min(len(flow.names), _NAMES)), layout="constrained")
-    _set_title(figure, flow, label)
+def _layers_into_axes(axes: Axes, flows: Mapping[Any, GradientFlow], title: str) -> Figure:
+    draw_layers(axes, flows)
+    axes.set_title(title, loc="left", parse_math=False)
+    if len(axes.lines) > 1:
+        _legend_over(axes, axes.lines)
+    return _figure_of(axes)
+
+
+def _depth_figure(flows: Mapping[Any, GradientFlow]) -> Figure:
+    rows = max(len(flow.names) for flow in flows.values())
+    figure = Figure(figsize=(8, 2.5 + 0.2 * min(rows, _NAMES)), layout="constrained")
     axes = figure.add_subplot()
-    draw_layers(axes, flow, label)
-    axes.set_title("Gradient of what enters each layer")
+    draw_layers(axes, flows)
+    if len(axes.lines) > 1:
+        _legend_over(axes, axes.lines)
     return figure
 
 

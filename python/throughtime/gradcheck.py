@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from ._arguments import UNBOUNDED, Array, as_array, generator, number, size
+from .blocks import ResidualBlock, Sequential
 from .layer import Layer
+from .recurrent import Recurrent
 
 __all__ = ["gradcheck"]
 
@@ -27,7 +29,8 @@ def gradcheck(
     """Compare a layer's `backward` with central finite differences, in float64.
 
     The loss is a fixed random linear function of the output and the final state. Checked are the gradients of the
-    input, the initial state (zeros where not given) and every parameter. The layer itself is left alone: a float64 copy
+    input, the initial state (zeros where not given) and every parameter; of layers in layers the states only where
+    `state` is given. The layer itself is left alone: a float64 copy
     is used. Random masks, such as dropout's, are drawn once and kept.
 
     Parameters
@@ -51,8 +54,9 @@ def gradcheck(
     Returns
     -------
     errors : dict of str to float
-        For ``"input"`` (unless it is integer), ``"h_0"``, ``"c_0"`` and every parameter: the largest difference,
-        divided by the tensor's largest gradient where that is above 1. A right gradient gives about 1e-9.
+        For ``"input"`` (unless it is integer), ``"h_0"``, ``"c_0"`` (in a stack with their place before them, as
+        parameters have it) and every parameter: the largest difference, divided by the tensor's largest gradient where
+        that is above 1. A right gradient gives about 1e-9.
 
     Raises
     ------
@@ -82,19 +86,21 @@ def gradcheck(
         arguments["state"] = _map(lambda array: _copy_in_float64("state", array), state)
 
     tape = wide.forward(x, **arguments)
-    seeds = [rng.standard_normal(array.shape) for array in _outputs(tape)]
+    with_state = state is not None or isinstance(layer, Recurrent)
+    seeds = [rng.standard_normal(array.shape) for array in _outputs(tape, with_state)]
     grads = _backward(tape, seeds)
-    initial_state = getattr(grads, "initial_state", None)
-    if state is None and initial_state is not None:
-        arguments["state"] = _map(np.zeros_like, initial_state)
+    initial_state = grads.initial_state if with_state else None
+    if with_state:
+        arguments["state"] = _filled(arguments.get("state"), initial_state)
     if getattr(tape, "masks", None):
         arguments["masks"] = tape.masks
 
     def forward() -> list[Array]:
-        return _outputs(wide.forward(x, **arguments))
+        return _outputs(wide.forward(x, **arguments), with_state)
 
     tensors = [] if grads.input is None else [("input", x, grads.input)]
-    tensors += zip(("h_0", "c_0"), _flat(arguments.get("state")), _flat(initial_state), strict=False)
+    initial = zip(_named(wide, arguments.get("state")), _flat(initial_state), strict=True)
+    tensors += [(name, array, gradient) for (name, array), gradient in initial]
     tensors += [(name, array, grads.parameters[name]) for name, array in wide.parameters.items()]
     return {
         name: _largest_error(array, gradient, forward, seeds, step, _entries(array, count, rng))
@@ -111,28 +117,50 @@ def _copy_in_float64(name: str, value: Any) -> Array:
     return array.astype(np.float64, order="C")
 
 
-def _map(function: Callable[[Any], Array], state: Any) -> Any:
-    """`function` of a state: one array, or a tuple of them."""
-    return tuple(map(function, state)) if isinstance(state, tuple | list) else function(state)
+def _map(function: Callable[[Any], Any], state: Any) -> Any:
+    """`function` of every array in a state: one, or a tuple of them or of states, with None where there is none."""
+    if isinstance(state, tuple | list):
+        return tuple(_map(function, part) for part in state)
+    return None if state is None else function(state)
 
 
-def _flat(state: Any) -> tuple[Array, ...]:
+def _filled(state: Any, like: Any) -> Any:
+    """The state with zeros in place of what is left out."""
     if state is None:
-        return ()
-    return tuple(state) if isinstance(state, tuple | list) else (state,)
+        return _map(np.zeros_like, like)
+    if isinstance(state, tuple | list):
+        return tuple(_filled(part, other) for part, other in zip(state, like, strict=True))
+    return state
 
 
-def _outputs(tape: Any) -> list[Array]:
-    """The output and the final states, as far as the layer has any."""
-    return [tape.output, *_flat(getattr(tape, "final_state", None))]
+def _flat(state: Any) -> list[Array]:
+    """The arrays in a state."""
+    found: list[Array] = []
+    _map(found.append, state)
+    return found
+
+
+def _named(layer: Any, state: Any, prefix: str = "") -> list[tuple[str, Array]]:
+    """The arrays in a layer's state, with their names."""
+    if isinstance(layer, ResidualBlock):
+        return _named(layer.sublayer, state, f"{prefix}sublayer.")
+    if isinstance(layer, Sequential) and state is not None:
+        parts = enumerate(zip(layer.layers, state, strict=True))
+        return [named for i, (inner, part) in parts for named in _named(inner, part, f"{prefix}{i}.")]
+    return [(prefix + name, array) for name, array in zip(("h_0", "c_0"), _flat(state), strict=False)]
+
+
+def _outputs(tape: Any, with_state: bool) -> list[Array]:
+    """The output and, where asked for, the final states."""
+    return [tape.output, *(_flat(tape.final_state) if with_state else ())]
 
 
 def _backward(tape: Any, seeds: list[Array]) -> Any:
     d_output, *d_final_state = seeds
     if not d_final_state:
         return tape.backward(d_output)
-    is_tuple = isinstance(tape.final_state, tuple | list)
-    return tape.backward(d_output, tuple(d_final_state) if is_tuple else d_final_state[0])
+    rest = iter(d_final_state)
+    return tape.backward(d_output, _map(lambda _: next(rest), tape.final_state))
 
 
 def _entries(array: Array, count: int | None, rng: np.random.Generator) -> Array:

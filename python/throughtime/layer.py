@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import os
 from collections.abc import Mapping
 from typing import Any, BinaryIO, ClassVar, Self
+from weakref import WeakValueDictionary
 
 import numpy as np
 
-from ._arguments import Array, check_shapes, file_path, float_dtype, generator
+from ._arguments import Array, check_shapes, file_path, float_dtype, generator, is_floating, plain
 from ._backend import Backend, Host, backend_of
 from ._files import replacing
 from ._saved import SavedFile, claim, room_for
+
+
+class _Held:
+    """An array on its way into a copy. Layers that share an array give one holder, and so the copies share one too,
+    also where whoever copies writes an array as often as it is referred to, as joblib does.
+    """
+
+    _of: ClassVar[WeakValueDictionary[int, _Held]] = WeakValueDictionary()
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+    @classmethod
+    def of(cls, array: Any) -> _Held:
+        return cls._of.setdefault(id(array), cls(array))  # it keeps the array, whose id is its own as long
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        array = state["array"]
+        if isinstance(array, np.memmap):  # joblib's, on a file that is not to be read as a whole
+            array = plain(array)
+        elif getattr(array, "base", None) is not None:  # bytes of the file it comes from
+            array = array.copy()
+        self.array = array
 
 
 class Layer:
@@ -59,9 +85,10 @@ class Layer:
         self.parameters = {name: Host.zeros(shape, self.dtype) for name, shape in shapes.items()}
 
     def __repr__(self) -> str:
-        signature = type(self).__init__.__code__.co_varnames[1 : type(self).__init__.__code__.co_argcount]
-        positional = dict(zip(signature[::-1], (type(self).__init__.__defaults__ or ())[::-1], strict=False))
-        defaults = {"dtype": "float32", **positional, **(type(self).__init__.__kwdefaults__ or {})}
+        constructor = self._kinds[self._kind].__init__  # a user's subclass may have one of its own
+        signature = constructor.__code__.co_varnames[1 : constructor.__code__.co_argcount]
+        positional = dict(zip(signature[::-1], (constructor.__defaults__ or ())[::-1], strict=False))
+        defaults = {"dtype": "float32", **positional, **(constructor.__kwdefaults__ or {})}
         shown = [
             f"{key}={value!r}" if key in defaults else repr(value)
             for key, value in self._config.items()
@@ -99,9 +126,22 @@ class Layer:
     def astype(self, dtype: Any) -> Self:
         """Return a copy of this layer with parameters of another dtype."""
         self._needs_host("astype")
-        other = type(self)(**{**self._config, "dtype": str(float_dtype(dtype))})
-        other.load_parameters({**self.parameters, **self.buffers})
+        other = copy.deepcopy(self)  # of its own class, whatever arguments that is made with
+        other._cast(float_dtype(dtype))
         return other
+
+    def _cast(self, dtype: np.dtype[Any]) -> None:
+        """Replace the parameters by ones of another dtype."""
+        self._config["dtype"] = str(dtype)
+        self.dtype = dtype
+        self.parameters = {name: array.astype(dtype) for name, array in self.parameters.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle, copy and joblib."""
+        return {**vars(self), "parameters": {name: _Held.of(array) for name, array in self.parameters.items()}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, parameters={name: held.array for name, held in state["parameters"].items()})
 
     def load_parameters(self, mapping: Mapping[str, Any]) -> None:
         """Copy values into the parameters, converting between float types.
@@ -109,8 +149,8 @@ class Layer:
         Parameters
         ----------
         mapping : mapping of str to array
-            NumPy arrays, torch tensors (a ``state_dict()`` as it is), or anything with DLPack. Entries of `buffers` may
-            be among them.
+            NumPy arrays, torch tensors (a ``state_dict()`` as it is), or anything with DLPack, in any float type:
+            bfloat16 and float16 are read exactly. Entries of `buffers` may be among them.
 
         Raises
         ------
@@ -134,7 +174,7 @@ class Layer:
         if faults:
             raise ValueError(f"parameters do not fit {self!r}: " + "; ".join(faults))
         for name, array in arrays.items():
-            if not np.issubdtype(array.dtype, np.floating) and not np.issubdtype(own[name].dtype, np.integer):
+            if not is_floating(array.dtype) and not np.issubdtype(own[name].dtype, np.integer):
                 raise TypeError(f"parameters[{name!r}] has dtype {array.dtype}, expected a float type")
         for name, array in arrays.items():
             own[name][...] = array
@@ -188,7 +228,6 @@ class Composite(Layer):
         self.dtype = dtype
         self._config = config
         self._inner = inner
-        self.parameters = self._named({name: layer.parameters for name, layer in inner.items()})
         places: dict[int, str] = {}
         for name, array in self.parameters.items():
             if id(array) in places:
@@ -199,6 +238,27 @@ class Composite(Layer):
     def buffers(self) -> dict[str, Array]:
         """Those of the inner layers, with the others' names before them."""
         return self._named({name: layer.buffers for name, layer in self._inner.items()})
+
+    @functools.cached_property
+    def parameters(self) -> dict[str, Array]:  # type: ignore[override]
+        """Name to array, those of the inner layers. Writing into an array changes the layer."""
+        return self._named({name: layer.parameters for name, layer in self._inner.items()})
+
+    def _cast(self, dtype: np.dtype[Any]) -> None:
+        if "dtype" in self._config:
+            self._config["dtype"] = str(dtype)
+        self.dtype = dtype
+        for layer in self._inner.values():
+            layer._cast(dtype)
+        vars(self).pop("parameters", None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without `parameters`, which a copy finds in the copies of the inner layers."""
+        self._check_parameters()
+        return {name: value for name, value in vars(self).items() if name != "parameters"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
 
     @staticmethod
     def _named(arrays: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

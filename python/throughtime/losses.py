@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from . import _core
-from ._arguments import Array, as_array, contiguous, float_array, is_integer
+from ._arguments import Array, as_array, check_shape, contiguous, is_integer
 from ._memory import with_room
 
 __all__ = ["cross_entropy", "mse"]
@@ -115,7 +115,13 @@ def mse(prediction: Any, target: Any) -> tuple[float, Array]:
     (2.5, [1.0, -2.0])
     """
     prediction = _floats("prediction", prediction)
-    target = float_array("target", target, prediction.dtype, prediction.shape)
+    target = as_array("target", target)
+    if target.dtype != prediction.dtype:
+        raise TypeError(
+            f"target has dtype {target.dtype}, but prediction has {prediction.dtype} "
+            f"(nothing is cast; use target.astype({str(prediction.dtype)!r}))"
+        )
+    check_shape("target", target, prediction.shape)
     d_prediction = _core.empty(prediction.shape, prediction.dtype)
     total = _core.squared_error(
         {

@@ -35,7 +35,7 @@ def lyapunov_spectrum(layer: Recurrent, x: Any, k: int | None = None, *, state: 
     Parameters
     ----------
     layer : RNN, GRU or LSTM
-        Of one direction; of ``torch.nn`` or ``throughtime.torch`` as well.
+        Of one direction, forward in time; of ``torch.nn`` or ``throughtime.torch`` as well.
     x : (T, 1, I) array
         Input, as for ``layer.forward``: one sequence.
     k : int, optional
@@ -98,7 +98,7 @@ def jacobian_singular_values(layer: Recurrent, x: Any, start: int, stop: int, *,
     Parameters
     ----------
     layer : RNN, GRU or LSTM
-        Of one direction; of ``torch.nn`` or ``throughtime.torch`` as well.
+        Of one direction, forward in time; of ``torch.nn`` or ``throughtime.torch`` as well.
     x : (T, 1, I) array
         Input, as for ``layer.forward``: one sequence.
     start, stop : int
@@ -146,8 +146,8 @@ def _check(layer: Recurrent, x: Any, state: Any) -> tuple[Array, list[Array], in
     if not isinstance(layer, Recurrent):
         raise TypeError(f"layer must be an RNN, GRU or LSTM, got {type(layer).__name__}")
     layer._needs_host("the state's Jacobian")
-    if layer.bidirectional:
-        raise ValueError(f"layer must have one direction, got {layer!r}")
+    if layer.bidirectional or layer.reverse:
+        raise ValueError(f"layer must have one direction, forward in time, got {layer!r}")
     x, batched = layer._check_x(x)
     if x.shape[1] != 1:
         raise ValueError(f"x must hold one sequence, expected B = 1, got B = {x.shape[1]}")

@@ -12,12 +12,15 @@ from . import _core
 from ._arguments import Array, native_floats, number
 from ._backend import check_floats
 from ._memory import with_room
+from ._ties import are_plain, by_memory, from_memory_order, in_memory_order, may_share
 
 __all__ = ["SGD", "Adam", "AdamW"]
 
 
 class _Optimizer:
     """Checks of what `step` gets, and a state per parameter."""
+
+    _linear = False  # whether two steps of one parameter are a step by the sum of the gradients
 
     def __init__(self) -> None:
         self._states: dict[str, tuple[Array, ...]] = {}
@@ -28,7 +31,9 @@ class _Optimizer:
         Parameters
         ----------
         parameters : dict of str to array
-            Float arrays, such as ``layer.parameters``. What is remembered (momentum) goes by name.
+            Float arrays, such as ``layer.parameters``. What is remembered (momentum) goes by name. An array under two
+            names, or two views of all of one (such as its transpose), is one parameter: it takes one step, by the sum
+            of the gradients, remembered under the first name.
         grads : dict of str to array
             Gradients of the same names, shapes and dtypes, such as ``grads.parameters``.
 
@@ -37,14 +42,28 @@ class _Optimizer:
         TypeError
             If an entry is no array, or its dtype does not fit.
         ValueError
-            If names or shapes differ, or a parameter is read-only. Nothing is updated then.
+            If names or shapes differ, a parameter is read-only, or (Adam and AdamW) two share a part of their memory.
+            Nothing is updated then.
         """
         grads = getattr(grads, "parameters", grads)
         _check_names(parameters, grads)
+        plain = are_plain([*parameters.values(), *grads.values()])
+        if may_share(parameters.values()):
+            parameters, grads = self._untied(parameters, grads)
         states = self._states
         rows = [(array, grads[name], *states.get(name, ())) for name, array in parameters.items()]
-        if not self._update(rows):
+        if not plain or not self._update(rows):
             self._step_converted(parameters, grads)
+
+    def _untied(
+        self, parameters: Mapping[str, Array], grads: Mapping[str, Array]
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """The same, with parameters of the same memory as one, whose gradient is the sum of theirs."""
+        for name, parameter in parameters.items():
+            _check_pair(name, parameter, grads[name])
+        groups = by_memory("parameters", parameters, apart=not self._linear)
+        own = {first: parameters[first] for first, *_ in groups}
+        return own, {names[0]: _sum_of(names, parameters, grads) for names in groups}
 
     def _step_converted(self, parameters: Mapping[str, Array], grads: Mapping[str, Array]) -> None:
         """Check everything; then update each parameter, or a copy where kernels do not take the array as it is."""
@@ -95,6 +114,8 @@ class SGD(_Optimizer):
     >>> parameters["weight"]
     array([0.5, 1.5])
     """
+
+    _linear = True
 
     def __init__(self, lr: float, momentum: float = 0.0) -> None:
         super().__init__()
@@ -212,6 +233,16 @@ class AdamW(Adam):
 
 def _learning_rate(lr: Any) -> float:
     return number("lr", lr, 0, math.inf, open_high=True)
+
+
+def _sum_of(names: list[str], parameters: Mapping[str, Array], grads: Mapping[str, Array]) -> Array:
+    """The gradients of parameters in the same memory, as one of the first."""
+    if len(names) == 1:
+        return grads[names[0]]
+    total = in_memory_order(grads[names[0]], parameters[names[0]])
+    for name in names[1:]:
+        total = total + in_memory_order(grads[name], parameters[name])
+    return from_memory_order(total, parameters[names[0]])
 
 
 def _check_names(parameters: Any, grads: Any) -> None:

@@ -42,6 +42,9 @@ class Recurrent(Layer):
         self.dropout = number("dropout", config["dropout"], 0, 1)
         self.bidirectional = flag("bidirectional", config["bidirectional"])
         self.num_directions = 2 if self.bidirectional else 1
+        self.reverse = flag("reverse", config["reverse"])
+        if self.reverse and self.bidirectional:
+            raise ValueError("reverse is for a layer of one direction, but bidirectional is True too")
         self.zoneout = self._check_zoneout(config["zoneout"])
         self.weight_dropout = number("weight_dropout", config["weight_dropout"], 0, 1)
         self.output_size = self.num_directions * self._width
@@ -381,6 +384,9 @@ class RNN(Recurrent, kind="RNN"):
         Probability of dropping an output of a layer but the last, in training.
     bidirectional : bool
         A second direction (suffix ``_reverse``) runs from the last timestep to the first.
+    reverse : bool
+        The only direction runs from the last timestep to the first, with `lengths` from each sequence's own last one;
+        the output stands where the input does. The parameters have no suffix.
     zoneout : float
         Probability that a unit keeps its old state at a step, in training; at inference the new state is the
         expectation, ``p old + (1 - p) new`` (Krueger et al. 2017).
@@ -410,6 +416,7 @@ class RNN(Recurrent, kind="RNN"):
         dropout: float = 0.0,
         bidirectional: bool = False,
         *,
+        reverse: bool = False,
         zoneout: float = 0.0,
         weight_dropout: float = 0.0,
         dtype: Any = "float32",
@@ -435,7 +442,9 @@ class GRU(Recurrent, kind="GRU"):
 
     Parameters
     ----------
-    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, zoneout, weight_dropout, dtype, seed
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, reverse, zoneout, weight_dropout
+        As for :class:`RNN`.
+    dtype, seed
         As for :class:`RNN`.
     reset_after : bool
         Whether r multiplies after the recurrent product, as above; False is the original,
@@ -459,6 +468,7 @@ class GRU(Recurrent, kind="GRU"):
         dropout: float = 0.0,
         bidirectional: bool = False,
         *,
+        reverse: bool = False,
         reset_after: bool = True,
         zoneout: float = 0.0,
         weight_dropout: float = 0.0,
@@ -478,7 +488,7 @@ class LSTM(Recurrent, kind="LSTM"):
 
     Parameters
     ----------
-    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, weight_dropout, dtype, seed
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, reverse, weight_dropout, dtype, seed
         As for :class:`RNN`.
     proj_size : int
         P: ``h' = W_hr (o tanh(c'))`` has P features (Sak et al. 2014); 0 for none.
@@ -520,6 +530,7 @@ class LSTM(Recurrent, kind="LSTM"):
         bidirectional: bool = False,
         proj_size: int = 0,
         *,
+        reverse: bool = False,
         peephole: bool = False,
         layer_norm: bool = False,
         zoneout: float | tuple[float, float] = 0.0,

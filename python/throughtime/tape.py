@@ -267,11 +267,13 @@ class Tape:
         }
 
     def _is_reverse(self, index: int) -> bool:
-        return index % self._layer.num_directions == 1
+        return self._layer.reverse or index % self._layer.num_directions == 1
 
     def _final_state(self, states: Array) -> Array:
         if self._every:
             return states[:, -1].copy()
+        if self._layer.reverse:
+            return states[:, 1].copy()
         final = states[:, self._sizes[0]].copy()
         if self._layer.bidirectional:
             final[1::2] = states[1::2, 1]

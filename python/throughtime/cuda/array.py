@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from .._arguments import Array
+from .._arguments import Array, check_unmasked
 from .extension import current_stream, extension
 from .numbers import HELD_AS, dtype_name, held, shown
 
@@ -242,6 +242,8 @@ def to_device(array: Any, dtype: Any = None) -> DeviceArray:
     TypeError
         If `array` is no array of numbers, or `dtype` none of the device's.
     """
+    if isinstance(array, np.ndarray):
+        check_unmasked("array", array)
     host = np.asarray(array)
     name = dtype_name(host.dtype.name if dtype is None else dtype)
     host = held(host, name)

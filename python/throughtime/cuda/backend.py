@@ -181,7 +181,7 @@ class Cuda:
 
     @staticmethod
     def on_host(name: str, value: Any) -> Any:
-        return as_device_array(name, value).numpy() if is_on_device(value) else _arguments.as_array(name, value)
+        return as_device_array(name, value).numpy() if is_on_device(value) else _arguments.as_host_floats(name, value)
 
 
 def _call(problem: dict[str, Any], dtype: str) -> dict[str, Any]:
