@@ -209,7 +209,9 @@ class Composite(Layer):
         places: dict[int, str] = {}
         for name, array in self.parameters.items():
             if id(array) in places:
-                raise ValueError(f"a layer can stand in one place only, but {name!r} is {places[id(array)]!r}")
+                raise ValueError(
+                    f"a layer, and an array of one, can stand in one place only, but {name!r} is {places[id(array)]!r}"
+                )
             places[id(array)] = name
 
     @functools.cached_property
