@@ -130,7 +130,8 @@ class Layer:
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle, copy and joblib."""
-        return {**vars(self), "parameters": {name: _Held.of(array) for name, array in self.parameters.items()}}
+        held = {name: _Held.of(array) for name, array in self.parameters.items()}
+        return {**vars(self), "parameters": held, "_config": dict(self._config)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, parameters={name: held.array for name, held in state["parameters"].items()})
