@@ -79,6 +79,15 @@ def test_a_shallow_copy_has_the_same_arrays(name):
     assert_same_bits(made(numbers(5, 2, F)), layer(numbers(5, 2, F)))
 
 
+def test_a_shallow_copy_that_changes_its_type_leaves_the_layer_alone():
+    layer = LAYERS["LSTM"]()
+    before = repr(layer)
+    assert copy.copy(layer).to("cpu", dtype="float64").dtype == np.float64
+    assert repr(layer) == before
+    assert layer.dtype == np.float32
+    assert all(array.dtype == np.float32 for array in layer.parameters.values())
+
+
 @pytest.mark.parametrize("way", COPIES)
 def test_layers_and_arrays_in_two_places_stay_one(way):
     encoder, embedding, head = tt.LSTM(F, F, seed=0), tt.Embedding(9, F, seed=1), tt.Linear(F, 9, seed=2)

@@ -317,6 +317,21 @@ def test_an_array_under_two_names_takes_one_step_by_the_sum_of_the_gradients(nam
 
 
 @pytest.mark.parametrize("name", MAKERS)
+def test_the_order_of_the_names_makes_no_difference(name):
+    rng = np.random.default_rng(0)
+    grads = {key: rng.standard_normal((7, 4) if key == "in" else (4, 7)) for key in ("in", "out")}
+    found = []
+    for turn in (False, True):
+        optimizer, tied = MAKERS[name](), np.ones((7, 4))
+        for step in range(4):
+            names = list(grads)[:: -1 if turn and step % 2 else 1]
+            views = {"in": tied, "out": tied.T}
+            optimizer.step({key: views[key] for key in names}, {key: grads[key] for key in names})
+        found.append(tied)
+    assert_close(*found, 1e-14)
+
+
+@pytest.mark.parametrize("name", MAKERS)
 def test_a_view_with_gaps_under_two_names_leaves_the_gaps(name):
     whole = np.ones((5, 6))
     alone, optimizer = np.ones((5, 3)), MAKERS[name]()

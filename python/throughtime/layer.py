@@ -138,7 +138,8 @@ class Layer:
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle, copy and joblib."""
-        return {**vars(self), "parameters": {name: _Held.of(array) for name, array in self.parameters.items()}}
+        held = {name: _Held.of(array) for name, array in self.parameters.items()}
+        return {**vars(self), "parameters": held, "_config": dict(self._config)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, parameters={name: held.array for name, held in state["parameters"].items()})
@@ -231,7 +232,9 @@ class Composite(Layer):
         places: dict[int, str] = {}
         for name, array in self.parameters.items():
             if id(array) in places:
-                raise ValueError(f"a layer can stand in one place only, but {name!r} is {places[id(array)]!r}")
+                raise ValueError(
+                    f"a layer, and an array of one, can stand in one place only, but {name!r} is {places[id(array)]!r}"
+                )
             places[id(array)] = name
 
     @property

@@ -33,7 +33,7 @@ class _Optimizer:
         parameters : dict of str to array
             Float arrays, such as ``layer.parameters``. What is remembered (momentum) goes by name. An array under two
             names, or two views of all of one (such as its transpose), is one parameter: it takes one step, by the sum
-            of the gradients, remembered under the first name.
+            of the gradients.
         grads : dict of str to array
             Gradients of the same names, shapes and dtypes, such as ``grads.parameters``.
 
@@ -62,6 +62,7 @@ class _Optimizer:
         for name, parameter in parameters.items():
             _check_pair(name, parameter, grads[name])
         groups = by_memory("parameters", parameters, apart=not self._linear)
+        groups = [sorted(names, key=lambda name: name not in self._states) for names in groups]  # in any order of names
         own = {first: parameters[first] for first, *_ in groups}
         return own, {names[0]: _sum_of(names, parameters, grads) for names in groups}
 
