@@ -45,6 +45,11 @@ def by_sequences(
     mesh = next((one.mesh for one in shardings if any(part is not None for part in one.spec)), None)
     if mesh is None:
         return function(layers, *operands)
+    if not hasattr(jax.sharding, "reshard"):
+        raise NotImplementedError(
+            "an array is split along explicit axes of its mesh, for which throughtime.jax needs jax.sharding.reshard, "
+            "which a newer jax has; with this one, axes of AxisType.Auto work"
+        )
     return _split(function, layers, axes, mesh, _sharding(x).spec[1], operands)
 
 
