@@ -440,7 +440,7 @@ def test_a_traced_key_is_a_type_error(place):
     def call(key):
         return tt.jax.lstm(**{"params": PARAMS, "x": LSTM.x, **arguments(key)})
 
-    with pytest.raises(TypeError, match=f"^{begins}must be an array of NumPy or jax with numbers, got .* of key<"):
+    with pytest.raises(TypeError, match=f"^{begins}must be a NumPy or jax array of numbers, got .* of key<"):
         jax.jit(call)(jax.random.key(0))
 
 

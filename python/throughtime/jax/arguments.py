@@ -187,7 +187,7 @@ def check_array(name: str, value: Any) -> None:
     if isinstance(value, type) or not converts or not hasattr(value, "dtype"):
         raise TypeError(f"{name} must be an array, got {_kind(value)}")
     if not isinstance(value.dtype, np.dtype):  # a key of jax.random, a tensor of torch
-        raise TypeError(f"{name} must be an array of NumPy or jax with numbers, got {_kind(value)} of {value.dtype}")
+        raise TypeError(f"{name} must be a NumPy or jax array of numbers, got {_kind(value)} of {value.dtype}")
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} must be an array without a mask, got MaskedArray (use {name}.filled(...))")
 
