@@ -75,11 +75,11 @@ def test_the_examples_of_the_torch_page_run(capsys):
     assert 0 <= int(step.split()[-1]) < 200
 
 
-def test_the_example_of_jax_runs(capsys):
-    """It prints three steps of a falling loss, and norms that fall towards the beginning."""
+def test_the_examples_of_jax_run(capsys):
+    """They print three steps of a falling loss, and norms that fall towards the beginning."""
     import_jax()
     page = (Path(__file__).parent.parent / "docs" / "jax.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
     exec(compile(code, "jax.md", "exec"), {})
     steps = [
         [float(number) for number in re.findall(r"\d\.\d+e[+-]\d+", line)]

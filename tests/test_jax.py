@@ -393,6 +393,88 @@ def test_errors_name_the_argument(arguments, error, message, jitted):
         jax.jit(call)() if jitted else call()
 
 
+NO_ARRAYS = {
+    "a string": lambda: "weights",
+    "bytes": lambda: b"abc",
+    "a class": lambda: np.float64,
+    "a class of jax": lambda: jnp.float32,
+    "the class of arrays": lambda: np.ndarray,
+    "a dtype": lambda: np.dtype("float64"),
+    "a shape": lambda: jax.ShapeDtypeStruct((7, 3, 5), np.float64),
+    "a key": lambda: jax.random.key(0),
+    "keys": lambda: jax.random.split(jax.random.key(0), 3),
+    "a ragged list": lambda: [[1, 2], [3]],
+    "a list of keys": lambda: [jax.random.key(0)] * 3,
+    "a dict": lambda: {"x": 1},
+    "a function": lambda: len,
+    "objects": lambda: np.array([None, "a", 2], object),
+    "a masked array": lambda: np.ma.masked_array(np.zeros(3, int), mask=True),
+}
+PLACES = {  # arguments that put a value there, and what its error begins with
+    "x": (lambda value: {"x": value}, "x "),
+    "params": (lambda value: {"params": PARAMS | {"bias_hh_l1": value}}, r"params\['bias_hh_l1'\] "),
+    "state": (lambda value: {"state": (LSTM.state[0], value)}, r"state\[1\] "),
+    "lengths": (lambda value: {"lengths": value}, "lengths "),
+    "perturbations": (lambda value: {"perturbations": {"cell": value}}, r"perturbations\['cell'\] "),
+}
+
+
+@pytest.mark.parametrize("what", NO_ARRAYS)
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("jitted", [False, True])
+def test_what_is_no_array_is_a_type_error(what, place, jitted):
+    """It names the argument and what came there."""
+    arguments, begins = PLACES[place]
+
+    def call():
+        return tt.jax.lstm(**{"params": PARAMS, "x": LSTM.x, **arguments(NO_ARRAYS[what]())})
+
+    with pytest.raises(TypeError, match=f"^{begins}(must be|has dtype).*(got|expected)"):
+        jax.jit(call)() if jitted else call()
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_traced_key_is_a_type_error(place):
+    arguments, begins = PLACES[place]
+
+    def call(key):
+        return tt.jax.lstm(**{"params": PARAMS, "x": LSTM.x, **arguments(key)})
+
+    with pytest.raises(TypeError, match=f"^{begins}must be a NumPy or jax array of numbers, got .* of key<"):
+        jax.jit(call)(jax.random.key(0))
+
+
+@pytest.mark.parametrize("place", ["x", "params", "state"])
+def test_none_is_a_type_error_where_it_is_no_default(place):
+    arguments, begins = PLACES[place]
+    with pytest.raises(TypeError, match=f"^{begins}must be an array, got NoneType"):
+        tt.jax.lstm(**{"params": PARAMS, "x": LSTM.x, **arguments(None)})
+
+
+@pytest.mark.parametrize("value", [None, "weights", [1, 2], np.float64, np.zeros(3)])
+def test_params_that_are_no_dict(value):
+    with pytest.raises(TypeError, match=r"^params must be a dict of name to array, got"):
+        tt.jax.gru(value, LSTM.x)
+
+
+def test_an_array_of_its_own_kind_converts_itself():
+    """As flax's variables do."""
+
+    class Variable:
+        def __init__(self, value):
+            self.value = value
+
+        def __getattr__(self, name):
+            return getattr(self.value, name)
+
+        def __jax_array__(self):
+            return jnp.asarray(self.value)
+
+    wrapped = {name: Variable(value) for name, value in PARAMS.items()}
+    expected = tt.jax.lstm(PARAMS, LSTM.x)
+    assert_same_bits(*jax.tree.map(np.asarray, (tt.jax.lstm(wrapped, Variable(LSTM.x)), expected)))
+
+
 def test_traced_lengths_are_checked_too():
     """Their shape and dtype while jax traces, their values by the kernel."""
     run = jax.jit(lambda lengths: tt.jax.lstm(PARAMS, LSTM.x, lengths=lengths))

@@ -229,3 +229,58 @@ def test_pmap(mesh):
         return jnp.sum(jax.pmap(lambda params, x: loss({"params": params, "x": x}), in_axes=(None, 0))(params, parts))
 
     assert_close(jax.grad(total)(problem.parameters), expected["params"], 2 * problem.bound)
+
+
+PLACEMENTS = {  # how the arrays lie on devices that jit is left to work with
+    "batch": SPLIT,
+    "batch of x alone": {"x": SPLIT["x"]},
+    "timesteps": {"x": P(AXIS), "perturbations": P(None, AXIS)},
+    "features": {"x": P(None, None, AXIS), "state": P(None, None, AXIS)},
+    "parameters": {"params": P(AXIS), "x": SPLIT["x"]},
+}
+
+
+def placed(operands, mesh, specs):
+    def place(array, name):
+        return jax.device_put(array, jax.sharding.NamedSharding(mesh, specs.get(name, P())))
+
+    return {name: jax.tree.map(partial(place, name=name), operand) for name, operand in operands.items()}
+
+
+@pytest.fixture
+def explicit(mesh):
+    """A mesh whose arrays say in their types how they are split."""
+    if not hasattr(jax.sharding, "reshard"):
+        pytest.skip("this jax cannot bring together what explicit axes split")
+    return jax.sharding.Mesh(mesh.devices, mesh.axis_names, axis_types=(jax.sharding.AxisType.Explicit,))
+
+
+@pytest.mark.parametrize("specs", PLACEMENTS.values(), ids=PLACEMENTS)
+@pytest.mark.parametrize("kind_of_mesh", ["mesh", "explicit"])
+def test_arrays_that_are_split_under_jit(specs, kind_of_mesh, request):
+    """Also where they have to be brought together first."""
+    problem = Problem("lstm", T=6, B=4, I=4)
+    loss, operands = loss_of(problem), operands_of(problem)
+    found = jax.jit(partial(value_and_grads, loss))(placed(operands, request.getfixturevalue(kind_of_mesh), specs))
+    check(found, problem, loss, operands)
+
+
+def test_explicit_axes_split_the_work(explicit):
+    """Each device has its own sequences, and results lie as x does, with jit and without."""
+    problem = Problem("gru", B=4)
+    loss, operands = loss_of(problem), operands_of(problem)
+    given = placed(operands, explicit, SPLIT)
+    with jax.set_mesh(explicit):
+        run = jax.jit(lambda operands: function_of("gru")(**operands))
+        calls = [line for line in run.lower(given).compile().as_text().splitlines() if "throughtime_forward" in line]
+        assert calls
+        assert all("f64[7,2,6]" in line for line in calls)
+        assert run(given)[0].sharding.spec[:2] == (None, AXIS)
+        check(value_and_grads(loss, given), problem, loss, operands)
+
+
+def test_without_a_batch_axis_on_explicit_axes(explicit):
+    problem = Problem("gru", T=6, B=1)
+    operands = {"params": problem.parameters, "x": problem.x[:, 0]}
+    given = placed(operands, explicit, {"x": P(AXIS), "params": P(AXIS)})
+    check(jax.jit(partial(value_and_grads, loss_of(problem)))(given), problem, loss_of(problem), operands)

@@ -139,11 +139,28 @@ def check_lengths(lengths: Any, x: Any) -> Any:
         return jnp.zeros((0,), np.int32)
     batched = x.ndim == 3
     if not isinstance(lengths, jax.core.Tracer):
-        return jnp.asarray(sequence_lengths(lengths, x.shape[0], x.shape[1] if batched else 1, batched), np.int32)
+        known = sequence_lengths(_known(lengths), x.shape[0], x.shape[1] if batched else 1, batched)
+        return jnp.asarray(known, np.int32)
+    check_array("lengths", lengths)
     if not np.issubdtype(lengths.dtype, np.integer):
         raise TypeError(f"lengths must be integers, got dtype {lengths.dtype}")
     check_shape("lengths", lengths, x.shape[1:2] if batched else ())
     return jnp.atleast_1d(lengths).astype(np.int32)
+
+
+def _known(lengths: Any) -> Any:
+    """`lengths` that are not traced, on the host where devices have them, as an array where they are a list."""
+    if isinstance(lengths, jax.Array | np.ndarray):
+        check_array("lengths", lengths)
+        return np.asarray(lengths)
+    if isinstance(lengths, str | bytes | type):
+        raise TypeError(f"lengths must be integers, got {_kind(lengths)}")
+    if isinstance(lengths, list | tuple):
+        try:
+            return np.asarray(lengths)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"lengths must be a flat list of integers, got {lengths!r}: {error}") from None
+    return lengths
 
 
 def check_perturbations(perturbations: Any, layers: Layers, x: Any) -> dict[str, Any]:
@@ -165,8 +182,18 @@ def check_perturbations(perturbations: Any, layers: Layers, x: Any) -> dict[str,
 
 
 def check_array(name: str, value: Any) -> None:
-    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
-        raise TypeError(f"{name} must be an array, got {type(value).__name__}")
+    """Raise TypeError unless `value` is an array of numbers: NumPy's, jax's, or one that converts itself to them."""
+    converts = hasattr(value, "__jax_array__") or hasattr(value, "__array__")
+    if isinstance(value, type) or not converts or not hasattr(value, "dtype"):
+        raise TypeError(f"{name} must be an array, got {_kind(value)}")
+    if not isinstance(value.dtype, np.dtype):  # a key of jax.random, a tensor of torch
+        raise TypeError(f"{name} must be a NumPy or jax array of numbers, got {_kind(value)} of {value.dtype}")
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be an array without a mask, got MaskedArray (use {name}.filled(...))")
+
+
+def _kind(value: Any) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
 def _checked(name: str, value: Any, dtype: Any, shape: Sequence[int]) -> Any:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from .arguments import Layers, check_lengths, check_params, check_perturbations, check_state, check_x
 from .kernels import Kind
 from .recurrence import recurrence
+from .sharding import by_sequences
 
 
 def run(
@@ -21,16 +22,20 @@ def run(
     initial = check_state(state, layers, x)
     lengths = check_lengths(lengths, x)
     taps = check_perturbations(perturbations, layers, x)
-    if x.ndim == 3:
-        return _stack(params, x, initial, lengths, taps, layers)
-    initial, taps = [one[:, None] for one in initial], {name: one[:, :, None] for name, one in taps.items()}
-    output, final = _stack(params, x[:, None], initial, lengths, taps, layers)
-    return output[:, 0], tuple(one[:, 0] for one in final)
+    weights = {name: jnp.asarray(array) for name, array in params.items()}
+    batched = x.ndim == 3
+    if not batched:
+        x, initial = x[:, None], [one[:, None] for one in initial]
+        taps = {name: one[:, :, None] for name, one in taps.items()}
+    operands = (weights, x, initial, lengths, taps)
+    output, final = by_sequences(_stack, layers, x, operands, axes=(None, 1, 1, 0, 2))
+    return (output, final) if batched else (output[:, 0], tuple(one[:, 0] for one in final))
 
 
 def _stack(
-    params: Mapping[str, Any], x: Any, initial: list[Any], lengths: Any, taps: dict[str, Any], layers: Layers
+    layers: Layers, params: Mapping[str, Any], x: Any, initial: list[Any], lengths: Any, taps: dict[str, Any]
 ) -> tuple[Any, tuple[Any, ...]]:
+    timesteps = tuple(name for name in layers.widths if name in taps)  # a pytree's own order is by name
     outputs: list[Any] = []
     final: list[Any] = []
     for index, suffix in enumerate(layers.suffixes):
@@ -40,11 +45,11 @@ def _stack(
         operands = [
             x,
             lengths,
-            *(jnp.asarray(params[name + suffix]) for name in layers.names),
+            *(params[name + suffix] for name in layers.names),
             *(one[index] for one in initial),
-            *(one[index] for one in taps.values()),
+            *(taps[name][index] for name in timesteps),
         ]
-        kind = Kind(layers.cell, direction == 1, layers.bias, len(layers.names), layers.states, tuple(taps))
+        kind = Kind(layers.cell, direction == 1, layers.bias, len(layers.names), layers.states, timesteps)
         output, *last = recurrence(kind, operands)
         outputs.append(output)
         final.append(last)

@@ -1,11 +1,13 @@
-"""Along which axes of a mesh an array varies inside `jax.shard_map`."""
+"""Arrays over several devices: how they vary inside `jax.shard_map`, and how meshes with explicit axes split them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 
 if hasattr(jax.lax, "pcast"):
 
@@ -28,6 +30,55 @@ def vary(arrays: Sequence[Any], axes: Sequence[Any]) -> list[Any]:
     """
     missing = [tuple(axis for axis in axes if axis not in _varies_along(array)) for array in arrays]
     return [_cast(array, new) if new else array for array, new in zip(arrays, missing, strict=True)]
+
+
+def by_sequences(
+    function: Callable[..., Any], layers: Any, x: Any, operands: Sequence[Any], *, axes: tuple[int | None, ...]
+) -> Any:
+    """`function(layers, *operands)`; where the type of `x` (T, B, I) says that devices split its sequences, each of
+    them takes its own.
+
+    `axes` says where each operand, a pytree of arrays, has its sequences; results have them at 1. Operands that are
+    split in other ways are brought together.
+    """
+    shardings = [_sharding(leaf) for leaf in jax.tree.leaves(operands)]
+    mesh = next((one.mesh for one in shardings if any(part is not None for part in one.spec)), None)
+    if mesh is None:
+        return function(layers, *operands)
+    if not hasattr(jax.sharding, "reshard"):
+        raise NotImplementedError(
+            "an array is split along explicit axes of its mesh, for which throughtime.jax needs jax.sharding.reshard, "
+            "which a newer jax has; with this one, axes of AxisType.Auto work"
+        )
+    return _split(function, layers, axes, mesh, _sharding(x).spec[1], operands)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))  # the mesh of a type knows of no devices, and jit needs none
+def _split(function: Callable[..., Any], layers: Any, axes: Any, mesh: Any, names: Any, operands: Any) -> Any:
+    specs = [_spec(names, axis) for axis in axes]
+    placed = [
+        jax.tree.map(partial(jax.sharding.reshard, out_shardings=NamedSharding(mesh, spec)), operand)
+        for operand, spec in zip(operands, specs, strict=True)
+    ]
+    if names is None:
+        return function(layers, *placed)
+    split = jax.shard_map(
+        partial(function, layers),
+        mesh=mesh,
+        in_specs=tuple(specs),
+        out_specs=_spec(names, 1),
+        axis_names={names} if isinstance(names, str) else set(names),
+    )
+    return split(*placed)
+
+
+def _spec(names: Any, axis: int | None) -> Any:
+    return PartitionSpec() if axis is None else PartitionSpec(*(None,) * axis, names)
+
+
+def _sharding(array: Any) -> Any:
+    """What an array's type says: axes of a mesh that are not explicit do not occur in it."""
+    return jax.typeof(array).sharding
 
 
 def _varies_along(array: Any) -> frozenset[Any]:
