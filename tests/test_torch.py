@@ -149,6 +149,21 @@ def test_analyses_take_torchs_modules(kind, library):
         assert_same_bits(theirs, analysis(layer, problem.x[:, :1], *rest, state=arguments[0]))
 
 
+@pytest.mark.parametrize("norm", ["pre", "post", None])
+def test_gradient_flow_takes_torch_blocks(norm):
+    ours = pytest.importorskip("throughtime.torch")
+    options = {"norm": norm, "residual": norm != "post", "branch_scale": 0.5, "eps": 1e-3}
+    module = ours.ResidualBlock(ours.LSTM(4, 4, 2, batch_first=True), 4, **options)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter)
+    layer = tt.ResidualBlock(tt.LSTM(4, 4, 2, batch_first=True), 4, **options)
+    layer.load_parameters(module.state_dict())
+    x = torch.randn(2, 5, 4)
+    found, expected = tt.gradient_flow(module, x), tt.gradient_flow(layer, arrays(x))
+    assert_same_bits(found.log10_norm, expected.log10_norm)
+    assert_same_bits(found.layers[0].log10_norm, expected.layers[0].log10_norm)
+
+
 def test_analyses_read_weights_where_they_lie():
     module = torch.nn.GRU(3, 4, 2)
     (layer,) = from_torch(module)

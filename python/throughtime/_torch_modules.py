@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ._arguments import as_array, contiguous
+from .blocks import ResidualBlock
 from .layer import Layer
 from .recurrent import GRU, LSTM, RNN
 
@@ -14,7 +15,8 @@ _PUBLIC = {  # where classes are defined, and where users find them
     "throughtime.": "throughtime",
 }
 _HALVES = ("torch.bfloat16", "torch.float16")
-_SHARED = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional")
+_TORCHS = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional")
+_SHARED = (*_TORCHS, "zoneout", "weight_dropout")
 _OPTIONS: dict[str, tuple[str, ...]] = {
     "RNN": (*_SHARED, "nonlinearity"),
     "GRU": (*_SHARED, "reset_after"),
@@ -33,7 +35,7 @@ def full_name(kind: type) -> str:
 def from_torch(layer: Any, *arrays: Any) -> tuple[Any, ...]:
     """The layer and the arrays as they are; of a torch module a layer on its weights, of tensors what that takes.
 
-    The layer shares the weights' memory, but for those in half precision, on a device, or not contiguous.
+    A recurrent layer shares the weights' memory, but for those in half precision, on a device, or not contiguous.
 
     Raises
     ------
@@ -42,13 +44,7 @@ def from_torch(layer: Any, *arrays: Any) -> tuple[Any, ...]:
     """
     if not _is(type(layer), "torch.nn.modules.module", "Module"):
         return (layer, *arrays)
-    kind = next((kind for kind in _OPTIONS if _is(type(layer), "torch.nn.modules.rnn", kind)), None)
-    if kind is None:
-        raise TypeError(f"{_EXPECTED}, got {full_name(type(layer))}{_inner(layer)}")
-    owner = next(cls for cls in type(layer).__mro__ if "forward" in vars(cls))
-    if full_name(owner).rpartition(".")[0] not in ("torch.nn", "throughtime.torch"):
-        raise TypeError(f"{_EXPECTED}, got {full_name(type(layer))}, whose forward is its own")
-    return (_layer_of(kind, layer), *map(_on_host, arrays))
+    return (_layer_of(layer), *map(_on_host, arrays))
 
 
 _EXPECTED = "layer must be a throughtime layer, or an RNN, GRU or LSTM of torch.nn or throughtime.torch"
@@ -69,9 +65,28 @@ def _is(kind: type, module: str, name: str) -> bool:
     return any(cls.__module__ == module and cls.__name__ == name for cls in kind.__mro__)
 
 
-def _layer_of(kind: str, module: Any) -> Layer:
+def _layer_of(module: Any) -> Layer:
+    if full_name(type(module)) == "throughtime.torch.ResidualBlock":
+        return _block_of(module)
+    kind = next((kind for kind in _OPTIONS if _is(type(module), "torch.nn.modules.rnn", kind)), None)
+    if kind is None:
+        raise TypeError(f"{_EXPECTED}, got {full_name(type(module))}{_inner(module)}")
+    owner = next(cls for cls in type(module).__mro__ if "forward" in vars(cls))
+    if full_name(owner).rpartition(".")[0] not in ("torch.nn", "throughtime.torch"):
+        raise TypeError(f"{_EXPECTED}, got {full_name(type(module))}, whose forward is its own")
+    return _recurrent_of(kind, module)
+
+
+def _block_of(module: Any) -> ResidualBlock:
+    options = {"norm": module.norm_place, "residual": module.residual, "branch_scale": module.branch_scale}
+    block = ResidualBlock(_layer_of(module.sublayer), module.size, **options, eps=module.eps)
+    if block.norm is not None:
+        block.norm.load_parameters({name: _on_host(value) for name, value in module.norm.named_parameters()})
+    return block
+
+
+def _recurrent_of(kind: str, module: Any) -> Layer:
     options = {name: getattr(module, name) for name in _OPTIONS[kind] if hasattr(module, name)}
-    options |= {name: getattr(module, name) for name in ("zoneout", "weight_dropout") if hasattr(module, name)}
     dtype = str(module.weight_ih_l0.dtype)
     layer: Layer = _UNSET[kind](**options, dtype="float32" if dtype in _HALVES else dtype.removeprefix("torch."))
     for name in layer.parameters:  # by attribute: parametrizations compute what is there

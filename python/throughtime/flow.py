@@ -50,7 +50,7 @@ def gradient_flow(
     ----------
     layer : RNN, GRU, LSTM, Sequential or another layer
         With any number of layers and directions. What is not recurrent is taken as a stack. A ``torch.nn.RNN``,
-        ``GRU`` or ``LSTM``, or one of ``throughtime.torch``, goes as well, then tensors for the arrays too.
+        ``GRU`` or ``LSTM``, or one of ``throughtime.torch`` (a block of it too), goes as well, and so do tensors.
     x : (T, B, I) array
         As for the layer's ``forward``. Rows (N, I) have no time in a stack of layers to which they are nothing but a
         batch (`Linear`, `MLP`, norms, activations, `Embedding`): the flow has T = 1 and B = N, and speaks of depth.

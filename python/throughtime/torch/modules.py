@@ -17,7 +17,7 @@ from .base import Base, as_node, check_is_tensor, kind_of, plain
 from .compiling import is_traced, let_dynamo_trace
 from .function import RecurrentFunction
 from .kernels import Call
-from .places import check_tensor, check_weight
+from .places import PLACES, check_tensor, check_weight
 from .plan import call_text, layer_text, plan_of
 from .precision import autocast_types, is_medium
 from .unsupported import applied, check_transforms
@@ -187,7 +187,7 @@ class Recurrent(Base, RNNBase):
         state = [] if hx is None else self._state(hx)
         types: list[torch.dtype] = []
         if torch.is_autocast_enabled(first.device.type):
-            if first.device.type == "cpu":
+            if PLACES[first.device.type].autocasts_results:
                 projected = bool(self.proj_size)
                 types = autocast_types(self._kind, first, x, state, packed=packed, projected=projected)
             x, state = x.to(first.dtype), [tensor.to(first.dtype) for tensor in state]

@@ -22,6 +22,7 @@ class Cpu:
 
     name = "the CPU"
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64, *arrays.HALVES)
+    autocasts_results = True  # to the types that torch's modules give there; else they have that of the weights
 
     def backend(self) -> Backend:
         """What layers of the NumPy interface have as theirs."""
@@ -50,6 +51,7 @@ class Cuda(Cpu):
 
     name = "CUDA"
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    autocasts_results = False
 
     def backend(self) -> Backend:
         return backend_of("cuda")
