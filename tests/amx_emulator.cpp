@@ -1,6 +1,6 @@
 // Executes Intel AMX instructions in software, so that machine code that uses them runs in tests where the processor has
 // none: a SIGILL handler decodes the instruction, carries it out on tiles of the thread, and steps over it. Compiled for
-// AVX-512 (x86-64-v4) as a shared library; 64-bit Linux only. What a processor would refuse aborts with the reason.
+// AVX2 (x86-64-v3) as a shared library; 64-bit Linux only. What a processor would refuse aborts with the reason.
 
 #include <immintrin.h>
 #include <signal.h>
@@ -119,49 +119,51 @@ void multiply(const Instruction& in, Step step, Sum sum) {
   require(dst.rows == a.rows, in, "destination and first source differ in rows");
   require(dst.colsb == b.colsb, in, "destination and second source differ in bytes per row");
   require(a.colsb == 4 * b.rows, in, "the first source's bytes per row are not 4 times the second source's rows");
-  const __mmask16 columns = static_cast<__mmask16>((1u << dst.colsb / 4) - 1);
   for (int m = 0; m < dst.rows; ++m) {
-    Accumulator sums[2] = {};
-    for (int k = 0; k < b.rows; ++k) {
-      int32_t factors;
-      memcpy(&factors, &a.row[m][4 * k], sizeof factors);
-      step(sums, _mm512_set1_epi32(factors), _mm512_load_si512(b.row[k]));
+    for (int at = 0; at < row_bytes; at += sizeof(__m256i)) {
+      const auto lanes = [at](uint8_t* row) { return reinterpret_cast<__m256i*>(row + at); };
+      Accumulator sums[2] = {};
+      for (int k = 0; k < b.rows; ++k) {
+        int32_t factors;
+        memcpy(&factors, &a.row[m][4 * k], sizeof factors);
+        step(sums, _mm256_set1_epi32(factors), *lanes(b.row[k]));
+      }
+      *lanes(dst.row[m]) = sum(*lanes(dst.row[m]), sums);
     }
-    const __m512i total = sum(_mm512_load_si512(dst.row[m]), sums);
-    _mm512_store_si512(dst.row[m], _mm512_maskz_mov_epi32(columns, total));
+    memset(dst.row[m] + dst.colsb, 0, row_bytes - dst.colsb);
   }
   memset(dst.row[dst.rows], 0, (row_count - dst.rows) * row_bytes);
 }
 
 void tdpbf16ps(const Instruction& in) {
-  const auto even = [](__m512i v) { return _mm512_castsi512_ps(_mm512_slli_epi32(v, 16)); };
-  const auto odd = [](__m512i v) { return _mm512_castsi512_ps(_mm512_and_epi32(v, _mm512_set1_epi32(-65536))); };
-  multiply<__m512>(
+  const auto even = [](__m256i v) { return _mm256_castsi256_ps(_mm256_slli_epi32(v, 16)); };
+  const auto odd = [](__m256i v) { return _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32(-65536))); };
+  multiply<__m256>(
       in,
-      [&](__m512* sums, __m512i a, __m512i b) {
-        sums[0] = _mm512_fmadd_ps(even(a), even(b), sums[0]);
-        sums[1] = _mm512_fmadd_ps(odd(a), odd(b), sums[1]);
+      [&](__m256* sums, __m256i a, __m256i b) {
+        sums[0] = _mm256_fmadd_ps(even(a), even(b), sums[0]);
+        sums[1] = _mm256_fmadd_ps(odd(a), odd(b), sums[1]);
       },
-      [](__m512i dst, const __m512* sums) {
-        const __m512 both = _mm512_add_ps(sums[0], sums[1]);
-        return _mm512_castps_si512(_mm512_add_ps(_mm512_castsi512_ps(dst), both));
+      [](__m256i dst, const __m256* sums) {
+        const __m256 both = _mm256_add_ps(sums[0], sums[1]);
+        return _mm256_castps_si256(_mm256_add_ps(_mm256_castsi256_ps(dst), both));
       });
 }
 
 template <bool a_signed, bool b_signed>
 void tdpb(const Instruction& in) {
-  const auto odd = []<bool is_signed>(__m512i v, std::bool_constant<is_signed>) {  // every second byte as 16 bits
-    return is_signed ? _mm512_srai_epi16(v, 8) : _mm512_srli_epi16(v, 8);
+  const auto odd = []<bool is_signed>(__m256i v, std::bool_constant<is_signed>) {  // every second byte as 16 bits
+    return is_signed ? _mm256_srai_epi16(v, 8) : _mm256_srli_epi16(v, 8);
   };
-  multiply<__m512i>(
+  multiply<__m256i>(
       in,
-      [&](__m512i* sums, __m512i a, __m512i b) {
-        for (int i = 0; i < 2; ++i, a = _mm512_slli_epi16(a, 8), b = _mm512_slli_epi16(b, 8)) {
+      [&](__m256i* sums, __m256i a, __m256i b) {
+        for (int i = 0; i < 2; ++i, a = _mm256_slli_epi16(a, 8), b = _mm256_slli_epi16(b, 8)) {
           const auto wide_a = odd(a, std::bool_constant<a_signed>()), wide_b = odd(b, std::bool_constant<b_signed>());
-          sums[i] = _mm512_add_epi32(sums[i], _mm512_madd_epi16(wide_a, wide_b));
+          sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(wide_a, wide_b));
         }
       },
-      [](__m512i dst, const __m512i* sums) { return _mm512_add_epi32(dst, _mm512_add_epi32(sums[0], sums[1])); });
+      [](__m256i dst, const __m256i* sums) { return _mm256_add_epi32(dst, _mm256_add_epi32(sums[0], sums[1])); });
 }
 
 enum class Form { alone, tile, tiles, memory, rows };

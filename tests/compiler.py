@@ -9,6 +9,10 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+_LINES = [line.split() for line in (ROOT / "cpp" / "levels.txt").read_text().splitlines() if line[0] != "#"]
+LEVEL_OPTIONS = {level: options for level, *options in _LINES}
+# The AMX level for processors with AVX2, where its own instructions are emulated.
+AMX_ON_AVX2 = ["-march=x86-64-v3", *LEVEL_OPTIONS["amx"][1:], "-DTT_VECTOR_BYTES=64"]
 
 
 def compiler():

@@ -31,7 +31,7 @@ import mpmath
 import numpy as np
 import pytest
 
-from compiler import ROOT, compile_all
+from compiler import LEVEL_OPTIONS, ROOT, compile_all
 from throughtime import _core
 
 LEVELS = [name for name, supported in _core.levels() if supported and name != "amx"]  # whose registers are v4's
@@ -85,8 +85,9 @@ def programs(tmp_path_factory):
     source.write_text(SOURCE)
     options = ["-O2", "-ffp-contract=fast", f"-I{ROOT / 'cpp'}", source]
     programs = {level: folder / level for level in LEVELS}
-    march = {level: [] if level == "neon" else [f"-march=x86-64-{level}"] for level in LEVELS}
-    compile_all([*options, *march[level], f"-DTT_ISA={level}", "-o", program] for level, program in programs.items())
+    compile_all(
+        [*options, *LEVEL_OPTIONS[level], f"-DTT_ISA={level}", "-o", program] for level, program in programs.items()
+    )
     return programs
 
 

@@ -11,12 +11,11 @@ import sys
 
 import pytest
 
-from compiler import ROOT, compile_all
+from compiler import LEVEL_OPTIONS, ROOT, compile_all
 
-X86 = {level: [f"-march=x86-64-{level}"] for level in ("v2", "v3", "v4")}
-X86["amx"] = ["-march=x86-64-v4", "-mamx-tile", "-mamx-bf16"]
 SOURCES = ("kernels", "attention", "layer_norm", "activation", "linear", "training")  # what is compiled per level
-LEVELS = X86 if platform.machine() in ("x86_64", "AMD64") else {"neon": []}
+X86 = platform.machine() in ("x86_64", "AMD64")
+LEVELS = [level for level in LEVEL_OPTIONS if (level != "neon") == X86]
 
 # What compilers call on their own, from libc or none; nothing of the standard library.
 HARMLESS = {
@@ -53,7 +52,7 @@ def symbols(tmp_path_factory):
     flags = ["-O0", "-fPIC", "-fno-exceptions", "-fno-math-errno"]
     compile_all(
         [
-            *LEVELS[level],
+            *LEVEL_OPTIONS[level],
             *flags,
             f"-DTT_ISA={level}",
             "-c",
