@@ -237,6 +237,14 @@ def test_sample_refuses(folder, saved, arguments, words):
     assert words in result.stderr
 
 
+def test_a_sample_keeps_tabs_and_ends_of_lines(folder):
+    CharacterModel.new("\t\n", "gru", 1, 8, 0).save(folder / "model")
+    result = call("sample", "model", "--prompt", "\t\n\t", "--length", 40, "--temperature", 9)
+    assert len(result.stdout) == 44
+    assert result.stdout.startswith("\t\n\t")
+    assert set(result.stdout) == set("\t\n")
+
+
 def test_a_model_that_says_no_numbers_writes_nothing(folder, saved):
     model = CharacterModel.load(folder / "model")
     model.linear.parameters["bias"][3] = np.nan

@@ -75,6 +75,17 @@ def test_the_mode_of_an_old_file_stays(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
+def test_a_file_that_may_not_be_written_is_not_replaced(tmp_path, monkeypatch):
+    """Its directory may be, and root may write anything."""
+    path = tmp_path / "layer"
+    path.write_bytes(b"before")
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    with pytest.raises(PermissionError) as caught:
+        tt.Linear(2, 2).save(path)
+    assert caught.value.filename == str(path)
+    assert path.read_bytes() == b"before"
+
+
 def test_a_link_stays_and_what_it_names_is_written(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     link, target = tmp_path / "latest", tmp_path / "elsewhere" / "first"

@@ -35,7 +35,8 @@ def say(console: Console, text: str, keep: str = "") -> None:
     Whatever the terminal cannot show is a question mark.
     """
     shown = visible(text, keep).encode(console.encoding, "replace").decode(console.encoding)
-    console.print(shown, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    console.file.write(f"{shown}\n")  # rich would turn tabs into spaces
+    console.file.flush()
 
 
 @contextmanager
