@@ -14,6 +14,7 @@ _PUBLIC = {  # where classes are defined, and where users find them
     "throughtime.torch.": "throughtime.torch",
     "throughtime.": "throughtime",
 }
+_EXPECTED = "layer must be a throughtime layer, or an RNN, GRU or LSTM of torch.nn or throughtime.torch"
 _HALVES = ("torch.bfloat16", "torch.float16")
 _TORCHS = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional")
 _SHARED = (*_TORCHS, "zoneout", "weight_dropout")
@@ -45,9 +46,6 @@ def from_torch(layer: Any, *arrays: Any) -> tuple[Any, ...]:
     if not _is(type(layer), "torch.nn.modules.module", "Module"):
         return (layer, *arrays)
     return (_layer_of(layer), *map(_on_host, arrays))
-
-
-_EXPECTED = "layer must be a throughtime layer, or an RNN, GRU or LSTM of torch.nn or throughtime.torch"
 
 
 def _inner(module: Any) -> str:
