@@ -72,7 +72,7 @@ class SavedFile:
             expected = stream.tell() + math.prod(shape) * dtype.itemsize
         if min(shape, default=0) < 0 or info.file_size != expected:
             raise ValueError(f"{name!r} has {info.file_size} bytes, expected {expected} for shape {shape}")
-        if dtype.kind != ("U" if name == CONFIGURATION else "f"):
+        if dtype.kind not in ("U" if name == CONFIGURATION else "fi"):
             raise ValueError(f"{name!r} has dtype {dtype}")
         return Entry(info, shape, dtype)
 

@@ -315,11 +315,14 @@ def _read(file: SavedFile) -> Layer:
         layer = json.loads(file.configuration, object_hook=_rebuild)
     if not isinstance(layer, Layer):
         raise ValueError("its configuration is not that of a layer")
-    shapes = {name: array.shape for name, array in layer.parameters.items()}
-    for name in shapes | file.entries:
+    arrays = {**layer.parameters, **layer.buffers}
+    for name in arrays | file.entries:
         found = file.entries[name].shape if name in file.entries else None
-        if found != shapes.get(name):
-            raise ValueError(f"{name!r} has shape {found}, expected {shapes.get(name)} for {layer!r}")
+        expected = arrays[name].shape if name in arrays else None
+        if found != expected:
+            raise ValueError(f"{name!r} has shape {found}, expected {expected} for {layer!r}")
     for name, entry in file.entries.items():
-        layer.parameters[name][...] = file.read(entry)
+        if entry.dtype.kind != arrays[name].dtype.kind:
+            raise ValueError(f"{name!r} has dtype {entry.dtype}")
+        arrays[name][...] = file.read(entry)
     return layer
