@@ -131,7 +131,7 @@ TT_KERNEL TT_LAUNCH_BOUNDS(most_row_threads, 2) void forward_rows(LayerNormForwa
     *words<S, E>(p.normalised + row * p.F + j) = pack<S, E>(y);
     if (p.sum) *words<S, E>(p.sum + row * p.F + j) = pack<S, E>(s);
   });
-  if (p.statistics && of.rank == 0 && row < p.N) statistics.store(p.statistics + 3 * row);
+  if (p.statistics && of.rank == 0 && row < p.N) statistics.store(p.statistics + 4 * row);
 }
 
 }  // namespace

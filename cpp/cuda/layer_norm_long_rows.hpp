@@ -10,7 +10,7 @@ template <class S, int E>
 TT_KERNEL TT_LAUNCH_BOUNDS(most_row_threads, 2) void backward_long_rows(LayerNormBackward<S> p) {
   RowThreads of(threads());
   const int64_t at = block() * p.F;
-  const RowStatistics statistics = RowStatistics::load(p.statistics + 3 * int64_t(block()));
+  const RowStatistics statistics = RowStatistics::load(p.statistics + 4 * int64_t(block()));
   const int pieces = int(p.F / E);
   float sums[2] = {}, d[E], s[E], w[E];
   const auto load = [&](int k) {
@@ -45,7 +45,7 @@ TT_KERNEL TT_LAUNCH_BOUNDS(most_row_threads, 2) void sum_columns(LayerNormBackwa
   float d_weight = 0, d_bias = 0;
   for (int64_t row = begin; row < end; ++row) {
     const float d = to_float(p.d_normalised[row * p.F + j]);
-    d_weight += d * RowStatistics::load(p.statistics + 3 * row).normalise(to_float(p.sum[row * p.F + j]));
+    d_weight += d * RowStatistics::load(p.statistics + 4 * row).normalise(to_float(p.sum[row * p.F + j]));
     d_bias += d;
   }
   float* const own = parts + block_y() * 2 * p.F;

@@ -90,7 +90,7 @@ class Walk {
 
   TT_DEVICE RowStatistics statistics(int64_t step) const {
     const int64_t row = row_of(step);
-    return row < end ? RowStatistics::load(p.statistics + 3 * row) : RowStatistics{};
+    return row < end ? RowStatistics::load(p.statistics + 4 * row) : RowStatistics{};
   }
 
   TT_DEVICE void step(int64_t row, RowStatistics statistics, int stage) {

@@ -148,7 +148,7 @@ TT_DEVICE T shuffle_xor(T value, int mask) {
 TT_DEVICE bool any_of_warp(bool value) {
   const auto* shown = show(uint32_t(value));
   bool any = false;
-  for (int lane = 0; lane < warp_size; ++lane) any |= shown[lane][0] != 0;
+  for (int lane = 0; lane < stand_in::warp_size; ++lane) any |= shown[lane][0] != 0;
   return any;
 }
 
