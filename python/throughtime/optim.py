@@ -82,7 +82,7 @@ class SGD(_Optimizer):
     Parameters
     ----------
     lr : float
-        Learning rate; the attribute may be changed between steps.
+        Learning rate, finite; the attribute may be changed between steps.
     momentum : float
         In [0, 1].
 
@@ -123,7 +123,7 @@ class Adam(_Optimizer):
     Parameters
     ----------
     lr : float
-        Learning rate; the attribute may be changed between steps.
+        Learning rate, finite; the attribute may be changed between steps.
     betas : (float, float)
         b1 and b2, each in [0, 1).
     eps : float
@@ -178,7 +178,7 @@ class AdamW(Adam):
     Parameters
     ----------
     lr : float
-        Learning rate; the attribute may be changed between steps.
+        Learning rate, finite; the attribute may be changed between steps.
     betas : (float, float)
         b1 and b2, each in [0, 1).
     eps : float

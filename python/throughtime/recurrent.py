@@ -365,7 +365,7 @@ class RNN(Recurrent, kind="RNN"):
     input_size, hidden_size : int
         I and H.
     num_layers : int
-        L; layer k > 0 reads the output of layer k - 1.
+        L, at most 10,000; layer k > 0 reads the output of layer k - 1.
     nonlinearity : {"tanh", "relu"}
         f.
     bias : bool
