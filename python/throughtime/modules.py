@@ -104,7 +104,7 @@ class Linear(Layer, kind="Linear"):
         )
         bound = 1 / math.sqrt(self.input_size)
         for array in self.parameters.values():
-            array[...] = self._rng.uniform(-bound, bound, array.shape)
+            array[...] = with_room(self._rng.uniform)(-bound, bound, array.shape)
 
     @with_room
     def __call__(self, x: Any) -> Array:
@@ -212,7 +212,7 @@ class Embedding(Layer, kind="Embedding"):
         self.output_size: int = positive_int("size", size)
         self.size = self.output_size
         self._set_up({"count": self.count, "size": self.size}, {"weight": (self.count, self.size)}, dtype, seed)
-        self.parameters["weight"][...] = self._rng.standard_normal((self.count, self.size))
+        self.parameters["weight"][...] = with_room(self._rng.standard_normal)((self.count, self.size))
 
     @with_room
     def __call__(self, x: Any) -> Array:

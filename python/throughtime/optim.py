@@ -102,7 +102,7 @@ class SGD(_Optimizer):
     Parameters
     ----------
     lr : float
-        Learning rate; the attribute may be changed between steps.
+        Learning rate, finite; the attribute may be changed between steps.
     momentum : float
         In [0, 1].
 
@@ -145,7 +145,7 @@ class Adam(_Optimizer):
     Parameters
     ----------
     lr : float
-        Learning rate; the attribute may be changed between steps.
+        Learning rate, finite; the attribute may be changed between steps.
     betas : (float, float)
         b1 and b2, each in [0, 1).
     eps : float
@@ -200,7 +200,7 @@ class AdamW(Adam):
     Parameters
     ----------
     lr : float
-        Learning rate; the attribute may be changed between steps.
+        Learning rate, finite; the attribute may be changed between steps.
     betas : (float, float)
         b1 and b2, each in [0, 1).
     eps : float

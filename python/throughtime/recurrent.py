@@ -17,6 +17,7 @@ from ._arguments import (
     size,
 )
 from ._backend import Host, backend_of
+from ._memory import with_room
 from .layer import Layer
 from .tape import Tape
 
@@ -53,11 +54,11 @@ class Recurrent(Layer):
         self._initialise()
 
     def _initialise(self) -> None:
-        bound = self.hidden_size**-0.5  # as PyTorch
+        bound, uniform = self.hidden_size**-0.5, with_room(self._rng.uniform)  # as PyTorch
         for suffix in self._suffixes:
             for name in self._parameter_names:
                 array, constant = self.parameters[name + suffix], self._constants.get(name)
-                array[...] = self._rng.uniform(-bound, bound, array.shape) if constant is None else constant
+                array[...] = uniform(-bound, bound, array.shape) if constant is None else constant
 
     @cached_property
     def _suffixes(self) -> list[str]:
@@ -373,7 +374,7 @@ class RNN(Recurrent, kind="RNN"):
     input_size, hidden_size : int
         I and H.
     num_layers : int
-        L; layer k > 0 reads the output of layer k - 1.
+        L, at most 10,000; layer k > 0 reads the output of layer k - 1.
     nonlinearity : {"tanh", "relu"}
         f.
     bias : bool
