@@ -332,10 +332,15 @@ def _layer_figure(flow: GradientFlow, label: str | None) -> Figure:
     return figure
 
 
+def literal(text: str) -> str:
+    """Text for a title that wraps: where matplotlib measures it, `parse_math=False` does not count."""
+    return text.replace("$", r"\$")
+
+
 def _set_title(figure: Figure, flow: GradientFlow, label: str | None) -> None:
     title = flow.title if label is None else f"{label}: {flow.title}"
     fault = "" if flow.fault is None else f"\nforward not finite: {flow.fault}"
-    figure.suptitle(title + fault, wrap=True, parse_math=False)
+    figure.suptitle(literal(title + fault), wrap=True)
 
 
 def _draw_units(figure: Figure, panels: list[Axes], flow: GradientFlow, shown: list[int]) -> None:

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from throughtime._files import save_figure
-from throughtime.flow_figures import draw_curve, draw_depth, label_curves, label_depth, legend_in_headroom
+from throughtime.flow_figures import draw_curve, draw_depth, label_curves, label_depth, legend_in_headroom, literal
 from throughtime.flow_result import GradientFlow, StackFlow
 
 from .errors import visible
@@ -34,7 +34,7 @@ def save_training_figure(path: Path, losses: Sequence[float], unigram: float, fl
 def save_model_figure(path: Path, flow: GradientFlow, title: str) -> None:
     """Curves and heat maps of one model."""
     figure = flow.plot()
-    figure.suptitle(visible(title), wrap=True, parse_math=False)
+    figure.suptitle(literal(visible(title)), wrap=True)
     _save(figure, path)
 
 
