@@ -98,36 +98,41 @@ struct LayerNormLSTM : LSTM {
   template <class S>
   struct Norm {
     S mean, inverse;  // of v times `unit`
-    S unit;
+    S unit, slope;
     template <class V>
     TT_INLINE V operator()(V v) const {
       return (v * unit - mean) * inverse;
     }
     template <class V>
     TT_INLINE V backward(Means<S> means, V t, V v) const {
-      return (t - means.t - v * means.product) * inverse * unit;
+      return (t - means.t - v * means.product) * slope;
     }
   };
 
+  // Once more where squares overflow, which is rare.
   template <int n, class Row, class Values>
   TT_INLINE static auto norm_of(const Row& row, const Values& values) {
+    using S = Scalar<typename Row::V>;
+    Norm<S> norm = norm_in<n>(row, values, S(1));
+    if (__builtin_expect(!(norm.inverse > 0), 0)) norm = norm_in<n>(row, values, RowUnit<S>::large);
+    return norm;
+  }
+
+  template <int n, class Row, class Values, class S>
+  TT_INLINE static Norm<S> norm_in(const Row& row, const Values& values, S unit) {
     using V = typename Row::V;
-    using S = Scalar<V>;
-    const S count = S(row.units() * n);
-    for (S unit = 1;; unit = RowUnit<S>::large) {
-      V sum = {}, squares = {};
-      for (int64_t j = 0; j < row.vectors(); ++j)
-        for (int k = 0; k < n; ++k) sum += row.keep(j, values(j, k) * unit);
-      const S mean = row.total(sum) / count;
-      for (int64_t j = 0; j < row.vectors(); ++j)
-        for (int k = 0; k < n; ++k) {
-          const V v = row.keep(j, values(j, k) * unit - mean);
-          squares += v * v;
-        }
-      const S eps = S(1e-5) * unit * unit + RowUnit<S>::least;  // never zero
-      const S inverse = S(1) / S(__builtin_sqrt(row.total(squares) / count + eps));
-      if (inverse > 0 || unit < 1) return Norm<S>{mean, inverse, unit};
-    }
+    const S count = S(row.units() * n), eps = S(1e-5) * unit * unit + RowUnit<S>::least;  // never zero
+    V sum = {}, squares = {};
+    for (int64_t j = 0; j < row.vectors(); ++j)
+      for (int k = 0; k < n; ++k) sum += row.keep(j, values(j, k) * unit);
+    const S mean = row.total(sum) / count;
+    for (int64_t j = 0; j < row.vectors(); ++j)
+      for (int k = 0; k < n; ++k) {
+        const V v = row.keep(j, values(j, k) * unit - mean);
+        squares += v * v;
+      }
+    const S inverse = S(1) / S(__builtin_sqrt(row.total(squares) / count + eps));
+    return {mean, inverse, unit, inverse * unit};
   }
 
   template <class V>
