@@ -171,3 +171,29 @@ def test_the_same_bits_for_any_number_of_threads(kind, threads):
         found.append((tape.output, tape.backward(d_output).input))
     assert_same_bits(found[1], found[0])
     assert_same_bits(found[2], found[0])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: tt.ResidualBlock(tt.Tanh(), 4, dtype="float64"),
+        lambda: tt.Sequential(tt.ReLU(), dtype="float64"),
+        lambda: tt.Sequential(
+            tt.ResidualBlock(tt.GELU(), 4, dtype="float64"), tt.Linear(4, 2, dtype="float64", seed=0)
+        ),
+    ],
+)
+def test_the_dtype_of_layers_around_activations_is_saved(make, tmp_path):
+    layer = make()
+    for array in layer.parameters.values():
+        array += 1e-12  # which float32 would lose
+    layer.save(tmp_path / "layer")
+    loaded, x = tt.load(tmp_path / "layer"), np.linspace(-1, 1, 12).reshape(3, 4)
+    assert loaded.dtype == np.float64
+    assert_same_bits(loaded(x), layer(x))
+
+
+def test_a_stack_of_activations_that_was_cast_has_that_dtype():
+    stack = tt.Sequential(tt.ReLU()).astype("float64")
+    with pytest.raises(TypeError, match=r"layers\[1\] has dtype float64, expected float32"):
+        tt.Sequential(tt.Linear(4, 4), stack)

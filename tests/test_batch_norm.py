@@ -386,3 +386,16 @@ X = numbers(4, F)
 def test_errors_name_the_argument(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+def test_a_forward_that_finds_no_memory_leaves_the_statistics_alone(monkeypatch):
+    norm = tt.BatchNorm(3)
+    before = {name: array.copy() for name, array in norm.buffers.items()}
+
+    def fails(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("throughtime.batch_norm.Saved.placed", fails)
+    with pytest.raises(MemoryError):
+        norm.forward(np.ones((4, 2, 3), np.float32))
+    assert_same_bits(norm.buffers, before)

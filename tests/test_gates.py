@@ -111,3 +111,10 @@ def test_the_tape_of_a_layer_in_a_stack_has_gates():
     stack = tt.Sequential(tt.Linear(3, 4, seed=0), tt.ResidualBlock(tt.GRU(4, 4, seed=1), 4))
     tape = stack.forward(np.ones((5, 2, 3), np.float32))
     assert tape.layers[1].sublayer.gates.shape == (1, 5, 2, 12)
+
+
+def test_gates_of_the_layer_normalised_lstm_whose_products_squared_overflow():
+    layer = tt.LSTM(8, 6, layer_norm=True, dtype="float64", seed=0)
+    x = np.random.default_rng(0).standard_normal((5, 3, 8)) * 1e3
+    # eps is 1e-11 of the variance or less: half of that is what the normalised products differ by, a gate by a quarter.
+    assert_close(layer.forward(x * 2.0**600).gates, layer.forward(x).gates, 1e-10)

@@ -162,12 +162,11 @@ def valid_steps(x: Array, lengths: Any, *, batch_first: bool = False) -> Array:
     return valid[:, 0] if not batched else valid.T if batch_first else valid
 
 
-@with_room
 def contiguous(array: Array) -> Array:
     """`array` itself where it is in C order and aligned, else a copy."""
     if type(array) is np.ndarray and array.flags.c_contiguous and array.flags.aligned:
         return array
-    return np.require(array, requirements=["C", "A"])
+    return with_room(np.require)(array, requirements=["C", "A"])
 
 
 def features_together(array: Array) -> Array:

@@ -7,8 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from . import _core
 from ._arguments import Array, as_array, contiguous, flag, float_array, number, valid_steps
 from ._arguments import size as positive_int
+from ._memory import with_room
+from ._saved import claim
 from .layer import Layer
 from .layer_norm import check_eps
 from .modules import LayerGradients, check_features
@@ -69,6 +72,7 @@ class BatchNorm(Layer, kind="BatchNorm"):
         shape = (self.input_size,)
         self._set_up(config, {"weight": shape, "bias": shape}, dtype, seed)
         self.parameters["weight"][...] = 1
+        claim([shape, shape, ()])
         self._buffers: dict[str, Array] = {
             "running_mean": np.zeros(shape, self.dtype),
             "running_var": np.ones(shape, self.dtype),
@@ -125,6 +129,7 @@ class BatchNorm(Layer, kind="BatchNorm"):
         check_features(self, x)
         return x, None if lengths is None else valid_steps(x, lengths)
 
+    @with_room
     @_as_numbers_are
     def _normalise(self, x: Array, valid: Array | None, *, batch: bool, update: bool = False) -> tuple[Array, Saved]:
         """The output, by the statistics of the batch or the running ones, which are brought up to date if asked for."""
@@ -139,10 +144,8 @@ class BatchNorm(Layer, kind="BatchNorm"):
             )
         if batch and len(rows):
             statistics = _of_rows(rows, self.eps)
-            if update:
-                self._update(statistics, len(rows))
         else:
-            statistics = self._running()
+            statistics, update = self._running(), False
         weight, bias = (self.parameters[name].astype(np.float64) for name in ("weight", "bias"))
         saved = Saved(rows, x.shape, valid, statistics, weight, batch)
         output, factor = saved.new(), weight * statistics.inverse
@@ -152,7 +155,10 @@ class BatchNorm(Layer, kind="BatchNorm"):
             y *= factor
             y += offset
             output[part] = y
-        return saved.placed(output), saved
+        placed = saved.placed(output)
+        if update:  # when nothing can fail any more
+            self._update(statistics, len(rows))
+        return placed, saved
 
     def _running(self) -> Statistics:
         mean, variance = (self._buffers[name].astype(np.float64) for name in ("running_mean", "running_var"))
@@ -255,7 +261,7 @@ class Saved:
 
     def new(self) -> Array:
         """Room for as many rows."""
-        return np.empty(self.rows.shape, self.rows.dtype)
+        return _core.empty(self.rows.shape, self.rows.dtype)
 
     def placed(self, rows: Array) -> Array:
         """Rows as an array like x, with zeros in the padding."""
@@ -265,6 +271,7 @@ class Saved:
         whole[self.valid] = rows
         return whole.reshape(self.shape)
 
+    @with_room
     @_as_numbers_are
     def backward(self, d_output: Array) -> tuple[Array, dict[str, Array]]:
         """The gradients of x and of the parameters.

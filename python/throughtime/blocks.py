@@ -21,7 +21,7 @@ from .batch_norm import BatchNorm, BatchNormTape
 from .batch_norm import Saved as BatchSaved
 from .layer import Composite, Layer
 from .modules import Embedding, LayerGradients, check_features
-from .tape import Tape
+from .tape import Tape, check_timesteps
 
 __all__ = ["LayerNorm", "ResidualBlock", "Sequential"]
 
@@ -106,8 +106,6 @@ class _Pass:
 
     def normalise(self, norm: LayerNorm | BatchNorm, stream: _Sum, *, keep_sum: bool) -> tuple[Array, Any]:
         """A norm of the stream, and what its backward needs; LayerNorm may leave the stream's own sum nowhere."""
-        norm._check_parameters()
-        check_features(norm, stream.x)
         if isinstance(norm, LayerNorm):
             return stream.normalise(norm, save=self.save, keep_sum=keep_sum)
         return norm._normalise(stream.settle(), self.valid, batch=self.batch_statistics, update=self.training)
@@ -118,6 +116,7 @@ class _Pass:
         if isinstance(layer, LayerNorm | _Container) and type(layer).forward in (LayerNorm.forward, _Container.forward):
             return layer._advance(stream, self)
         if isinstance(layer, BatchNorm) and type(layer).forward is BatchNorm.forward:
+            check_features(layer, stream.x)
             output, saved = self.normalise(layer, stream, keep_sum=False)
             return _Sum(output), BatchNormTape(output, saved) if self.save else None
         x, options = stream.settle(), {**self.options, "state": self.state}
@@ -157,10 +156,17 @@ def _output_fault(layer: Layer, tape: Any, batch_first: bool) -> str | None:
     row = not_finite_row(tape.output, batch_first)
     if row is None:
         return None
-    for name, array in layer.parameters.items():
-        if not np.isfinite(array).all():
-            return f"parameter {name} is not finite, and so the output at {row}"
-    return f"the output overflows at {row}"
+    broken = _broken_array(layer)
+    return f"the output overflows at {row}" if broken is None else f"{broken} is not finite, and so the output at {row}"
+
+
+def _broken_array(layer: Layer) -> str | None:
+    """Which of a layer's own numbers are not finite."""
+    for kind, arrays in (("parameter", layer.parameters), ("buffer", layer.buffers)):
+        for name, array in arrays.items():
+            if not np.isfinite(array).all():
+                return f"{kind} {name}"
+    return None
 
 
 def _check_rows(tape: Any, array: Array, fault: str, batch_first: bool) -> None:
@@ -273,6 +279,7 @@ class LayerNorm(Layer, kind="LayerNorm"):
         return tape
 
     def _advance(self, stream: _Sum, run: _Pass) -> tuple[_Sum, LayerNormTape | None]:
+        check_features(self, stream.x)
         output, saved = run.normalise(self, stream, keep_sum=False)
         return _Sum(output), None if saved is None else LayerNormTape(output, saved)
 
@@ -472,11 +479,13 @@ def _leaves(layers: Iterable[Layer]) -> Iterator[Any]:
             yield layer
 
 
-@with_room
 def _select(valid: Array | None, array: Array) -> Array:
     """The array with zeros in the padding, which may hold NaN."""
-    if valid is None:
-        return array
+    return array if valid is None else _without_padding(valid, array)
+
+
+@with_room
+def _without_padding(valid: Array, array: Array) -> Array:
     where = valid.reshape(valid.shape + (1,) * (array.ndim - valid.ndim))
     selected: Array = np.where(where, array, array.dtype.type(0))
     return selected
@@ -519,8 +528,8 @@ class _ContainerTape:
         d_final_state : optional
             dL/dfinal_state, in the form of ``final_state``; zero where None.
         **options
-            ``timesteps``, ``truncate``, ``clip``, ``check_finite``: handed to every layer inside whose own tape takes
-            them, which are the recurrent ones.
+            ``timesteps``, ``truncate``, ``clip``: handed to every layer inside whose own tape takes them, which are the
+            recurrent ones. ``check_finite``: of layers of any kind.
 
         Returns
         -------
@@ -544,12 +553,15 @@ class _ContainerTape:
         known = self._options()
         for name in options:
             if name not in known:
-                some = ", ".join(sorted(known)) or "none"
-                raise TypeError(f"backward got {name}, which no layer here takes; these are {some}")
-        if options.get("check_finite"):
+                raise TypeError(f"backward got {name}, which no layer here takes; these are {', '.join(sorted(known))}")
+        known_d = _select(self._valid, d_output)
+        if flag("check_finite", options.get("check_finite", False)):
             raise_fault(self._fault())
+            _check_rows(None, known_d, "d_output is not finite", self._batch_first())
+        if "timesteps" in options:
+            options["timesteps"] = check_timesteps(options["timesteps"])  # several layers read what may be an iterator
         options["d_final_state"] = d_final_state
-        return self._retreat(_Flow(_select(self._valid, d_output)), options)[0]
+        return self._retreat(_Flow(known_d), options)[0]
 
     def _fault(self) -> str | None:
         """Where the forward of these layers stopped being finite, None where it did not."""
@@ -568,7 +580,7 @@ class _ContainerTape:
         for tape in self._inner.values():
             own = tape.backward
             known |= tape._options() if isinstance(tape, _ContainerTape) else _parameters(getattr(own, "__func__", own))
-        return known - {"self", "d_output", "d_final_state"}
+        return (known | {"check_finite"}) - {"self", "d_output", "d_final_state"}
 
     def _retreat(self, flow: _Flow, options: dict[str, Any]) -> tuple[Any, _Flow]:
         raise NotImplementedError
@@ -650,6 +662,8 @@ class ResidualBlock(_Container, kind="ResidualBlock"):
         self.norm = None if norm is None else kind(self.input_size, self.eps, dtype=own, seed=seed)
         config = {"sublayer": sublayer, "size": self.input_size, "norm": norm, "residual": self.residual}
         config |= {"branch_scale": self.branch_scale, "eps": self.eps, "normalisation": self.normalisation}
+        if sublayer._any_dtype:
+            config["dtype"] = str(own)
         inner: dict[str, Layer] = {} if self.norm is None else {"norm": self.norm}
         self._compose(config, {**inner, "sublayer": sublayer}, own)
 
@@ -704,6 +718,9 @@ class BlockTape(_ContainerTape):
         return self._block._batch_first()
 
     def _inner_fault(self) -> str | None:
+        norm = self._block.norm
+        if norm is not None and self._block.norm_place == "pre" and (broken := _broken_array(norm)) is not None:
+            return f"norm ({norm!r}): {broken} is not finite"
         inner = _fault_of("sublayer", self._block.sublayer, self.sublayer, self._batch_first())
         return inner or _output_fault(self._block, self, self._batch_first())
 
@@ -809,14 +826,17 @@ class Sequential(_Container, kind="Sequential"):
             raise ValueError(f"batch_first is not the same in {layouts[True]!r} and {layouts[False]!r}")
         if sized:
             self.input_size, self.output_size = layers[sized[0]].input_size, layers[sized[-1]].output_size
-        self._compose({"layers": list(layers)}, {str(i): layer for i, layer in enumerate(layers)}, common)
+        config: dict[str, Any] = {"layers": list(layers)}
+        if not typed and dtype is not None:
+            config["dtype"] = str(common)
+        self._compose(config, {str(i): layer for i, layer in enumerate(layers)}, common)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(map(repr, self.layers))})"
 
     @classmethod
     def _rebuild(cls, config: dict[str, Any]) -> Self:
-        return cls(*config["layers"])
+        return cls(*config["layers"], dtype=config.get("dtype"))
 
     def _advance(self, stream: _Sum, run: _Pass) -> tuple[_Sum, SequentialTape | None]:
         tapes, final = [], []
@@ -864,8 +884,6 @@ class SequentialTape(_ContainerTape):
         for i in reversed(range(len(self.layers))):
             tape, layer = self.layers[i], self._stack.layers[i]
             with _placed(f"layers[{i}]", layer):
-                if checks and i == len(self.layers) - 1:
-                    _check_rows(tape, flow.total, "d_output is not finite", self._batch_first())
                 grads, flow = _back(tape, layer, flow, options, d_final_states[i])
                 if checks and flow.total is not None:
                     _check_rows(tape, flow.total, "the gradient of input overflows", self._batch_first())

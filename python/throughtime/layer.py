@@ -250,7 +250,7 @@ class Composite(Layer):
     def _cast(self, dtype: np.dtype[Any]) -> None:
         if "dtype" in self._config:
             self._config["dtype"] = str(dtype)
-        self.dtype = dtype
+        self.dtype, self._any_dtype = dtype, False
         for layer in self._inner.values():
             layer._cast(dtype)
         vars(self).pop("parameters", None)
@@ -322,7 +322,7 @@ def _read(file: SavedFile) -> Layer:
         if found != expected:
             raise ValueError(f"{name!r} has shape {found}, expected {expected} for {layer!r}")
     for name, entry in file.entries.items():
-        if entry.dtype.kind != arrays[name].dtype.kind:
-            raise ValueError(f"{name!r} has dtype {entry.dtype}")
+        if entry.dtype.newbyteorder("=") != arrays[name].dtype:
+            raise ValueError(f"{name!r} has dtype {entry.dtype}, expected {arrays[name].dtype}")
         arrays[name][...] = file.read(entry)
     return layer

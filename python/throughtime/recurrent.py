@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from . import layer_norm
 from ._arguments import (
     UNBOUNDED,
     Array,
@@ -19,7 +20,7 @@ from ._arguments import (
 from ._backend import Host, backend_of
 from ._memory import with_room
 from .layer import Layer
-from .tape import Tape
+from .tape import EPS, Tape
 
 _MOST_LAYERS = 10_000  # a slip, such as sizes in the wrong order, would keep the constructor busy for minutes
 _MEMORY = ("full", "states", "checkpoint")
@@ -582,10 +583,8 @@ class LSTM(Recurrent, kind="LSTM"):
         saved = tape._saved_units(index).astype(np.float64)  # W_ih x and W_hh h
         z = sum((own[name] for name in ("bias_ih", "bias_hh") if self.bias), np.zeros(gates.shape[2]))
         for part, name in ((saved[:, :, :4], "weight_ln_ih"), (saved[:, :, 4:], "weight_ln_hh")):
-            rows = part.reshape(gates.shape)
-            centred = rows - rows.mean(axis=2, keepdims=True)
-            variance = np.square(centred).mean(axis=2, keepdims=True)
-            z = z + centred / np.sqrt(variance + 1e-5) * own[name]
+            rows, gain = part.reshape(-1, gates.shape[2]), own[name].astype(np.float64)
+            z = z + layer_norm.forward(rows, None, gain, np.zeros_like(gain), 1.0, EPS)[1].reshape(gates.shape)
         by_gate = z.reshape(*gates.shape[:2], 4, -1)
         gate = np.reciprocal(1 + np.exp(-by_gate))
         gate[:, :, 2] = np.tanh(by_gate[:, :, 2])

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .recurrent import Recurrent, State
 
 _TIMESTEPS = ("hidden", "cell", "gates", "products", "parameter_norms")
-_EPS = 1e-5  # of the kernels' layer normalisation
+EPS = 1e-5  # of the kernels' layer normalisation
 
 
 class Gradients:
@@ -512,7 +512,7 @@ class _Backward:
         ]
         rows = layer._gates * layer.hidden_size
         self.gates = empty((*per_step, rows), layer.dtype) if {"gates", "products"} & asked else None
-        self.products = self.gates if "products" in asked else None
+        self.products = self.gates if "products" in asked else None  # the same but for layer normalisation
         self.normalises = self.products is not None and "weight_ln_ih" in layer._parameter_names
         if self.normalises:
             layer._needs_host("timesteps='products' with layer normalisation")
@@ -627,7 +627,7 @@ class _Backward:
         known = x if valid is None else np.where(valid[..., None], x, x.dtype.type(0))
         product = affine(known.reshape(-1, x.shape[2]), self.tape._parameters["weight_ih" + suffix], None)
         gain = self.tape._parameters["weight_ln_ih" + suffix]
-        _, _, saved = layer_norm.forward(product, None, gain, np.zeros_like(gain), 1.0, _EPS)
+        _, _, saved = layer_norm.forward(product, None, gain, np.zeros_like(gain), 1.0, EPS)
         assert saved is not None
         d_product, *_ = layer_norm.backward(None, self.gates[index].reshape(product.shape), saved)
         self.products[index] = d_product.reshape(self.products[index].shape)
