@@ -203,9 +203,14 @@ def size(name: str, value: Any, *, least: int = 1, most: int = LARGEST_SIZE) -> 
 
 def number(name: str, value: Any, low: float, high: float, *, open_low: bool = False, open_high: bool = False) -> float:
     """`value` as a float in [low, high], without low where `open_low` holds, without high where `open_high` does."""
-    if not (is_integer(value) or isinstance(value, float | np.floating)):
+    if type(value) is float:
+        found = value
+    elif is_integer(value):
+        found = float(value) if abs(int(value)) <= _LARGEST_FLOAT else math.nan
+    elif isinstance(value, float | np.floating):
+        found = float(value)
+    else:
         raise TypeError(f"{name} must be a number, got {value!r}")
-    found = math.nan if is_integer(value) and abs(int(value)) > _LARGEST_FLOAT else float(value)
     if not low <= found <= high or (open_low and found == low) or (open_high and found == high):
         interval = f"{'(' if open_low else '['}{low}, {high}{')' if open_high else ']'}"
         raise ValueError(f"{name} must be in {interval}, got {_shown(value)}")
