@@ -17,6 +17,7 @@ LINUX = sys.platform == "linux" and platform.machine() == "x86_64"
 FLAGS = set(Path("/proc/cpuinfo").read_text().split()) if LINUX else set()
 HAS_AMX = {"amx_tile", "amx_bf16", "amx_int8"} <= FLAGS
 EMULATES = {"avx2", "fma", "bmi2"} <= FLAGS
+HAS_AVX512 = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"} <= FLAGS
 needs_avx2 = pytest.mark.skipif(not EMULATES, reason="the emulator of AMX needs x86-64 Linux with AVX2")
 
 

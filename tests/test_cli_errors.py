@@ -74,7 +74,8 @@ def test_an_output_that_is_full(folder, name, unbuffered):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_an_output_that_is_closed(folder, name):
-    done = call(COMMANDS[name], stdout=None, preexec_fn=lambda: os.close(1))
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", *COMMAND, *COMMANDS[name]]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=300, check=False)
     assert_one_line(done, "the standard output is closed")
     assert done.returncode == 1
 

@@ -83,7 +83,7 @@ CALLS = {
             **rows("x", "branch", "sum", "normalised"),
             "weight": array(H),
             "bias": array(H),
-            "statistics": array(7, 3),
+            "statistics": array(7, 4),
             "scale": 1.0,
             "eps": 1e-5,
         }
@@ -92,7 +92,7 @@ CALLS = {
         {
             **rows("sum", "d_sum", "d_normalised", "d_x", "d_branch"),
             **{name: array(H) for name in ("weight", "d_weight", "d_bias")},
-            "statistics": array(7, 3),
+            "statistics": array(7, 4),
             "scale": 1.0,
         }
     ],
