@@ -223,10 +223,14 @@ def _first_state(tape: Tape, index: int) -> tuple[str, Place] | None:
 
 def _last_steps(tape: Tape, index: int) -> Array:
     """Where (T, B) a direction takes the last step of a sequence."""
-    steps, batch = tape._sizes
     valid = valid_of(tape)
-    last = np.ones((steps, batch), np.bool_) if valid is None else valid.copy()
-    if tape._is_reverse(index):
+    return last_of(np.ones(tape._sizes, np.bool_) if valid is None else valid, tape._is_reverse(index))
+
+
+def last_of(valid: Array, reverse: bool) -> Array:
+    """Where `valid` (T, B) has the last step that a direction takes in each sequence."""
+    last = valid.copy()
+    if reverse:
         last[1:] = False
     else:
         last[:-1] &= ~last[1:]

@@ -9,7 +9,7 @@ import numpy as np
 
 from . import _core, layer_norm
 from ._arguments import Array, as_array, features_together, float_array
-from ._finite import first_broken, forward_fault, valid_of
+from ._finite import first_broken, forward_fault, last_of, valid_of
 from ._memory import with_room
 from ._scaled import ZERO, Scaled, add, has_nan, log10_norm, scaled, times
 from ._torch_modules import from_torch
@@ -131,12 +131,7 @@ def _ones_on_last(
     if valid is None:
         in_time[0 if reverse else -1] = 0
     else:
-        last = np.moveaxis(valid, time_axis, 0).copy()
-        if reverse:
-            last[1:] = False
-        else:
-            last[:-1] &= ~last[1:]
-        in_time[last] = 0
+        in_time[last_of(np.moveaxis(valid, time_axis, 0), reverse)] = 0
     return Scaled(np.broadcast_to(np.ones(shape[-1], dtype), shape), exponent)
 
 
@@ -157,10 +152,8 @@ def _together(parts: list[Scaled]) -> Scaled:
 
 def _valid(tape: Tape) -> Array | None:
     """Where there is no padding, in the layout of the output."""
-    if tape._lengths is None:
-        return None
-    valid = np.arange(tape._sizes[0])[:, None] < tape._lengths
-    return tape._user_layout(valid[..., None])[..., 0]
+    valid = valid_of(tape)
+    return None if valid is None else tape._user_layout(valid[..., None])[..., 0]
 
 
 class _RecurrentPass:

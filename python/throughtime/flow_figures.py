@@ -186,9 +186,7 @@ def _legend_over(axes: Axes, handles: Sequence[Artist]) -> None:
 def legend_in_headroom(axes: Axes, handles: Sequence[Artist]) -> None:
     """A legend inside of axes, above everything that is drawn."""
     axes.autoscale(axis="y")
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    figure.draw_without_rendering()
+    _figure_of(axes).draw_without_rendering()
     for columns in (4, 3, 2, 1):
         legend = _legend(axes, handles, loc="upper left", ncols=columns)
         if legend.get_window_extent().width < axes.bbox.width:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ._arguments import UNBOUNDED, Array, as_array, generator, number, size
+from ._arguments import UNBOUNDED, Array, as_array, generator, is_float, number, size
 from .blocks import ResidualBlock, Sequential
 from .layer import Layer
 from .recurrent import Recurrent
@@ -30,8 +30,8 @@ def gradcheck(
 
     The loss is a fixed random linear function of the output and the final state. Checked are the gradients of the
     input, the initial state (zeros where not given) and every parameter; of layers in layers the states only where
-    `state` is given. The layer itself is left alone: a float64 copy
-    is used. Random masks, such as dropout's, are drawn once and kept.
+    `state` is given. The layer itself is left alone: a float64 copy is used. Random masks, such as dropout's, are drawn
+    once and kept.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ def _copy_in_float64(name: str, value: Any) -> Array:
     array = as_array(name, value)
     if np.issubdtype(array.dtype, np.integer):
         return array
-    if array.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
+    if not is_float(array.dtype):
         raise TypeError(f"{name} has dtype {array.dtype}, expected float32 or float64")
     return array.astype(np.float64, order="C")
 

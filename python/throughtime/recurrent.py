@@ -9,14 +9,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from . import layer_norm
-from ._arguments import (
-    UNBOUNDED,
-    Array,
-    choice,
-    flag,
-    number,
-    size,
-)
+from ._arguments import UNBOUNDED, Array, choice, flag, number, size
 from ._backend import Host, backend_of
 from ._memory import with_room
 from .layer import Layer

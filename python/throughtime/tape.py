@@ -346,8 +346,9 @@ class Tape:
         gates = np.empty((count, steps, batch, layer._gates * layer.hidden_size), layer.dtype)
         for index in range(count):
             layer._gate_values(self, index, gates[index])
-        if self._lengths is not None:
-            gates[:, np.arange(steps)[:, None] >= self._lengths] = 0
+        valid = valid_of(self)
+        if valid is not None:
+            gates[:, ~valid] = 0
         return self._unbatch(gates, 2)
 
     def _saved_units(self, index: int) -> Array:
