@@ -1,4 +1,4 @@
-"""Modules of PyTorch as layers, without importing it: whoever has such a module has imported it already."""
+"""Modules of PyTorch as layers, without importing it: a program that has such a module has imported torch already."""
 
 from __future__ import annotations
 

@@ -332,7 +332,7 @@ class _Container(Composite):
         x, lengths
             As for :meth:`forward`.
         state : optional
-            As for :meth:`forward`. Where it is given, be it as None, the final state is returned too.
+            As for :meth:`forward`. Where it is given, even as None, the final state is returned too.
 
         Returns
         -------

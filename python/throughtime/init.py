@@ -182,7 +182,7 @@ def _blocks(leaf: Layer, name: str) -> int:
 
 
 def _returns_an_array(function: Callable[P, Array]) -> Callable[P, Array]:
-    """Tell who passes a layer, or the weights to be set, what the function does instead."""
+    """Where a layer is given, or the weights to be set, the error says what the function does instead."""
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> Array:

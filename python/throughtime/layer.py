@@ -20,7 +20,7 @@ from ._saved import SavedFile, claim, room_for
 
 class _Held:
     """An array on its way into a copy. Layers that share an array give one holder, and so the copies share one too,
-    also where whoever copies writes an array as often as it is referred to, as joblib does.
+    also under joblib, which writes an array as often as it is referred to.
     """
 
     _of: ClassVar[WeakValueDictionary[int, _Held]] = WeakValueDictionary()

@@ -85,7 +85,7 @@ def address_of(weights: Sequence[Tensor]) -> int:
 
 
 def active(address: int) -> Timesteps | None:
-    """Who records the module with this address."""
+    """The recorder of the module with this address."""
     return _active.get(address)
 
 
