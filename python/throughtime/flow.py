@@ -57,8 +57,8 @@ def gradient_flow(
     d_output : "last" or array
         The gradient of the loss with respect to the output, in its shape. ``"last"`` is one of ones on what ``h_n``
         holds: each direction's own last step, ``output[lengths[b] - 1, b, :H]`` and, of the reverse direction,
-        ``output[0, b, H:]``, or ``output[0, b]`` of a layer with ``reverse=True``. Of a stack whose last layer is not recurrent it is one of ones on each sequence's
-        last valid output; where there is no time, on every row's.
+        ``output[0, b, H:]``, or ``output[0, b]`` of a layer with ``reverse=True``. Of a stack whose last layer is not
+        recurrent it is one of ones on each sequence's last valid output; where there is no time, on every row's.
     state : optional
         Initial state, as for ``forward``.
     lengths : (B,) integers, optional
