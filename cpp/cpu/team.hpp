@@ -67,9 +67,12 @@ class Team {
     return wait(thread, phase, [&](int part) { return !read(seats_[part].here) && run_part(part, phase, body); });
   }
 
-  // The same, but leaves other parts to the threads that start this phase.
+  // The same, but leaves other parts to their threads. One that has gone to rest since this phase was started is called back.
   bool finish(int thread, int64_t phase) {
-    return wait(thread, phase, [](int) { return false; });
+    return wait(thread, phase, [&](int part) {
+      if (thread == 0 && !read(seats_[part].here)) host_.call_back(host_.context, true);
+      return false;
+    });
   }
 
   // `count` phases, each of which begins before the one before it is done: body(part, i, ready) waits for that by ready(), which
