@@ -19,6 +19,7 @@ LARGEST_SIZE = 1 << 47  # bytes that a process can address
 UNBOUNDED = sys.maxsize  # for what counts no more than something else, such as the steps of a sequence
 
 _LARGEST_FLOAT = int(sys.float_info.max)
+_require = with_room(np.require)
 
 
 def as_array(name: str, value: Any) -> Array:
@@ -80,12 +81,12 @@ def float_dtype(dtype: Any) -> np.dtype[Any]:
         found: np.dtype[Any] = np.dtype(object if dtype is None else dtype)  # NumPy reads None as float64
     except TypeError:
         raise TypeError(f"dtype must be 'float32' or 'float64', got {dtype!r}") from None
-    if not is_float(found):
+    if not is_layer_dtype(found):
         raise TypeError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
     return found
 
 
-def is_float(dtype: np.dtype[Any]) -> bool:
+def is_layer_dtype(dtype: np.dtype[Any]) -> bool:
     """Whether layers work in `dtype`: float32 or float64, in native byte order."""
     return dtype in (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -166,7 +167,7 @@ def contiguous(array: Array) -> Array:
     """`array` itself where it is in C order and aligned, else a copy."""
     if type(array) is np.ndarray and array.flags.c_contiguous and array.flags.aligned:
         return array
-    return with_room(np.require)(array, requirements=["C", "A"])
+    return _require(array, requirements=["C", "A"])
 
 
 def features_together(array: Array) -> Array:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from . import _core
-from ._arguments import Array, as_array, check_dtype, float_array, is_float
+from ._arguments import Array, as_array, check_dtype, float_array, is_layer_dtype
 from .layer import Layer
 from .modules import LayerGradients
 
@@ -59,7 +59,7 @@ class Activation(Layer):
         x = as_array("x", x)
         if not self._any_dtype:
             check_dtype("x", x, self.dtype)
-        elif not is_float(x.dtype):
+        elif not is_layer_dtype(x.dtype):
             raise TypeError(f"x has dtype {x.dtype}, expected float32 or float64")
         saved = _rows(x)
         output = saved

@@ -307,17 +307,17 @@ class Saved:
         return self.placed(d_x), {"weight": d_weight.astype(dtype), "bias": d_sum.astype(dtype)}
 
 
-class BatchNormTape:
-    """What a forward of `BatchNorm` keeps: ``output``, the input, the statistics, and the weight as it was."""
+class NormTape:
+    """What a forward of a norm keeps."""
 
-    def __init__(self, output: Array, saved: Saved) -> None:
+    def __init__(self, output: Array, saved: Any) -> None:
         self.output = output
         self._saved = saved
 
     @property
     def nbytes(self) -> int:
         """Bytes that the tape holds, x left out."""
-        return self.output.nbytes + self._saved.nbytes
+        return self.output.nbytes + int(self._saved.nbytes)
 
     def backward(self, d_output: Any) -> LayerGradients:
         """Backpropagate; may be called again.
@@ -337,5 +337,14 @@ class BatchNormTape:
         TypeError, ValueError
             If the dtype or shape of `d_output` does not fit.
         """
-        d_output = float_array("d_output", d_output, self.output.dtype, self.output.shape)
+        return self._gradients(float_array("d_output", d_output, self.output.dtype, self.output.shape))
+
+    def _gradients(self, d_output: Array) -> LayerGradients:
+        raise NotImplementedError
+
+
+class BatchNormTape(NormTape):
+    """What a forward of `BatchNorm` keeps: ``output``, the input, the statistics, and the weight as it was."""
+
+    def _gradients(self, d_output: Array) -> LayerGradients:
         return LayerGradients(*self._saved.backward(d_output))

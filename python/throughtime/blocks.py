@@ -17,7 +17,7 @@ from ._arguments import Array, as_array, choice, flag, float_array, float_dtype,
 from ._arguments import size as positive_int
 from ._finite import forward_fault, not_finite_row, raise_fault
 from ._memory import with_room
-from .batch_norm import BatchNorm, BatchNormTape
+from .batch_norm import BatchNorm, BatchNormTape, NormTape
 from .batch_norm import Saved as BatchSaved
 from .layer import Composite, Layer
 from .modules import Embedding, LayerGradients, check_features
@@ -71,7 +71,7 @@ def _normalise_backward(d_sum: Array | None, d_normalised: Array, saved: Any) ->
     return _Flow(d_x, d_branch if saved.added else None), {"weight": d_weight, "bias": d_bias}
 
 
-class _Pass:
+class Pass:
     """One way forward through layers in layers: what the caller said, for those that listen."""
 
     def __init__(
@@ -92,9 +92,9 @@ class _Pass:
         self.state = state  # the initial one
         self.final_state: Any = None  # as far as there is one, when the layer has run
 
-    def within(self, name: str, state: Any) -> _Pass:
+    def within(self, name: str, state: Any) -> Pass:
         """For the inner layer of this name, which starts from `state`."""
-        return _Pass(
+        return Pass(
             self.options,
             save=self.save,
             masks=self.masks,
@@ -169,9 +169,9 @@ def _broken_array(layer: Layer) -> str | None:
     return None
 
 
-def _check_rows(tape: Any, array: Array, fault: str, batch_first: bool) -> None:
-    """Raise where gradients of a layer that does not check them itself are not finite."""
-    row = None if isinstance(tape, Tape) else not_finite_row(array, batch_first)
+def _check_rows(array: Array, fault: str, batch_first: bool) -> None:
+    """Raise where a gradient is not finite."""
+    row = not_finite_row(array, batch_first)
     raise_fault(None if row is None else f"{fault} at {row}")
 
 
@@ -251,7 +251,7 @@ class LayerNorm(Layer, kind="LayerNorm"):
 
     def __call__(self, x: Any) -> Array:
         """Return the output (..., size) for `x` (..., size); nothing is saved."""
-        stream, _ = self._advance(_Sum(as_array("x", x)), _Pass({}, save=False, masks={}))
+        stream, _ = self._advance(_Sum(as_array("x", x)), Pass({}, save=False, masks={}))
         return stream.settle()
 
     def forward(self, x: Any) -> LayerNormTape:
@@ -274,47 +274,21 @@ class LayerNorm(Layer, kind="LayerNorm"):
         ValueError
             If the last axis of `x` has another size.
         """
-        _, tape = self._advance(_Sum(as_array("x", x)), _Pass({}, save=True, masks={}))
+        _, tape = self._advance(_Sum(as_array("x", x)), Pass({}, save=True, masks={}))
         assert tape is not None
         return tape
 
-    def _advance(self, stream: _Sum, run: _Pass) -> tuple[_Sum, LayerNormTape | None]:
+    def _advance(self, stream: _Sum, run: Pass) -> tuple[_Sum, LayerNormTape | None]:
         check_features(self, stream.x)
         output, saved = run.normalise(self, stream, keep_sum=False)
         return _Sum(output), None if saved is None else LayerNormTape(output, saved)
 
 
-class LayerNormTape:
+class LayerNormTape(NormTape):
     """What a forward of `LayerNorm` keeps: ``output``, the input, four numbers a row, and the weight as it was."""
 
-    def __init__(self, output: Array, saved: layer_norm.Saved) -> None:
-        self.output = output
-        self._saved = saved
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the tape holds."""
-        return self.output.nbytes + self._saved.nbytes
-
-    def backward(self, d_output: Any) -> LayerGradients:
-        """Backpropagate; may be called again.
-
-        Parameters
-        ----------
-        d_output : (..., size) array
-            dL/doutput, of the shape and dtype of ``output``.
-
-        Returns
-        -------
-        LayerGradients
-            ``input`` (..., size) and ``parameters`` with ``weight`` and ``bias`` (size,).
-
-        Raises
-        ------
-        TypeError, ValueError
-            If the dtype or shape of `d_output` does not fit.
-        """
-        return self._retreat(_Flow(float_array("d_output", d_output, self.output.dtype, self.output.shape)), {})[0]
+    def _gradients(self, d_output: Array) -> LayerGradients:
+        return self._retreat(_Flow(d_output), {})[0]
 
     def _retreat(self, flow: _Flow, options: dict[str, Any]) -> tuple[LayerGradients, _Flow]:
         below, parameters = _normalise_backward(None, flow.total, self._saved)
@@ -354,8 +328,9 @@ class _Container(Composite):
         ((1, 1, 5), [None, (1, 1, 8), None])
         """
         asked = state is not _NOT_GIVEN
-        run, stream, _, valid = self._run(x, lengths, {}, save=False, masks={}, state=state if asked else None)
-        output = _select(valid, stream.settle())
+        run = Pass({}, save=False, masks={}, state=state if asked else None)
+        stream, _ = self._run(x, lengths, run)
+        output = _select(run.valid, stream.settle())
         return (output, run.final_state) if asked else output
 
     def forward(
@@ -407,7 +382,7 @@ class _Container(Composite):
         if not isinstance(masks, Mapping | None) or not all(isinstance(name, str) for name in masks or ()):
             raise TypeError(f"masks must be a dict of name to bool array, got {masks!r}")
         options = {**self._handed_on(resets=resets, memory=memory), "training": flag("training", training)}
-        return self._record(x, lengths, options, masks or {}, state=state)
+        return self._record(x, lengths, Pass(options, save=True, masks=masks or {}, state=state))
 
     def _handed_on(self, **given: Any) -> dict[str, Any]:
         """The options that are given, each of which some layer inside takes."""
@@ -417,48 +392,24 @@ class _Container(Composite):
                 raise ValueError(f"{name} was given, but no layer of {self!r} takes it")
         return options
 
-    def _record(
-        self,
-        x: Any,
-        lengths: Any,
-        options: dict[str, Any],
-        masks: Mapping[str, Array],
-        *,
-        state: Any,
-        batch_statistics: bool = False,
-    ) -> Any:
-        """The tape of a forward with checked options; `batch_statistics` makes BatchNorm use them without training."""
-        _, _, tape, valid = self._run(
-            x, lengths, options, save=True, masks=masks, state=state, batch_statistics=batch_statistics
-        )
-        unexpected = sorted(set(masks) - set(tape.masks))
+    def _record(self, x: Any, lengths: Any, run: Pass) -> Any:
+        """The tape of a way forward whose options are checked."""
+        _, tape = self._run(x, lengths, run)
+        unexpected = sorted(set(run.masks) - set(tape.masks))
         if unexpected:
             raise ValueError(
                 f"masks has unexpected {', '.join(unexpected)}; expected {', '.join(tape.masks) or 'none'}"
             )
-        tape._valid, tape._x = valid, as_array("x", x)
+        tape._valid, tape._x = run.valid, as_array("x", x)
         return tape
 
-    def _run(
-        self,
-        x: Any,
-        lengths: Any,
-        options: dict[str, Any],
-        *,
-        save: bool,
-        masks: Mapping[str, Array],
-        state: Any,
-        batch_statistics: bool = False,
-    ) -> tuple[_Pass, _Sum, Any, Array | None]:
+    def _run(self, x: Any, lengths: Any, run: Pass) -> tuple[_Sum, Any]:
         self._check_parameters()
         x = as_array("x", x)
-        valid = None
         if lengths is not None:
-            valid = valid_steps(x, lengths, batch_first=self._batch_first())
-            options = {**options, "lengths": lengths}
-        run = _Pass(options, save=save, masks=masks, valid=valid, batch_statistics=batch_statistics, state=state)
-        stream, tape = self._advance(_Sum(_select(valid, x)), run)
-        return run, stream, tape, valid
+            run.valid = valid_steps(x, lengths, batch_first=self._batch_first())
+            run.options = {**run.options, "lengths": lengths}
+        return self._advance(_Sum(_select(run.valid, x)), run)
 
     def _batch_first(self) -> bool:
         return any(getattr(leaf, "batch_first", False) for leaf in self._leaves())
@@ -466,7 +417,7 @@ class _Container(Composite):
     def _leaves(self) -> Iterator[Any]:
         return _leaves(self._inner.values())
 
-    def _advance(self, stream: _Sum, run: _Pass) -> tuple[_Sum, Any]:
+    def _advance(self, stream: _Sum, run: Pass) -> tuple[_Sum, Any]:
         raise NotImplementedError
 
 
@@ -554,14 +505,14 @@ class _ContainerTape:
         for name in options:
             if name not in known:
                 raise TypeError(f"backward got {name}, which no layer here takes; these are {', '.join(sorted(known))}")
-        known_d = _select(self._valid, d_output)
+        d_output = _select(self._valid, d_output)
         if flag("check_finite", options.get("check_finite", False)):
             raise_fault(self._fault())
-            _check_rows(None, known_d, "d_output is not finite", self._batch_first())
+            _check_rows(d_output, "d_output is not finite", self._batch_first())
         if "timesteps" in options:
             options["timesteps"] = check_timesteps(options["timesteps"])  # several layers read what may be an iterator
         options["d_final_state"] = d_final_state
-        return self._retreat(_Flow(known_d), options)[0]
+        return self._retreat(_Flow(d_output), options)[0]
 
     def _fault(self) -> str | None:
         """Where the forward of these layers stopped being finite, None where it did not."""
@@ -667,7 +618,7 @@ class ResidualBlock(_Container, kind="ResidualBlock"):
         inner: dict[str, Layer] = {} if self.norm is None else {"norm": self.norm}
         self._compose(config, {**inner, "sublayer": sublayer}, own)
 
-    def _advance(self, stream: _Sum, run: _Pass) -> tuple[_Sum, BlockTape | None]:
+    def _advance(self, stream: _Sum, run: Pass) -> tuple[_Sum, BlockTape | None]:
         check_features(self, stream.x)
         saved, tape = None, None
         if self.norm_place == "pre":
@@ -838,7 +789,7 @@ class Sequential(_Container, kind="Sequential"):
     def _rebuild(cls, config: dict[str, Any]) -> Self:
         return cls(*config["layers"], dtype=config.get("dtype"))
 
-    def _advance(self, stream: _Sum, run: _Pass) -> tuple[_Sum, SequentialTape | None]:
+    def _advance(self, stream: _Sum, run: Pass) -> tuple[_Sum, SequentialTape | None]:
         tapes, final = [], []
         for i, (layer, state) in enumerate(zip(self.layers, self._states("state", run.state), strict=True)):
             with _placed(f"layers[{i}]", layer):
@@ -885,8 +836,8 @@ class SequentialTape(_ContainerTape):
             tape, layer = self.layers[i], self._stack.layers[i]
             with _placed(f"layers[{i}]", layer):
                 grads, flow = _back(tape, layer, flow, options, d_final_states[i])
-                if checks and flow.total is not None:
-                    _check_rows(tape, flow.total, "the gradient of input overflows", self._batch_first())
+                if checks and flow.total is not None and not isinstance(tape, Tape):  # which checks its own
+                    _check_rows(flow.total, "the gradient of input overflows", self._batch_first())
             found.append(grads)
         layers = tuple(reversed(found))
         parameters = Composite._named({str(i): grads.parameters for i, grads in enumerate(layers)})

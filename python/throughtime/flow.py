@@ -16,7 +16,7 @@ from ._torch_modules import from_torch
 from .activations import Activation, ActivationTape
 from .batch_norm import BatchNorm, BatchNormTape
 from .batch_norm import Saved as BatchSaved
-from .blocks import BlockTape, LayerNorm, LayerNormTape, Sequential, SequentialTape
+from .blocks import BlockTape, LayerNorm, LayerNormTape, Pass, Sequential, SequentialTape
 from .flow_result import GradientFlow, StackFlow
 from .layer import Layer
 from .mlp import MLP, MLPTape
@@ -252,7 +252,7 @@ def _of_stack(stack: Sequential, x: Any, d_output: Any, lengths: Any, memory: st
     takes_memory = any(isinstance(leaf, Recurrent) for leaf in stack._leaves())
     own_memory = memory if takes_memory or memory != "full" else None
     options = {**stack._handed_on(memory=own_memory), "training": False}
-    tape = stack._record(x, lengths, options, {}, state=state, batch_statistics=True)
+    tape = stack._record(x, lengths, Pass(options, save=True, masks={}, state=state, batch_statistics=True))
     output = tape.output
     if lengths is None and output.ndim < 3 and all(isinstance(leaf, _ROW_BY_ROW) for leaf in stack._leaves()):
         time_axis = None
@@ -262,7 +262,8 @@ def _of_stack(stack: Sequential, x: Any, d_output: Any, lengths: Any, memory: st
         time_axis = int(output.ndim > 2 and stack._batch_first())
     reverse = _reverse_of_last(stack) if isinstance(d_output, str) else (False,)
     parts = _incoming(output.shape, output.dtype, d_output, tape._valid, time_axis or 0, reverse)
-    return _StackPass(time_axis, tape._valid, tape._fault()).through(tape, _together(parts))[0]
+    fault = tape._fault()
+    return _StackPass(time_axis, tape._valid, fault).through(tape, _together(parts), fault)[0]
 
 
 _ROW_BY_ROW = (Activation, BatchNorm, Embedding, LayerNorm, Linear, MLP)  # whose rows are nothing but a batch
@@ -277,8 +278,8 @@ class _StackPass:
         self.time_axis, self.fault = time_axis, fault
         self.lengths = None if valid is None else valid.sum(axis=time_axis)
 
-    def through(self, tape: SequentialTape, d: Scaled) -> tuple[StackFlow, Scaled]:
-        """The flow, and what reaches the lowest layer."""
+    def through(self, tape: SequentialTape, d: Scaled, fault: str | None) -> tuple[StackFlow, Scaled]:
+        """The flow of layers whose forward has this fault, and what reaches the lowest one."""
         layers, norms, flows = tape._stack.layers, [log10_norm(d)], []
         for inner in reversed(tape.layers):
             flow, d = self._back(inner, d)
@@ -294,7 +295,7 @@ class _StackPass:
             layers=flows[::-1],
             title=title,
             lengths=self.lengths,
-            fault=tape._fault(),
+            fault=fault,
         )
         return flow, d
 
@@ -305,7 +306,7 @@ class _StackPass:
                 pass_ = _RecurrentPass(tape)
                 return pass_.run(pass_.halves(d), asks_input=True)
             case SequentialTape():
-                return self.through(tape, d)
+                return self.through(tape, d, tape._fault())
             case BlockTape():
                 return self._block(tape, d)
             case EmbeddingTape():

@@ -401,13 +401,13 @@ def draw_layers(axes: Axes, flows: Mapping[Any, GradientFlow]) -> None:
     axes.set_ylim(rows - 0.5, -0.5)
     if len(named) < rows:
         axes.set_ylabel(f"{len(named)} of {rows} rows are named")
+    if len(axes.lines) > 1:
+        _legend_over(axes, axes.lines)
 
 
 def _layers_into_axes(axes: Axes, flows: Mapping[Any, GradientFlow], title: str) -> Figure:
     draw_layers(axes, flows)
     axes.set_title(title, loc="left", parse_math=False)
-    if len(axes.lines) > 1:
-        _legend_over(axes, axes.lines)
     return _figure_of(axes)
 
 
@@ -416,8 +416,6 @@ def _depth_figure(flows: Mapping[Any, GradientFlow]) -> Figure:
     figure = Figure(figsize=(8, 2.5 + 0.2 * min(rows, _NAMES)), layout="constrained")
     axes = figure.add_subplot()
     draw_layers(axes, flows)
-    if len(axes.lines) > 1:
-        _legend_over(axes, axes.lines)
     return figure
 
 

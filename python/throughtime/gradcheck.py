@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ._arguments import UNBOUNDED, Array, as_array, generator, is_float, number, size
+from ._arguments import UNBOUNDED, Array, as_array, generator, is_layer_dtype, number, size
 from .blocks import ResidualBlock, Sequential
 from .layer import Layer
 from .recurrent import Recurrent
@@ -112,7 +112,7 @@ def _copy_in_float64(name: str, value: Any) -> Array:
     array = as_array(name, value)
     if np.issubdtype(array.dtype, np.integer):
         return array
-    if not is_float(array.dtype):
+    if not is_layer_dtype(array.dtype):
         raise TypeError(f"{name} has dtype {array.dtype}, expected float32 or float64")
     return array.astype(np.float64, order="C")
 

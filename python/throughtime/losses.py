@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from . import _core
-from ._arguments import Array, as_array, check_shape, contiguous, is_float, is_integer
+from ._arguments import Array, as_array, check_shape, contiguous, is_integer, is_layer_dtype
 from ._memory import with_room
 
 __all__ = ["cross_entropy", "mse"]
@@ -135,7 +135,7 @@ def mse(prediction: Any, target: Any) -> tuple[float, Array]:
 
 def _floats(name: str, value: Any) -> Array:
     array = as_array(name, value)
-    if not is_float(array.dtype):
+    if not is_layer_dtype(array.dtype):
         raise TypeError(f"{name} has dtype {array.dtype}, expected float32 or float64")
     return array
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import throughtime as tt
+from throughtime.flow_result import GradientFlow
 
 from .character_model import FILES, CharacterModel
 from .errors import INTERRUPTED, fail
@@ -95,11 +96,13 @@ def train(
         model.save(save)  # before anything that may fail
     if run.error is not None:
         raise run.error
-    _report(run, unigram_bits(ids), held_out_bits(model, held_out), console)
+    unigram = unigram_bits(ids)
+    _report(run, unigram, held_out_bits(model, held_out), console)
     if save is not None and run.losses:
         say(console, f"model: {save}")
     if run.losses:
-        _finish(run, model, ids, plot, console, title=f"{cell.value.upper()}, {layers} x {hidden} units")
+        title = f"Character model: {cell.value.upper()}, {layers} x {hidden} units"
+        _plot(plot, run.losses, unigram, model.flow(ids[: _FLOW_STEPS + 1, None]), title, console)
         say(console, model.write_on(ids[:1], sample_length, temperature, np.random.default_rng(seed)), keep="\n\t")
     if run.interrupted:
         raise typer.Exit(INTERRUPTED)
@@ -245,9 +248,8 @@ def _check_model_path(path: Path, force: bool) -> None:
         fail(f"--save {path}: holds {', '.join(found)} already; choose another name, or replace them with --force")
 
 
-def _finish(run: Run, model: CharacterModel, ids: Array, plot: Path, console: Output, *, title: str) -> None:
+def _plot(path: Path, losses: list[float], unigram: float, flow: GradientFlow, title: str, console: Output) -> None:
     from .plots import save_training_figure
 
-    flow = model.flow(ids[: _FLOW_STEPS + 1, None])
-    save_training_figure(plot, run.losses, unigram_bits(ids), flow, f"Character model: {title}")
-    say(console, f"plot: {plot}")
+    save_training_figure(path, losses, unigram, flow, title)
+    say(console, f"plot: {path}")
