@@ -14,7 +14,6 @@ import json
 import sys
 
 import typer
-
 from throughtime.cli.bench.contenders import OURS
 from throughtime.cli.bench.cuda.contenders import maker
 from throughtime.cli.bench.cuda.device import Device, open_device

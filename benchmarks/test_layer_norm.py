@@ -10,9 +10,9 @@ import time
 
 import numpy as np
 import pytest
+from throughtime.cli.bench.timing import ratios, turn
 
 import throughtime as tt
-from throughtime.cli.bench.timing import ratios, turn
 
 torch = pytest.importorskip("torch")
 

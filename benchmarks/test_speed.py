@@ -4,10 +4,10 @@ Answers are checked against float64 before anything is timed. `throughtime bench
 """
 
 import pytest
-
-from throughtime.cli.bench.accuracy import bound, errors, reference, verdict
 from throughtime.cli.bench.contenders import Ours
 from throughtime.cli.bench.problems import PROBLEMS, Task
+
+from throughtime.cli.bench.accuracy import bound, errors, reference, verdict
 
 CASES = [(name, cell) for name, problem in PROBLEMS.items() if not problem.lean for cell in problem.cells]
 

@@ -18,16 +18,16 @@ pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
 from rich.console import Console
+from throughtime.cli.bench.contenders import OURS, Ours
+from throughtime.cli.bench.memory import peak_memory
+from throughtime.cli.bench.problems import CELLS, PROBLEMS, Problem, Task
 from typer.testing import CliRunner
 
 import throughtime as tt
 from throughtime import _core
 from throughtime.cli import app
 from throughtime.cli.bench import accuracy, command, contenders, machine, measure, problems, report, timing
-from throughtime.cli.bench.contenders import OURS, Ours
-from throughtime.cli.bench.memory import peak_memory
 from throughtime.cli.bench.plot import ratio_panels, save_ratio_figure
-from throughtime.cli.bench.problems import CELLS, PROBLEMS, Problem, Task
 from throughtime.cli.options import repeat_names
 
 SMALL = Problem(20, 3, 5, 6)

@@ -18,9 +18,6 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("torch")
 
 import torch
-from typer.testing import CliRunner
-
-from throughtime.cli import app
 from throughtime.cli.bench.contenders import OURS
 from throughtime.cli.bench.cuda import accuracy, command, device, layers, measure, report, rows
 from throughtime.cli.bench.cuda.contenders import maker
@@ -29,6 +26,9 @@ from throughtime.cli.bench.cuda.measure import Outcome, Result
 from throughtime.cli.bench.cuda.numbers import Numbers
 from throughtime.cli.bench.cuda.plot import save_ratios
 from throughtime.cli.bench.cuda.problems import BACKWARD, CELLS, FORWARD, PROBLEMS, STEP, AddNorm, Recurrence, Work
+from typer.testing import CliRunner
+
+from throughtime.cli import app
 
 FLOAT32, BFLOAT16, FLOAT16 = Numbers("float32"), Numbers("bfloat16"), Numbers("float16")
 SMALL, ROWS = Recurrence("LSTM", 12, 3, 8), AddNorm(40, 16)

@@ -23,6 +23,7 @@ pytest.importorskip("torch")
 
 import torch
 from rich.console import Console
+from throughtime.cli.bench.steps.measure import Outcome, Result, Settings
 from typer.testing import CliRunner
 
 import throughtime as tt
@@ -30,7 +31,6 @@ from throughtime import _core
 from throughtime.cli import app
 from throughtime.cli.bench.steps import answers, command, contenders, load, measure, remote, report, worker
 from throughtime.cli.bench.steps.contenders import COMPILED, MODULES, NUMPY, TORCH
-from throughtime.cli.bench.steps.measure import Outcome, Result, Settings
 from throughtime.cli.bench.steps.problems import PROBLEMS, Problem, Task
 
 SIZES = {"T": 6, "B": 3, "I": 5, "H": 4}

@@ -6,9 +6,11 @@ What the environment says of threads and kernels is checked before the work star
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import math
-from collections.abc import Collection, Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -54,6 +56,30 @@ def about(
 
 
 Force = Annotated[bool, typer.Option("--force", help="Replace files of these names.")]
+
+
+def with_options(function: Callable[..., None]) -> Callable[..., None]:
+    """A command for typer: each field of the dataclass that `function` takes last becomes a parameter."""
+    hints = get_type_hints(function, include_extras=True)
+    *others, name = inspect.signature(function).parameters
+    kind = hints[name]
+
+    def command(**values: Any) -> None:
+        passed = [values.pop(other) for other in others]
+        function(*passed, kind(**values))
+
+    def parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+    fields = get_type_hints(kind, include_extras=True)
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            *(parameter(other, hints[other]) for other in others),
+            *(parameter(field.name, fields[field.name], field.default) for field in dataclasses.fields(kind)),
+        ]
+    )
+    command.__name__, command.__doc__, command.__annotations__ = function.__name__, function.__doc__, {}
+    return command
 
 
 def given(context: typer.Context, option: str) -> bool:
