@@ -20,7 +20,7 @@ from throughtime.flow_result import GradientFlow
 
 from .character_model import FILES, CharacterModel
 from .errors import INTERRUPTED, fail
-from .options import Force, check_finite, given
+from .options import Force, check_finite, given, with_options
 from .output import Output, check_directory_path, check_new_file, check_plot_path, say
 from .text import counts, read_ids, text_name
 
@@ -42,68 +42,69 @@ class Cell(StrEnum):
     rnn = "rnn"
 
 
-def train(
-    context: typer.Context,
+@dataclass
+class Options:
+    """The command's options."""
+
     file: Annotated[
         Path | None, typer.Argument(help="A UTF-8 text; without it, the text of Python's help().", show_default=False)
-    ] = None,
-    cell: Annotated[Cell, typer.Option(case_sensitive=False, help="Recurrent layer.")] = Cell.lstm,
-    layers: Annotated[int, typer.Option(min=1, help="Recurrent layers.")] = 1,
-    hidden: Annotated[int, typer.Option(min=1, help="Units of each layer.")] = 256,
-    steps: Annotated[int, typer.Option(min=1, help="Parameter updates.")] = 500,
-    batch: Annotated[int, typer.Option(min=1, help="Parallel streams, fewer if the text is short.")] = 32,
-    window: Annotated[int, typer.Option(min=1, help="Characters per stream and update (truncated BPTT).")] = 64,
-    lr: Annotated[float, typer.Option(min=0, help="Learning rate of Adam at the start; falls to a tenth.")] = 4e-3,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights and sample.")] = 0,
-    sample_length: Annotated[int, typer.Option(min=0, help="Characters of the sample.")] = 400,
-    temperature: Annotated[float, typer.Option(min=0, help="Of the sample; 0 takes the likeliest character.")] = 0.7,
+    ] = None
+    cell: Annotated[Cell, typer.Option(case_sensitive=False, help="Recurrent layer.")] = Cell.lstm
+    layers: Annotated[int, typer.Option(min=1, help="Recurrent layers.")] = 1
+    hidden: Annotated[int, typer.Option(min=1, help="Units of each layer.")] = 256
+    steps: Annotated[int, typer.Option(min=1, help="Parameter updates.")] = 500
+    batch: Annotated[int, typer.Option(min=1, help="Parallel streams, fewer if the text is short.")] = 32
+    window: Annotated[int, typer.Option(min=1, help="Characters per stream and update (truncated BPTT).")] = 64
+    lr: Annotated[float, typer.Option(min=0, help="Learning rate of Adam at the start; falls to a tenth.")] = 4e-3
+    seed: Annotated[int, typer.Option(min=0, help="Of weights and sample.")] = 0
+    sample_length: Annotated[int, typer.Option(min=0, help="Characters of the sample.")] = 400
+    temperature: Annotated[float, typer.Option(min=0, help="Of the sample; 0 takes the likeliest character.")] = 0.7
     plot: Annotated[
         Path, typer.Option(help="Where the plot goes; a file that you name is replaced with --force only.")
-    ] = Path("throughtime-train.png"),
+    ] = Path("throughtime-train.png")
     save: Annotated[
         Path | None,
         typer.Option(
             help="A directory for the model: embedding.npz, recurrent.npz and linear.npz for tt.load, vocabulary.json.",
             show_default=False,
         ),
-    ] = None,
-    force: Force = False,
-) -> None:
+    ] = None
+    force: Force = False
+
+
+@with_options
+def train(context: typer.Context, options: Options) -> None:
     """Train a character model on a text, print a sample, plot the loss and the gradient at every timestep.
 
     The last 5 % of the text are held out: the loss on them tells what was learnt from what was memorised.
     """
-    check_finite({"--lr": lr, "--temperature": temperature})
-    vocabulary, ids = read_ids(file)
-    check_plot_path(plot)
-    if given(context, "plot"):
-        check_new_file("--plot", plot, force)
-    if save is not None:
-        _check_model_path(save, force)
-    training, held_out = split(ids, window)
-    streams = _streams(training, batch, window, len(vocabulary))
-    model = CharacterModel.new(vocabulary, cell, layers, hidden, seed)
+    check_finite({"--lr": options.lr, "--temperature": options.temperature})
+    vocabulary, ids = read_ids(options.file)
+    _check_paths(options, given(context, "plot"))
+    training, held_out = split(ids, options.window)
+    streams = _streams(training, options.batch, options.window, len(vocabulary))
+    model = CharacterModel.new(vocabulary, options.cell, options.layers, options.hidden, options.seed)
     console = Output()
     say(
         console,
-        f"{text_name(file)}: {len(ids):,} characters, {len(vocabulary)} "
+        f"{text_name(options.file)}: {len(ids):,} characters, {len(vocabulary)} "
         f"distinct; {model.recurrent!r}, {sum(map(np.size, model.parameters.values())):,} parameters; "
         f"{streams.inputs.shape[1]} streams",
     )
-
-    run = _train(model, streams, steps, window, lr, console)
-    if save is not None and run.losses:
-        model.save(save)  # before anything that may fail
+    run = _train(model, streams, options, console)
+    if options.save is not None and run.losses:
+        model.save(options.save)  # before anything that may fail
     if run.error is not None:
         raise run.error
     unigram = unigram_bits(ids)
     _report(run, unigram, held_out_bits(model, held_out), console)
-    if save is not None and run.losses:
-        say(console, f"model: {save}")
+    if options.save is not None and run.losses:
+        say(console, f"model: {options.save}")
     if run.losses:
-        title = f"Character model: {cell.value.upper()}, {layers} x {hidden} units"
-        _plot(plot, run.losses, unigram, model.flow(ids[: _FLOW_STEPS + 1, None]), title, console)
-        say(console, model.write_on(ids[:1], sample_length, temperature, np.random.default_rng(seed)), keep="\n\t")
+        title = f"Character model: {options.cell.value.upper()}, {options.layers} x {options.hidden} units"
+        _plot(options.plot, run.losses, unigram, model.flow(ids[: _FLOW_STEPS + 1, None]), title, console)
+        rng = np.random.default_rng(options.seed)
+        say(console, model.write_on(ids[:1], options.sample_length, options.temperature, rng), keep="\n\t")
     if run.interrupted:
         raise typer.Exit(INTERRUPTED)
 
@@ -180,15 +181,15 @@ def _streams(ids: Array, batch: int, window: int, characters: int) -> Streams:
     return Streams(*(ids[skip : skip + streams * length].reshape(streams, length).T for skip in (0, 1)))
 
 
-def _train(model: CharacterModel, streams: Streams, steps: int, window: int, lr: float, console: Output) -> Run:
+def _train(model: CharacterModel, streams: Streams, options: Options, console: Output) -> Run:
     """Train until done, or Ctrl-C, or the output fails."""
-    run, progress = Run(), _progress(console)
+    run, progress, steps, lr = Run(), _progress(console), options.steps, options.lr
     optimizer, parameters, state = tt.optim.Adam(lr=lr), model.parameters, None
     task = progress.add_task("training", total=steps, loss=math.nan, rate=0.0)
     start = last = time.perf_counter()
     try:
         with progress:
-            for step, (inputs, targets, first) in zip(range(steps), streams.windows(window), strict=False):
+            for step, (inputs, targets, first) in zip(range(steps), streams.windows(options.window), strict=False):
                 loss, grads, state = model.gradients(inputs, targets, None if first else state)
                 if not math.isfinite(loss):
                     fail(f"the loss is {loss} at step {step + 1}; a smaller --lr may help", code=1)
@@ -240,11 +241,17 @@ def _report(run: Run, unigram: float, held_out: float, console: Output) -> None:
     )
 
 
-def _check_model_path(path: Path, force: bool) -> None:
-    """Fail unless a model can be written there, and none is there, or may be replaced."""
+def _check_paths(options: Options, plot_given: bool) -> None:
+    """Fail unless plot and model can be written, and replace no file that may not be replaced."""
+    check_plot_path(options.plot)
+    if plot_given:
+        check_new_file("--plot", options.plot, options.force)
+    path = options.save
+    if path is None:
+        return
     check_directory_path("--save", path)
     found = [name for name in FILES if (path / name).exists()]
-    if found and not force:
+    if found and not options.force:
         fail(f"--save {path}: holds {', '.join(found)} already; choose another name, or replace them with --force")
 
 
