@@ -1,4 +1,4 @@
-"""`throughtime flow`: how gradients fare on their way back: in cells and stacks side by side, or in a trained model."""
+"""`throughtime flow`: the gradient at every timestep of several cells and stacks, or of a trained model."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ class Options:
     hidden: Annotated[int, typer.Option(min=1, help="Units of each layer.")] = 64
     layers: Annotated[int, typer.Option(min=1, help="LSTM layers of the stacks.")] = 8
     batch: Annotated[int, typer.Option(min=1, help="Sequences; norms are over all of them.")] = 4
-    seed: Annotated[int, typer.Option(min=0, help="Of weights and sequence.")] = 0
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights and sequence.")] = 0
     text: Annotated[
-        Path | None, typer.Option(help="A UTF-8 text to run on, not on random numbers.", show_default=False)
+        Path | None, typer.Option(help="Run on this UTF-8 text instead of random numbers.", show_default=False)
     ] = None
     model: Annotated[
-        Path | None, typer.Option(help="What `throughtime train --save` wrote, to look at.", show_default=False)
+        Path | None, typer.Option(help="Show this model, written by `throughtime train --save`.", show_default=False)
     ] = None
-    plot: Annotated[
-        Path, typer.Option(help="Where the plot goes; a file that you name is replaced with --force only.")
-    ] = Path("throughtime-flow.png")
+    plot: Annotated[Path, typer.Option(help="File for the plot; if you name one that exists, --force replaces it.")] = (
+        Path("throughtime-flow.png")
+    )
     force: Force = False
 
 
@@ -84,7 +84,7 @@ def _compare(console: Output, options: Options) -> None:
     }
     about = f"loss on the last of {len(x)} steps, {options.hidden} units"
     console.print(_table(flows, f"log10 of the norm of dL/dh_t: {about}"))
-    say(console, f"{_NOTE} Of a stack, all in its first LSTM.")
+    say(console, f"{_NOTE} For a stack: in its first LSTM.")
     for name, of_weights in flows.items():
         for weights, found in of_weights.items():
             _say_fault(console, f"{name}, {weights} weights: ", found)
@@ -132,7 +132,7 @@ def _inputs(text: Path | None, steps: int, batch: int, seed: int) -> Array:
 
 
 def _known(console: Output, vocabulary: str, text: Path | None) -> Array:
-    """The text's characters as the model numbers them, without those that it does not know."""
+    """The text as the model's indices, without characters that the model does not know."""
     found, ids = read_ids(text)
     number = {character: index for index, character in enumerate(vocabulary)}
     smallest = np.promote_types(np.int8, np.min_scalar_type(len(vocabulary)))
@@ -162,8 +162,8 @@ def _new_table(title: str, *names: str) -> Table:
 
 
 def _depth_table(flows: Mapping[str, Mapping[str, GradientFlow]], layers: int) -> Table:
-    """How much of the gradient that leaves the last LSTM arrives at what enters the first."""
-    title = f"Gradient of what enters the first of {layers} layers, over that of the output"
+    """The gradient of the first LSTM's input over that of the output."""
+    title = f"Gradient of the first of {layers} layers' input, over that of the output"
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("model")
     for weights in WEIGHTS:

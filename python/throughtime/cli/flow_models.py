@@ -1,4 +1,4 @@
-"""What `throughtime flow` compares: cells and stacks, each with default and with good initial weights."""
+"""The models of `throughtime flow`: cells and stacks, with default and with good initial weights."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -51,7 +52,7 @@ class LayerContender:
 
 
 class LayerCase(Case):
-    """A problem of one cell on a device. Subclasses name the contenders and compare them."""
+    """A problem of one cell on a device, with all contenders in this process."""
 
     def __init__(self, name: str, problem: Problem, device: Device) -> None:
         self.problem, self.cell, self.sizes, self.timed = name, problem.cell, problem.sizes, problem.timed
@@ -63,11 +64,11 @@ class LayerCase(Case):
         """How many timesteps or rows of the answers are compared."""
         return self.layer.compared
 
+    @abstractmethod
     def entries(self) -> dict[str, Entry]:
         """The contenders by name."""
-        raise NotImplementedError
 
     @contextmanager
     def contenders(self) -> Iterator[Mapping[str, Contender]]:
-        """All in this process."""
+        """Made when they are checked; dropped after the last round."""
         yield {name: LayerContender(entry, self._device, self.compared) for name, entry in self.entries().items()}

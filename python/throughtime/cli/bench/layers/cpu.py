@@ -129,15 +129,16 @@ class CpuSuite(HostSuite):
         self.cases = [CpuCase(name, problem, self) for name, problem in problems]
 
     def prepare(self, console: Output) -> dict[str, Any]:
-        """The machine, and the frameworks that are installed."""
+        """The machine, before this command does any work; then load the frameworks that are installed."""
         self.makers[OURS] = load(OURS, self.threads)
+        about = super().prepare(console)
         for name in self._against:
             try:
                 self.makers[name] = load(name, self.threads)
             except ImportError:
                 package = FRAMEWORKS[name]
                 say(console, f"{package} is not installed: {INSTALL[package]}")
-        return super().prepare(console)
+        return about
 
     def versions(self) -> dict[str, str]:
         """Versions of the frameworks too."""
