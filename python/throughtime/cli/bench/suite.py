@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import fail
 from ..options import pick
@@ -26,19 +26,9 @@ PAIR: Columns = {
 }
 
 
-class HasCell(Protocol):
-    """A problem of one cell."""
-
-    @property
-    def cell(self) -> str: ...
-
-
-P = TypeVar("P", bound=HasCell)
-
-
 def pick_problems(
-    options: Options, problems: Mapping[str, Sequence[P]], default: Sequence[str], cells: Sequence[str]
-) -> list[tuple[str, P]]:
+    options: Options, problems: Mapping[str, Sequence[Any]], default: Sequence[str], cells: Sequence[str]
+) -> list[tuple[str, Any]]:
     """The problems of the chosen names and cells, each with its name."""
     names = pick("--problems", options.problems, tuple(problems), tuple(default))
     chosen = pick("--cells", options.cells, tuple(cells), tuple(cells))
@@ -108,15 +98,12 @@ class HostSuite(Suite):
         return machine.describe()
 
     def settle(self, about: dict[str, Any]) -> None:
-        """The load and the peak rate afterwards."""
         machine.describe_after(about)
 
     def settings(self) -> dict[str, Any]:
-        """Device and threads."""
         return {"device": "cpu", "threads": self.threads}
 
     def title(self, about: Mapping[str, Any]) -> str:
-        """The machine, after a warning if it is busy."""
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
         title = f"{self.what}, float32: {about['cpu']}, {about['instruction_set']}, {threads}"
         if about["busy"]:
@@ -124,7 +111,6 @@ class HostSuite(Suite):
         return title
 
     def remarks(self, results: Sequence[Result], about: Mapping[str, Any]) -> list[str]:
-        """The load and variables that were set too."""
         said = super().remarks(results, about)
         said += [f"load {about['load_before']:.2f} before, {about['load_after']:.2f} after, this command included"]
         if about["environment"]:

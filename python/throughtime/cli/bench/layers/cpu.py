@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import throughtime as tt
@@ -81,12 +82,9 @@ class CpuCase(LayerCase):
             return None
         precision, mode = self.ours.get(name, ("highest", "full"))
         maker = OURS if name in self.ours else name
-        process = Process(PeakMemory, maker, self.layer, self._suite.threads, precision, mode)
-        try:
+        with closing(Process(PeakMemory, maker, self.layer, self._suite.threads, precision, mode)) as process:
             found: int | None = process.call("measure")
-            return found
-        finally:
-            process.close()
+        return found
 
     def _entry(self, maker: Maker, precision: str, expected: Any) -> Entry:
         numbers = Numbers("float32", precision)
@@ -141,11 +139,9 @@ class CpuSuite(HostSuite):
         return about
 
     def versions(self) -> dict[str, str]:
-        """Versions of the frameworks too."""
         return machine.versions(dict.fromkeys(FRAMEWORKS[name] for name in self.makers if name != OURS))
 
     def caption(self, about: Mapping[str, Any]) -> str:
-        """What the columns mean."""
         parts = [
             f"ms: median of {self.rounds} rounds in turn; ratio: median of the rounds' theirs / ours; error: largest "
             "of the output and all gradients, relative to float64, root mean square; peak MB: of a step, above its "
@@ -202,7 +198,6 @@ class CpuSuite(HostSuite):
         return said
 
     def may_fail(self, name: str) -> bool:
-        """Other frameworks may."""
         return name in self.makers and name != OURS
 
 

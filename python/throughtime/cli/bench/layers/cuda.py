@@ -85,12 +85,12 @@ class CudaCase(LayerCase):
             for name, key in self.keys.items()
         }
 
-    def share(self, result: Result, name: str, ceilings: Mapping[str, float]) -> tuple[float, str] | None:
+    def share(self, result: Result, name: str, ceilings: Mapping[str, float]) -> tuple[float | None, str | None]:
         """How much of a contender's time the chip's ceilings account for, and what binds: if they account for less
         than half and steps wait for each other, the steps' latency does."""
         median = result.outcomes[name].median
         if median is None:
-            return None
+            return None, None
         work = self.layer.work(result.timed)
         least = {
             "products": work.operations / ceilings["bfloat16_flops"],
@@ -125,19 +125,15 @@ class CudaSuite(Suite):
         return device.describe()
 
     def versions(self) -> dict[str, str]:
-        """Versions of torch, CUDA and cuDNN too."""
         return Cuda.versions()
 
     def settings(self) -> dict[str, Any]:
-        """The device."""
         return {"device": "cuda"}
 
     def title(self, about: Mapping[str, Any]) -> str:
-        """The device, and torch's version."""
         return f"{about['name']}, torch {self.versions()['torch']}"
 
     def caption(self, about: Mapping[str, Any]) -> str:
-        """What the columns mean."""
         ceilings = about["ceilings"]
         products = f"{ceilings['bfloat16_flops'] / 1e12:.0f} TFLOP/s that torch.matmul reaches in bfloat16"
         memory = f"{ceilings['copy_bytes_per_second'] / 1e12:.2f} TB/s of a copy"
@@ -171,7 +167,6 @@ class CudaSuite(Suite):
         return words, {**PAIR, **steps}, rest
 
     def details(self, result: Result, name: str, about: Mapping[str, Any]) -> dict[str, Any]:
-        """Time of a step, and the share of the chip's ceilings."""
         share, binds = self._share(result, name, about)
         step = _step(result, name)
         return {
@@ -181,13 +176,12 @@ class CudaSuite(Suite):
         }
 
     def may_fail(self, name: str) -> bool:
-        """All but ours."""
         return not name.startswith(OURS)
 
     @staticmethod
     def _share(result: Result, name: str, about: Mapping[str, Any]) -> tuple[float | None, str | None]:
         assert isinstance(result.case, CudaCase)
-        return result.case.share(result, name, about["ceilings"]) or (None, None)
+        return result.case.share(result, name, about["ceilings"])
 
 
 def _available(name: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -105,13 +105,12 @@ class StepCase(Case):
 
     @contextmanager
     def contenders(self) -> Iterator[Mapping[str, Contender]]:
-        """All in processes of their kind and number of threads, which share one."""
         with ExitStack() as stack:
             sides: dict[tuple[str, int], Side] = {}
             for threads in self._suite.counts:
                 for kind in dict.fromkeys(PROCESSES[name] for name in self._suite.names):
-                    sides[kind, threads] = self._start(self.task, kind, threads, self._cache)
-                    stack.callback(sides[kind, threads].close)
+                    side = self._start(self.task, kind, threads, self._cache)
+                    sides[kind, threads] = stack.enter_context(closing(side))
             try:
                 expected = sides[PROCESSES[TORCH], self._suite.counts[0]].call("reference")
             except ProcessError as error:
@@ -125,17 +124,13 @@ class StepCase(Case):
             }
 
     def during_round(self) -> AbstractContextManager[None]:
-        """Beside busy processes if asked for."""
         return busy_processes(self._suite.beside)
 
     def memory(self, name: str) -> int | None:
         """The peak of model, data and a few steps, alone in a new process."""
-        side = self._start(self.task, PROCESSES[name], self._suite.threads, self._cache)
-        try:
+        with closing(self._start(self.task, PROCESSES[name], self._suite.threads, self._cache)) as side:
             found: int | None = side.call("memory", name)
-            return found
-        finally:
-            side.close()
+        return found
 
 
 class StepSuite(HostSuite):
@@ -169,21 +164,17 @@ class StepSuite(HostSuite):
         return name if len(self.counts) == 1 else f"{name}, {threads} thread{'s' if threads > 1 else ''}"
 
     def versions(self) -> dict[str, str]:
-        """Versions of torch too."""
         return machine.versions(["torch"])
 
     def settings(self) -> dict[str, Any]:
-        """Blocks and busy processes too."""
         block = {"warm_up_steps": host.WARM, "steps": host.STEPS}
         return super().settings() | {"block": block, "beside": self.beside}
 
     def title(self, about: Mapping[str, Any]) -> str:
-        """The busy processes too."""
         beside = f", beside {self.beside} busy process{'es' if self.beside > 1 else ''}" if self.beside else ""
         return super().title(about) + beside
 
     def caption(self, about: Mapping[str, Any]) -> str:
-        """What the columns mean."""
         blocks = (
             f"ms: median of {self.rounds} blocks of {host.STEPS} steps, in turn, each after {host.WARM} untimed steps "
             "of the same contender; ratio: median of the rounds', with the lowest and the highest"
@@ -226,7 +217,6 @@ class StepSuite(HostSuite):
         return words, {**speed, **spread}, rest
 
     def details(self, result: Result, name: str, about: Mapping[str, Any]) -> dict[str, Any]:
-        """Rates."""
         median = result.outcomes[name].median
         return {
             "steps_per_second": 1 / median if median else None,
