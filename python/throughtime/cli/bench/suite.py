@@ -11,7 +11,6 @@ from ..options import pick
 from ..output import Output
 from . import formatting, machine
 from .case import Case
-from .report import first_calls
 from .result import Result, Row
 
 if TYPE_CHECKING:
@@ -79,8 +78,8 @@ class Suite(ABC):
         return {}
 
     def remarks(self, results: Sequence[Result], about: Mapping[str, Any]) -> list[str]:
-        """Lines below the table: here, the longest first calls."""
-        return first_calls(results)
+        """Lines below the table."""
+        return []
 
     @abstractmethod
     def may_fail(self, name: str) -> bool:
@@ -111,8 +110,7 @@ class HostSuite(Suite):
         return title
 
     def remarks(self, results: Sequence[Result], about: Mapping[str, Any]) -> list[str]:
-        said = super().remarks(results, about)
-        said += [f"load {about['load_before']:.2f} before, {about['load_after']:.2f} after, this command included"]
+        said = [f"load {about['load_before']:.2f} before, {about['load_after']:.2f} after, this command included"]
         if about["environment"]:
             said.append("set in the environment: " + " ".join(f"{k}={v}" for k, v in about["environment"].items()))
         return said

@@ -30,10 +30,11 @@ class LayerContender:
 
     def __init__(self, entry: Entry, device: Device, compared: int) -> None:
         self._entry, self._device, self._compared = entry, device, compared
+        self._numbers = entry.numbers
         self._layer: Any = None
 
     def check(self, outcome: Outcome) -> None:
-        self._device.apply(self._entry.numbers)
+        self._device.apply(self._numbers)
         layer = self._entry.make()
         begin = time.perf_counter()
         answers = layer.answers(self._compared)
@@ -45,9 +46,10 @@ class LayerContender:
             outcome.details["tape_bytes"] = layer.tape.nbytes
         if not outcome.wrong:
             self._layer = layer
+        del self._entry  # and with the last of them the reference
 
     def seconds(self, timed: str) -> float:
-        self._device.apply(self._entry.numbers)
+        self._device.apply(self._numbers)
         return self._device.turn(self._layer, timed)
 
 

@@ -13,6 +13,7 @@ from ...options import pick
 from ...output import Output, say
 from .. import accuracy, formatting, machine
 from ..process import Process, added_memory
+from ..report import first_calls
 from ..result import Result, Row
 from ..suite import PAIR, Columns, HostSuite, pick_problems
 from .case import Entry, LayerCase
@@ -181,7 +182,7 @@ class CpuSuite(HostSuite):
 
     def remarks(self, results: Sequence[Result], about: Mapping[str, Any]) -> list[str]:
         """The purpose of single problems, and tapes."""
-        said = super().remarks(results, about)
+        said = [*first_calls(results), *super().remarks(results, about)]
         for result in results:
             case = result.case
             assert isinstance(case, CpuCase)
