@@ -298,9 +298,9 @@ def test_a_turn_leaves_out_its_first_run_and_fills_its_time(monkeypatch):
             asked.append((work, repeats))
             return 5.0 if work == "slow" else 0.25 if len(asked) == 1 else 0.8
 
-    assert Clock().turn(SimpleNamespace(inference="fast", backward="", step=""), FORWARD) == 0.2
+    assert Clock().turn(SimpleNamespace(inference="fast"), FORWARD) == 0.2
     assert asked == [("fast", 1), ("fast", 4)]
-    assert Clock().turn(SimpleNamespace(inference="", backward="", step="slow"), STEP) == 5.0
+    assert Clock().turn(SimpleNamespace(step="slow"), STEP) == 5.0
 
 
 def test_all_runs_lie_between_two_events(monkeypatch):
@@ -344,7 +344,7 @@ def test_bfloat16_is_compared_with_the_persistent_float16_too():
 
 
 def test_the_table_has_times_of_steps_and_names_other_numbers():
-    words, speed, _ = cuda.CudaSuite.columns(None, {})
+    words, speed, _ = cuda.CudaSuite.columns(None, {"ceilings": {}})
     found = result(SMALL, FORWARD, {OURS: [1.0, 2.0, 4.0], "cudnn": [3.0, 4.0, 20.0]})
     (row,) = found.case.rows(found)
     assert [contents(row) for contents in (*words.values(), *speed.values())] == [

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,68 +15,45 @@ from .layers.cpu import MODES
 from .layers.cuda import RECURRENT
 from .layers.dtypes import PRECISIONS, TYPES
 from .layers.implementations import FRAMEWORKS
-from .layers.problems import CELLS, CPU_PROBLEMS, GPU_PROBLEMS
+from .layers.problems import CELLS, CPU_PROBLEMS, GPU_CELLS, GPU_PROBLEMS
 from .steps.contenders import AGAINST
 from .steps.problems import PROBLEMS, STEP_CELLS
 
 _DEVICES = ("cpu", "cuda")
 
 
+def _names(default: str, help: str, *others: Iterable[str]) -> Any:
+    """A list option; `others` are the names with --step and on a GPU."""
+    with_others = zip(("with --step", "on a GPU"), others, strict=False)
+    parts = [help, *(f"{where} {', '.join(names)}" for where, names in with_others)]
+    return typer.Option(help=f"{'; '.join(parts)}.", metavar="NAME ...", show_default=default)
+
+
+_List = list[str] | None
+
+
 @dataclass
 class Options:
     """The command's options as given. Each kind of benchmark has its own names and defaults for lists."""
 
-    against: Annotated[
-        list[str] | None,
-        typer.Option(
-            help=f"Contenders: {', '.join(FRAMEWORKS)}; with --step {', '.join(AGAINST)}; "
-            f"on a GPU {', '.join(RECURRENT)}.",
-            metavar="NAME ...",
-            show_default="torch; cudnn",
-        ),
-    ] = None
+    against: Annotated[_List, _names("torch; cudnn", f"Contenders: {', '.join(FRAMEWORKS)}", AGAINST, RECURRENT)] = None
     problems: Annotated[
-        list[str] | None,
-        typer.Option(
-            help=f"Some of {', '.join(CPU_PROBLEMS)}; with --step {', '.join(PROBLEMS)}; "
-            f"on a GPU {', '.join(GPU_PROBLEMS)}.",
-            metavar="NAME ...",
-            show_default="all but million; all; all but mark",
-        ),
+        _List,
+        _names("all but million; all; all but mark", f"Some of {', '.join(CPU_PROBLEMS)}", PROBLEMS, GPU_PROBLEMS),
     ] = None
-    cells: Annotated[
-        list[str] | None,
-        typer.Option(
-            help=f"Some of {', '.join(CELLS)}; with --step {', '.join(STEP_CELLS)}.",
-            metavar="NAME ...",
-            show_default="all",
-        ),
-    ] = None
+    cells: Annotated[_List, _names("all", f"Some of {', '.join(CELLS)}", STEP_CELLS, GPU_CELLS)] = None
     threads: Annotated[
         int | None,
         typer.Option(min=1, max=1024, help="Threads of every contender.", show_default="the library's"),
     ] = None
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each contender.")] = 7
-    precision: Annotated[
-        list[str] | None,
-        typer.Option(
-            help=f"Precisions of our products: {', '.join(PRECISIONS)}.", metavar="NAME ...", show_default="highest"
-        ),
-    ] = None
-    memory: Annotated[
-        list[str] | None,
-        typer.Option(
-            help=f"Memory modes of ours to compare: {', '.join(MODES)}.", metavar="NAME ...", show_default="full"
-        ),
-    ] = None
+    precision: Annotated[_List, _names("highest", f"Precisions of our products: {', '.join(PRECISIONS)}")] = None
+    memory: Annotated[_List, _names("full", f"Memory modes of ours to compare: {', '.join(MODES)}")] = None
     no_memory: Annotated[bool, typer.Option("--no-memory", help="Do not measure peak memory.")] = False
     json: Annotated[Path | None, typer.Option(help="Write all results to this JSON file.", show_default=False)] = None
     plot: Annotated[Path | None, typer.Option(help="Draw the ratios into this file.", show_default=False)] = None
     device: Annotated[str, typer.Option(help=f"{' or '.join(_DEVICES)}.", metavar="NAME")] = "cpu"
-    types: Annotated[
-        list[str] | None,
-        typer.Option(help=f"On a GPU: {', '.join(TYPES)}.", metavar="NAME ...", show_default="all"),
-    ] = None
+    types: Annotated[_List, _names("all", f"On a GPU: {', '.join(TYPES)}")] = None
     step: Annotated[
         bool,
         typer.Option(

@@ -61,6 +61,11 @@ class Row(NamedTuple):
     theirs: str | None
 
     @property
+    def case(self) -> Any:
+        """The case, of the suite's own type."""
+        return self.result.case
+
+    @property
     def mine(self) -> Outcome:
         """The contender's outcome."""
         return self.result.outcomes[self.ours]

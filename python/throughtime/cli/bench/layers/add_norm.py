@@ -50,10 +50,6 @@ class Block:
         """May be called repeatedly after one `forward`."""
         return torch.autograd.grad(self._outputs, self._inputs, self._d_outputs, retain_graph=True)
 
-    def step(self) -> None:
-        self.forward()
-        self.backward()
-
     def inference(self) -> Any:
         with torch.no_grad():
             return self._call()
@@ -99,7 +95,7 @@ class Copy:
     def backward(self) -> Any:
         return self._target.copy_(self.source)
 
-    inference = step = backward
+    inference = backward
 
     def answers(self, compared: int) -> dict[str, Any]:
         return {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -56,15 +57,11 @@ class LayerContender:
 class LayerCase(Case):
     """A problem of one cell on a device, with all contenders in this process."""
 
-    def __init__(self, name: str, problem: Problem, device: Device) -> None:
+    def __init__(self, name: str, problem: Problem, device: Device, most: int = sys.maxsize) -> None:
         self.problem, self.cell, self.sizes, self.timed = name, problem.cell, problem.sizes, problem.timed
         self.layer = problem
         self._device = device
-
-    @property
-    def compared(self) -> int:
-        """How many timesteps or rows of the answers are compared."""
-        return self.layer.compared
+        self.compared = min(most, next(iter(problem.sizes.values())))  # timesteps or rows of the answers
 
     @abstractmethod
     def entries(self) -> dict[str, Entry]:

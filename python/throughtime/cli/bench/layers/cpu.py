@@ -159,8 +159,8 @@ class CpuSuite(HostSuite):
         """Rates of both, and of ours the share of the peak."""
         peak = about["peak_float32_flops"]
         words: Columns = {
-            "problem": lambda row: row.result.case.problem,
-            "cell": lambda row: ", ".join([row.result.case.cell, *row.ours.split(", ")[1:]]),
+            "problem": lambda row: row.case.problem,
+            "cell": lambda row: ", ".join([row.case.cell, *row.ours.split(", ")[1:]]),
             "against": lambda row: row.theirs or "",
         }
         rates: Columns = {

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 RECURRENT, ROWS = ("cudnn", "flashrnn", "torch-loop"), ("torch", "copy")
 NEEDS = {"flashrnn": "flashrnn"}  # contender to a package beside torch
-COMPARED = {"recurrent": 64, "rows": 4096}  # timesteps or rows at the beginning, whose answers are compared
+COMPARED = {"recurrent": 64, "rows": 4096}  # timesteps or rows at the beginning of a whole run
 
 
 class Key(NamedTuple):
@@ -43,15 +43,11 @@ class CudaCase(LayerCase):
     """A problem on the device, in every type of numbers."""
 
     def __init__(self, problem: Problem, suite: CudaSuite, device: Cuda) -> None:
-        super().__init__(str(problem), problem, device)
-        names = [OURS, *(ROWS if isinstance(problem, AddNorm) else suite.against)]
+        rows = isinstance(problem, AddNorm)
+        super().__init__(str(problem), problem, device, COMPARED["rows" if rows else "recurrent"])
+        names = [OURS, *(ROWS if rows else suite.against)]
         keys = [Key(name, numbers) for numbers in suite.numbers for name in names]
         self.keys = {str(key): key for key in keys}
-
-    @property
-    def compared(self) -> int:
-        """The beginning; the run that it is of is whole."""
-        return min(COMPARED["rows" if isinstance(self.layer, AddNorm) else "recurrent"], self.layer.compared)
 
     @property
     def ratios(self) -> dict[str, tuple[str, str]]:
@@ -147,11 +143,12 @@ class CudaSuite(Suite):
 
     def columns(self, about: Mapping[str, Any]) -> tuple[Columns, Columns, Columns]:
         """Times of a step and of the whole, and of ours the share of the chip's ceilings."""
+        ceilings = about["ceilings"]
         words: Columns = {
-            "problem": lambda row: row.result.case.problem,
-            "cell": lambda row: row.result.case.cell,
+            "problem": lambda row: row.case.problem,
+            "cell": lambda row: row.case.cell,
             "pass": lambda row: row.result.timed,
-            "ours in": lambda row: str(_key(row, row.ours).numbers),
+            "ours in": lambda row: str(row.case.keys[row.ours].numbers),
             "against": _against,
         }
         steps: Columns = {
@@ -159,15 +156,16 @@ class CudaSuite(Suite):
             "us/step\ntheirs": lambda row: formatting.number(_step(row.result, row.theirs), 1e6),
         }
         rest: Columns = {
-            "% of\nceiling": lambda row: formatting.number(self._share(row.result, row.ours, about)[0], 100),
-            "binds": lambda row: self._share(row.result, row.ours, about)[1] or "",
+            "% of\nceiling": lambda row: formatting.number(row.case.share(row.result, row.ours, ceilings)[0], 100),
+            "binds": lambda row: row.case.share(row.result, row.ours, ceilings)[1] or "",
             "error\nours": lambda row: formatting.error(row.mine),
             "error\ntheirs": lambda row: formatting.error(row.other),
         }
         return words, {**PAIR, **steps}, rest
 
     def details(self, result: Result, name: str, about: Mapping[str, Any]) -> dict[str, Any]:
-        share, binds = self._share(result, name, about)
+        assert isinstance(result.case, CudaCase)
+        share, binds = result.case.share(result, name, about["ceilings"])
         step = _step(result, name)
         return {
             "microseconds_per_step": None if step is None else step * 1e6,
@@ -178,11 +176,6 @@ class CudaSuite(Suite):
     def may_fail(self, name: str) -> bool:
         return not name.startswith(OURS)
 
-    @staticmethod
-    def _share(result: Result, name: str, about: Mapping[str, Any]) -> tuple[float | None, str | None]:
-        assert isinstance(result.case, CudaCase)
-        return result.case.share(result, name, about["ceilings"])
-
 
 def _available(name: str) -> bool:
     try:
@@ -192,17 +185,12 @@ def _available(name: str) -> bool:
     return True
 
 
-def _key(row: Row, name: str) -> Key:
-    assert isinstance(row.result.case, CudaCase)
-    return row.result.case.keys[name]
-
-
 def _against(row: Row) -> str:
     """Their numbers are named if they are not ours."""
     if row.theirs is None:
         return ""
-    theirs = _key(row, row.theirs)
-    return theirs.who if theirs.numbers == _key(row, row.ours).numbers else str(theirs)
+    ours, theirs = row.case.keys[row.ours], row.case.keys[row.theirs]
+    return theirs.who if theirs.numbers == ours.numbers else str(theirs)
 
 
 def _step(result: Result, name: str | None) -> float | None:

@@ -14,7 +14,7 @@ import throughtime as tt
 from ...errors import fail
 from ..machine import versions
 from .dtypes import Numbers
-from .problems import BACKWARD, FORWARD
+from .problems import BACKWARD, FORWARD, STEP
 
 REST = 0.02  # seconds; idle OpenMP threads of the previous contender spin for milliseconds and hold a core
 WARM = 0.005  # seconds of untimed steps, which wake the contender's own threads and refill the caches
@@ -88,7 +88,7 @@ class Cuda(Device):
         """The mean of as many runs in a row as take a while, after one not counted."""
         if timed == BACKWARD:
             layer.forward()
-        return self._turn({FORWARD: layer.inference, BACKWARD: layer.backward}.get(timed, layer.step))
+        return self._turn(getattr(layer, {FORWARD: "inference", STEP: "step", BACKWARD: "backward"}[timed]))
 
     def apply(self, numbers: Numbers) -> None:
         """Our precision; torch multiplies by TF32 unless it is `highest`."""

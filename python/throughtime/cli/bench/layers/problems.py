@@ -51,11 +51,6 @@ class Recurrence(NamedTuple):
         """Whether the loss is on the last step only."""
         return self.timed == (BACKWARD,)
 
-    @property
-    def compared(self) -> int:
-        """The length of the outputs."""
-        return self.T
-
     def terms(self, steps: int) -> int:
         """The longest sums: over the gates' inputs and, for the gradients of weights, over steps and sequences."""
         return self.I + (1 + GATES[self.cell]) * self.H + steps * self.B
@@ -85,11 +80,6 @@ class AddNorm(NamedTuple):
     def sizes(self) -> dict[str, int]:
         """N and F."""
         return {"N": self.N, "F": self.F}
-
-    @property
-    def compared(self) -> int:
-        """The length of the outputs."""
-        return self.N
 
     def terms(self, rows: int) -> int:
         """The longest sums: over features and, for the gradients of weight and bias, over rows."""

@@ -189,8 +189,8 @@ class StepSuite(HostSuite):
     def columns(self, about: Mapping[str, Any]) -> tuple[Columns, Columns, Columns]:
         """Times and ratios with their spread; with `beside`, of one thread and all."""
         words: Columns = {
-            "problem": lambda row: row.result.case.problem,
-            "cell": lambda row: row.result.case.cell,
+            "problem": lambda row: row.case.problem,
+            "cell": lambda row: row.case.cell,
             "contender": lambda row: "torch.nn" if (name := row.ours.split(", ")[0]) == TORCH else name,
         }
         most = self.threads
