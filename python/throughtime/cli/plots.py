@@ -77,7 +77,7 @@ def _draw_depths(axes: Axes, flows: Mapping[str, Mapping[str, GradientFlow]]) ->
     for place, (name, of_weights) in enumerate(flows.items()):
         for (weights, flow), width in zip(of_weights.items(), (1.0, 2.5), strict=True):
             if isinstance(flow, StackFlow):
-                norms = flow.depth_log10_norm[1:]  # without what enters the Linear
+                norms = flow.depth_log10_norm[1:]  # without the input of the Linear
                 draw_depth(axes, norms, f"{name}, {weights}", place, linewidth=width)
                 rows = len(norms)
     step = 1 + rows // 20

@@ -1,4 +1,4 @@
-"""One problem with its contenders, as every kind of benchmark provides it."""
+"""The interface of a case: one problem with its contenders."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Case(ABC):
         """The contenders by name, ready for as long as the context lasts."""
 
     def session(self) -> AbstractContextManager[None]:
-        """What the case needs for as long as it is measured."""
+        """Resources held while the case is measured."""
         return nullcontext()
 
     def during_round(self) -> AbstractContextManager[None]:

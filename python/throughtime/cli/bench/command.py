@@ -108,7 +108,7 @@ def _plot(path: Path, suite: Suite, results: list[Result], machine: dict[str, An
 
 
 def _exit(suite: Suite, findings: Findings) -> None:
-    """With an exit code: a wrong answer and a failure fail the command, unless the contender may fail."""
+    """Exit with a code: wrong answers fail the command, and so do failures of contenders that may not fail."""
     if findings.interrupted:
         raise typer.Exit(INTERRUPTED)
     outcomes = [item for result in findings.results for item in result.outcomes.items()]

@@ -23,7 +23,10 @@ class ProcessError(Exception):
 
 
 class Process:
-    """A new process that calls `make(*arguments)`, and methods of what this returns. `make` is a module's function."""
+    """A new process that calls `make(*arguments)` once, then methods of the result on request.
+
+    `make` must be importable by its name.
+    """
 
     def __init__(self, make: Callable[..., Any], *arguments: Any, environment: Mapping[str, str] | None = None) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `close`)
@@ -43,7 +46,7 @@ class Process:
         return self._process.pid
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """Return what the method returns.
+        """Call a method in the process and return its result.
 
         Raises
         ------

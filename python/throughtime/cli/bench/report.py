@@ -30,7 +30,7 @@ def tables(suite: Suite, results: Sequence[Result], machine: Mapping[str, Any], 
 
 
 def lines(results: Sequence[Result]) -> list[str]:
-    """Who was not timed and why, and each ratio over several problems."""
+    """Contenders that were not timed, with the reason, and each ratio over several problems."""
     return [*_troubles(results), *_summary(results)]
 
 

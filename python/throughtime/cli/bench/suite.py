@@ -1,4 +1,4 @@
-"""What every kind of benchmark provides: its cases, a description of the machine, and how results are shown."""
+"""The interface of a suite: its cases, a description of the machine, and the columns of its table."""
 
 from __future__ import annotations
 

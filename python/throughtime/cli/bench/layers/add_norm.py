@@ -1,4 +1,4 @@
-"""Add + LayerNorm on a device: ours, torch's kernels, a copy of as many bytes, and their float64 reference."""
+"""Add + LayerNorm on a device: ours, torch's kernels, a copy of equal size, and their float64 reference."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Ours(Block):
 
 
 class Copy:
-    """A copy of as many bytes as either half must move: two arrays read, two written. It has no answers."""
+    """A copy of the bytes that either half must move: two arrays read, two written. It has no answers."""
 
     def __init__(self, problem: AddNorm, numbers: Numbers, device: Device) -> None:
         self.source = torch.zeros(2, problem.N, problem.F, dtype=getattr(torch, numbers.type), device=device.place)

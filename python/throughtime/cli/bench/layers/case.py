@@ -18,7 +18,7 @@ from .problems import Problem
 
 
 class Entry(NamedTuple):
-    """A contender by what makes it, and what its answers are compared with."""
+    """How to make a contender, and the reference for its answers."""
 
     make: Callable[[], Any]
     numbers: Numbers

@@ -63,7 +63,7 @@ class CudaCase(LayerCase):
         }
 
     def entries(self) -> dict[str, Entry]:
-        """All contenders in all numbers. A reference is as large as what is compared, and made once per type."""
+        """All contenders in all types. A reference has the compared part only, and is made once per type."""
         rows = isinstance(self.layer, AddNorm)
         module: Any = importlib.import_module(f"{__package__}.{'add_norm' if rows else 'torch_layers'}")
 
@@ -82,8 +82,8 @@ class CudaCase(LayerCase):
         }
 
     def share(self, result: Result, name: str, ceilings: Mapping[str, float]) -> tuple[float | None, str | None]:
-        """How much of a contender's time the chip's ceilings account for, and what binds: if they account for less
-        than half and steps wait for each other, the steps' latency does."""
+        """The share of a contender's time that the chip's ceilings explain, and the limit that binds: latency if the
+        share is below a half and steps wait for each other."""
         median = result.outcomes[name].median
         if median is None:
             return None, None

@@ -38,7 +38,7 @@ class Device(ABC):
         """Set the precision of products in this process."""
         tt.set_matmul_precision(numbers.precision)
 
-    def synchronize(self) -> None:  # noqa: B027 (the CPU has done what it was asked)
+    def synchronize(self) -> None:  # noqa: B027 (the CPU has nothing pending)
         """Wait for the device."""
 
 
@@ -48,12 +48,12 @@ class Cpu(Device):
     place = "cpu"
 
     def turn(self, layer: Any, timed: str) -> float:
-        """The median of as many runs as take a while, at least one, after a rest and untimed runs."""
+        """The median run of `turn`."""
         return turn(lambda: backward_seconds(layer) if timed == BACKWARD else seconds(layer.step))
 
 
 def turn(measure: Callable[[], float]) -> float:
-    """The median of as many runs as take a while, at least one, after a rest and at least one run not counted."""
+    """The median of runs that together take FILL seconds, at least one, after a rest and untimed runs."""
     time.sleep(REST)
     spent = 0.0
     while spent < WARM:
@@ -85,7 +85,7 @@ class Cuda(Device):
     copied = 1 << 30
 
     def turn(self, layer: Any, timed: str) -> float:
-        """The mean of as many runs in a row as take a while, after one not counted."""
+        """The mean of consecutive runs that together take GPU_FILL seconds, after an untimed one."""
         if timed == BACKWARD:
             layer.forward()
         return self._turn(getattr(layer, {FORWARD: "inference", STEP: "step", BACKWARD: "backward"}[timed]))
@@ -102,7 +102,7 @@ class Cuda(Device):
         importlib.import_module("torch").cuda.synchronize()
 
     def clock(self, work: Work, repeats: int) -> float:
-        """Seconds of so many runs in a row on the device's own clock."""
+        """Seconds of consecutive runs, on the device's own clock."""
         torch: Any = importlib.import_module("torch")
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
@@ -153,7 +153,7 @@ class Cuda(Device):
 
 
 def open_device() -> Cuda:
-    """The current GPU; if something is missing, the command ends with a line that says what."""
+    """The current GPU; if there is none, the command ends with a line that names the missing part."""
     try:
         torch = importlib.import_module("torch")
     except ImportError:

@@ -86,7 +86,7 @@ def reference(problem: Recurrence) -> dict[str, Array]:
 
 
 def load(name: str, threads: int) -> Maker:
-    """Import a contender's framework, set its threads, and return what makes its layers.
+    """Import a contender's framework, set its threads, and return the maker of its layers.
 
     Raises
     ------

@@ -24,7 +24,7 @@ class Program(Protocol):
 
     @property
     def gradients(self) -> dict[str, Array]:
-        """Of the last step, clipped."""
+        """The gradients of the last step, clipped."""
 
     def step(self) -> float:
         """Forward, loss, backward, clip, optimiser; returns the loss."""
@@ -34,7 +34,7 @@ Maker = Callable[[Task], Program]
 
 
 def load(name: str) -> Maker:
-    """Return what makes this contender's program; imports torch if it needs it."""
+    """Return the maker of this contender's program; imports torch if needed."""
     if name == NUMPY:
         from .numpy_program import NumpyProgram
 
@@ -45,7 +45,7 @@ def load(name: str) -> Maker:
 
 
 def load_reference() -> Maker:
-    """Return what makes torch.nn's program in float64, the reference for all answers."""
+    """Return the maker of torch.nn's program in float64, the reference for all answers."""
     from .torch_program import double
 
     return double

@@ -23,8 +23,8 @@ _BATCHES = 4  # drawn beforehand and taken in turn
 class Problem(NamedTuple):
     """Model and sizes: T timesteps, B sequences, I inputs, H units, and the outputs of the Linear after them.
 
-    `reads` is what Linear reads: the output of every step, that of the last step, or the final state h_n of the last
-    layer. `characters` are looked up in an Embedding first; there are as many of them as outputs.
+    `reads` selects the input of Linear: the output of every step, that of the last step, or the final state h_n of the
+    last layer. With `characters`, inputs are indices into an Embedding of as many rows as there are outputs.
     """
 
     T: int
@@ -38,7 +38,7 @@ class Problem(NamedTuple):
     bidirectional: bool = False
     batch_first: bool = False
     characters: bool = False
-    shortest: int | None = None  # of the sequences of a packed batch; None: all have T steps
+    shortest: int | None = None  # sequence of a packed batch; None: all have T steps
     carried: bool = False  # a step starts from the state in which the step before ended
     cells: tuple[str, ...] = STEP_CELLS
 
