@@ -220,7 +220,7 @@ def test_an_unknown_entry_is_an_error(name):
     """In each dict of the arguments: a misspelt name must not count as a missing entry."""
     for i in range(len(list(dicts(CALLS[name]())))):
         arguments = CALLS[name]()
-        list(dicts(arguments))[i]["resetz"] = None
+        list(dicts(arguments))[i]["resetz"] = 1
         with pytest.raises(ValueError, match="unknown entry 'resetz'"):
             getattr(_core, name)(*arguments)
 
