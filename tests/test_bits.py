@@ -1,4 +1,4 @@
-"""Results keep their bits: hashes of outputs and of every gradient, recorded per compiler and instruction set in bits.json.
+"""Results keep their bits: bits.json holds hashes of outputs and all gradients, per compiler and instruction set.
 
 A change that is meant to change bits records them anew, at all levels of the machine:
 

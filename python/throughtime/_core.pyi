@@ -1,5 +1,5 @@
-# The compiled extension. Its functions read dicts of arrays. An absent array is None, or its key is missing where it is not
-# required. Any other value under an unknown key is an error.
+# The compiled extension. Its functions read dicts of arrays. An absent array is None, or its key is missing where it
+# is not required. Any other value under an unknown key is an error.
 # Sizes: T timesteps, B sequences, I inputs, H units, P features of the hidden state, G gates, N rows, F features.
 from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired, TypeAlias, TypedDict
