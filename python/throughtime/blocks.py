@@ -226,11 +226,11 @@ class LayerNorm(Layer, kind="LayerNorm"):
     size : int
         Features of x and y.
     eps : float
-        Added to the variance.
+        Added to the variance, for numerical stability.
     dtype : {"float32", "float64"}
-        Of parameters, inputs and results.
+        Type of parameters, inputs and results.
     seed : optional
-        As for every layer, though nothing is random here.
+        Accepted as for every layer, but unused.
 
     Examples
     --------
@@ -255,7 +255,7 @@ class LayerNorm(Layer, kind="LayerNorm"):
         return stream.settle()
 
     def forward(self, x: Any) -> LayerNormTape:
-        """Compute the output and keep what `LayerNormTape.backward` needs.
+        """Compute the output and save the values that `LayerNormTape.backward` needs.
 
         Parameters
         ----------
@@ -270,7 +270,7 @@ class LayerNorm(Layer, kind="LayerNorm"):
         Raises
         ------
         TypeError
-            If `x` is no array of the layer's dtype.
+            If `x` is not an array of the layer's dtype.
         ValueError
             If the last axis of `x` has another size.
         """
@@ -470,7 +470,7 @@ class _ContainerTape:
 
     @with_room
     def backward(self, d_output: Any = None, d_final_state: Any = None, **options: Any) -> Any:
-        """Backpropagate; may be called again. At least one of the gradients must be given.
+        """Backpropagate. May be called repeatedly. At least one of the gradients must be given.
 
         Parameters
         ----------
@@ -564,7 +564,7 @@ class ResidualBlock(_Container, kind="ResidualBlock"):
     dtype : optional
         The sublayer's, which is what None means.
     seed : optional
-        As for every layer, though nothing is random here.
+        Accepted as for every layer, but unused.
 
     Examples
     --------
@@ -724,7 +724,7 @@ class Sequential(_Container, kind="Sequential"):
     dtype : optional
         The layers', which is what None means.
     seed : optional
-        As for every layer, though nothing is random here.
+        Accepted as for every layer, but unused.
 
     Attributes
     ----------
