@@ -56,7 +56,7 @@ def clip_grad_norm(grads: Any, max_norm: float) -> float:
     """
     mapping = getattr(grads, "parameters", grads)
     if not isinstance(mapping, Mapping):
-        raise TypeError(f"grads must be a dict of arrays or what backward returned, got {type(grads).__name__}")
+        raise TypeError(f"grads must be a dict of arrays or the result of backward, got {type(grads).__name__}")
     limit = number("max_norm", max_norm, 0, math.inf)
     if may_share(mapping.values(), _OWNERS):
         mapping = _once(mapping)

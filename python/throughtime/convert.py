@@ -78,7 +78,7 @@ def from_keras(kind: str, weights: Sequence[Any]) -> dict[str, Array]:
     """
     order = _KERAS[choice("kind", kind, tuple(_KERAS))]
     if not isinstance(weights, Sequence) or isinstance(weights, str):
-        raise TypeError(f"weights must be the list of arrays that get_weights() gives, got {type(weights).__name__}")
+        raise TypeError(f"weights must be the list of arrays that get_weights() returns, got {type(weights).__name__}")
     arrays = [as_host_floats(f"weights[{k}]", array) for k, array in enumerate(weights)]
     if len(arrays) not in (2, 3, 4, 6):
         raise ValueError(
@@ -237,11 +237,11 @@ def _arrays(
     names = {letter: inputs[k] for letter, k in place.items() if inputs.get(k)}
     for letter in "WR":
         if letter not in names:
-            raise ValueError(f"node.input[{place[letter]}] ({letter}) is left out, expected a name in initializers")
+            raise ValueError(f"node.input[{place[letter]}] ({letter}) is missing, expected a name in initializers")
     for letter, name in names.items():
         if name not in initializers:
             raise ValueError(
-                f"node.input[{place[letter]}] ({letter}) is {name!r}, which initializers does not have; "
+                f"node.input[{place[letter]}] ({letter}) is {name!r}, which is not in initializers; "
                 f"expected one of {', '.join(map(repr, initializers)) or 'none'}"
             )
     labels = {letter: f"initializers[{name!r}] ({letter})" for letter, name in names.items()}

@@ -108,7 +108,7 @@ def apply(layer: L, recipe: str, *, max_steps: float | None = None, seed: Any = 
     chosen = [leaf for leaf in leaves if _is_set(leaf, recipe)]
     if not chosen:
         what = {"chrono": "the gate biases of LSTM and GRU", "good": "recurrent layers"}.get(recipe, "matrices")
-        raise ValueError(f"recipe {recipe!r} sets {what}, of which there are none in {layer!r}")
+        raise ValueError(f"recipe {recipe!r} sets {what}, but there are none in {layer!r}")
     if recipe in ("chrono", "good") and steps is None and any(map(_has_gate_biases, chosen)):
         raise ValueError(f"max_steps must be given for recipe {recipe!r}: the longest dependency expected, in steps")
     for leaf in chosen:

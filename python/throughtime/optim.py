@@ -73,8 +73,8 @@ class _Optimizer:
             state = self._states.get(name)
             if state is not None and state[0].shape != parameter.shape:
                 raise ValueError(
-                    f"parameters[{name!r}] has shape {parameter.shape}, but had {state[0].shape} in the "
-                    "steps before; use one optimiser per model, or different names"
+                    f"parameters[{name!r}] has shape {parameter.shape}, but had {state[0].shape} in "
+                    "earlier steps; use one optimiser per model, or different names"
                 )
         for name, parameter in parameters.items():
             copy, grad = native_floats(parameter), native_floats(grads[name])
@@ -83,7 +83,7 @@ class _Optimizer:
                 state = tuple(array.astype(copy.dtype) if array.dtype.kind == "f" else array for array in state)
             self._states[name] = state
             if not self._update([(copy, grad, *state)]):
-                raise AssertionError(f"no kernel takes parameters[{name!r}]")
+                raise AssertionError(f"no kernel accepts parameters[{name!r}]")
             if copy is not parameter:
                 parameter[...] = copy
 
