@@ -3,7 +3,7 @@
     throughtime bench --step --json benchmarks/results/NAME.json
     python benchmarks/steps_tables.py benchmarks/results/NAME.json
 
-Each table lies between the lines `<!-- steps -->` and `<!-- /steps -->`.
+Each table is between the lines `<!-- steps -->` and `<!-- /steps -->`.
 """
 
 from __future__ import annotations

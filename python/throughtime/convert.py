@@ -82,7 +82,7 @@ def from_keras(kind: str, weights: Sequence[Any]) -> dict[str, Array]:
     arrays = [as_host_floats(f"weights[{k}]", array) for k, array in enumerate(weights)]
     if len(arrays) not in (2, 3, 4, 6):
         raise ValueError(
-            "weights must be kernel, recurrent_kernel and, where there is one, bias, of one direction or of two "
+            "weights must be kernel, recurrent_kernel and optionally bias, of one direction or of two "
             f"(2, 3, 4 or 6 arrays), got {len(arrays)}"
         )
     each = len(arrays) if len(arrays) < 4 else len(arrays) // 2
