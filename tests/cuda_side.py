@@ -1,4 +1,4 @@
-"""Problems of one layer on the CUDA backend, through its bindings: what `conftest.run` gives, from `_cuda`."""
+"""Problems of one layer on the CUDA backend, through its bindings: what `problems.run` gives, from `_cuda`."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ class Tape:
         }
 
     def results(self):
-        """By name, as conftest.results has them."""
+        """By name, as problems.results has them."""
         T, names = self.problem.T, ("tape.hidden", "tape.cell")
         states = [np.stack([self.device.get(of_direction) for of_direction in state]) for state in self.states]
         last = [-1, -1] if self.every else [T, 1]
@@ -234,6 +234,6 @@ class Tape:
 
 
 def run_cuda(problem, options=None, asked=None, loss=None, **of_tape):
-    """Forward and backward with everything that can be asked for, as conftest.run."""
+    """Forward and backward with everything that can be asked for, as problems.run."""
     tape = Tape(problem, options, **of_tape)
     return tape.results() | tape.backward(loss, **(asked or {}))

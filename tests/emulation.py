@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import sys
 import tempfile
@@ -13,6 +14,7 @@ import pytest
 from compiler import LEVEL_OPTIONS, ROOT, compile_all
 from throughtime import _core
 
+EMULATES_AMX = bool(os.environ.get("THROUGHTIME_EMULATE_AMX"))  # the AMX kernels, for every number of sequences
 LINUX = sys.platform == "linux" and platform.machine() == "x86_64"
 FLAGS = set(Path("/proc/cpuinfo").read_text().split()) if LINUX else set()
 HAS_AMX = {"amx_tile", "amx_bf16", "amx_int8"} <= FLAGS

@@ -7,8 +7,7 @@ import subprocess
 import pytest
 
 from compiler import AMX_ON_AVX2, LEVEL_OPTIONS, ROOT, compile_all
-from conftest import EMULATES_AMX
-from emulation import EMULATES, HAS_AVX512
+from emulation import EMULATES, EMULATES_AMX, HAS_AVX512
 
 ONE_UNIT_CELLS = 9  # all but the layer-normalised LSTM, whose backward sees whole rows
 WIDTHS = (16, 32, 64)  # of v2 and neon, v3, v4

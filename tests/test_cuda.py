@@ -10,17 +10,8 @@ import pytest
 import torch
 
 import throughtime as tt
-from conftest import (
-    ALL_TIMESTEPS,
-    KINDS,
-    Problem,
-    assert_close,
-    assert_norms_close,
-    assert_same_bits,
-    reference_forward,
-    results,
-    rounding_bound,
-)
+from comparison import assert_close, assert_norms_close, assert_same_bits, rounding_bound
+from problems import ALL_TIMESTEPS, KINDS, Problem, reference_forward, results
 from stand_in import load_cuda
 from throughtime import cuda
 from throughtime.cuda.backend import force

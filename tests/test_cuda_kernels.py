@@ -7,20 +7,9 @@ from functools import cached_property
 import numpy as np
 import pytest
 
-from conftest import (
-    KINDS,
-    STATES,
-    Problem,
-    assert_close,
-    assert_norms_close,
-    assert_same_bits,
-    magnification,
-    reference_forward,
-    reference_results,
-    rounding_bound,
-    run_reference,
-)
+from comparison import assert_close, assert_norms_close, assert_same_bits, magnification, rounding_bound
 from cuda_side import BITS, Tape, rounded, run_cuda
+from problems import KINDS, STATES, Problem, reference_forward, reference_results, run_reference
 from stand_in import load_cuda
 from test_exact import SmallIntegers
 from test_lengths import poisoned

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from conftest import assert_close, assert_same_bits, magnification, reference_forward, reference_results, run_reference
+from comparison import assert_close, assert_same_bits, magnification
 from cuda_side import BITS, run_cuda
+from problems import reference_forward, reference_results, run_reference
 from stand_in import load_cuda
 from test_cuda_kernels import OfType, options_of, problem_of, ragged
 from test_exact import SmallIntegers

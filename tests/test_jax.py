@@ -9,8 +9,9 @@ import threading
 import numpy as np
 import pytest
 
-from conftest import Problem, assert_close, assert_same_bits
+from comparison import assert_close, assert_same_bits
 from jax_side import function_of, jax, jnp, settings, tt, zeros_of  # noqa: F401
+from problems import Problem
 
 # The cells again, in jax's own operations, from a = W_ih x + b_ih and r = W_hh h + b_hh; `tap` is added to a, h and c.
 

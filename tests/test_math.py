@@ -34,7 +34,7 @@ import pytest
 from compiler import LEVEL_OPTIONS, ROOT, compile_all
 from throughtime import _core
 
-LEVELS = [name for name, supported in _core.levels() if supported and name != "amx"]  # whose registers are v4's
+LEVELS = [name for name, supported in _core.levels() if supported]
 BOUND = {"exp": 3, "sigmoid": 3, "tanh": 3, "density": 3, "distribution": 7}  # ulp
 FUNCTIONS = ("exp", "sigmoid", "tanh")
 NORMAL = ("density", "distribution")

@@ -8,7 +8,8 @@ import textwrap
 
 import pytest
 
-from conftest import TORCH_KINDS, Problem, assert_same_bits
+from comparison import assert_same_bits
+from problems import TORCH_KINDS, Problem
 from torch_side import arrays, leaves, module_of, together, torch
 
 ours = pytest.importorskip("throughtime.torch")
