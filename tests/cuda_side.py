@@ -132,8 +132,8 @@ class Tape:
         given = {name.removesuffix(suffix): p for name, p in self.parameters.items() if name.endswith(suffix)}
         zoneout = zip(names, self.layer._zoneouts(), strict=True)
         return {
-            **{name: p for name, p in given.items() if "_reverse" not in name},
-            **{name: self.states[s][d] for s, name in enumerate(names)},
+            "parameters": {name: p for name, p in given.items() if "_reverse" not in name},
+            "states": {name: self.states[s][d] for s, name in enumerate(names)},
             "x": self.x,
             "every": self.every,
             "reverse": d == 1,
@@ -179,10 +179,10 @@ class Tape:
                 **room,
                 "truncate": truncate,
                 "clip": clip,
-                "output": None if d_output is None else self._side(d_output, d),
+                "d_output": None if d_output is None else self._side(d_output, d),
                 "d_cell": None if d_cell is None else device.put(d_cell[d]),
-                "final_state": ends,
-                "input": d_input,
+                "d_final_state": ends,
+                "d_input": d_input,
                 "add_to_input": d > 0,
                 "dropped": None if dropped is None else device.put(dropped),
             }
@@ -197,13 +197,13 @@ class Tape:
         own = {n.removesuffix(suffix): p for n, p in self.parameters.items() if n.endswith(suffix)}
         room = {"clipped": empty((T, B), bool)} if clip else {}
         if "parameters" in wants:
-            room["parameters"] = {name: empty(p.shape) for name, p in own.items() if "_reverse" not in name}
+            room["d_parameters"] = {name: empty(p.shape) for name, p in own.items() if "_reverse" not in name}
         if "initial_state" in wants:
-            room["initial_state"] = {n: empty((B, w)) for n, w in zip(names, self.widths, strict=True)}
+            room["d_initial_state"] = {n: empty((B, w)) for n, w in zip(names, self.widths, strict=True)}
         if "timesteps" in wants:
-            room |= {name: empty((T, B, width)) for name, width in zip(names, self.widths, strict=True)}
-            room["gates"] = empty((T, B, self.layer._gates * H))
-            room["norms"] = {name: empty((T,), np.float64) for name in {*room["parameters"], "bias_ih", "bias_hh"}}
+            room["d_states"] = {name: empty((T, B, width)) for name, width in zip(names, self.widths, strict=True)}
+            room["d_gates"] = empty((T, B, self.layer._gates * H))
+            room["norms"] = {name: empty((T,), np.float64) for name in {*room["d_parameters"], "bias_ih", "bias_hh"}}
         return room
 
     def _gathered(self, found, d_input, wants, clip):
@@ -220,12 +220,13 @@ class Tape:
         if "input" in wants:
             gathered["input"] = self._get_rows(d_input)
         if "parameters" in wants:
-            gathered["parameters"] = {name: self._drop(name, value) for name, value in by_name("parameters").items()}
+            gathered["parameters"] = {name: self._drop(name, value) for name, value in by_name("d_parameters").items()}
         if "initial_state" in wants:
-            initial = [stacked(name, lambda room: room["initial_state"]) for name in self.layer._state_names]
+            initial = [stacked(name, lambda room: room["d_initial_state"]) for name in self.layer._state_names]
             gathered["initial_state"] = tuple(initial) if len(initial) == 2 else initial[0]
         if "timesteps" in wants:
-            gathered |= {name: stacked(name) for name in (*self.layer._state_names, "gates")}
+            states = {name: stacked(name, lambda room: room["d_states"]) for name in self.layer._state_names}
+            gathered |= states | {"gates": stacked("d_gates")}
             norms = {name: norm for name, norm in by_name("norms").items() if name in self.parameters}
             for name in self.masks.keys() & norms.keys():
                 norms[name] /= 1 - problem.weight_dropout

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from ._arguments import size as positive_int
 from ._memory import with_room
 from .layer import Layer
 from .modules import LayerGradients, affine, affine_backward
+
+if TYPE_CHECKING:
+    from ._core import AttentionGradients, AttentionProblem
 
 __all__ = ["SelfAttention"]
 
@@ -162,8 +165,11 @@ class SelfAttentionTape:
         qkv = affine(self._rows, parameters["in_proj_weight"], parameters["in_proj_bias"])
         reach = steps if layer.window is None else min(layer.window - 1, steps)
         self._attended: Array = _core.empty(x.shape, x.dtype)
-        self._problem = {
-            **_thirds(qkv.reshape(steps, batch, 3 * size)),
+        q, k, v = np.split(qkv.reshape(steps, batch, 3 * size), 3, axis=2)
+        self._problem: AttentionProblem = {
+            "q": q,
+            "k": k,
+            "v": v,
             "heads": layer.num_heads,
             "back": reach,
             "ahead": 0 if layer.causal else reach,
@@ -182,7 +188,7 @@ class SelfAttentionTape:
     def nbytes(self) -> int:
         """Bytes that the tape holds."""
         kept = [self.output, self._rows, self._attended, *self._parameters.values()]
-        kept += [self._problem[name] for name in ("q", "k", "v", "saved")]
+        kept += [self._problem["q"], self._problem["k"], self._problem["v"], self._problem["saved"]]
         return sum(array.nbytes for array in kept)
 
     @with_room
@@ -210,7 +216,9 @@ class SelfAttentionTape:
         d_rows = self._without_padding(d_output.reshape(shape)).reshape(-1, size)
         d_attended, d_out = affine_backward(d_rows, self._attended.reshape(-1, size), weight_out, True)
         d_qkv = _core.empty((*shape[:2], 3 * size), d_output.dtype)
-        _core.attention_backward(self._problem, {"output": d_attended.reshape(shape), **_thirds(d_qkv)})
+        d_q, d_k, d_v = np.split(d_qkv, 3, axis=2)
+        gradients: AttentionGradients = {"d_output": d_attended.reshape(shape), "d_q": d_q, "d_k": d_k, "d_v": d_v}
+        _core.attention_backward(self._problem, gradients)
         d_input, d_in = affine_backward(d_qkv.reshape(-1, 3 * size), self._rows, weight_in, True)
         parameters = {
             "in_proj_weight": d_in["weight"],
@@ -223,8 +231,3 @@ class SelfAttentionTape:
     def _without_padding(self, x: Array) -> Array:
         """`x` (T, B, F) with zeros beyond each length."""
         return x if self._padding is None else np.where(self._padding[:, :, None], x.dtype.type(0), x)
-
-
-def _thirds(array: Array) -> dict[str, Array]:
-    """The parts of (T, B, 3F) that belong to queries, keys and values."""
-    return dict(zip("qkv", np.split(array, 3, axis=2), strict=True))

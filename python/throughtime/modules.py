@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from ._arguments import Array, as_array, check_dtype, contiguous, flag, float_ar
 from ._arguments import size as positive_int
 from ._memory import with_room
 from .layer import Layer
+
+if TYPE_CHECKING:
+    from ._core import EmbeddingBackward, EmbeddingForward, LinearBackward
 
 __all__ = ["Embedding", "Linear"]
 
@@ -34,12 +37,18 @@ def affine(rows: Array, weight: Array, bias: Array | None) -> Array:
 def affine_backward(d_output: Array, rows: Array, weight: Array, bias: bool) -> tuple[Array, dict[str, Array]]:
     """The gradients of rows (N, I), and of ``weight`` and ``bias``, for `d_output` (N, O)."""
     d_rows = _core.empty(rows.shape, rows.dtype)
-    parameters = {"weight": _core.empty(weight.shape, weight.dtype)}
-    if bias:
-        parameters["bias"] = _core.empty(weight.shape[:1], weight.dtype)
-    problem = {"x": contiguous(rows), "weight": weight, "d_y": contiguous(d_output), "d_x": d_rows}
-    _core.linear_backward({**problem, **{f"d_{name}": array for name, array in parameters.items()}})
-    return d_rows, parameters
+    d_weight = _core.empty(weight.shape, weight.dtype)
+    d_bias = _core.empty(weight.shape[:1], weight.dtype) if bias else None
+    problem: LinearBackward = {
+        "x": contiguous(rows),
+        "weight": weight,
+        "d_y": contiguous(d_output),
+        "d_x": d_rows,
+        "d_weight": d_weight,
+        "d_bias": d_bias,
+    }
+    _core.linear_backward(problem)
+    return d_rows, {"weight": d_weight} if d_bias is None else {"weight": d_weight, "bias": d_bias}
 
 
 def check_features(layer: Layer, x: Array) -> None:
@@ -251,7 +260,7 @@ class Embedding(Layer, kind="Embedding"):
             raise TypeError(f"x has dtype {x.dtype}, expected integers")
         indices = contiguous(x.astype(np.int64, copy=False))  # too large an unsigned integer becomes a negative one
         output = _core.empty((*x.shape, self.size), self.dtype)
-        problem = {
+        problem: EmbeddingForward = {
             "indices": indices.reshape(-1),
             "weight": self.parameters["weight"],
             "output": output.reshape(-1, self.size),
@@ -297,7 +306,7 @@ class EmbeddingTape:
         d_output = float_array("d_output", d_output, self.output.dtype, self.output.shape)
         width = d_output.shape[-1]
         d_weight = _core.empty((self._count, width), d_output.dtype)
-        problem = {
+        problem: EmbeddingBackward = {
             "indices": self._indices.reshape(-1),
             "d_output": contiguous(d_output).reshape(-1, width),
             "d_weight": d_weight,

@@ -13,7 +13,7 @@ from .array import DeviceArray, as_device_array, empty, is_on_device, to_device,
 from .extension import current_stream, extension
 from .numbers import FLOATS, dtype_name, float_name
 
-_forced: dict[str, Any] = {}
+_forced: dict[str, Any] = {"mode": "free", "chunk": 0, "blocks": 0}
 
 
 @contextmanager
@@ -26,7 +26,6 @@ def force(*, mode: str = "free", chunk: int = 0, blocks: int = 0) -> Iterator[No
     try:
         yield
     finally:
-        _forced.clear()
         _forced.update(before)
 
 
@@ -39,11 +38,11 @@ class Cuda:
 
     @staticmethod
     def forward(cell: str, problem: dict[str, Any]) -> None:
-        extension().forward(cell, _call(problem, problem["x"].dtype))
+        extension().forward(cell, _recurrent_call(problem))
 
     @staticmethod
     def backward(cell: str, problem: dict[str, Any], gradients: dict[str, Any]) -> None:
-        extension().backward(cell, _call(problem, problem["x"].dtype), _held(gradients))
+        extension().backward(cell, _recurrent_call(problem), _held(gradients))
 
     @staticmethod
     def layer_norm_forward(problem: dict[str, Any]) -> None:
@@ -51,7 +50,7 @@ class Cuda:
 
     @staticmethod
     def layer_norm_backward(problem: dict[str, Any]) -> None:
-        extension().layer_norm_backward(_call(problem, problem["sum"].dtype))
+        extension().layer_norm_backward(_call(problem, problem["sum"].dtype, blocks=_forced["blocks"]))
 
     @staticmethod
     def saved_shape(cell: str, dtype: Any, batch: int, units: int) -> tuple[int, ...]:
@@ -184,9 +183,13 @@ class Cuda:
         return as_device_array(name, value).numpy() if is_on_device(value) else _arguments.as_host_floats(name, value)
 
 
-def _call(problem: dict[str, Any], dtype: str) -> dict[str, Any]:
-    own = {"type": dtype, "stream": current_stream(), "terms": _core.get_terms()}
-    return _held(problem) | own | _forced
+def _recurrent_call(problem: dict[str, Any]) -> dict[str, Any]:
+    own = {"terms": _core.get_terms(), "mode": _forced["mode"], "chunk": _forced["chunk"]}
+    return _call(problem, problem["x"].dtype, **own)
+
+
+def _call(problem: dict[str, Any], dtype: str, **own: Any) -> dict[str, Any]:
+    return _held(problem) | {"type": dtype, "stream": current_stream()} | own
 
 
 def _held(problem: dict[str, Any]) -> dict[str, Any]:
