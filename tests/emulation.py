@@ -6,7 +6,6 @@ import ctypes
 import os
 import platform
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -23,17 +22,15 @@ HAS_AVX512 = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"} <= FLAG
 needs_avx2 = pytest.mark.skipif(not EMULATES, reason="the emulator of AMX needs x86-64 Linux with AVX2")
 
 
-def build_emulator(folder):
-    """The emulator as a shared library in this folder."""
-    library = Path(folder) / "amx_emulator.so"
+def build_emulator():
+    """The emulator as a shared library."""
     flags = ["-O2", *LEVEL_OPTIONS["v3"], "-shared", "-fPIC"]
-    compile_all([[*flags, ROOT / "tests" / "amx_emulator.cpp", "-o", library]])
+    (library,) = compile_all([("amx_emulator.so", [*flags, ROOT / "tests" / "amx_emulator.cpp"])])
     return library
 
 
 def emulate_amx():
     """Before anything else is computed in this process: the AMX kernels, for every number of sequences."""
-    with tempfile.TemporaryDirectory() as folder:
-        ctypes.CDLL(str(build_emulator(folder))).install_amx_emulator()
+    ctypes.CDLL(str(build_emulator())).install_amx_emulator()
     _core.assume_level("amx")
     _core.force(family="amx")

@@ -220,11 +220,10 @@ def problems(kind, most_layers=3, noise=False, **fixed):
 
 
 def results(tape, grads):
-    """Everything that a forward and a backward with timesteps=ALL_TIMESTEPS gave, by name."""
+    """Everything that a forward and a backward with timesteps=ALL_TIMESTEPS gave, by name; states if they are kept."""
     found = {
         "output": tape.output,
         "final_state": tape.final_state,
-        "tape.hidden": tape.hidden,
         "input": grads.input,
         "parameters": grads.parameters,
         "initial_state": grads.initial_state,
@@ -232,7 +231,8 @@ def results(tape, grads):
         "gates": grads.gates,
         "parameter_norms": grads.parameter_norms,
     }
-    return found | ({"tape.cell": tape.cell, "cell": grads.cell} if isinstance(tape.final_state, tuple) else {})
+    found |= {f"tape.{name}": getattr(tape, name) for name in ("hidden", "cell") if hasattr(tape, name)}
+    return found | ({"cell": grads.cell} if isinstance(tape.final_state, tuple) else {})
 
 
 def run(layer, x, options=None, asked=None, loss=None):
