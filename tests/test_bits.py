@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import throughtime as tt
-from conftest import ALL_TIMESTEPS, EMULATES_AMX, KINDS, Problem
+from problems import ALL_TIMESTEPS, EMULATES_AMX, KINDS, Problem
 from throughtime import _core
 
 RECORDED = Path(__file__).with_name("bits.json")
