@@ -19,7 +19,7 @@ CASES = [
 
 @pytest.mark.parametrize("problem", CASES)
 def test_training_step(benchmark, problem):
-    """The backward alone if the loss is on the last step only."""
+    """Only the backward, if the loss is on the last step."""
     ours = Ours(problem)
     assert verdict(errors(ours.answers(problem.T), reference(problem)), bound(problem.terms(problem.T))) is None
     benchmark.group = str(problem)

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from conftest import interrupt_second_call
-
 pytest.importorskip("typer")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
@@ -319,8 +317,8 @@ def test_results_that_cannot_be_saved_are_shown(made):
     assert sum("train " in line and "2.00" in line for line in done.stdout.splitlines()) == 3
 
 
-def test_ctrl_c_reports_what_there_is(made, folder, monkeypatch):
-    interrupt_second_call(monkeypatch, command, "measure")
+def test_ctrl_c_reports_what_there_is(made, folder, interrupt_second_call):
+    interrupt_second_call(command, "measure")
     done = made("--json", "b.json")
     assert done.exit_code == 130
     assert "interrupted after 1 of 3" in done.output
