@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from ..options import Options
 
 
-class Side(Protocol):
+class Remote(Protocol):
     """Calls methods of a `Host`: a `Process`."""
 
     def call(self, method: str, *arguments: Any) -> Any: ...
     def close(self) -> None: ...
 
 
-Start = Callable[[Task, str, int, Path], Side]  # by the kind of process, its threads and the compiler's cache
+Start = Callable[[Task, str, int, Path], Remote]  # by the kind of process, its threads and the compiler's cache
 
 
 def start_process(task: Task, kind: str, threads: int, cache: Path) -> Process:
@@ -49,11 +49,11 @@ def start_process(task: Task, kind: str, threads: int, cache: Path) -> Process:
 class StepContender:
     """One program, in a process of some number of threads."""
 
-    def __init__(self, name: str, side: Side, task: Task, expected: Answers) -> None:
-        self._name, self._side, self._task, self._expected = name, side, task, expected
+    def __init__(self, name: str, remote: Remote, task: Task, expected: Answers) -> None:
+        self._name, self._remote, self._task, self._expected = name, remote, task, expected
 
     def check(self, outcome: Outcome) -> None:
-        answers, outcome.first_call = self._side.call("answers", self._name)
+        answers, outcome.first_call = self._remote.call("answers", self._name)
         outcome.errors = gradient_errors(answers, self._expected)
         outcome.details = {
             "losses": [formatting.finite(loss) for loss in answers.losses],
@@ -62,7 +62,7 @@ class StepContender:
         outcome.wrong = fault(self._task, answers, self._expected)
 
     def seconds(self, timed: str) -> float:
-        seconds: float = self._side.call("block", self._name)
+        seconds: float = self._remote.call("block", self._name)
         return seconds
 
 
@@ -106,18 +106,18 @@ class StepCase(Case):
     @contextmanager
     def contenders(self) -> Iterator[Mapping[str, Contender]]:
         with ExitStack() as stack:
-            sides: dict[tuple[str, int], Side] = {}
+            remotes: dict[tuple[str, int], Remote] = {}
             for threads in self._suite.counts:
                 for kind in dict.fromkeys(PROCESSES[name] for name in self._suite.names):
-                    side = self._start(self.task, kind, threads, self._cache)
-                    sides[kind, threads] = stack.enter_context(closing(side))
+                    remote = self._start(self.task, kind, threads, self._cache)
+                    remotes[kind, threads] = stack.enter_context(closing(remote))
             try:
-                expected = sides[PROCESSES[TORCH], self._suite.counts[0]].call("reference")
+                expected = remotes[PROCESSES[TORCH], self._suite.counts[0]].call("reference")
             except ProcessError as error:
                 raise NotMeasured(str(error)) from None
             yield {
                 self._suite.label(name, threads): StepContender(
-                    name, sides[PROCESSES[name], threads], self.task, expected
+                    name, remotes[PROCESSES[name], threads], self.task, expected
                 )
                 for name in self._suite.names
                 for threads in self._suite.counts
@@ -128,8 +128,8 @@ class StepCase(Case):
 
     def memory(self, name: str) -> int | None:
         """The peak of model, data and a few steps, alone in a new process."""
-        with closing(self._start(self.task, PROCESSES[name], self._suite.threads, self._cache)) as side:
-            found: int | None = side.call("memory", name)
+        with closing(self._start(self.task, PROCESSES[name], self._suite.threads, self._cache)) as remote:
+            found: int | None = remote.call("memory", name)
         return found
 
 
