@@ -6,7 +6,7 @@ import numpy as np
 
 from stand_in import load_cuda
 from throughtime._backend import Host
-from throughtime.tape import steps_between
+from throughtime.recurrent.tape import steps_between
 
 # Significant bits
 BITS = {"float32": 24, "bfloat16": 8, "float16": 11}

@@ -25,7 +25,7 @@ from .lyapunov import jacobian_singular_values, lyapunov_spectrum
 from .mlp import MLP
 from .modules import Embedding, Linear
 from .recurrent import GRU, LSTM, RNN
-from .tape import Gradients, Tape
+from .recurrent.tape import Gradients, Tape
 
 __all__ = [
     "GELU",

@@ -11,7 +11,7 @@ from ._arguments import Array
 from ._backend import Backend, Host
 
 if TYPE_CHECKING:
-    from .tape import Tape
+    from .recurrent.tape import Tape
 
 _AT_ONCE = 2**20  # numbers that are looked at together
 

@@ -21,7 +21,7 @@ from .batch_norm import BatchNorm, BatchNormTape, NormTape
 from .batch_norm import Saved as BatchSaved
 from .layer import Composite, Layer
 from .modules import Embedding, LayerGradients, check_features
-from .tape import Tape, check_timesteps
+from .recurrent.tape import Tape, check_timesteps
 
 __all__ = ["LayerNorm", "ResidualBlock", "Sequential"]
 

@@ -22,7 +22,7 @@ from .layer import Layer
 from .mlp import MLP, MLPTape
 from .modules import Embedding, EmbeddingTape, Linear, LinearTape
 from .recurrent import Recurrent
-from .tape import Tape
+from .recurrent.tape import Tape
 
 if TYPE_CHECKING:
     from ._core import RecurrentGradients

@@ -12,7 +12,7 @@ from ._memory import with_room
 from ._products import log_singular_values, lyapunov_exponents
 from ._torch_modules import from_torch
 from .recurrent import Recurrent
-from .tape import Wanted, _Backward
+from .recurrent.tape import Wanted, _Backward
 
 __all__ = ["jacobian_singular_values", "lyapunov_spectrum"]
 

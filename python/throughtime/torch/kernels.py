@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from .._arguments import Array
-from ..tape import Gradients, Tape, Wanted, _Backward, kept_shapes
+from ..recurrent.tape import Gradients, Tape, Wanted, _Backward, kept_shapes
 from . import precision
 from .places import tensor_of
 from .plan import Plan

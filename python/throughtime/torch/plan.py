@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from .. import recurrent
-from ..recurrent import Recurrent, check_memory
+from ..recurrent import Recurrent
+from ..recurrent.layers import check_memory
 from .places import PLACES
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules.rnn import RNNBase
 
-from ..tape import Gradients, check_timesteps
+from ..recurrent.tape import Gradients, check_timesteps
 from .base import kind_of
 from .places import tensor_of
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from . import layer_norm
-from ._arguments import UNBOUNDED, Array, flag, number, size
-from ._finite import forward_fault, incoming_fault, overflow, raise_fault, valid_of
-from ._memory import with_room
-from .modules import affine
+from .. import layer_norm
+from .._arguments import UNBOUNDED, Array, flag, number, size
+from .._finite import forward_fault, incoming_fault, overflow, raise_fault, valid_of
+from .._memory import with_room
+from ..modules import affine
 
 if TYPE_CHECKING:
-    from ._core import RecurrentGradients, RecurrentProblem
-    from .recurrent import Recurrent, State
+    from .._core import RecurrentGradients, RecurrentProblem
+    from .layers import Recurrent, State
 
 _TIMESTEPS = ("hidden", "cell", "gates", "products", "parameter_norms")
 EPS = 1e-5  # of the kernels' layer normalisation

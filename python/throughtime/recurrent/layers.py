@@ -8,11 +8,11 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from . import layer_norm
-from ._arguments import UNBOUNDED, Array, choice, flag, number, size
-from ._backend import Host, backend_of
-from ._memory import with_room
-from .layer import Layer
+from .. import layer_norm
+from .._arguments import UNBOUNDED, Array, choice, flag, number, size
+from .._backend import Host, backend_of
+from .._memory import with_room
+from ..layer import Layer
 from .tape import EPS, Tape
 
 _MOST_LAYERS = 10_000  # a slip, such as sizes in the wrong order, would keep the constructor busy for minutes
