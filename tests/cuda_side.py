@@ -6,7 +6,7 @@ import numpy as np
 
 from stand_in import load_cuda
 from throughtime._backend import Host
-from throughtime.recurrent.tape import steps_between
+from throughtime.recurrent.record import steps_between
 
 # Significant bits
 BITS = {"float32": 24, "bfloat16": 8, "float16": 11}
@@ -99,14 +99,14 @@ class Tape:
         self.call = {name: self.device.put(value) for name, value in raw.items()} | {"type": type_, **call}
         self.zoneout = {name: self.device.put(mask) for name, mask in self.masks.items() if name.startswith("zoneout")}
         T, B, H = problem.T, problem.B, problem.H
-        self.widths = (problem.width, H)[: len(self.layer._state_names)]
+        self.widths = (problem.width, H)[: len(self.layer.architecture.states)]
         self.states = [self._new_states(s, width, options) for s, width in enumerate(self.widths)]
-        shape = (T, B, *self.device.cuda.saved_shape(self.layer._cell, H))
+        shape = (T, B, *self.device.cuda.saved_shape(self.layer.architecture.cell, H))
         self.saved = [self.device.empty(shape) if memory == "full" else None for _ in range(problem.D)]
         self.output = self.device.empty_rows((T, B, problem.D * problem.width), batch_first)
         for d in range(problem.D):
             given = self._given(d) | {"output": self._side(self.output, d)}
-            self.device.cuda.forward(self.layer._cell, given)
+            self.device.cuda.forward(self.layer.architecture.cell, given)
 
     def _drop(self, name, value):
         return Host.dropped(value, self.masks[name], self.problem.weight_dropout) if name in self.masks else value
@@ -128,9 +128,9 @@ class Tape:
         return array[:, :, d * self.problem.width : (d + 1) * self.problem.width]
 
     def _given(self, d):
-        suffix, names = self.problem.suffixes[d], self.layer._state_names
+        suffix, names = self.problem.suffixes[d], self.layer.architecture.states
         given = {name.removesuffix(suffix): p for name, p in self.parameters.items() if name.endswith(suffix)}
-        zoneout = zip(names, self.layer._zoneouts(), strict=True)
+        zoneout = self.layer.architecture.zoneouts.items()
         return {
             "parameters": {name: p for name, p in given.items() if "_reverse" not in name},
             "states": {name: self.states[s][d] for s, name in enumerate(names)},
@@ -168,7 +168,7 @@ class Tape:
         d_output = None if d_output is None else device.put_rows(d_output, self.batch_first)
         final = loss.get("d_final_state")
         final = () if final is None else (final if len(self.widths) == 2 else (final,))
-        names = self.layer._state_names
+        names = self.layer.architecture.states
         found = [self._room(d, wants, clip) for d in range(D)]
         d_input = device.empty_rows((T, B, problem.I), self.batch_first) if "input" in wants else None
         for d, room in enumerate(found):
@@ -186,14 +186,14 @@ class Tape:
                 "add_to_input": d > 0,
                 "dropped": None if dropped is None else device.put(dropped),
             }
-            device.cuda.backward(self.layer._cell, self._given(d), given)
+            device.cuda.backward(self.layer.architecture.cell, self._given(d), given)
         return self._gathered(found, d_input, wants, clip)
 
     def _room(self, d, wants, clip):
         """What the kernels fill for one direction."""
         problem, empty = self.problem, self.device.empty
         T, B, H = problem.T, problem.B, problem.H
-        suffix, names = problem.suffixes[d], self.layer._state_names
+        suffix, names = problem.suffixes[d], self.layer.architecture.states
         own = {n.removesuffix(suffix): p for n, p in self.parameters.items() if n.endswith(suffix)}
         room = {"clipped": empty((T, B), bool)} if clip else {}
         if "parameters" in wants:
@@ -202,7 +202,7 @@ class Tape:
             room["d_initial_state"] = {n: empty((B, w)) for n, w in zip(names, self.widths, strict=True)}
         if "timesteps" in wants:
             room["d_states"] = {name: empty((T, B, width)) for name, width in zip(names, self.widths, strict=True)}
-            room["d_gates"] = empty((T, B, self.layer._gates * H))
+            room["d_gates"] = empty((T, B, self.layer.architecture.gates * H))
             room["norms"] = {name: empty((T,), np.float64) for name in {*room["d_parameters"], "bias_ih", "bias_hh"}}
         return room
 
@@ -222,10 +222,10 @@ class Tape:
         if "parameters" in wants:
             gathered["parameters"] = {name: self._drop(name, value) for name, value in by_name("d_parameters").items()}
         if "initial_state" in wants:
-            initial = [stacked(name, lambda room: room["d_initial_state"]) for name in self.layer._state_names]
+            initial = [stacked(name, lambda room: room["d_initial_state"]) for name in self.layer.architecture.states]
             gathered["initial_state"] = tuple(initial) if len(initial) == 2 else initial[0]
         if "timesteps" in wants:
-            states = {name: stacked(name, lambda room: room["d_states"]) for name in self.layer._state_names}
+            states = {name: stacked(name, lambda room: room["d_states"]) for name in self.layer.architecture.states}
             gathered |= states | {"gates": stacked("d_gates")}
             norms = {name: norm for name, norm in by_name("norms").items() if name in self.parameters}
             for name in self.masks.keys() & norms.keys():

@@ -100,7 +100,7 @@ def root_mean_square(array):
 def run(layer, x, options, loss, asked):
     tape = layer.forward(x, **options)
     grads = tape.backward(**loss, **{"timesteps": ALL_TIMESTEPS, **asked})
-    states_kept = not tape._every
+    states_kept = not tape.record.every
     found = results(tape, grads) if states_kept else {"output": tape.output, **vars(grads)}
     return tape, on_host(found | ({"clipped": grads.clipped} if "clip" in asked else {}))
 
@@ -336,10 +336,10 @@ def test_dropped_units_have_numpy_s_bits(dtype):
     assert tape.masks["dropout_l0"].dtype == "bool"
     below = tape.hidden[0].numpy().astype(np.float32)
     scaled = np.where(mask, np.float32(0), below) * (np.float32(1) / np.float32(0.7))
-    assert_same_bits(tape._inputs[1].numpy(), cuda.to_device(scaled, dtype).numpy())
+    assert_same_bits(tape.record.inputs[1].numpy(), cuda.to_device(scaled, dtype).numpy())
     weight = layer.parameters[name].numpy().astype(np.float32)
     scaled = np.where(tape.masks[name].numpy(), np.float32(0), weight) * (np.float32(1) / np.float32(0.8))
-    assert_same_bits(tape._parameters[name].numpy(), cuda.to_device(scaled, dtype).numpy())
+    assert_same_bits(tape.record.parameters[name].numpy(), cuda.to_device(scaled, dtype).numpy())
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

@@ -276,7 +276,7 @@ def test_sixteen_bits_agree_within_their_roundings(kind, type_, memory):
     found = tape.results() | tape.backward()
     record = reference_forward(problem, options)
     expected = reference_results(problem, record)
-    bound = problem.bound_of(tape.device.cuda.saved_shape(tape.layer._cell, 7)[0]) * magnification(record)
+    bound = problem.bound_of(tape.device.cuda.saved_shape(tape.layer.architecture.cell, 7)[0]) * magnification(record)
     assert bound < 0.25
     assert_close(found, {name: expected[name] for name in found}, bound)
 

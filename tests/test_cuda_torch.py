@@ -259,7 +259,7 @@ def test_our_options_give_what_the_layer_gives(name, options, memory, dtype):
     with ours.record(module) as timesteps:
         output.backward(d)
     torch.manual_seed(1)
-    masks = dict(zip(layer._mask_shapes((9, 4)), module._masks(x, False), strict=True))
+    masks = dict(zip(layer.architecture.mask_shapes(9, 4), module._masks(x, False), strict=True))
     tape = layer.forward(x, masks=masks, memory=memory)
     grads = tape.backward(d, timesteps=ALL_TIMESTEPS)
     same({"output": output, "final": final}, {"output": tape.output, "final": tape.final_state})

@@ -232,7 +232,7 @@ def test_our_options_give_what_the_numpy_layer_gives(name, options, memory):
     output, final = module(x)
     output.backward(d := torch.randn_like(output))
     torch.manual_seed(1)
-    names = layer._mask_shapes((9, 4))
+    names = layer.architecture.mask_shapes(9, 4)
     masks = dict(zip(names, arrays(tuple(module._masks(x, False))), strict=True))
     tape = layer.forward(x.detach().numpy(), masks=masks, memory=memory)
     grads = tape.backward(d.numpy(), timesteps=())

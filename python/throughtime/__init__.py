@@ -24,8 +24,7 @@ from .losses import cross_entropy, mse
 from .lyapunov import jacobian_singular_values, lyapunov_spectrum
 from .mlp import MLP
 from .modules import Embedding, Linear
-from .recurrent import GRU, LSTM, RNN
-from .recurrent.tape import Gradients, Tape
+from .recurrent import GRU, LSTM, RNN, Gradients, Tape
 
 __all__ = [
     "GELU",

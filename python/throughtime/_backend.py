@@ -161,6 +161,12 @@ Backend = type[Host]
 DLPACK_CUDA = 2  # kDLCUDA
 
 
+def require_host(what: str, device: str) -> None:
+    """Raise where `what`, which is for layers on the CPU, is asked of one on this device."""
+    if device != Host.device:
+        raise NotImplementedError(f"{what} is for layers on the CPU; this one is on {device!r}: .to('cpu')")
+
+
 def refuse_device_array(what: str, name: str, value: Any) -> None:
     """Raise where `what`, which works on arrays of the host, is given one of a device."""
     if isinstance(value, DeviceArray):

@@ -13,15 +13,16 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from . import _core, layer_norm
-from ._arguments import Array, as_array, choice, flag, float_array, float_dtype, number, valid_steps
+from ._arguments import Array, as_array, check_timesteps, choice, flag, float_array, float_dtype, number, valid_steps
 from ._arguments import size as positive_int
-from ._finite import forward_fault, not_finite_row, raise_fault
+from ._finite import not_finite_row, raise_fault
 from ._memory import with_room
 from .batch_norm import BatchNorm, BatchNormTape, NormTape
 from .batch_norm import Saved as BatchSaved
 from .layer import Composite, Layer
 from .modules import Embedding, LayerGradients, check_features
-from .recurrent.tape import Tape, check_timesteps
+from .recurrent.faults import forward_fault
+from .recurrent.tape import Tape
 
 __all__ = ["LayerNorm", "ResidualBlock", "Sequential"]
 
@@ -146,7 +147,7 @@ def _fault_of(place: str, layer: Layer, tape: Any, batch_first: bool) -> str | N
     if isinstance(tape, _ContainerTape):
         found = tape._fault()
     elif isinstance(tape, Tape):
-        found = forward_fault(tape)
+        found = forward_fault(tape.record)
     else:
         found = _output_fault(layer, tape, batch_first)
     return None if found is None else f"{place} ({layer!r}): {found}"

@@ -9,7 +9,8 @@ import numpy as np
 
 from . import _core, layer_norm
 from ._arguments import Array, as_array, features_together, float_array
-from ._finite import first_broken, forward_fault, last_of, valid_of
+from ._backend import require_host
+from ._finite import last_of
 from ._memory import with_room
 from ._scaled import ZERO, Scaled, add, has_nan, log10_norm, scaled, times
 from ._torch_modules import from_torch
@@ -21,8 +22,11 @@ from .flow_result import GradientFlow, StackFlow
 from .layer import Layer
 from .mlp import MLP, MLPTape
 from .modules import Embedding, EmbeddingTape, Linear, LinearTape
-from .recurrent import Recurrent
-from .recurrent.tape import Tape
+from .recurrent import Recurrent, Tape
+from .recurrent.arguments import time_major
+from .recurrent.faults import first_broken, forward_fault
+from .recurrent.forward import upper_inputs
+from .recurrent.record import Record
 
 if TYPE_CHECKING:
     from ._core import RecurrentGradients
@@ -92,7 +96,7 @@ def gradient_flow(
     layer, x, d_output, state = from_torch(layer, x, d_output, state)
     if not isinstance(layer, Layer):
         raise TypeError(f"layer must be a throughtime layer, got {type(layer).__name__}")
-    layer._needs_host("gradient_flow")
+    require_host("gradient_flow", layer.device)
     if isinstance(d_output, str) and d_output != "last":
         raise ValueError(f"d_output must be 'last' or an array, got {d_output!r}")
     if not isinstance(layer, Recurrent):
@@ -102,9 +106,9 @@ def gradient_flow(
     # Of the outputs nobody reads more than their shape.
     tape = layer.forward(x, state, lengths, training=False, output="last", memory=memory)
     shape = (*as_array("x", x).shape[:-1], layer.output_size)
-    time_axis = int(layer.batch_first and tape._batched)
-    parts = _incoming(shape, layer.dtype, d_output, _valid(tape), time_axis, _reverse_of_last(layer))
-    return _RecurrentPass(tape).run(parts, asks_input=False)[0]
+    time_axis = int(layer.batch_first and tape.record.batched)
+    parts = _incoming(shape, layer.dtype, d_output, _valid(tape.record), time_axis, _reverse_of_last(layer))
+    return _RecurrentPass(layer, tape.record).run(parts, asks_input=False)[0]
 
 
 def _incoming(
@@ -153,59 +157,59 @@ def _together(parts: list[Scaled]) -> Scaled:
     return Scaled(values, np.maximum.reduce([part.exponent for part in parts]))
 
 
-def _valid(tape: Tape) -> Array | None:
+def _valid(record: Record) -> Array | None:
     """Where there is no padding, in the layout of the output."""
-    valid = valid_of(tape)
-    return None if valid is None else tape._user_layout(valid[..., None])[..., 0]
+    valid = record.valid()
+    return None if valid is None else record.user_layout(valid[..., None])[..., 0]
 
 
 class _RecurrentPass:
     """The way back through a recurrent layer: the norms it fills, layer by layer from the top."""
 
-    def __init__(self, tape: Tape) -> None:
-        self.tape = tape
-        self.count = tape._layer.num_layers * tape._layer.num_directions
-        self.fault = forward_fault(tape)
-        self.per_sequence = np.full((self.count, *tape._sizes), -np.inf)
-        self.per_unit = np.full((self.count, tape._sizes[0], tape._layer._width), -np.inf)
+    def __init__(self, layer: Layer, record: Record) -> None:
+        self.title = f"Gradient flow of {layer!r}"
+        self.record = record
+        self.count = record.architecture.count
+        self.fault = forward_fault(record)
+        self.per_sequence = np.full((self.count, *record.sizes), -np.inf)
+        self.per_unit = np.full((self.count, record.sizes[0], record.architecture.width), -np.inf)
 
     def run(self, parts: list[Scaled], *, asks_input: bool) -> tuple[GradientFlow, Scaled]:
         """The flow, and what reaches the input where that is asked for; each direction's loss and that in the caller's
         layout.
         """
-        tape, layer = self.tape, self.tape._layer
+        record, described = self.record, self.record.architecture
         parts = [self._time_major(part) for part in parts]
-        inputs = tape._upper_inputs()
-        for number in reversed(range(layer.num_layers)):
+        inputs = upper_inputs(record)
+        for number in reversed(range(described.num_layers)):
             d = self._layer(number, inputs.pop(), parts, asks_input=asks_input or number > 0)
             parts = self.halves(d) if number else []
-        return self._flow(), Scaled(tape._user_layout(d.values), tape._user_layout(d.exponent[..., None])[..., 0])
+        return self._flow(), Scaled(record.user_layout(d.values), record.user_layout(d.exponent[..., None])[..., 0])
 
     def halves(self, d: Scaled) -> list[Scaled]:
         """The features of each direction."""
-        count, width = self.tape._layer.num_directions, self.tape._layer._width
+        count, width = self.record.architecture.num_directions, self.record.architecture.width
         if count == 1:
             return [d]
         return [scaled(d.values[..., i * width : (i + 1) * width], d.exponent) for i in range(count)]
 
     def _time_major(self, d: Scaled) -> Scaled:
-        turn, batched = self.tape._layer._time_major, self.tape._batched
-        return Scaled(features_together(turn(d.values, batched)), turn(d.exponent[..., None], batched)[..., 0])
+        layout = self.record.batched, self.record.architecture.batch_first
+        values, exponent = (time_major(array, *layout) for array in (d.values, d.exponent[..., None]))
+        return Scaled(features_together(values), exponent[..., 0])
 
     def _flow(self) -> GradientFlow:
-        tape, layer = self.tape, self.tape._layer
-        reverse = [tape._is_reverse(index) for index in range(self.count)]
-        names = [
-            f"layer {index // layer.num_directions}{', reverse' if back else ''}" for index, back in enumerate(reverse)
-        ]
-        sequences = tape._unbatch(self.per_sequence, 2)
-        lengths = None if tape._lengths is None else tape._unbatch(tape._lengths, 0)
+        record, described = self.record, self.record.architecture
+        directions, reverse = described.num_directions, list(described.goes_back)
+        names = [f"layer {index // directions}{', reverse' if back else ''}" for index, back in enumerate(reverse)]
+        sequences = record.unbatch(self.per_sequence, 2)
+        lengths = None if record.lengths is None else record.unbatch(record.lengths, 0)
         return GradientFlow(
             sequences,
             self.per_unit,
             reverse=reverse,
             names=names,
-            title=f"Gradient flow of {layer!r}",
+            title=self.title,
             lengths=lengths,
             fault=self.fault,
         )
@@ -217,9 +221,9 @@ class _RecurrentPass:
         return add(*below) if asks_input and len(below) > 1 else below[0]
 
     def _direction(self, index: int, x: Array, d: Scaled, *, asks_input: bool) -> Scaled:
-        tape = self.tape
+        record = self.record
         d_input = _core.empty(x.shape, x.dtype) if asks_input else None
-        exponent = np.full(tape._sizes, ZERO, np.int32)
+        exponent = np.full(record.sizes, ZERO, np.int32)
         gradients: RecurrentGradients = {
             "d_output": d.values,
             "d_output_exponent": np.ascontiguousarray(d.exponent),
@@ -228,21 +232,21 @@ class _RecurrentPass:
             "log10_sequence": self.per_sequence[index],
             "log10_unit": self.per_unit[index],
         }
-        if tape._sizes[1]:
-            _core.backward(tape._layer._cell, tape._problem(index, x, tape._states, tape._every), gradients)
+        if record.sizes[1]:
+            _core.backward(record.architecture.cell, record.problem(index, x, record.states, record.every), gradients)
         self._mark_lost(index, d, d_input, exponent)
         return Scaled(x, exponent) if d_input is None else scaled(d_input, exponent)
 
     def _mark_lost(self, index: int, d: Scaled, d_input: Array | None, exponent: Array) -> None:
         """NaN where a gradient came through what is not finite, which a ReLU, for one, turns into zeros."""
-        tape, (steps, batch) = self.tape, self.tape._sizes
+        record, (steps, batch) = self.record, self.record.sizes
         arrives, broken = d.exponent != ZERO, has_nan(d)
         if not batch or (self.fault is None and not broken.any()):
             return
-        valid, reverse = valid_of(tape), tape._is_reverse(index)
+        valid, reverse = record.valid(), record.architecture.goes_back[index]
         taken = np.arange(steps)[::-1, None] if reverse else np.arange(steps)[:, None]
         latest, latest_nan = (np.where(rows, taken, -1).max(axis=0) for rows in (arrives, broken))
-        lost = (first_broken(tape, index).min(axis=0) <= latest) & (taken < latest) | (taken <= latest_nan)
+        lost = (first_broken(record, index).min(axis=0) <= latest) & (taken < latest) | (taken <= latest_nan)
         if valid is not None:
             lost &= valid
         self.per_sequence[index][lost] = np.nan
@@ -284,8 +288,8 @@ class _StackPass:
     def through(self, tape: SequentialTape, d: Scaled, fault: str | None) -> tuple[StackFlow, Scaled]:
         """The flow of layers whose forward has this fault, and what reaches the lowest one."""
         layers, norms, flows = tape._stack.layers, [log10_norm(d)], []
-        for inner in reversed(tape.layers):
-            flow, d = self._back(inner, d)
+        for layer, inner in zip(layers[::-1], tape.layers[::-1], strict=True):
+            flow, d = self._back(layer, inner, d)
             flows.append(flow)
             norms.append(log10_norm(d))
         names = [f"into layers[{i}] ({type(layer).__name__})" for i, layer in enumerate(layers)]
@@ -302,11 +306,11 @@ class _StackPass:
         )
         return flow, d
 
-    def _back(self, tape: Any, d: Scaled) -> tuple[GradientFlow | None, Scaled]:
+    def _back(self, layer: Layer, tape: Any, d: Scaled) -> tuple[GradientFlow | None, Scaled]:
         """A layer's own flow where there is one, and what reaches its input."""
         match tape:
             case Tape():
-                pass_ = _RecurrentPass(tape)
+                pass_ = _RecurrentPass(layer, tape.record)
                 return pass_.run(pass_.halves(d), asks_input=True)
             case SequentialTape():
                 return self.through(tape, d, tape._fault())
@@ -337,7 +341,7 @@ class _StackPass:
 
         if block.norm_place == "post":
             d = norm(d)
-        flow, below = self._back(tape.sublayer, times(d, block.branch_scale))
+        flow, below = self._back(block.sublayer, tape.sublayer, times(d, block.branch_scale))
         if block.norm_place == "pre":
             below = norm(below)
         return flow, add(d, below) if block.residual else below

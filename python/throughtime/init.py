@@ -14,6 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 
 from ._arguments import Array, check_shapes, choice, float_dtype, generator, number, size
+from ._backend import require_host
 from .batch_norm import BatchNorm
 from .blocks import LayerNorm
 from .layer import Composite, Layer
@@ -103,7 +104,7 @@ def apply(layer: L, recipe: str, *, max_steps: float | None = None, seed: Any = 
     rng = generator("seed", seed)
     leaves = list(_leaves(layer))
     for leaf in leaves:
-        leaf._needs_host("tt.init.apply")
+        require_host("tt.init.apply", leaf.device)
         leaf._check_parameters()
     chosen = [leaf for leaf in leaves if _is_set(leaf, recipe)]
     if not chosen:
@@ -138,7 +139,7 @@ def _is_set(leaf: Layer, recipe: str) -> bool:
 
 
 def _has_gate_biases(leaf: Layer) -> bool:
-    return isinstance(leaf, Recurrent) and leaf._gates > 1 and leaf.bias
+    return isinstance(leaf, Recurrent) and leaf.architecture.gates > 1 and leaf.bias
 
 
 def _initial(
@@ -177,7 +178,7 @@ def _matrix(leaf: Layer, name: str, array: Array, recipe: str, rng: np.random.Ge
 def _blocks(leaf: Layer, name: str) -> int:
     """How many matrices lie on top of each other in a parameter."""
     if isinstance(leaf, Recurrent) and name.startswith(("weight_ih", "weight_hh")):
-        return leaf._gates
+        return leaf.architecture.gates
     return 3 if name == "in_proj_weight" else 1  # queries, keys and values
 
 

@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from ._arguments import Array, check_shapes, file_path, float_dtype, generator, is_floating, plain
-from ._backend import Backend, Host, backend_of
+from ._backend import Backend, Host, backend_of, require_host
 from ._files import replacing
 from ._saved import SavedFile, claim, room_for
 
@@ -118,14 +118,9 @@ class Layer:
             raise NotImplementedError(f"{type(self).__name__}.to has no dtype; layer.astype({str(dtype)!r}) has")
         return self
 
-    def _needs_host(self, what: str) -> None:
-        """Raise where this layer is not on the CPU and `what` is for such layers alone."""
-        if self._backend is not Host:
-            raise NotImplementedError(f"{what} is for layers on the CPU; this one is on {self.device!r}: .to('cpu')")
-
     def astype(self, dtype: Any) -> Self:
         """Return a copy of this layer with parameters of another dtype."""
-        self._needs_host("astype")
+        require_host("astype", self.device)
         other = copy.deepcopy(self)  # of its own class, whatever arguments that is made with
         other._cast(float_dtype(dtype))
         return other
@@ -225,7 +220,7 @@ class Composite(Layer):
 
     def _compose(self, config: dict[str, Any], inner: dict[str, Layer], dtype: np.dtype[Any]) -> None:
         for layer in inner.values():
-            layer._needs_host(type(self).__name__)
+            require_host(type(self).__name__, layer.device)
         self.dtype = dtype
         self._config = config
         self._inner = inner

@@ -4,109 +4,61 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
-import numpy as np
-
-from .. import layer_norm
-from .._arguments import UNBOUNDED, Array, choice, flag, number, size
+from .._arguments import Array, choice, flag
 from .._backend import Host, backend_of
 from .._memory import with_room
 from ..layer import Layer
-from .tape import EPS, Tape
-
-_MOST_LAYERS = 10_000  # a slip, such as sizes in the wrong order, would keep the constructor busy for minutes
-_MEMORY = ("full", "states", "checkpoint")
-State = Array | tuple[Array, ...]
+from .architecture import CONSTANTS, Architecture
+from .arguments import Checks, check_memory, describe
+from .forward import run_forward
+from .record import Record, State
+from .tape import Tape
 
 
 class Recurrent(Layer):
     """What the recurrent layers share. Sizes: T timesteps, B sequences, I inputs, H units, L layers, D directions."""
 
-    _cell: str  # as the kernels call it
-    _gates: ClassVar[int]
-    _state_names: ClassVar[tuple[str, ...]] = ("hidden",)
-    _constants: ClassVar[dict[str, float]] = {}  # initial values that are not random
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    bias: bool
+    batch_first: bool
+    dropout: float
+    bidirectional: bool
+    reverse: bool
+    zoneout: float | tuple[float, ...]
+    weight_dropout: float
 
     def __init__(self, config: dict[str, Any], dtype: Any, seed: Any) -> None:
-        self.input_size: int = size("input_size", config["input_size"])
-        self.hidden_size = size("hidden_size", config["hidden_size"])
-        self.num_layers = size("num_layers", config["num_layers"], most=_MOST_LAYERS)
-        self.bias = flag("bias", config["bias"])
-        self.batch_first = flag("batch_first", config["batch_first"])
-        self.dropout = number("dropout", config["dropout"], 0, 1)
-        self.bidirectional = flag("bidirectional", config["bidirectional"])
-        self.num_directions = 2 if self.bidirectional else 1
-        self.reverse = flag("reverse", config["reverse"])
-        if self.reverse and self.bidirectional:
-            raise ValueError("reverse is for a layer of one direction, but bidirectional is True too")
-        self.zoneout = self._check_zoneout(config["zoneout"])
-        self.weight_dropout = number("weight_dropout", config["weight_dropout"], 0, 1)
-        self.output_size = self.num_directions * self._width
-        checked = {name: getattr(self, name) for name in config if hasattr(self, name)}  # plain ints, for `save`
-        self._set_up({**config, **checked}, self._shapes(), dtype, seed)
+        checked, architecture = describe(self._kind, config, type(self).__name__)
+        vars(self).update(checked, architecture=architecture)
+        self.num_directions, self.output_size = architecture.num_directions, architecture.output_size
+        plain = {name: checked[name] for name in config}
+        self._set_up(plain, architecture.parameter_shapes, dtype, seed)
         self._initialise()
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """What forward and backward know of this layer."""
+        return describe(self._kind, vars(self), type(self).__name__)[1]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in vars(self).get("_config", ()):  # an option, which the architecture has
+            vars(self).pop("architecture", None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the architecture, which follows from the options."""
+        return {name: value for name, value in super().__getstate__().items() if name != "architecture"}
 
     def _initialise(self) -> None:
         bound, uniform = self.hidden_size**-0.5, with_room(self._rng.uniform)  # as PyTorch
-        for suffix in self._suffixes:
-            for name in self._parameter_names:
-                array, constant = self.parameters[name + suffix], self._constants.get(name)
+        for own in self.architecture.own_parameters:
+            for name, full in own.items():
+                array, constant = self.parameters[full], CONSTANTS.get(name)
                 array[...] = uniform(-bound, bound, array.shape) if constant is None else constant
-
-    @cached_property
-    def _suffixes(self) -> list[str]:
-        """The ends of the parameter names, in the order of ``h_n``: layers outside, directions inside."""
-        directions = ["", "_reverse"][: self.num_directions]
-        return [f"_l{layer}{direction}" for layer in range(self.num_layers) for direction in directions]
-
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
-        shapes: dict[str, tuple[int, ...]] = {}
-        for index, suffix in enumerate(self._suffixes):
-            below = self.input_size if index < self.num_directions else self._width * self.num_directions
-            shapes |= {name + suffix: shape for name, shape in self._cell_shapes(below).items()}
-        return shapes
-
-    def _cell_shapes(self, below: int) -> dict[str, tuple[int, ...]]:
-        """The parameters of one layer and direction, as the kernels call them."""
-        rows = self._gates * self.hidden_size
-        shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, below), "weight_hh": (rows, self._width)}
-        if self.bias:
-            shapes["bias_ih"] = shapes["bias_hh"] = (rows,)
-        return shapes
-
-    @property
-    def _width(self) -> int:
-        """Features of h, and of one direction's output."""
-        return self.hidden_size
-
-    @cached_property
-    def _parameter_names(self) -> tuple[str, ...]:
-        """Of one layer and direction."""
-        return tuple(self._cell_shapes(0))
-
-    @cached_property
-    def _state_widths(self) -> tuple[int, ...]:
-        return (self._width, self.hidden_size)[: len(self._state_names)]
-
-    def _gate_values(self, tape: Tape, index: int, gates: Array) -> None:
-        """Write the gates (T, B, G*H) of one layer and direction, all of which the cell saves first."""
-        steps, batch, _ = gates.shape
-        gates.reshape(steps, batch, self._gates, -1)[...] = tape._saved_units(index)[:, :, : self._gates]
-
-    def _check_zoneout(self, zoneout: Any) -> float | tuple[float, ...]:
-        if not isinstance(zoneout, tuple | list):
-            return number("zoneout", zoneout, 0, 1)
-        if len(zoneout) != len(self._state_names):
-            raise ValueError(
-                f"zoneout must be a number{' or a pair' if len(self._state_names) > 1 else ''} for "
-                f"{type(self).__name__}, got {zoneout!r}"
-            )
-        return tuple(number(f"zoneout[{i}]", value, 0, 1) for i, value in enumerate(zoneout))
-
-    def _zoneouts(self) -> tuple[float, ...]:
-        """The probability of each state."""
-        return self.zoneout if isinstance(self.zoneout, tuple) else (self.zoneout,) * len(self._state_names)
 
     def to(self, device: str, *, dtype: Any = None) -> Self:
         """Move the parameters to a device, in place.
@@ -158,7 +110,7 @@ class Recurrent(Layer):
         state : array or tuple of arrays, (L*D, B, H)
             Final state: ``h_n``, for the LSTM ``(h_n, c_n)``.
         """
-        tape = self._run(x, state, lengths, None, None, training=False, output="all", memory=None)
+        tape = Tape(self._run(x, state, lengths, None, None, training=False, memory=None))
         return tape.output, tape.final_state
 
     def forward(
@@ -223,7 +175,8 @@ class Recurrent(Layer):
         """
         choice("output", output, ("all", "last"))
         memory, training = check_memory(memory), flag("training", training)
-        return self._run(x, state, lengths, resets, masks, training=training, output=output, memory=memory)
+        last = output == "last"
+        return Tape(self._run(x, state, lengths, resets, masks, training=training, memory=memory, last=last))
 
     def _run(
         self,
@@ -234,130 +187,27 @@ class Recurrent(Layer):
         masks: Mapping[str, Array] | None,
         *,
         training: bool,
-        output: str,
         memory: str | int | None,
-    ) -> Tape:
-        x, batched = self._check_x(x)
+        last: bool = False,
+    ) -> Record:
         self._check_parameters()
-        steps, batch = x.shape[:2]
-        return Tape(
-            self,
-            x,
-            batched=batched,
-            state=self._check_state("state", state, batch, batched),
-            lengths=self._backend.sequence_lengths(lengths, steps, batch, batched),
-            resets=self._check_resets(resets, steps, batch, batched),
-            masks=self._masks(masks, (steps, batch), batched, training),
-            last=output == "last",
+        checks = Checks(self.architecture, self._backend, self.dtype)
+        inputs = checks.inputs(x, state, lengths, resets)
+        return run_forward(
+            self.architecture,
+            self._backend,
+            inputs,
+            parameters=self.parameters if memory is None else _copied(self.parameters),
+            masks=checks.masks(masks, inputs, training, self._rng),
             memory=memory,
+            last=last,
         )
 
-    def _check_x(self, x: Any, name: str = "x") -> tuple[Array, bool]:
-        """`x` as (T, B, I), whether it came with a batch axis."""
-        x = self._backend.as_array(name, x)
-        self._backend.check_dtype(name, x, self.dtype)
-        if x.ndim not in (2, 3):
-            layout = "B, T" if self.batch_first else "T, B"
-            expected = f"({layout}, {self.input_size}), or (T, {self.input_size}) unbatched"
-            raise ValueError(f"{name} has shape {x.shape}, expected {expected}")
-        if x.shape[-1] != self.input_size:
-            raise ValueError(
-                f"{name} has {x.shape[-1]} features in its last axis, but this {type(self).__name__} was built "
-                f"with input_size={self.input_size} ({name}.shape == {x.shape})"
-            )
-        batched = x.ndim == 3
-        major = self._time_major(x, batched)
-        if major.shape[0] == 0:
-            raise ValueError(f"{name} has no timesteps ({name}.shape == {x.shape}), expected T >= 1")
-        return self._backend.features_together(major), batched
 
-    def _time_major(self, array: Array, batched: bool) -> Array:
-        """A (T, B, F) view of an array in the caller's layout; its own inverse for batched arrays."""
-        if not batched:
-            return array[:, None]
-        return array.swapaxes(0, 1) if self.batch_first else array
-
-    def _check_state(self, name: str, state: Any, batch: int, batched: bool, *, partial: bool = False) -> list[Array]:
-        """The states as contiguous (L*D, B, H) arrays, zeros for None; `partial` lets one of a pair be None."""
-        backend, count = self._backend, self.num_layers * self.num_directions
-        shapes = [(count, batch, width) for width in self._state_widths]
-        if state is None:
-            return [backend.zeros(shape, self.dtype) for shape in shapes]
-        labels = [name]
-        if len(self._state_names) > 1:
-            if not isinstance(state, tuple | list):
-                raise TypeError(
-                    f"{name} must be a pair (h_0, c_0) for {type(self).__name__}, got {type(state).__name__}"
-                )
-            if len(state) != len(self._state_names):
-                raise ValueError(
-                    f"{name} must be a pair (h_0, c_0) for {type(self).__name__}, got {len(state)} entries"
-                )
-            labels = [f"{name}[{i}]" for i in range(len(state))]
-        else:
-            state = (state,)
-        arrays = []
-        for label, value, shape in zip(labels, state, shapes, strict=True):
-            if value is None and partial:
-                arrays.append(backend.zeros(shape, self.dtype))
-                continue
-            given = backend.float_array(label, value, self.dtype, shape if batched else (shape[0], shape[2]))
-            arrays.append(backend.contiguous(given).reshape(shape))
-        return arrays
-
-    def _check_resets(self, resets: Any, steps: int, batch: int, batched: bool) -> Array | None:
-        if resets is None:
-            return None
-        checked = self._backend.bool_array("resets", resets, (steps, batch) if batched else (steps,))
-        return checked.reshape(steps, batch)
-
-    def _masks(
-        self, given: Mapping[str, Array] | None, sizes: tuple[int, int], batched: bool, training: bool
-    ) -> dict[str, Array]:
-        """The masks in use: those given, or new ones."""
-        wanted = self._mask_shapes(sizes) if training else {}
-        if not isinstance(given, Mapping | None):
-            raise TypeError(f"masks must be a dict of bool arrays, got {type(given).__name__}")
-        unexpected = sorted(map(str, set(given or ()) - set(wanted)))
-        if unexpected:
-            raise ValueError(
-                f"masks has unexpected {', '.join(unexpected)}; expected {', '.join(wanted) or 'none'} "
-                f"(dropout={self.dropout}, zoneout={self.zoneout}, weight_dropout={self.weight_dropout}, "
-                f"num_layers={self.num_layers}, training={training})"
-            )
-        masks = {}
-        for name, (shape, probability) in wanted.items():
-            if given and name in given:
-                of_user = shape if batched or len(shape) == 2 else (shape[0], shape[2])
-                masks[name] = self._backend.bool_array(f"masks[{name!r}]", given[name], of_user).reshape(shape)
-            else:
-                masks[name] = self._backend.random_mask(self._rng, shape, probability)
-        return masks
-
-    def _mask_shapes(self, sizes: tuple[int, int]) -> dict[str, tuple[tuple[int, ...], float]]:
-        """Shape and probability of every mask that training needs."""
-        wanted: dict[str, tuple[tuple[int, ...], float]] = {}
-        if self.dropout:
-            shape = (*sizes, self.num_directions * self._width)
-            wanted |= {f"dropout_l{layer}": (shape, self.dropout) for layer in range(self.num_layers - 1)}
-        for suffix in self._suffixes:
-            for state, width, probability in zip("hc", self._state_widths, self._zoneouts(), strict=False):
-                if probability:
-                    wanted[f"zoneout_{state}{suffix}"] = ((*sizes, width), probability)
-            if self.weight_dropout:
-                name = "weight_hh" + suffix
-                wanted[name] = (self._shapes_of_parameters[name], self.weight_dropout)
-        return wanted
-
-
-def check_memory(memory: Any) -> str | int:
-    """`memory` as :meth:`Recurrent.forward` takes it."""
-    if isinstance(memory, int | np.integer):
-        return size("memory", memory, most=UNBOUNDED)
-    if not isinstance(memory, str) or memory not in _MEMORY:
-        kind = ValueError if isinstance(memory, str) else TypeError
-        raise kind(f"memory must be {', '.join(map(repr, _MEMORY))} or a number of steps, got {memory!r}")
-    return memory
+@with_room
+def _copied(parameters: dict[str, Array]) -> dict[str, Array]:
+    """They may change before the backward."""
+    return {name: array.copy() for name, array in parameters.items()}
 
 
 class RNN(Recurrent, kind="RNN"):
@@ -398,7 +248,7 @@ class RNN(Recurrent, kind="RNN"):
     RNN(8, 16, nonlinearity='relu')
     """
 
-    _gates = 1
+    nonlinearity: str
 
     def __init__(
         self,
@@ -417,16 +267,7 @@ class RNN(Recurrent, kind="RNN"):
         dtype: Any = "float32",
         seed: Any = None,
     ) -> None:
-        self.nonlinearity = choice("nonlinearity", nonlinearity, ("tanh", "relu"))
-        config = _config(locals())  # before there are other locals
-        self._cell = f"rnn_{self.nonlinearity}" + ("_kept" if zoneout else "")
-        super().__init__(config, dtype, seed)
-
-    def _gate_values(self, tape: Tape, index: int, gates: Array) -> None:
-        if self.zoneout:
-            super()._gate_values(tape, index, gates)
-        else:  # the state is the activation, and the cell saves nothing
-            gates[...] = tape._states[0][index, 1:-1]
+        super().__init__(_config(locals()), dtype, seed)
 
 
 class GRU(Recurrent, kind="GRU"):
@@ -451,7 +292,7 @@ class GRU(Recurrent, kind="GRU"):
     GRU(8, 16, num_layers=2)
     """
 
-    _gates = 3
+    reset_after: bool
 
     def __init__(
         self,
@@ -470,10 +311,7 @@ class GRU(Recurrent, kind="GRU"):
         dtype: Any = "float32",
         seed: Any = None,
     ) -> None:
-        config = _config(locals())  # before there are other locals
-        self.reset_after = flag("reset_after", reset_after)
-        self._cell = "gru" if self.reset_after else "gru_original"
-        super().__init__(config, dtype, seed)
+        super().__init__(_config(locals()), dtype, seed)
 
 
 class LSTM(Recurrent, kind="LSTM"):
@@ -505,14 +343,9 @@ class LSTM(Recurrent, kind="LSTM"):
     ['bias_hh_l0', 'bias_ih_l0', 'weight_hh_l0', 'weight_hr_l0', 'weight_ih_l0']
     """
 
-    _gates = 4
-    _state_names = ("hidden", "cell")
-    _constants: ClassVar[dict[str, float]] = {
-        "weight_ln_ih": 1,
-        "weight_ln_hh": 1,
-        "weight_ln_c": 1,
-        "bias_ln_c": 0,
-    }
+    proj_size: int
+    peephole: bool
+    layer_norm: bool
 
     def __init__(
         self,
@@ -533,55 +366,7 @@ class LSTM(Recurrent, kind="LSTM"):
         dtype: Any = "float32",
         seed: Any = None,
     ) -> None:
-        config = _config(locals())  # before there are other locals
-        self.proj_size = size("proj_size", proj_size, least=0)
-        self.peephole = flag("peephole", peephole)
-        self.layer_norm = flag("layer_norm", layer_norm)
-        chosen = {"proj_size": self.proj_size, "peephole": self.peephole, "layer_norm": self.layer_norm}
-        chosen = {name: value for name, value in chosen.items() if value}
-        if len(chosen) > 1:
-            given = ", ".join(f"{name}={value!r}" for name, value in chosen.items())
-            raise ValueError(f"an LSTM has at most one of proj_size, peephole and layer_norm, got {given}")
-        variant = {"proj_size": "_projected", "peephole": "_peephole", "layer_norm": "_layer_norm"}
-        self._cell = "lstm" + "".join(variant[name] for name in chosen)
-        if self.proj_size >= size("hidden_size", hidden_size):
-            raise ValueError(f"proj_size must be smaller than hidden_size={hidden_size}, got {self.proj_size}")
-        super().__init__(config, dtype, seed)
-
-    @property
-    def _width(self) -> int:
-        return self.proj_size or self.hidden_size
-
-    def _cell_shapes(self, below: int) -> dict[str, tuple[int, ...]]:
-        units, shapes = self.hidden_size, super()._cell_shapes(below)
-        if self.proj_size:
-            shapes["weight_hr"] = (self.proj_size, units)
-        if self.peephole:
-            shapes |= dict.fromkeys(("weight_ci", "weight_cf", "weight_co"), (units,))
-        if self.layer_norm:
-            shapes |= dict.fromkeys(("weight_ln_ih", "weight_ln_hh"), (4 * units,))
-            shapes |= dict.fromkeys(("weight_ln_c", "bias_ln_c"), (units,))
-        return shapes
-
-    def _gate_values(self, tape: Tape, index: int, gates: Array) -> None:
-        if self.layer_norm:
-            self._normalised_gates(tape, index, gates)
-        else:
-            super()._gate_values(tape, index, gates)
-
-    @np.errstate(all="ignore")  # what was saved of the padding may be anything
-    def _normalised_gates(self, tape: Tape, index: int, gates: Array) -> None:
-        """The gates (T, B, 4H), again, from the products that the cell saves."""
-        own = {name: tape._parameters[name + self._suffixes[index]] for name in self._parameter_names}
-        saved = tape._saved_units(index).astype(np.float64)  # W_ih x and W_hh h
-        z = sum((own[name] for name in ("bias_ih", "bias_hh") if self.bias), np.zeros(gates.shape[2]))
-        for part, name in ((saved[:, :, :4], "weight_ln_ih"), (saved[:, :, 4:], "weight_ln_hh")):
-            rows, gain = part.reshape(-1, gates.shape[2]), own[name].astype(np.float64)
-            z = z + layer_norm.forward(rows, None, gain, np.zeros_like(gain), 1.0, EPS)[1].reshape(gates.shape)
-        by_gate = z.reshape(*gates.shape[:2], 4, -1)
-        gate = np.reciprocal(1 + np.exp(-by_gate))
-        gate[:, :, 2] = np.tanh(by_gate[:, :, 2])
-        gates[...] = gate.reshape(gates.shape)
+        super().__init__(_config(locals()), dtype, seed)
 
 
 def _config(arguments: dict[str, Any]) -> dict[str, Any]:
