@@ -19,8 +19,8 @@ namespace throughtime {
 namespace py = pybind11;
 using Sizes = std::vector<int64_t>;
 
-// The named arrays of one problem. An entry that is missing or None is a null pointer. Only NumPy's own arrays are taken: pybind11
-// would convert anything else to a temporary array, which is gone before a kernel reads it.
+// The named arrays of one problem. An entry that is missing or None is a null pointer. Only NumPy's own arrays are taken:
+// pybind11 would convert anything else to a temporary array, which is gone before a kernel reads it.
 class Arrays {
  public:
   explicit Arrays(py::dict entries) : entries_(std::move(entries)), read_(std::make_shared<Read>()) {}
@@ -29,10 +29,9 @@ class Arrays {
 
   // Raises if the caller passed an entry that nothing has read: a misspelt name must not count as a missing one.
   void done() const {
-    if (read_->names.size() != entries_.size()) {
-      for (const auto& [key, value] : entries_)
-        if (!read_->has(py::str(key).cast<std::string>())) throw py::value_error("unknown entry " + std::string(py::repr(key)));
-    }
+    for (const auto& [key, entry] : entries_)
+      if (!entry.is_none() && !read_->has(py::str(key).cast<std::string>()))
+        throw py::value_error("unknown entry " + std::string(py::repr(key)));
     for (const auto& [name, group] : read_->groups) group.done();
   }
 
@@ -115,8 +114,9 @@ class Arrays {
   // Null if the entry is missing or None.
   py::handle find(const char* name) const {
     const py::handle entry = PyDict_GetItemString(entries_.ptr(), name);
-    if (entry && !read_->has(name)) read_->names.push_back(name);
-    return entry.is_none() ? py::handle() : entry;
+    if (!entry || entry.is_none()) return {};
+    if (!read_->has(name)) read_->names.push_back(name);
+    return entry;
   }
 
   [[noreturn]] static void fail(const std::string& name, const std::string& expected) {
@@ -124,8 +124,7 @@ class Arrays {
   }
 
   [[noreturn]] void fail_kind(const char* name, const std::string& expected) const {
-    throw py::type_error(std::string(name) + ": expected " + expected + ", got " +
-                         Py_TYPE(find(name).ptr())->tp_name);
+    throw py::type_error(std::string(name) + ": expected " + expected + ", got " + Py_TYPE(find(name).ptr())->tp_name);
   }
 
   py::array array_of(const char* name) const {

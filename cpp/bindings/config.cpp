@@ -42,6 +42,7 @@ double peak(double seconds) {
 }  // namespace
 
 void register_config(pybind11::module_& m) {
+  m.attr("compiler") = __VERSION__;
   m.def("levels", [] {
     std::vector<std::pair<std::string, bool>> found;
     for (const Level& level : levels()) found.emplace_back(level.name, level.supported());

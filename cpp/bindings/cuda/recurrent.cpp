@@ -99,8 +99,7 @@ void register_cuda_recurrent(py::module_& m) {
   });
   m.def("backward", [](const std::string& cell, const py::dict& problem, const py::dict& gradients) {
     const Arrays from(problem);
-    with_entries(cell, from,
-                 [&](const Cell& found, const auto& entries) { backward(found, entries, from, Arrays(gradients)); });
+    with_entries(cell, from, [&](const Cell& found, const auto& entries) { backward(found, entries, from, Arrays(gradients)); });
   });
   m.def("saved_shape",
         [](const std::string& cell, int64_t hidden_size) { return py::make_tuple(find(cell).saved, hidden_size); });
