@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from stand_in import load_cuda
-from throughtime._backend import Host
+from throughtime.backend.host import Host
 from throughtime.recurrent.record import steps_between
 
 # Significant bits

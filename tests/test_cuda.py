@@ -23,7 +23,7 @@ from conftest import (
 )
 from stand_in import load_cuda
 from throughtime import cuda
-from throughtime.cuda.backend import force
+from throughtime.backend.cuda import force
 
 DEVICE = "cpu" if load_cuda().is_stand_in else "cuda"
 FLOATS = ("float32", "bfloat16", "float16")

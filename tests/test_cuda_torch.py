@@ -22,7 +22,7 @@ from torch_side import EXTRAS, laid_out, module_of, together, torch
 
 ours = pytest.importorskip("throughtime.torch")
 
-from throughtime.cuda.backend import force  # noqa: E402
+from throughtime.backend.cuda import force  # noqa: E402
 from throughtime.torch import places  # noqa: E402
 from throughtime.torch.add_layer_norm import operator as add_layer_norm  # noqa: E402
 from throughtime.torch.add_layer_norm import operator_backward as add_layer_norm_backward  # noqa: E402

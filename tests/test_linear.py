@@ -285,7 +285,7 @@ def test_a_training_step_calls_no_product_of_numpys(monkeypatch):
     empty = _core.empty
     watched = lambda shape, dtype: empty(shape, dtype).view(Watched)  # noqa: E731
     monkeypatch.setattr(_core, "empty", watched)
-    monkeypatch.setattr(tt._backend.Host, "empty", staticmethod(watched))
+    monkeypatch.setattr(tt.backend.host.Host, "empty", staticmethod(watched))
     monkeypatch.setattr(tt._arguments, "plain", lambda array: array)  # which would end the watch
     embedding = tt.Embedding(11, 8, seed=0)
     stack = tt.Sequential(

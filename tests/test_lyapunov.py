@@ -11,8 +11,8 @@ import pytest
 import reference
 import throughtime as tt
 from conftest import KINDS, STATES, Problem, assert_close, assert_same_bits, reference_forward, wide
-from throughtime import lyapunov
-from throughtime._products import log_singular_values, lyapunov_exponents
+from throughtime.analysis import lyapunov
+from throughtime.analysis.products import log_singular_values, lyapunov_exponents
 
 EPS = np.finfo(np.float64).eps
 

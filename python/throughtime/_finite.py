@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ._arguments import Array
-from ._backend import Backend, Host
+from .backend.host import Backend, Host
 
 _AT_ONCE = 2**20  # numbers that are looked at together
 

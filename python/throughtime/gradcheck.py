@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from ._arguments import UNBOUNDED, Array, as_array, generator, is_layer_dtype, number, size
-from ._backend import require_host
-from .blocks import ResidualBlock, Sequential
-from .layer import Layer
+from .backend.host import require_host
+from .layers.container import ResidualBlock, Sequential
+from .layers.layer import Layer
 from .recurrent import Recurrent
 
 __all__ = ["gradcheck"]

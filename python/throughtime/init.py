@@ -14,10 +14,10 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 
 from ._arguments import Array, check_shapes, choice, float_dtype, generator, number, size
-from ._backend import require_host
-from .batch_norm import BatchNorm
-from .blocks import LayerNorm
-from .layer import Composite, Layer
+from .backend.host import require_host
+from .layers.batch_norm import BatchNorm
+from .layers.container import LayerNorm
+from .layers.layer import Composite, Layer
 from .recurrent import LSTM, Recurrent
 
 __all__ = [

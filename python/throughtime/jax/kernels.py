@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import _core
-from .._backend import Host
+from ..backend.host import Host
 from ..recurrent.architecture import Architecture
 from ..recurrent.record import saved_shape
 from .sharding import vary, varying_axes

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import layer_norm
 from .._arguments import TIMESTEPS, Array
-from .._backend import require_host
 from .._finite import raise_fault
-from ..modules import affine
+from ..backend.host import require_host
+from ..layers import add_layer_norm as layer_norm
+from ..layers.linear import affine
 from .architecture import EPS
 from .faults import overflow
 from .forward import upper_inputs

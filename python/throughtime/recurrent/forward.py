@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from .._arguments import Array
-from .._backend import Backend
 from .._memory import with_room
+from ..backend.host import Backend
 from .architecture import Architecture
 from .arguments import Inputs
 from .record import Record

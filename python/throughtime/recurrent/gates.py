@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .. import layer_norm
 from .._arguments import Array
+from ..layers import add_layer_norm as layer_norm
 from .architecture import EPS
 from .record import Record
 

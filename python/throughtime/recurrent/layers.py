@@ -7,9 +7,9 @@ from functools import cached_property
 from typing import Any, Self
 
 from .._arguments import Array, choice, flag
-from .._backend import Host, backend_of
 from .._memory import with_room
-from ..layer import Layer
+from ..backend.host import Host, backend_of
+from ..layers.layer import Layer
 from .architecture import CONSTANTS, Architecture
 from .arguments import Checks, check_memory, describe
 from .forward import run_forward

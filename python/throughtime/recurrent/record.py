@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._arguments import Array
-from .._backend import Backend
+from ..backend.host import Backend
 from .architecture import Architecture
 from .arguments import Inputs, time_major
 

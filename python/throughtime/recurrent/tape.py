@@ -7,9 +7,9 @@ from functools import cached_property
 from typing import Any
 
 from .._arguments import UNBOUNDED, Array, check_timesteps, flag, number, size
-from .._backend import require_host
 from .._finite import raise_fault
 from .._memory import with_room
+from ..backend.host import require_host
 from .arguments import Checks, time_major
 from .backward import Asked, Gradients, Loss, run_backward
 from .faults import forward_fault, incoming_fault

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._backend import Backend, backend_of
+from ..backend.host import Backend, backend_of
 from ..cuda.array import DeviceArray, allocated_by
 from ..cuda.extension import stream
 from . import arrays, device_arrays

@@ -12,17 +12,18 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from . import _core, layer_norm
-from ._arguments import Array, as_array, check_timesteps, choice, flag, float_array, float_dtype, number, valid_steps
-from ._arguments import size as positive_int
-from ._finite import not_finite_row, raise_fault
-from ._memory import with_room
+from .. import _core
+from .._arguments import Array, as_array, check_timesteps, choice, flag, float_array, float_dtype, number, valid_steps
+from .._arguments import size as positive_int
+from .._finite import not_finite_row, raise_fault
+from .._memory import with_room
+from ..recurrent.faults import forward_fault
+from ..recurrent.tape import Tape
+from . import add_layer_norm as layer_norm
 from .batch_norm import BatchNorm, BatchNormTape, NormTape
 from .batch_norm import Saved as BatchSaved
 from .layer import Composite, Layer
-from .modules import Embedding, LayerGradients, check_features
-from .recurrent.faults import forward_fault
-from .recurrent.tape import Tape
+from .linear import Embedding, LayerGradients, check_features
 
 __all__ = ["LayerNorm", "ResidualBlock", "Sequential"]
 

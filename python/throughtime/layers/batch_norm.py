@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import _core
-from ._arguments import Array, as_array, contiguous, flag, float_array, number, valid_steps
-from ._arguments import size as positive_int
-from ._memory import with_room
-from ._saved import claim
+from .. import _core
+from .._arguments import Array, as_array, contiguous, flag, float_array, number, valid_steps
+from .._arguments import size as positive_int
+from .._memory import with_room
+from .._saved import claim
+from .add_layer_norm import check_eps
 from .layer import Layer
-from .layer_norm import check_eps
-from .modules import LayerGradients, check_features
+from .linear import LayerGradients, check_features
 
 __all__ = ["BatchNorm"]
 

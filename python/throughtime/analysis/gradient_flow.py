@@ -7,29 +7,30 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import _core, layer_norm
-from ._arguments import Array, as_array, features_together, float_array
-from ._backend import require_host
-from ._finite import last_of
-from ._memory import with_room
-from ._scaled import ZERO, Scaled, add, has_nan, log10_norm, scaled, times
-from ._torch_modules import from_torch
-from .activations import Activation, ActivationTape
-from .batch_norm import BatchNorm, BatchNormTape
-from .batch_norm import Saved as BatchSaved
-from .blocks import BlockTape, LayerNorm, LayerNormTape, Pass, Sequential, SequentialTape
+from .. import _core
+from .._arguments import Array, as_array, features_together, float_array
+from .._finite import last_of
+from .._memory import with_room
+from .._scaled import ZERO, Scaled, add, has_nan, log10_norm, scaled, times
+from .._torch_modules import from_torch
+from ..backend.host import require_host
+from ..layers import add_layer_norm as layer_norm
+from ..layers.activations import Activation, ActivationTape
+from ..layers.batch_norm import BatchNorm, BatchNormTape
+from ..layers.batch_norm import Saved as BatchSaved
+from ..layers.container import BlockTape, LayerNorm, LayerNormTape, Pass, Sequential, SequentialTape
+from ..layers.layer import Layer
+from ..layers.linear import Embedding, EmbeddingTape, Linear, LinearTape
+from ..layers.mlp import MLP, MLPTape
+from ..recurrent import Recurrent, Tape
+from ..recurrent.arguments import time_major
+from ..recurrent.faults import first_broken, forward_fault
+from ..recurrent.forward import upper_inputs
+from ..recurrent.record import Record
 from .flow_result import GradientFlow, StackFlow
-from .layer import Layer
-from .mlp import MLP, MLPTape
-from .modules import Embedding, EmbeddingTape, Linear, LinearTape
-from .recurrent import Recurrent, Tape
-from .recurrent.arguments import time_major
-from .recurrent.faults import first_broken, forward_fault
-from .recurrent.forward import upper_inputs
-from .recurrent.record import Record
 
 if TYPE_CHECKING:
-    from ._core import RecurrentGradients
+    from .._core import RecurrentGradients
 
 __all__ = ["gradient_flow"]
 

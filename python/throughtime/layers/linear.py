@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import _core
-from ._arguments import Array, as_array, check_dtype, contiguous, flag, float_array
-from ._arguments import size as positive_int
-from ._memory import with_room
+from .. import _core
+from .._arguments import Array, as_array, check_dtype, contiguous, flag, float_array
+from .._arguments import size as positive_int
+from .._memory import with_room
 from .layer import Layer
 
 if TYPE_CHECKING:
-    from ._core import EmbeddingBackward, EmbeddingForward, LinearBackward
+    from .._core import EmbeddingBackward, EmbeddingForward, LinearBackward
 
 __all__ = ["Embedding", "Linear"]
 

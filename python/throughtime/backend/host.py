@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
-from . import _arguments, _core
-from ._arguments import Array
-from ._memory import with_room
-from .cuda.array import DeviceArray
+from .. import _arguments, _core
+from .._arguments import Array
+from .._memory import with_room
+from ..cuda.array import DeviceArray
 
 if TYPE_CHECKING:
-    from ._core import LayerNormBackward, LayerNormForward, RecurrentGradients, RecurrentProblem
+    from .._core import LayerNormBackward, LayerNormForward, RecurrentGradients, RecurrentProblem
 
 
 class Host:
@@ -211,8 +211,8 @@ def backend_of(device: Any) -> Backend:
         return Host
     if device != "cuda":
         raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}")
-    from .cuda.backend import Cuda
-    from .cuda.extension import extension
+    from ..cuda.extension import extension
+    from .cuda import Cuda
 
     extension()
     return cast(Backend, Cuda)

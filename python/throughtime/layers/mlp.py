@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from . import _core
-from ._arguments import Array, as_array, choice, float_array, float_dtype
-from ._arguments import size as positive_int
-from ._memory import with_room
+from .. import _core
+from .._arguments import Array, as_array, choice, float_array, float_dtype
+from .._arguments import size as positive_int
+from .._memory import with_room
 from .layer import Composite, Layer
-from .modules import LayerGradients, Linear, affine, affine_backward, rows_of
+from .linear import LayerGradients, Linear, affine, affine_backward, rows_of
 
 __all__ = ["MLP"]
 

@@ -12,10 +12,10 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from ._arguments import Array, check_shapes, file_path, float_dtype, generator, is_floating, plain
-from ._backend import Backend, Host, backend_of, require_host
-from ._files import replacing
-from ._saved import SavedFile, claim, room_for
+from .._arguments import Array, check_shapes, file_path, float_dtype, generator, is_floating, plain
+from .._files import replacing
+from .._saved import SavedFile, claim, room_for
+from ..backend.host import Backend, Host, backend_of, require_host
 
 
 class _Held:

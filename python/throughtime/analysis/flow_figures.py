@@ -23,8 +23,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import Formatter, Locator, MaxNLocator
 
-from ._arguments import Array
-from ._files import save_figure
+from .._arguments import Array
+from .._files import save_figure
 from .flow_result import GradientFlow, StackFlow
 
 _POINTS = 2000  # of a curve, columns or rows of a heat map: more than a figure has pixels

@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from . import _core
-from ._arguments import Array, as_array, check_dtype, float_array, is_layer_dtype
+from .. import _core
+from .._arguments import Array, as_array, check_dtype, float_array, is_layer_dtype
 from .layer import Layer
-from .modules import LayerGradients
+from .linear import LayerGradients
 
 __all__ = ["GELU", "ReLU", "Sigmoid", "Tanh"]
 

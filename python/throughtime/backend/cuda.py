@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from .. import _arguments, _core
-from .array import DeviceArray, as_device_array, empty, is_on_device, to_device, zeros
-from .extension import current_stream, extension
-from .numbers import FLOATS, dtype_name, float_name
+from ..cuda.array import DeviceArray, as_device_array, empty, is_on_device, to_device, zeros
+from ..cuda.extension import current_stream, extension
+from ..cuda.numbers import FLOATS, dtype_name, float_name
 
 _forced: dict[str, Any] = {"mode": "free", "chunk": 0, "blocks": 0}
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from ._arguments import Array, contiguous, size
-from ._backend import Host, require_host
-from ._memory import with_room
-from ._products import log_singular_values, lyapunov_exponents
-from ._torch_modules import from_torch
-from .recurrent import Recurrent
-from .recurrent.arguments import Checks, time_major
-from .recurrent.backward import Asked, Loss, run_backward
+from .._arguments import Array, contiguous, size
+from .._memory import with_room
+from .._torch_modules import from_torch
+from ..backend.host import Host, require_host
+from ..recurrent import Recurrent
+from ..recurrent.arguments import Checks, time_major
+from ..recurrent.backward import Asked, Loss, run_backward
+from .products import log_singular_values, lyapunov_exponents
 
 __all__ = ["jacobian_singular_values", "lyapunov_spectrum"]
 

@@ -1,0 +1,1 @@
+"""Gradient flow and dynamics of recurrent layers and stacks."""

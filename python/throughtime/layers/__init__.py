@@ -1,0 +1,1 @@
+"""Layers, but for the recurrent ones."""
