@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from .. import _core
-from .._arguments import Array, as_array, features_together, float_array
+from .._arguments import Array, as_array, float_array
 from .._finite import last_of
 from .._memory import with_room
-from .._scaled import ZERO, Scaled, add, has_nan, log10_norm, scaled, times
+from .._scaled import ZERO, Scaled, scaled
 from .._torch_modules import from_torch
 from ..backend.host import require_host
-from ..layers import add_layer_norm as layer_norm
-from ..layers.activations import Activation, ActivationTape
-from ..layers.batch_norm import BatchNorm, BatchNormTape
-from ..layers.batch_norm import Saved as BatchSaved
-from ..layers.container import BlockTape, LayerNorm, LayerNormTape, Pass, Sequential, SequentialTape
+from ..layers.container import Sequential, forward_for_flow
 from ..layers.layer import Layer
-from ..layers.linear import Embedding, EmbeddingTape, Linear, LinearTape
-from ..layers.mlp import MLP, MLPTape
-from ..recurrent import Recurrent, Tape
-from ..recurrent.arguments import time_major
-from ..recurrent.faults import first_broken, forward_fault
-from ..recurrent.forward import upper_inputs
+from ..layers.scaled_backward import StackNorms, scaled_backward
+from ..recurrent import Recurrent
 from ..recurrent.record import Record
+from ..recurrent.scaled_backward import ScaledPass
 from .flow_result import GradientFlow, StackFlow
 
-if TYPE_CHECKING:
-    from .._core import RecurrentGradients
-
 __all__ = ["gradient_flow"]
-
-_BAND = 40  # bits that exponents may differ by where a layer mixes rows: 100 with the rows' own, and float32 has 126
 
 
 @with_room
@@ -109,7 +95,9 @@ def gradient_flow(
     shape = (*as_array("x", x).shape[:-1], layer.output_size)
     time_axis = int(layer.batch_first and tape.record.batched)
     parts = _incoming(shape, layer.dtype, d_output, _valid(tape.record), time_axis, _reverse_of_last(layer))
-    return _RecurrentPass(layer, tape.record).run(parts, asks_input=False)[0]
+    pass_ = ScaledPass(layer, tape.record)
+    pass_.run(parts, asks_input=False)
+    return _flow_of_recurrent(pass_)
 
 
 def _incoming(
@@ -149,7 +137,7 @@ def _reverse_of_last(layer: Layer) -> tuple[bool, ...]:
         return _reverse_of_last(layer.layers[-1])
     if not isinstance(layer, Recurrent):
         return (False,)
-    return (False, True) if layer.bidirectional else (layer.reverse,)
+    return layer.architecture.goes_back[-layer.num_directions :]
 
 
 def _together(parts: list[Scaled]) -> Scaled:
@@ -164,198 +152,49 @@ def _valid(record: Record) -> Array | None:
     return None if valid is None else record.user_layout(valid[..., None])[..., 0]
 
 
-class _RecurrentPass:
-    """The way back through a recurrent layer: the norms it fills, layer by layer from the top."""
-
-    def __init__(self, layer: Layer, record: Record) -> None:
-        self.title = f"Gradient flow of {layer!r}"
-        self.record = record
-        self.count = record.architecture.count
-        self.fault = forward_fault(record)
-        self.per_sequence = np.full((self.count, *record.sizes), -np.inf)
-        self.per_unit = np.full((self.count, record.sizes[0], record.architecture.width), -np.inf)
-
-    def run(self, parts: list[Scaled], *, asks_input: bool) -> tuple[GradientFlow, Scaled]:
-        """The flow, and what reaches the input where that is asked for; each direction's loss and that in the caller's
-        layout.
-        """
-        record, described = self.record, self.record.architecture
-        parts = [self._time_major(part) for part in parts]
-        inputs = upper_inputs(record)
-        for number in reversed(range(described.num_layers)):
-            d = self._layer(number, inputs.pop(), parts, asks_input=asks_input or number > 0)
-            parts = self.halves(d) if number else []
-        return self._flow(), Scaled(record.user_layout(d.values), record.user_layout(d.exponent[..., None])[..., 0])
-
-    def halves(self, d: Scaled) -> list[Scaled]:
-        """The features of each direction."""
-        count, width = self.record.architecture.num_directions, self.record.architecture.width
-        if count == 1:
-            return [d]
-        return [scaled(d.values[..., i * width : (i + 1) * width], d.exponent) for i in range(count)]
-
-    def _time_major(self, d: Scaled) -> Scaled:
-        layout = self.record.batched, self.record.architecture.batch_first
-        values, exponent = (time_major(array, *layout) for array in (d.values, d.exponent[..., None]))
-        return Scaled(features_together(values), exponent[..., 0])
-
-    def _flow(self) -> GradientFlow:
-        record, described = self.record, self.record.architecture
-        directions, reverse = described.num_directions, list(described.goes_back)
-        names = [f"layer {index // directions}{', reverse' if back else ''}" for index, back in enumerate(reverse)]
-        sequences = record.unbatch(self.per_sequence, 2)
-        lengths = None if record.lengths is None else record.unbatch(record.lengths, 0)
-        return GradientFlow(
-            sequences,
-            self.per_unit,
-            reverse=reverse,
-            names=names,
-            title=self.title,
-            lengths=lengths,
-            fault=self.fault,
-        )
-
-    def _layer(self, number: int, x: Array, parts: list[Scaled], *, asks_input: bool) -> Scaled:
-        """Both directions of one layer, each with its own part of the gradient; what reaches their input."""
-        first = number * len(parts)
-        below = [self._direction(first + i, x, part, asks_input=asks_input) for i, part in enumerate(parts)]
-        return add(*below) if asks_input and len(below) > 1 else below[0]
-
-    def _direction(self, index: int, x: Array, d: Scaled, *, asks_input: bool) -> Scaled:
-        record = self.record
-        d_input = _core.empty(x.shape, x.dtype) if asks_input else None
-        exponent = np.full(record.sizes, ZERO, np.int32)
-        gradients: RecurrentGradients = {
-            "d_output": d.values,
-            "d_output_exponent": np.ascontiguousarray(d.exponent),
-            "exponent": exponent,
-            "d_input": d_input,
-            "log10_sequence": self.per_sequence[index],
-            "log10_unit": self.per_unit[index],
-        }
-        if record.sizes[1]:
-            _core.backward(record.architecture.cell, record.problem(index, x, record.states, record.every), gradients)
-        self._mark_lost(index, d, d_input, exponent)
-        return Scaled(x, exponent) if d_input is None else scaled(d_input, exponent)
-
-    def _mark_lost(self, index: int, d: Scaled, d_input: Array | None, exponent: Array) -> None:
-        """NaN where a gradient came through what is not finite, which a ReLU, for one, turns into zeros."""
-        record, (steps, batch) = self.record, self.record.sizes
-        arrives, broken = d.exponent != ZERO, has_nan(d)
-        if not batch or (self.fault is None and not broken.any()):
-            return
-        valid, reverse = record.valid(), record.architecture.goes_back[index]
-        taken = np.arange(steps)[::-1, None] if reverse else np.arange(steps)[:, None]
-        latest, latest_nan = (np.where(rows, taken, -1).max(axis=0) for rows in (arrives, broken))
-        lost = (first_broken(record, index).min(axis=0) <= latest) & (taken < latest) | (taken <= latest_nan)
-        if valid is not None:
-            lost &= valid
-        self.per_sequence[index][lost] = np.nan
-        self.per_unit[index][lost.any(axis=1)] = np.nan
-        if d_input is not None:
-            d_input[lost], exponent[lost] = np.nan, 0
-
-
 def _of_stack(stack: Sequential, x: Any, d_output: Any, lengths: Any, memory: str | int, state: Any) -> StackFlow:
-    takes_memory = any(isinstance(leaf, Recurrent) for leaf in stack._leaves())
-    own_memory = memory if takes_memory or memory != "full" else None
-    options = {**stack._handed_on(memory=own_memory), "training": False}
-    tape = stack._record(x, lengths, Pass(options, save=True, masks={}, state=state, batch_statistics=True))
+    tape, valid, way = forward_for_flow(stack, x, lengths, state, memory)
     output = tape.output
-    if lengths is None and output.ndim < 3 and all(isinstance(leaf, _ROW_BY_ROW) for leaf in stack._leaves()):
-        time_axis = None
-        if isinstance(d_output, str):
-            d_output = np.ones(output.shape, output.dtype)
-    else:
-        time_axis = int(output.ndim > 2 and stack._batch_first())
+    if way.time_axis is None and isinstance(d_output, str):
+        d_output = np.ones(output.shape, output.dtype)
     reverse = _reverse_of_last(stack) if isinstance(d_output, str) else (False,)
-    parts = _incoming(output.shape, output.dtype, d_output, tape._valid, time_axis or 0, reverse)
-    fault = tape._fault()
-    return _StackPass(time_axis, tape._valid, fault).through(tape, _together(parts), fault)[0]
+    parts = _incoming(output.shape, output.dtype, d_output, valid, way.time_axis or 0, reverse)
+    found, _ = scaled_backward(stack, tape, _together(parts), way)
+    return _flow_of_stack(found, way.time_axis, None if valid is None else valid.sum(axis=way.time_axis))
 
 
-_ROW_BY_ROW = (Activation, BatchNorm, Embedding, LayerNorm, Linear, MLP)  # whose rows are nothing but a batch
+def _flow_of(found: Any, time_axis: int | None, lengths: Array | None) -> GradientFlow | None:
+    """What was found in a layer; time is on this axis of its arrays, None: rows without time."""
+    if isinstance(found, StackNorms):
+        return _flow_of_stack(found, time_axis, lengths)
+    return None if found is None else _flow_of_recurrent(found)
 
 
-class _StackPass:
-    """The way back through layers in layers. Time is on this axis of their arrays, None: rows without time; padding
-    is where `valid` is false.
-    """
+def _flow_of_stack(found: StackNorms, time_axis: int | None, lengths: Array | None) -> StackFlow:
+    layers = found.layers
+    names = [f"into layers[{i}] ({type(layer).__name__})" for i, layer in enumerate(layers)]
+    rows = np.stack(found.norms)
+    rows = rows[:, None] if time_axis is None else np.moveaxis(rows, 1 + time_axis, 1)
+    return StackFlow(
+        rows,
+        names=[*names, "output"],
+        layers=[_flow_of(inner, time_axis, lengths) for inner in found.inner],
+        title=f"Gradient flow of a stack of {len(layers)} layer{'s' if len(layers) > 1 else ''}",
+        lengths=lengths,
+        fault=found.fault,
+    )
 
-    def __init__(self, time_axis: int | None, valid: Array | None, fault: str | None) -> None:
-        self.time_axis, self.fault = time_axis, fault
-        self.lengths = None if valid is None else valid.sum(axis=time_axis)
 
-    def through(self, tape: SequentialTape, d: Scaled, fault: str | None) -> tuple[StackFlow, Scaled]:
-        """The flow of layers whose forward has this fault, and what reaches the lowest one."""
-        layers, norms, flows = tape._stack.layers, [log10_norm(d)], []
-        for layer, inner in zip(layers[::-1], tape.layers[::-1], strict=True):
-            flow, d = self._back(layer, inner, d)
-            flows.append(flow)
-            norms.append(log10_norm(d))
-        names = [f"into layers[{i}] ({type(layer).__name__})" for i, layer in enumerate(layers)]
-        rows = np.stack(norms[::-1])
-        rows = rows[:, None] if self.time_axis is None else np.moveaxis(rows, 1 + self.time_axis, 1)
-        title = f"Gradient flow of a stack of {len(layers)} layer{'s' if len(layers) > 1 else ''}"
-        flow = StackFlow(
-            rows,
-            names=[*names, "output"],
-            layers=flows[::-1],
-            title=title,
-            lengths=self.lengths,
-            fault=fault,
-        )
-        return flow, d
-
-    def _back(self, layer: Layer, tape: Any, d: Scaled) -> tuple[GradientFlow | None, Scaled]:
-        """A layer's own flow where there is one, and what reaches its input."""
-        match tape:
-            case Tape():
-                pass_ = _RecurrentPass(layer, tape.record)
-                return pass_.run(pass_.halves(d), asks_input=True)
-            case SequentialTape():
-                return self.through(tape, d, tape._fault())
-            case BlockTape():
-                return self._block(tape, d)
-            case EmbeddingTape():
-                return None, Scaled(d.values, np.full_like(d.exponent, ZERO))
-            case BatchNormTape():
-                return None, self._superposed(lambda part: tape._saved.backward(part)[0], d, axis=None)
-            case ActivationTape() | LinearTape() | LayerNormTape() | MLPTape():  # row by row
-                d_input = tape.backward(d.dense).input
-                assert d_input is not None
-                if self.fault is not None:
-                    d_input[~np.isfinite(tape.output).all(axis=-1) & (d.exponent != ZERO)] = np.nan
-                return None, scaled(d_input, d.exponent)
-            case _:
-                return None, self._superposed(lambda part: tape.backward(part).input, d, axis=self.time_axis)
-
-    def _block(self, tape: BlockTape, d: Scaled) -> tuple[GradientFlow | None, Scaled]:
-        block = tape._block
-
-        def norm(d: Scaled) -> Scaled:
-            assert tape._saved is not None
-            if isinstance(tape._saved, BatchSaved):
-                batch = tape._saved
-                return self._superposed(lambda part: batch.backward(part)[0], d, axis=None)
-            return scaled(layer_norm.backward(None, d.dense, tape._saved)[0], d.exponent)
-
-        if block.norm_place == "post":
-            d = norm(d)
-        flow, below = self._back(block.sublayer, tape.sublayer, times(d, block.branch_scale))
-        if block.norm_place == "pre":
-            below = norm(below)
-        return flow, add(d, below) if block.residual else below
-
-    def _superposed(self, backward: Callable[[Array], Array], d: Scaled, axis: int | None) -> Scaled:
-        """A layer that mixes rows along an axis, or all: similar ones at a time, for it is linear in the gradient."""
-        rest = d.exponent.astype(np.int64)
-        below: Scaled | None = None
-        while below is None or (rest != ZERO).any():
-            top = rest.max(axis=axis, keepdims=True, initial=ZERO)
-            here = (rest != ZERO) & (rest > top - _BAND)
-            part = Scaled(d.values, np.where(here, rest - top, ZERO).astype(np.int32)).plain()
-            found = scaled(backward(part), np.broadcast_to(top, rest.shape))
-            below = found if below is None else add(below, found)
-            rest[here] = ZERO
-        return below
+def _flow_of_recurrent(found: ScaledPass) -> GradientFlow:
+    record, described = found.record, found.record.architecture
+    directions, reverse = described.num_directions, list(described.goes_back)
+    names = [f"layer {index // directions}{', reverse' if back else ''}" for index, back in enumerate(reverse)]
+    return GradientFlow(
+        record.unbatch(found.per_sequence, 2),
+        found.per_unit,
+        reverse=reverse,
+        names=names,
+        title=f"Gradient flow of {found.layer!r}",
+        lengths=None if record.lengths is None else record.unbatch(record.lengths, 0),
+        fault=found.fault,
+    )

@@ -10,6 +10,7 @@ from .. import _core
 from .._arguments import Array, as_array, check_dtype, float_array, is_layer_dtype
 from .layer import Layer
 from .linear import LayerGradients
+from .scaled_backward import RowwiseTape
 
 __all__ = ["GELU", "ReLU", "Sigmoid", "Tanh"]
 
@@ -18,7 +19,7 @@ class Activation(Layer):
     """What the activations share: no parameters, and an output of the input's shape."""
 
     _function: ClassVar[str]  # as the kernels call it
-    _elementwise = True
+    _elementwise = _rowwise = True
 
     def __init__(self, *, dtype: Any = None, seed: Any = None) -> None:
         self._set_up({}, {}, "float32" if dtype is None else dtype, seed)
@@ -78,7 +79,7 @@ def _rows(array: Array) -> Array:
     return rows
 
 
-class ActivationTape:
+class ActivationTape(RowwiseTape):
     """What a forward of an activation keeps: ``output``, and the input where the derivative needs it."""
 
     def __init__(self, function: str, output: Array, saved: Array) -> None:

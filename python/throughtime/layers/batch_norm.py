@@ -12,9 +12,11 @@ from .._arguments import Array, as_array, contiguous, flag, float_array, number,
 from .._arguments import size as positive_int
 from .._memory import with_room
 from .._saved import claim
+from .._scaled import Scaled
 from .add_layer_norm import check_eps
 from .layer import Layer
 from .linear import LayerGradients, check_features
+from .scaled_backward import Way, superposed
 
 __all__ = ["BatchNorm"]
 
@@ -61,6 +63,8 @@ class BatchNorm(Layer, kind="BatchNorm"):
     >>> norm.buffers["running_mean"], norm.buffers["running_var"].round(3)
     (array([0.4], dtype=float32), array([1.567], dtype=float32))
     """
+
+    _rowwise = True
 
     def __init__(
         self, size: int, eps: float = 1e-5, momentum: float | None = 0.1, *, dtype: Any = "float32", seed: Any = None
@@ -306,6 +310,10 @@ class Saved:
         dtype = self.rows.dtype
         return self.placed(d_x), {"weight": d_weight.astype(dtype), "bias": d_sum.astype(dtype)}
 
+    def scaled_backward(self, d: Scaled) -> Scaled:
+        """The gradient of x, of one with a power of two beside every row."""
+        return superposed(lambda part: self.backward(part)[0], d, axis=None)
+
 
 class NormTape:
     """What a forward of a norm keeps."""
@@ -348,3 +356,6 @@ class BatchNormTape(NormTape):
 
     def _gradients(self, d_output: Array) -> LayerGradients:
         return LayerGradients(*self._saved.backward(d_output))
+
+    def _scaled_backward(self, layer: object, d: Scaled, way: Way) -> tuple[None, Scaled]:
+        return None, self._saved.scaled_backward(d)

@@ -17,6 +17,7 @@ from .._arguments import Array, as_array, check_timesteps, choice, flag, float_a
 from .._arguments import size as positive_int
 from .._finite import not_finite_row, raise_fault
 from .._memory import with_room
+from .._scaled import Scaled, add, log10_norm, scaled, times
 from ..recurrent.faults import forward_fault
 from ..recurrent.tape import Tape
 from . import add_layer_norm as layer_norm
@@ -24,6 +25,7 @@ from .batch_norm import BatchNorm, BatchNormTape, NormTape
 from .batch_norm import Saved as BatchSaved
 from .layer import Composite, Layer
 from .linear import Embedding, LayerGradients, check_features
+from .scaled_backward import RowwiseTape, StackNorms, Way, scaled_backward
 
 __all__ = ["LayerNorm", "ResidualBlock", "Sequential"]
 
@@ -71,6 +73,12 @@ def _normalise_backward(d_sum: Array | None, d_normalised: Array, saved: Any) ->
         return _Flow(d_x if d_sum is None else d_sum + d_x), parameters
     d_x, d_branch, d_weight, d_bias = layer_norm.backward(d_sum, d_normalised, saved)
     return _Flow(d_x, d_branch if saved.added else None), {"weight": d_weight, "bias": d_bias}
+
+
+def _scaled_norm_backward(saved: Any, d: Scaled) -> Scaled:
+    if isinstance(saved, BatchSaved):
+        return saved.scaled_backward(d)
+    return scaled(layer_norm.backward(None, d.dense, saved)[0], d.exponent)
 
 
 class Pass:
@@ -244,6 +252,8 @@ class LayerNorm(Layer, kind="LayerNorm"):
     [1.0, 1.0, 1.0, 1.0]
     """
 
+    _rowwise = True
+
     def __init__(self, size: int, eps: float = 1e-5, *, dtype: Any = "float32", seed: Any = None) -> None:
         self.input_size = self.output_size = positive_int("size", size)
         self.eps = layer_norm.check_eps(eps)
@@ -286,7 +296,7 @@ class LayerNorm(Layer, kind="LayerNorm"):
         return _Sum(output), None if saved is None else LayerNormTape(output, saved)
 
 
-class LayerNormTape(NormTape):
+class LayerNormTape(RowwiseTape, NormTape):
     """What a forward of `LayerNorm` keeps: ``output``, the input, four numbers a row, and the weight as it was."""
 
     def _gradients(self, d_output: Array) -> LayerGradients:
@@ -700,6 +710,15 @@ class BlockTape(_ContainerTape):
         parameters = Composite._named({"norm": norm, "sublayer": sublayer.parameters})
         return BlockGradients(below.total, parameters, sublayer), below
 
+    def _scaled_backward(self, layer: object, d: Scaled, way: Way) -> tuple[Any, Scaled]:
+        block = self._block
+        if block.norm_place == "post":
+            d = _scaled_norm_backward(self._saved, d)
+        found, below = scaled_backward(block.sublayer, self.sublayer, times(d, block.branch_scale), way)
+        if block.norm_place == "pre":
+            below = _scaled_norm_backward(self._saved, below)
+        return found, add(d, below) if block.residual else below
+
 
 class BlockGradients(LayerGradients):
     """What a block's ``backward`` returns: ``input``, ``parameters``, ``initial_state`` and ``sublayer``, what the
@@ -845,6 +864,15 @@ class SequentialTape(_ContainerTape):
         parameters = Composite._named({str(i): grads.parameters for i, grads in enumerate(layers)})
         return SequentialGradients(layers[0].input, parameters, layers), flow
 
+    def _scaled_backward(self, layer: object, d: Scaled, way: Way) -> tuple[StackNorms, Scaled]:
+        norms, inner = [log10_norm(d)], []
+        fault = None if way.fault is None else self._fault()  # that of the outermost stack is one of any inside
+        for own, tape in zip(self._stack.layers[::-1], self.layers[::-1], strict=True):
+            found, d = scaled_backward(own, tape, d, way)
+            inner.append(found)
+            norms.append(log10_norm(d))
+        return StackNorms(self._stack.layers, norms[::-1], inner[::-1], fault), d
+
 
 class SequentialGradients(LayerGradients):
     """What a Sequential's ``backward`` returns: ``input``, ``parameters``, ``initial_state``; and ``layers``, what that
@@ -855,3 +883,16 @@ class SequentialGradients(LayerGradients):
         super().__init__(d_input, parameters)
         self.layers = layers
         self.initial_state = _or_none(getattr(grads, "initial_state", None) for grads in layers)
+
+
+def forward_for_flow(
+    stack: Sequential, x: Any, lengths: Any, state: Any, memory: str | int
+) -> tuple[SequentialTape, Array | None, Way]:
+    """A tape without dropout, in which BatchNorm takes the statistics of x, where x is no padding, and the way back."""
+    takes_memory = any(_taken(leaf.forward, {"memory": memory}) for leaf in stack._leaves())
+    own_memory = memory if takes_memory or memory != "full" else None
+    options = {**stack._handed_on(memory=own_memory), "training": False}
+    tape = stack._record(x, lengths, Pass(options, save=True, masks={}, state=state, batch_statistics=True))
+    has_time = lengths is not None or tape.output.ndim > 2 or not all(leaf._rowwise for leaf in stack._leaves())
+    time_axis = int(tape.output.ndim > 2 and stack._batch_first()) if has_time else None
+    return tape, tape._valid, Way(time_axis, tape._fault())

@@ -62,6 +62,7 @@ class Layer:
 
     _backend: Backend = Host
     _elementwise = False  # whether each number of the output is a function of the same one of the input
+    _rowwise = False  # whether the rows of the input are nothing but a batch
     _any_dtype = False  # whether x is float32 or float64, whatever `dtype` says
 
     @property

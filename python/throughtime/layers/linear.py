@@ -11,7 +11,9 @@ from .. import _core
 from .._arguments import Array, as_array, check_dtype, contiguous, flag, float_array
 from .._arguments import size as positive_int
 from .._memory import with_room
+from .._scaled import ZERO, Scaled
 from .layer import Layer
+from .scaled_backward import RowwiseTape, Way
 
 if TYPE_CHECKING:
     from .._core import EmbeddingBackward, EmbeddingForward, LinearBackward
@@ -99,6 +101,8 @@ class Linear(Layer, kind="Linear"):
     ((5, 4, 3), [20.0, 20.0])
     """
 
+    _rowwise = True
+
     def __init__(
         self, input_size: int, output_size: int, bias: bool = True, *, dtype: Any = "float32", seed: Any = None
     ) -> None:
@@ -153,7 +157,7 @@ class Linear(Layer, kind="Linear"):
         return rows, (*as_array("x", x).shape[:-1], self.output_size)
 
 
-class LinearTape:
+class LinearTape(RowwiseTape):
     """What a forward of `Linear` keeps: ``output``, the input and the weight as it was."""
 
     def __init__(self, output: Array, rows: Array, weight: Array, bias: bool) -> None:
@@ -215,6 +219,8 @@ class Embedding(Layer, kind="Embedding"):
     >>> tape.backward(np.ones_like(tape.output)).parameters["weight"][:4, 0].tolist()
     [0.0, 1.0, 2.0, 0.0]
     """
+
+    _rowwise = True
 
     def __init__(self, count: int, size: int, *, dtype: Any = "float32", seed: Any = None) -> None:
         self.count = positive_int("count", count)
@@ -314,3 +320,6 @@ class EmbeddingTape:
         if not _core.embedding_backward(problem):
             raise ValueError(f"x must hold integers in [0, {self._count}), but was changed after the forward")
         return LayerGradients(None, {"weight": d_weight})
+
+    def _scaled_backward(self, layer: object, d: Scaled, way: Way) -> tuple[None, Scaled]:
+        return None, Scaled(d.values, np.full_like(d.exponent, ZERO))

@@ -12,6 +12,7 @@ from .._arguments import size as positive_int
 from .._memory import with_room
 from .layer import Composite, Layer
 from .linear import LayerGradients, Linear, affine, affine_backward, rows_of
+from .scaled_backward import RowwiseTape
 
 __all__ = ["MLP"]
 
@@ -46,6 +47,8 @@ class MLP(Composite, kind="MLP"):
     >>> grads.input.shape, grads.parameters["linear1.weight"].shape
     ((5, 4, 8), (32, 8))
     """
+
+    _rowwise = True
 
     def __init__(
         self, size: int, hidden_size: int, activation: str = "relu", *, dtype: Any = "float32", seed: Any = None
@@ -101,7 +104,7 @@ class MLP(Composite, kind="MLP"):
         return MLPTape(self.activation, output.reshape(as_array("x", x).shape), rows, weights, below, hidden)
 
 
-class MLPTape:
+class MLPTape(RowwiseTape):
     """What a forward of `MLP` keeps: ``output``, the input, the weights as they were, what lies between the maps."""
 
     def __init__(

@@ -9,12 +9,14 @@ from typing import Any
 from .._arguments import UNBOUNDED, Array, check_timesteps, flag, number, size
 from .._finite import raise_fault
 from .._memory import with_room
+from .._scaled import Scaled
 from ..backend.host import require_host
 from .arguments import Checks, time_major
 from .backward import Asked, Gradients, Loss, run_backward
 from .faults import forward_fault, incoming_fault
 from .gates import gate_values
 from .record import Record, State
+from .scaled_backward import ScaledPass
 
 
 class Tape:
@@ -93,6 +95,11 @@ class Tape:
         owner_of = kept.backend.owner
         owners = {id(owner): owner.nbytes for array in arrays if array is not None for owner in [owner_of(array)]}
         return sum(owners.values())
+
+    def _scaled_backward(self, layer: object, d: Scaled, way: Any) -> tuple[ScaledPass, Scaled]:
+        """See layers/scaled_backward.py."""
+        pass_ = ScaledPass(layer, self.record)
+        return pass_, pass_.run(pass_.halves(d), asks_input=True)
 
     @with_room
     def backward(
