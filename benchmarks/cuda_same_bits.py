@@ -1,9 +1,9 @@
-"""Layers on a GPU run again and again: the same bits every time. With ``--small``, what compute-sanitizer can look at.
+"""Run layers on a GPU repeatedly: the bits must be the same. ``--small`` has sizes that suit compute-sanitizer.
 
     python benchmarks/cuda_same_bits.py --runs 10
     compute-sanitizer --tool racecheck python benchmarks/cuda_same_bits.py --small --runs 1
 
-One line of JSON for each problem and type of numbers; the exit code is 1 where runs differ.
+It prints one line of JSON for each problem and number type; the exit code is 1 if runs differ.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from throughtime.cli.bench.cuda.problems import AddNorm, Problem, Recurrence
 TYPES = ("float32", "bfloat16", "float16")
 CELLS = ("LSTM", "GRU", "RNN")
 
-# A few steps of sizes around those at which another kernel is chosen: tiny and odd, a cluster's, the whole chip's.
+# A few steps of sizes that select each kernel: tiny and odd, one cluster, the whole chip.
 SMALL: tuple[Problem, ...] = (
     *(Recurrence(cell, 5, 3, 20) for cell in CELLS),
     *(Recurrence(cell, 4, 16, 256) for cell in CELLS),
@@ -40,7 +40,7 @@ LARGE: tuple[Problem, ...] = (
 
 
 def digest(answers: dict[str, torch.Tensor]) -> str:
-    """Of the bits of all tensors."""
+    """A hash of the bits of all tensors."""
     found = hashlib.sha256()
     for name, tensor in sorted(answers.items()):
         found.update(name.encode() + tensor.detach().contiguous().view(torch.uint8).cpu().numpy().tobytes())
@@ -48,13 +48,13 @@ def digest(answers: dict[str, torch.Tensor]) -> str:
 
 
 def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    """Looked at on the device: to hash every run on the host takes longer than the runs."""
+    """Compare on the device: hashing every run on the host takes longer than the runs."""
     bits = [[run[name].detach().contiguous().view(torch.uint8) for name in one] for run in (one, other)]
     return all(map(torch.equal, *bits))
 
 
 def repeat(problem: Problem, numbers: Numbers, device: Device, runs: int) -> dict[str, object]:
-    """As many runs, forward and backward, of one layer."""
+    """Run one layer forward and backward `runs` times."""
     numbers.apply()
     layer = maker(OURS, problem)(problem, numbers, device)
     first = layer.answers(sys.maxsize)
@@ -69,7 +69,7 @@ def main(device: Device, problems: tuple[Problem, ...], runs: int) -> int:
             line: dict[str, object] = {"problem": problem.name, "numbers": str(numbers), "runs": runs}
             try:
                 line |= repeat(problem, numbers, device, runs)
-            except Exception as error:  # the others go on
+            except Exception as error:  # continue with the other problems
                 line |= {"same": False, "failed": repr(error)}
             differing += not line["same"]
             print(json.dumps(line), flush=True)
@@ -83,6 +83,6 @@ if __name__ == "__main__":
     given = parser.parse_args()
     try:
         device = open_device()
-    except typer.Exit as refused:  # it has said why
+    except typer.Exit as refused:  # the reason is already printed
         sys.exit(refused.exit_code)
     sys.exit(main(device, SMALL if given.small else LARGE, given.runs))

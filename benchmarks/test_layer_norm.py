@@ -1,6 +1,6 @@
-"""Residual add and LayerNorm, both ways: ``python -m pytest benchmarks/test_layer_norm.py --benchmark-only -s``.
+"""Residual add and LayerNorm, and back: ``python -m pytest benchmarks/test_layer_norm.py --benchmark-only -s``.
 
-Prints the time relative to a copy of as many bytes by as many threads, and torch's relative to ours, taken in turn.
+Print the time relative to a copy of as many bytes by as many threads, and torch's relative to ours, interleaved.
 """
 
 import functools
@@ -45,7 +45,7 @@ class Problem:
         return torch.autograd.grad(self.graph, self.tensors, self.seeds, retain_graph=True)
 
     def copy(self):
-        """A part a thread."""
+        """One part per thread."""
         count = tt.get_num_threads()
         parts = zip(*(np.array_split(a.reshape(-1), count) for a in (self.target, self.source)), strict=True)
         threads = [threading.Thread(target=np.copyto, args=part) for part in parts]
@@ -58,7 +58,7 @@ class Problem:
         torch.from_numpy(self.target).copy_(torch.from_numpy(self.source))
 
     def check(self):
-        """Against float64, as far as 32-bit sums of so many numbers allow."""
+        """Compare with float64, within the rounding of 32-bit sums of this length."""
         wide = [tensor.detach().double().requires_grad_() for tensor in self.tensors]
         total = wide[0] + wide[1]
         normalised = torch.nn.functional.layer_norm(total, total.shape[-1:], *wide[2:])

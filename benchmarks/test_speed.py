@@ -14,7 +14,7 @@ CASES = [(name, cell) for name, problem in PROBLEMS.items() if not problem.lean 
 
 @pytest.mark.parametrize(("name", "cell"), CASES)
 def test_training_step(benchmark, name, cell):
-    """The backward alone where the loss is on the last step only."""
+    """Only the backward, if the loss is on the last step."""
     task = Task(PROBLEMS[name], cell)
     ours = Ours(task)
     ours.step()

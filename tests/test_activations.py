@@ -144,7 +144,7 @@ def test_lengths_reach_through_an_activation():
 
 
 def test_features_are_checked_across_an_activation():
-    with pytest.raises(ValueError, match=r"layers\[3\].*takes 7 features, but layers\[0\].*gives 5"):
+    with pytest.raises(ValueError, match=r"layers\[3\].*expects 7 features, but layers\[0\].*returns 5"):
         tt.Sequential(tt.Linear(3, 5), tt.ReLU(), tt.Tanh(), tt.Linear(7, 2))
 
 
