@@ -15,7 +15,6 @@ LONGER = {
     "cpp/cpu/forward.hpp",
     "python/throughtime/analysis/flow_figures.py",
     "python/throughtime/init.py",
-    "python/throughtime/layers/container.py",
 }
 
 

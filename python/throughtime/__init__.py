@@ -19,10 +19,12 @@ from .layers.activations import GELU, ReLU, Sigmoid, Tanh
 from .layers.add_layer_norm import add_layer_norm, add_layer_norm_backward
 from .layers.attention import SelfAttention
 from .layers.batch_norm import BatchNorm
-from .layers.container import LayerNorm, ResidualBlock, Sequential
 from .layers.layer import load
+from .layers.layer_norm import LayerNorm
 from .layers.linear import Embedding, Linear
 from .layers.mlp import MLP
+from .layers.residual import ResidualBlock
+from .layers.sequential import Sequential
 from .losses import cross_entropy, mse
 from .recurrent import GRU, LSTM, RNN, Gradients, Tape
 

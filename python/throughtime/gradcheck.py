@@ -9,8 +9,9 @@ import numpy as np
 
 from ._arguments import UNBOUNDED, Array, as_array, generator, is_layer_dtype, number, size
 from .backend.host import require_host
-from .layers.container import ResidualBlock, Sequential
 from .layers.layer import Layer
+from .layers.residual import ResidualBlock
+from .layers.sequential import Sequential
 from .recurrent import Recurrent
 
 __all__ = ["gradcheck"]

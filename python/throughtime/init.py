@@ -16,8 +16,8 @@ import numpy as np
 from ._arguments import Array, check_shapes, choice, float_dtype, generator, number, size
 from .backend.host import require_host
 from .layers.batch_norm import BatchNorm
-from .layers.container import LayerNorm
 from .layers.layer import Composite, Layer
+from .layers.layer_norm import LayerNorm
 from .recurrent import LSTM, Recurrent
 
 __all__ = [

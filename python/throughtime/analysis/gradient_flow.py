@@ -12,9 +12,9 @@ from .._memory import with_room
 from .._scaled import ZERO, Scaled, scaled
 from .._torch_modules import from_torch
 from ..backend.host import require_host
-from ..layers.container import Sequential, forward_for_flow
 from ..layers.layer import Layer
 from ..layers.scaled_backward import StackNorms, scaled_backward
+from ..layers.sequential import Sequential, forward_for_flow
 from ..recurrent import Recurrent
 from ..recurrent.record import Record
 from ..recurrent.scaled_backward import ScaledPass

@@ -96,6 +96,10 @@ class Tape:
         owners = {id(owner): owner.nbytes for array in arrays if array is not None for owner in [owner_of(array)]}
         return sum(owners.values())
 
+    def _fault(self) -> str | None:
+        """Where the forward stopped being finite, None where it did not."""
+        return forward_fault(self.record)
+
     def _scaled_backward(self, layer: object, d: Scaled, way: Any) -> tuple[ScaledPass, Scaled]:
         """See layers/scaled_backward.py."""
         pass_ = ScaledPass(layer, self.record)
