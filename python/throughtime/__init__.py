@@ -1,6 +1,6 @@
 """Fused backpropagation through time for RNN, GRU and LSTM, with the gradient at every timestep."""
 
-from . import convert, cuda, init, optim
+from . import _renamed, convert, cuda, init, optim
 from .analysis.flow_result import plot_flows
 from .analysis.gradient_flow import gradient_flow
 from .analysis.lyapunov import jacobian_singular_values, lyapunov_spectrum
@@ -19,14 +19,17 @@ from .layers.activations import GELU, ReLU, Sigmoid, Tanh
 from .layers.add_layer_norm import add_layer_norm, add_layer_norm_backward
 from .layers.attention import SelfAttention
 from .layers.batch_norm import BatchNorm
+from .layers.embedding import Embedding
 from .layers.layer import load
 from .layers.layer_norm import LayerNorm
-from .layers.linear import Embedding, Linear
+from .layers.linear import Linear
 from .layers.mlp import MLP
 from .layers.residual import ResidualBlock
 from .layers.sequential import Sequential
 from .losses import cross_entropy, mse
 from .recurrent import GRU, LSTM, RNN, Gradients, Tape
+
+_renamed.remember()
 
 __all__ = [
     "GELU",

@@ -9,7 +9,7 @@ import numpy as np
 from .. import _core
 from .._arguments import Array, as_array, check_dtype, float_array, is_layer_dtype
 from .layer import Layer
-from .linear import LayerGradients
+from .rows import LayerGradients
 from .scaled_backward import RowwiseTape
 
 __all__ = ["GELU", "ReLU", "Sigmoid", "Tanh"]

@@ -11,7 +11,7 @@ from .._arguments import UNBOUNDED, Array, as_array, check_dtype, flag, float_ar
 from .._arguments import size as positive_int
 from .._memory import with_room
 from .layer import Layer
-from .linear import LayerGradients, affine, affine_backward
+from .rows import LayerGradients, affine, affine_backward
 
 if TYPE_CHECKING:
     from .._core import AttentionGradients, AttentionProblem

@@ -14,8 +14,8 @@ from .._memory import with_room
 from .._saved import claim
 from .._scaled import Scaled
 from .add_layer_norm import check_eps
-from .linear import check_features
 from .norm import Norm, NormTape
+from .rows import check_features
 from .scaled_backward import Way, superposed
 from .stream import Pass, PendingSum, StreamGradient, streamed
 

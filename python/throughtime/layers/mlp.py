@@ -11,7 +11,8 @@ from .._arguments import Array, as_array, choice, float_array, float_dtype
 from .._arguments import size as positive_int
 from .._memory import with_room
 from .layer import Composite, Layer
-from .linear import LayerGradients, Linear, affine, affine_backward, rows_of
+from .linear import Linear
+from .rows import LayerGradients, affine, affine_backward, rows_of
 from .scaled_backward import RowwiseTape
 
 __all__ = ["MLP"]

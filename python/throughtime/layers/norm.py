@@ -6,7 +6,7 @@ from typing import Any
 
 from .._arguments import Array, float_array
 from .._scaled import Scaled
-from .linear import LayerGradients, check_features
+from .rows import LayerGradients, check_features
 from .stream import Pass, PendingSum, StreamGradient, StreamLayer, StreamTape
 
 

@@ -11,9 +11,10 @@ from .._scaled import Scaled, add, times
 from .add_layer_norm import check_eps
 from .batch_norm import BatchNorm
 from .container import Container, ContainerTape, leaves
+from .embedding import Embedding
 from .layer import Composite, Layer
 from .layer_norm import LayerNorm
-from .linear import Embedding, LayerGradients, check_features
+from .rows import LayerGradients, check_features
 from .scaled_backward import Way, scaled_backward
 from .stream import Pass, PendingSum, StreamGradient, back, broken_array, fault_of, output_fault, placed
 

@@ -10,7 +10,7 @@ from .._arguments import Array, float_dtype
 from .._scaled import Scaled, log10_norm
 from .container import Container, ContainerTape, leaves
 from .layer import Composite, Layer
-from .linear import LayerGradients
+from .rows import LayerGradients
 from .scaled_backward import StackNorms, Way, scaled_backward
 from .stream import Pass, PendingSum, StreamGradient, back, check_rows, fault_of, or_none, parameters_of, placed, taken
 

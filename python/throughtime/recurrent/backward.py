@@ -12,7 +12,7 @@ from .._arguments import TIMESTEPS, Array
 from .._finite import raise_fault
 from ..backend.host import require_host
 from ..layers import add_layer_norm as layer_norm
-from ..layers.linear import affine
+from ..layers.rows import affine
 from .architecture import EPS
 from .faults import overflow
 from .forward import upper_inputs
