@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ._arguments import Array
-from .backend.host import Backend, Host
+from .backend.host import Host
+from .backend.protocol import Backend
 
 _AT_ONCE = 2**20  # numbers that are looked at together
 

@@ -11,7 +11,7 @@ import numpy as np
 from . import _core
 from ._arguments import native_floats, number
 from ._ties import are_plain, by_memory, may_share
-from .backend.host import check_floats
+from .backend.choose import check_floats
 
 __all__ = ["clip_grad_norm"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ._arguments import UNBOUNDED, Array, as_array, generator, is_layer_dtype, number, size
-from .backend.host import require_host
+from .backend.choose import require_host
 from .layers.layer import Layer
 from .layers.residual import ResidualBlock
 from .layers.sequential import Sequential

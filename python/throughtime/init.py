@@ -14,7 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 
 from ._arguments import Array, check_shapes, choice, float_dtype, generator, number, size
-from .backend.host import require_host
+from .backend.choose import require_host
 from .layers.batch_norm import BatchNorm
 from .layers.layer import Composite, Layer
 from .layers.layer_norm import LayerNorm

@@ -11,7 +11,7 @@ from .._finite import last_of
 from .._memory import with_room
 from .._scaled import ZERO, Scaled, scaled
 from .._torch_modules import from_torch
-from ..backend.host import require_host
+from ..backend.choose import require_host
 from ..layers.layer import Layer
 from ..layers.scaled_backward import StackNorms, scaled_backward
 from ..layers.sequential import Sequential, forward_for_flow

@@ -10,7 +10,8 @@ import numpy as np
 from .._arguments import Array, contiguous, size
 from .._memory import with_room
 from .._torch_modules import from_torch
-from ..backend.host import Host, require_host
+from ..backend.choose import require_host
+from ..backend.host import Host
 from ..recurrent import Recurrent
 from ..recurrent.arguments import Checks, time_major
 from ..recurrent.backward import Asked, Loss, run_backward

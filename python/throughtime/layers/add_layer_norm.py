@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._arguments import Array, number
 from .._memory import with_room
-from ..backend.host import backend_holding
+from ..backend.choose import backend_holding
 
 if TYPE_CHECKING:
     from .._core import LayerNormBackward, LayerNormForward

@@ -15,7 +15,9 @@ import numpy as np
 from .._arguments import Array, check_shapes, file_path, float_dtype, generator, is_floating, plain
 from .._files import replacing
 from .._saved import SavedFile, claim, room_for
-from ..backend.host import Backend, Host, backend_of, require_host
+from ..backend.choose import backend_of, require_host
+from ..backend.host import Host
+from ..backend.protocol import Backend
 
 
 class _Held:

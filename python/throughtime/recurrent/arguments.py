@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._arguments import UNBOUNDED, Array, choice, flag, number, size
-from ..backend.host import Backend
+from ..backend.protocol import Backend
 from .architecture import Architecture, states_of
 
 _MOST_LAYERS = 10_000  # a slip, such as sizes in the wrong order, would keep the constructor busy for minutes

@@ -10,7 +10,7 @@ import numpy as np
 
 from .._arguments import TIMESTEPS, Array
 from .._finite import raise_fault
-from ..backend.host import require_host
+from ..backend.choose import require_host
 from ..layers import add_layer_norm as layer_norm
 from ..layers.rows import affine
 from .architecture import EPS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .._arguments import Array
 from .._memory import with_room
-from ..backend.host import Backend
+from ..backend.protocol import Backend
 from .architecture import Architecture
 from .arguments import Inputs
 from .record import Record

@@ -8,7 +8,8 @@ from typing import Any, Self
 
 from .._arguments import Array, choice, flag
 from .._memory import with_room
-from ..backend.host import Host, backend_of
+from ..backend.choose import backend_of
+from ..backend.host import Host
 from ..layers.layer import Layer
 from .architecture import CONSTANTS, Architecture
 from .arguments import Checks, check_memory, describe

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import _core
 from .._arguments import Array
-from ..backend.host import Backend
+from ..backend.protocol import Backend
 from .architecture import Architecture
 from .arguments import Inputs, time_major
 
@@ -178,7 +179,7 @@ class Record:
         """What the cell saved, (T, B, values, H)."""
         saved, (steps, batch) = self.saved[index], self.sizes
         assert saved is not None
-        by_sequence = saved if self.backend.sees_whole_rows(self.architecture.cell) else saved.swapaxes(1, 2)
+        by_sequence = saved if _core.sees_whole_rows(self.architecture.cell) else saved.swapaxes(1, 2)
         values = by_sequence.swapaxes(2, 3).reshape(steps, batch, saved.shape[3], -1)
         return values[..., : self.architecture.hidden_size]
 

@@ -10,7 +10,7 @@ from .._arguments import UNBOUNDED, Array, check_timesteps, flag, number, size
 from .._finite import raise_fault
 from .._memory import with_room
 from .._scaled import Scaled
-from ..backend.host import require_host
+from ..backend.choose import require_host
 from .arguments import Checks, time_major
 from .backward import Asked, Gradients, Loss, run_backward
 from .faults import forward_fault, incoming_fault
