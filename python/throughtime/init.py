@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from ._arguments import Array, check_shapes, choice, float_dtype, generator, number, size
 from .backend.choose import require_host
 from .layers.batch_norm import BatchNorm
-from .layers.layer import Composite, Layer
+from .layers.layer import Layer, check_parameters, owners
 from .layers.layer_norm import LayerNorm
 from .recurrent import LSTM, Recurrent
 
@@ -102,10 +102,10 @@ def apply(layer: L, recipe: str, *, max_steps: float | None = None, seed: Any = 
     choice("recipe", recipe, _RECIPES)
     steps = None if max_steps is None else number("max_steps", max_steps, 2, _LARGEST)
     rng = generator("seed", seed)
-    leaves = list(_leaves(layer))
+    leaves = list(owners(layer))
     for leaf in leaves:
         require_host("tt.init.apply", leaf.device)
-        leaf._check_parameters()
+        check_parameters(leaf)
     chosen = [leaf for leaf in leaves if _is_set(leaf, recipe)]
     if not chosen:
         what = {"chrono": "the gate biases of LSTM and GRU", "good": "recurrent layers"}.get(recipe, "matrices")
@@ -118,15 +118,6 @@ def apply(layer: L, recipe: str, *, max_steps: float | None = None, seed: Any = 
             if new is not None:
                 array[...] = new
     return layer
-
-
-def _leaves(layer: Layer) -> Iterator[Layer]:
-    """The innermost layers, which own the parameters."""
-    if isinstance(layer, Composite):
-        for inner in layer._inner.values():
-            yield from _leaves(inner)
-    else:
-        yield layer
 
 
 def _is_set(leaf: Layer, recipe: str) -> bool:

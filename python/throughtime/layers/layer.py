@@ -6,7 +6,7 @@ import copy
 import functools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, ClassVar, Self
 from weakref import WeakValueDictionary
 
@@ -276,6 +276,20 @@ class Composite(Layer):
                 raise ValueError(f"parameters[{name!r}] is not the inner layer's: write into it, do not replace it")
         for layer in self._inner.values():
             layer._check_parameters()
+
+
+def owners(layer: Layer) -> Iterator[Layer]:
+    """The innermost layers, which own the parameters."""
+    if isinstance(layer, Composite):
+        for inner in layer._inner.values():
+            yield from owners(inner)
+    else:
+        yield layer
+
+
+def check_parameters(layer: Layer) -> None:
+    """Raise unless `parameters` still holds what the constructor put there."""
+    layer._check_parameters()
 
 
 def _rebuild(entry: dict[str, Any]) -> Any:

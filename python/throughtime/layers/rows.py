@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _core
 from .._arguments import Array, as_array, check_dtype, contiguous
-from .layer import Layer
+from .layer import Layer, check_parameters
 
 if TYPE_CHECKING:
     from .._core import LinearBackward
@@ -56,7 +56,7 @@ def check_features(layer: Layer, x: Array) -> None:
 
 def rows_of(layer: Layer, x: Any) -> Array:
     """Check that `x` (..., I) fits the layer, and return it as a matrix (N, I)."""
-    layer._check_parameters()
+    check_parameters(layer)
     x = as_array("x", x)
     check_features(layer, x)
     rows: Array = x.reshape(-1, x.shape[-1])

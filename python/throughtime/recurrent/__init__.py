@@ -1,4 +1,8 @@
-"""RNN, GRU and LSTM."""
+"""RNN, GRU and LSTM.
+
+`architecture` describes a stack of layers, `arguments` checks what callers pass, `forward` leaves a `record` of what it
+computed, and `backward` starts from that. `tape` and `layers` are what users hold.
+"""
 
 from .backward import Gradients
 from .layers import GRU, LSTM, RNN, Recurrent

@@ -11,6 +11,7 @@ from .._finite import raise_fault
 from .._memory import with_room
 from .._scaled import Scaled
 from ..backend.choose import require_host
+from ..layers.scaled_backward import Way
 from .arguments import Checks, time_major
 from .backward import Asked, Gradients, Loss, run_backward
 from .faults import forward_fault, incoming_fault
@@ -100,7 +101,7 @@ class Tape:
         """Where the forward stopped being finite, None where it did not."""
         return forward_fault(self.record)
 
-    def _scaled_backward(self, layer: object, d: Scaled, way: Any) -> tuple[ScaledPass, Scaled]:
+    def _scaled_backward(self, layer: object, d: Scaled, way: Way) -> tuple[ScaledPass, Scaled]:
         """See layers/scaled_backward.py."""
         pass_ = ScaledPass(layer, self.record)
         return pass_, pass_.run(pass_.halves(d), asks_input=True)
