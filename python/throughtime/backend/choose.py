@@ -9,7 +9,6 @@ import numpy as np
 from .. import _arguments
 from ..cuda.array import DeviceArray
 from ..cuda.extension import extension
-from .cuda import Cuda
 from .host import Host
 from .protocol import Backend
 
@@ -66,5 +65,7 @@ def backend_of(device: Any) -> Backend:
         return Host
     if device != "cuda":
         raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}")
+    from .cuda import Cuda  # here, for most programs never need it
+
     extension()
     return Cuda

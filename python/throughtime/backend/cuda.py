@@ -128,7 +128,7 @@ class Cuda:
             view = view.base
         return view
 
-    # What comes in
+    # Arguments
 
     @staticmethod
     def as_array(name: str, value: Any) -> Any:

@@ -42,7 +42,7 @@ class Host:
 
     @staticmethod
     def saved_shape(cell: str, dtype: Any, batch: int, units: int) -> tuple[int, ...]:
-        """Of what the backward needs of one step."""
+        """The shape of the values that a cell saves of one step."""
         whole_rows, vectors, *rest = _saved_layout(cell, dtype == np.float64, units)
         return (batch, vectors, *rest) if whole_rows else (vectors, batch, *rest)
 
@@ -93,7 +93,7 @@ class Host:
             array = array.base
         return array
 
-    # What comes in
+    # Arguments
 
     as_array = staticmethod(_arguments.as_array)
     check_dtype = staticmethod(_arguments.check_dtype)
@@ -124,12 +124,12 @@ class Host:
 
     @staticmethod
     def float_like(dtype: np.dtype[Any]) -> np.dtype[Any]:
-        """`dtype` where kernels take it, else one that they take."""
+        """`dtype` itself if there are kernels for it, else one that has kernels."""
         return np.dtype(np.float64 if dtype == np.float64 else np.float32)
 
     @staticmethod
     def sum_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-        """In what numbers of `dtype` are summed."""
+        """The dtype in which numbers of `dtype` are summed."""
         return dtype
 
     @staticmethod

@@ -14,10 +14,9 @@ if TYPE_CHECKING:
 
 
 class Backend(Protocol):
-    """What tapes and layers ask of the place where their arrays are: `Host` or `Cuda`, classes without instances.
+    """The interface of `Host` and `Cuda`, which are classes without instances.
 
-    Views, and writing into them, are the arrays' own, as NumPy has them. Annotations say NumPy arrays and dtypes for
-    both.
+    Arrays of both support views and assignment as NumPy's do. Annotations say NumPy arrays and dtypes for both.
     """
 
     @property
@@ -35,7 +34,7 @@ class Backend(Protocol):
     def layer_norm_backward(self, problem: LayerNormBackward) -> None: ...
 
     def saved_shape(self, cell: str, dtype: Any, batch: int, units: int) -> tuple[int, ...]:
-        """Of what the backward needs of one step."""
+        """The shape of the values that a cell saves of one step."""
 
     # New arrays
 
@@ -46,7 +45,7 @@ class Backend(Protocol):
     def stack(self, arrays: Sequence[Array], /) -> Array: ...
 
     def dropped(self, array: Array, mask: Array, probability: float, /) -> Array:
-        """Dropout, and its own gradient: zero where the mask is true, the others scaled by 1 / (1 - p)."""
+        """Dropout, or its gradient: zero where the mask is true, other values scaled by 1 / (1 - p)."""
 
     def scaled(self, array: Array, factor: float, /) -> Array:
         """`factor` times the array."""
@@ -57,18 +56,18 @@ class Backend(Protocol):
     # Arrays as they are
 
     def contiguous(self, array: Array) -> Array:
-        """`array` itself where it is in C order and aligned, else a copy."""
+        """`array` itself if it is in C order and aligned, else a copy."""
 
     def features_together(self, array: Array) -> Array:
-        """`array` itself where its last axis is contiguous and its strides are whole elements, else a copy."""
+        """`array` itself if its last axis is contiguous and its strides are whole elements, else a copy."""
 
     def finite(self, array: Array, /) -> Array:
-        """Of every entry of the first axis, whether all its numbers are finite; on the host."""
+        """Whether all numbers are finite, for each entry of the first axis; on the host."""
 
     def owner(self, array: Array) -> Array:
-        """The array whose memory this one shows."""
+        """The array that owns the memory of this view."""
 
-    # What comes in
+    # Arguments
 
     def as_array(self, name: str, value: Any) -> Array: ...
 
@@ -83,7 +82,7 @@ class Backend(Protocol):
     def check_parameters(
         self, parameters: Mapping[str, Any], dtype: Any, shapes: Mapping[str, tuple[int, ...]]
     ) -> None:
-        """Raise unless each is an array such as the layer made."""
+        """Raise unless each is an array of this dtype and shape, contiguous, on this device."""
 
     # Between here and the host
 
@@ -91,13 +90,13 @@ class Backend(Protocol):
         """The dtype of a layer here."""
 
     def float_like(self, dtype: Any) -> Any:
-        """`dtype` where kernels take it, else one that they take."""
+        """`dtype` itself if there are kernels for it, else one that has kernels."""
 
     def sum_dtype(self, dtype: Any) -> Any:
-        """In what numbers of `dtype` are summed."""
+        """The dtype in which numbers of `dtype` are summed."""
 
     def placed(self, array: Array, dtype: Any, /) -> Array:
-        """An array of the host, here."""
+        """A copy of a NumPy array on this device."""
 
     def on_host(self, name: str, value: Any) -> Array:
-        """Any array that this backend reads, as NumPy's."""
+        """Any array that this backend reads, as a NumPy array."""

@@ -1,4 +1,4 @@
-"""Layers that consist of others: what blocks and stacks have in common."""
+"""The base class of layers that consist of others: blocks and stacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What LayerNorm and BatchNorm have in common: the place in a stream that a residual block gives them."""
+"""The base class of LayerNorm and BatchNorm: normalisation of a pending sum, as residual blocks use it."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from .stream import Pass, PendingSum, StreamGradient, StreamLayer, StreamTape
 
 
 class Norm(StreamLayer):
-    """Base class of the norms. What a forward saves for its backward is an object of the norm's own."""
+    """Base class of the norms. Each saves an object of its own class for the backward."""
 
     eps: float
 
     def _normalise_stream(self, stream: PendingSum, run: Pass, *, keep_sum: bool) -> tuple[Array, Any]:
-        """The output, and the values saved, None if nothing is. After a LayerNorm the sum may be lost."""
+        """The output, and the saved values; None if nothing is saved. After a LayerNorm the sum may be lost."""
         raise NotImplementedError
 
     @staticmethod
     def _stream_backward(d_sum: Array | None, d: Array, saved: Any) -> tuple[StreamGradient, dict[str, Array]]:
-        """The gradient of the sum and its branch, of those of the sum and the output; and those of parameters."""
+        """The gradients of the sum and its branch, and of the parameters, from those of the sum and the output."""
         raise NotImplementedError
 
     @staticmethod
     def _scaled_stream_backward(d: Scaled, saved: Any) -> Scaled:
-        """The gradient of the sum, of one of the output with a power of two beside every row."""
+        """The gradient of the sum, from one of the output with an exponent for every row."""
         raise NotImplementedError
 
     def _tape(self, output: Array, saved: Any) -> NormTape:

@@ -1,6 +1,6 @@
-"""The way back through layers with a power of two beside every row of the gradient, as `gradient_flow` takes it.
+"""The backward pass of `gradient_flow`: every row of a gradient has an exponent of its own.
 
-A tape may have ``_scaled_backward(layer, d, way)``, which returns what it finds inside (None where there is nothing)
+A tape may have a method ``_scaled_backward(layer, d, way)``, which returns the norms found inside the layer, or None,
 and the gradient of the input. For any other tape `superposed` calls ``backward``.
 """
 
@@ -14,27 +14,27 @@ import numpy as np
 from .._arguments import Array
 from .._scaled import ZERO, Scaled, add, scaled
 
-_BAND = 40  # bits that exponents may differ by where a layer mixes rows: 100 with the rows' own, and float32 has 126
+_BAND = 40  # bits by which exponents of mixed rows may differ: 100 with the rows' own range; float32 has 126
 
 
 class Way(NamedTuple):
-    """What all layers on one way back have in common."""
+    """The settings that all layers of one backward pass share."""
 
-    time_axis: int | None  # of their arrays; None: rows without time
-    fault: str | None  # where the forward stopped being finite
+    time_axis: int | None  # of their arrays; None if rows have no time
+    fault: str | None  # the place at which the forward stopped being finite
 
 
 class StackNorms(NamedTuple):
-    """What is found in layers one after the other."""
+    """The norms found in a stack of layers."""
 
     layers: Sequence[Any]
-    norms: list[Array]  # log10 of the norms of what enters each layer, then of the output
-    inner: list[Any]  # what is found in each layer
+    norms: list[Array]  # log10 of the gradient norms of each layer's input, then of the output
+    inner: list[Any]  # the norms found inside each layer, or None
     fault: str | None
 
 
 def scaled_backward(layer: Any, tape: Any, d: Scaled, way: Way) -> tuple[Any, Scaled]:
-    """What is found in a layer, None where there is nothing, and the gradient of its input."""
+    """The norms found inside a layer, or None, and the gradient of its input."""
     own = getattr(tape, "_scaled_backward", None)
     if own is None:
         return None, superposed(lambda part: tape.backward(part).input, d, axis=way.time_axis)
@@ -43,7 +43,9 @@ def scaled_backward(layer: Any, tape: Any, d: Scaled, way: Way) -> tuple[Any, Sc
 
 
 def superposed(backward: Callable[[Array], Array], d: Scaled, axis: int | None) -> Scaled:
-    """A layer that mixes rows along an axis, or all: similar ones at a time, for it is linear in the gradient."""
+    """The gradient of a layer that mixes rows along an axis (None: all). It is linear, so rows of similar exponents are
+    backpropagated together, and the results added.
+    """
     rest = d.exponent.astype(np.int64)
     below: Scaled | None = None
     while below is None or (rest != ZERO).any():
@@ -57,7 +59,7 @@ def superposed(backward: Callable[[Array], Array], d: Scaled, axis: int | None) 
 
 
 class RowwiseTape:
-    """What tapes of layers share in which each row of the input's gradient follows from that row alone."""
+    """Base class of tapes in which each row of the input's gradient depends only on the same row of the output's."""
 
     output: Array
     backward: Callable[..., Any]

@@ -177,7 +177,10 @@ def _checks_itself(tape: Any) -> bool:
 def forward_for_flow(
     stack: Sequential, x: Any, lengths: Any, state: Any, memory: str | int
 ) -> tuple[SequentialTape, Array | None, Way]:
-    """A tape without dropout, in which BatchNorm takes the statistics of x, where x is no padding, and the way back."""
+    """A forward without dropout, in which BatchNorm uses the statistics of x.
+
+    Returns the tape, the mask of the steps that are not padding, and the settings of the backward.
+    """
     takes_memory = any(taken(leaf.forward, {"memory": memory}) for leaf in stack._leaves())
     own_memory = memory if takes_memory or memory != "full" else None
     options = {**stack._handed_on(memory=own_memory), "training": False}

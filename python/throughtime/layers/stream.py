@@ -1,7 +1,7 @@
-"""What flows between the layers of a stack, forward and back, and how each layer takes it on.
+"""The values and gradients that pass between the layers of a stack.
 
-An addition and the LayerNorm after it are one kernel, also where they are in two layers: the sum waits until a layer
-reads it.
+An addition and the following LayerNorm are one kernel, even if they belong to two layers: a sum stays pending until a
+layer reads it.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ class StreamGradient(NamedTuple):
 
 
 class StreamLayer(Layer):
-    """A layer that takes the stream itself, where its `forward` is the one that it has here."""
+    """A layer that may take a pending sum instead of an array."""
 
     def _advance(self, stream: PendingSum, run: Pass) -> tuple[PendingSum, Any]:
-        """The output, and the tape, None if nothing is saved."""
+        """The output, and the tape; None if nothing is saved."""
         raise NotImplementedError
 
     def _has_state(self) -> bool:
@@ -72,7 +72,7 @@ class StreamLayer(Layer):
 
 
 class StreamTape:
-    """One forward pass of such a layer."""
+    """One forward pass of a layer that may return the gradient of a branch."""
 
     def _retreat(self, flow: StreamGradient, options: dict[str, Any]) -> tuple[Any, StreamGradient]:
         """The layer's gradients, and the gradient of its input."""
@@ -80,14 +80,14 @@ class StreamTape:
 
 
 def streamed(forward: F) -> F:
-    """Mark a ``forward`` that a stack may replace by `StreamLayer._advance`; a user's override has no mark."""
+    """Mark a ``forward`` that a stack may replace by `StreamLayer._advance`. The override of a user has no mark."""
     forward.__dict__["streamed"] = True
     return forward
 
 
 def streams(layer: Any) -> bool:
-    """Whether a layer takes the stream itself."""
-    return isinstance(layer, StreamLayer) and "streamed" in vars(type(layer).forward)  # type: ignore[attr-defined]
+    """Whether a stack may call `_advance` of a layer in place of its ``forward``."""
+    return isinstance(layer, StreamLayer) and hasattr(type(layer).forward, "streamed")  # type: ignore[attr-defined]
 
 
 class Pass:

@@ -1,4 +1,4 @@
-"""What a stack of recurrent layers is, apart from its parameters."""
+"""The description of a stack of recurrent layers, without its parameters."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ CONSTANTS: dict[str, float] = {"weight_ln_ih": 1, "weight_ln_hh": 1, "weight_ln_
 
 @dataclass(frozen=True)
 class Architecture:
-    """A stack of recurrent layers without its parameters: what forward, backward and analyses know of it.
+    """A stack of recurrent layers without its parameters. Forward, backward and analyses read nothing else of a layer.
 
     An index below is that of a layer and direction in the order of ``h_n``: layers outside, directions inside.
 
     Attributes
     ----------
     name : str
-        Of the layer's class, for messages.
+        The class of the layer, for error messages.
     cell : str
-        As the kernels call it.
+        The name of the kernel.
     input_size, hidden_size, num_layers, bias, batch_first, dropout, zoneout, weight_dropout
         As for :class:`throughtime.LSTM`.
     proj_size : int
-        Features of h, if it is projected; else 0.
+        Features of a projected h; 0 without projection.
     num_directions : int
     reverse : bool
         Whether the only direction runs from the last timestep to the first.

@@ -1,4 +1,4 @@
-"""Checks of what callers of recurrent layers pass, to a constructor, a forward or a backward."""
+"""Checks of the arguments of recurrent layers: of constructors, of forward and of backward."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Options = Mapping[str, Any]
 
 
 def describe(kind: str, options: Options, name: str | None = None) -> tuple[dict[str, Any], Architecture]:
-    """The options of a constructor, checked and as plain values, and what they describe.
+    """Check the options of a constructor: returns them as plain Python values, and the architecture.
 
-    `kind` is ``"RNN"``, ``"GRU"`` or ``"LSTM"``, `name` what messages call the layer.
+    `kind` is ``"RNN"``, ``"GRU"`` or ``"LSTM"``; `name` stands for the layer in error messages.
     """
     name = kind if name is None else name
     cell, checked = _CELLS[kind](options)
@@ -50,7 +50,7 @@ def describe(kind: str, options: Options, name: str | None = None) -> tuple[dict
 
 
 def _rnn(options: Options) -> tuple[str, dict[str, Any]]:
-    """The cell that options choose, and those of them that others do not have, checked."""
+    """The cell that the options select, and the checked options that only this kind of layer has."""
     nonlinearity = choice("nonlinearity", options["nonlinearity"], ("tanh", "relu"))
     return f"rnn_{nonlinearity}" + ("_kept" if options["zoneout"] else ""), {"nonlinearity": nonlinearity}
 
@@ -99,7 +99,7 @@ def check_memory(memory: Any) -> str | int:
 
 @dataclass(slots=True)
 class Inputs:
-    """What a forward is given, as kernels take it."""
+    """The arguments of a forward, as the kernels take them."""
 
     x: Array  # (T, B, I)
     batched: bool  # whether the caller's arrays have a batch axis
@@ -109,7 +109,7 @@ class Inputs:
 
 
 class Checks(NamedTuple):
-    """Checks of arrays that belong to a layer on a backend."""
+    """Checks of the arrays that are passed to a layer on a backend."""
 
     architecture: Architecture
     backend: Backend

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Gradients:
-    """What :meth:`Tape.backward` returns.
+    """The gradients that :meth:`Tape.backward` returns.
 
     Attributes
     ----------
@@ -66,7 +66,7 @@ class Gradients:
 
 @dataclass(slots=True)
 class Loss:
-    """The gradients that come in, as kernels take them; None: zeros."""
+    """The incoming gradients, as the kernels take them; None for zeros."""
 
     d_output: Array | None = None  # (T, B, D*H)
     d_final_state: Sequence[Array | None] | None = None  # of each state, (L*D, B, width)
@@ -75,7 +75,7 @@ class Loss:
 
 @dataclass(slots=True)
 class Asked:
-    """What a backward is to find, and how."""
+    """The gradients that a backward shall compute, and its options."""
 
     timesteps: Set[str] = frozenset()
     input: bool = True
@@ -87,7 +87,7 @@ class Asked:
 
 
 def run_backward(record: Record, loss: Loss, asked: Asked) -> Gradients:
-    """Backpropagate the gradients that come in through the forward that left this record."""
+    """Backpropagate the incoming gradients through the forward that made this record."""
     return _Backward(record, loss, asked).run()
 
 
@@ -102,7 +102,7 @@ class _Backward:
         shapes = described.parameter_shapes
         self.parameters = {name: new(shapes[name], dtype) for name in self._wanted_parameters()}
         self.lowest = self._lowest_layer()
-        # Where B is 0 no kernel runs: an empty gradient is the answer.
+        # With B = 0 no kernel runs, and these gradients are empty.
         self.initial = [empty((described.count, batch, width), dtype) for width in described.widths]
         per_step = (described.count, steps, batch)
         self.states: dict[str, Array] = {
@@ -156,7 +156,7 @@ class _Backward:
         return [name for group in groups if not wanted.isdisjoint(group) for name in group]
 
     def _lowest_layer(self) -> int:
-        """The number of the layer below which nothing is wanted."""
+        """The lowest layer that has a wanted gradient."""
         asked, described = self.asked, self.record.architecture
         if asked.input or asked.initial_state or asked.timesteps or asked.check_finite:
             return 0
@@ -164,7 +164,7 @@ class _Backward:
         return wanted.index(True) // described.num_directions if True in wanted else described.num_layers
 
     def _drop_weights(self) -> None:
-        """What reached a dropped-out weight_hh reaches the parameter through its mask."""
+        """Turn the gradients of dropped-out weights into those of the parameters."""
         record, probability = self.record, self.record.architecture.weight_dropout
         for name in self.parameters.keys() & record.masks.keys():
             self.parameters[name] = record.backend.dropped(self.parameters[name], record.masks[name], probability)
@@ -172,7 +172,7 @@ class _Backward:
                 self.norms[name] /= 1 - probability
 
     def _layer(self, layer: int, x: Array, d_output: Array | None) -> Array | None:
-        """Both directions of one layer; returns the gradient of its input, where something wants it."""
+        """Both directions of one layer. Returns the gradient of its input, or None if it is not needed."""
         record, described = self.record, self.record.architecture
         directions, units = described.num_directions, described.width
         d_input = None
@@ -198,7 +198,7 @@ class _Backward:
         return d_input
 
     def _gradients(self, index: int) -> RecurrentGradients:
-        """What the kernel is given, and what it fills, for one layer and direction."""
+        """The gradients that the kernel reads and fills, for one layer and direction."""
         described, loss, asked, own = self.record.architecture, self.loss, self.asked, self.parameters
         found: RecurrentGradients = {
             "d_initial_state": {name: array[index] for name, array in zip(described.states, self.initial, strict=True)},
@@ -209,7 +209,7 @@ class _Backward:
         names = described.own_parameters[index]
         if own and names["weight_hh"] in own:
             found["d_parameters"] = {name: own[full] for name, full in names.items()}
-            if self.norms is not None:  # the kernel fills those of biases also where there are none
+            if self.norms is not None:  # the kernel fills the norms of biases even if the layer has none
                 unread = self.record.backend.zeros((self.record.sizes[0],), np.float64)
                 all_names = {"bias_ih": "", "bias_hh": "", **names}
                 found["norms"] = {name: self.norms.get(full, unread) for name, full in all_names.items()}
@@ -229,7 +229,7 @@ class _Backward:
         return found
 
     def _fill_products(self, index: int, x: Array) -> None:
-        """From the gradient of LN(W_ih x) + b_ih that of W_ih x, which is computed again."""
+        """Compute the gradient of W_ih x from that of LN(W_ih x) + b_ih; W_ih x is recomputed."""
         assert self.gates is not None
         assert self.products is not None
         record = self.record

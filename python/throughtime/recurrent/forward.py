@@ -21,7 +21,7 @@ def run_forward(
     memory: str | int | None,
     last: bool = False,
 ) -> Record:
-    """The record of one forward; `last`: its output is that of each direction's last step alone."""
+    """Run all layers over all timesteps. With `last`, the output is only that of the last step of each direction."""
     record = Record.of(architecture, backend, inputs, parameters, masks, memory)
     record.states = record.new_states(record.every, inputs.state)
     record.saved = record.new_saved()
@@ -40,7 +40,7 @@ def run_forward(
 
 
 def upper_inputs(record: Record) -> list[Array]:
-    """The input of every layer; those that were not kept are computed again."""
+    """The input of every layer; those that were not stored are recomputed."""
     count = record.architecture.num_layers
     if len(record.inputs) == count:
         return list(record.inputs)
@@ -52,7 +52,7 @@ def upper_inputs(record: Record) -> list[Array]:
 def _run_layers(
     record: Record, x: Array, count: int, states: list[Array], every: int, *, last: bool = False
 ) -> list[Array]:
-    """The lowest `count` layers: the input of each, and the output of the last."""
+    """Run the lowest `count` layers. Returns the input of each, and the output of the last."""
     inputs = [x]
     for layer in range(count):
         inputs.append(_run_layer(record, layer, inputs[-1], states, every, last=last))
@@ -62,10 +62,10 @@ def _run_layers(
 
 
 def _run_layer(record: Record, layer: int, x: Array, states: list[Array], every: int, *, last: bool) -> Array:
-    """One layer, both directions; its output, with dropout as the layer above reads it."""
+    """Run both directions of one layer. Returns the output that the layer above reads, after dropout."""
     described, backend, directions = record.architecture, record.backend, record.architecture.num_directions
     units, is_top = described.width, layer == described.num_layers - 1
-    # Below the top, one direction's states are the next layer's input as they stand: nothing reads the padding.
+    # Below the top layer, the states of a single direction serve as the next layer's input: nothing reads padding.
     output: Array | None = None
     if is_top and not last:
         output = record.new_layout(described.output_size)

@@ -11,7 +11,7 @@ from .record import Record
 
 
 def gate_values(record: Record) -> Array:
-    """Every gate, (L*D, T, B, G*H), zero beyond a length, from what cells saved."""
+    """Every gate, (L*D, T, B, G*H), from the values that the cells saved; zero in the padding."""
     described = record.architecture
     gates = np.empty((described.count, *record.sizes, described.gate_rows), record.dtype)
     for index, own in enumerate(gates):
@@ -28,9 +28,9 @@ def gate_values(record: Record) -> Array:
     return gates
 
 
-@np.errstate(all="ignore")  # what was saved of the padding may be anything
+@np.errstate(all="ignore")  # saved values of the padding may be anything
 def _normalised(record: Record, index: int) -> Array:
-    """The gates (T, B, 4H) of a layer-normalised LSTM, again, from both products, which the cell saves."""
+    """Recompute the gates (T, B, 4H) of a layer-normalised LSTM from both products, which the cell saves."""
     described = record.architecture
     own = {name: record.parameters[full] for name, full in described.own_parameters[index].items()}
     shape, gates = (*record.sizes, described.gate_rows), described.gates

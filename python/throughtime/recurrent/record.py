@@ -1,4 +1,4 @@
-"""What a forward leaves for its backward, and where in it what lies."""
+"""The record of a forward pass: the arrays that its backward reads, and their layout."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ State = Array | tuple[Array, ...]
 
 @dataclass(slots=True)
 class Record:
-    """One forward: its settings, and the arrays that it leaves. An index is that of a layer and direction.
+    """The settings and the arrays of one forward pass. An index is that of a layer and direction.
 
     Attributes
     ----------
@@ -32,19 +32,19 @@ class Record:
     batched : bool
         Whether the caller's arrays have a batch axis.
     memory : str, int or None
-        As ``layer.forward`` takes it; None for an inference, which leaves no more than its results.
+        As ``layer.forward`` takes it; None for inference, which keeps only its results.
     every : int
-        Steps from one kept state to the next; 0 where all are kept. See cpp/cpu/history.hpp.
+        Steps from one stored state to the next; 0 if every state is stored. See cpp/cpu/history.hpp.
     parameters : dict of str to array
-        As they were, weight dropout applied.
+        Copies, with weight dropout applied.
     masks : dict of str to array
         Batched.
     states : list of (L*D, T + 2, B, width) arrays
-        Of each state of the cell; with `every`, the kept rows alone.
+        One array for each state of the cell. If `every` is not 0, it has only the stored states.
     saved : list of array or None
-        By index: what the cell saves for its backward, with ``memory="full"``.
+        By index, the values that the cell saves for its backward; None unless ``memory="full"``.
     inputs : list of (T, B, F) arrays
-        Of every layer; the lowest alone where the others are computed again; none for an inference.
+        The input of every layer. Only the first one if the others are recomputed; none for inference.
     output : array, optional
         In the caller's layout.
     final_state : list of (L*D, B, width) arrays
@@ -77,7 +77,7 @@ class Record:
         masks: dict[str, Array],
         memory: str | int | None,
     ) -> Record:
-        """A record without the arrays of the forward."""
+        """A record before its forward."""
         if architecture.weight_dropout and masks:
             probability, dropped = architecture.weight_dropout, parameters.keys() & masks.keys()
             parameters = {
@@ -102,7 +102,7 @@ class Record:
         )
 
     def restore(self, x: Array, kept: Iterable[Array]) -> None:
-        """Take over the arrays that :meth:`kept` of another record gave, for the backward alone."""
+        """Set the arrays that :meth:`kept` of another record returned, for a backward without its forward."""
         described, rest = self.architecture, iter(kept)
         self.states = [next(rest) for _ in described.states]
         self.saved = [next(rest) if self.memory == "full" else None for _ in range(described.count)]
@@ -111,21 +111,21 @@ class Record:
             self.inputs.append(self.states[0][layer - 1, 1:-1] if self.reads_states(layer) else next(rest))
 
     def kept(self) -> list[Array]:
-        """The arrays that the backward reads beside x, parameters and masks, as `kept_shapes` lists them."""
+        """The arrays that the backward reads in addition to x, parameters and masks, in the order of `kept_shapes`."""
         own = [array for layer, array in enumerate(self.inputs) if layer and not self.reads_states(layer)]
         for array in self.states if not self.every else ():
-            for index in range(len(array)):  # the row that nothing writes: what is kept follows from the call alone
+            for index in range(len(array)):  # no kernel writes this row; results must depend on the arguments alone
                 array[index, self.sizes[0] + 1 - self.initial_row(index)] = 0
         return [*self.states, *(array for array in self.saved if array is not None), *own]
 
     def reads_states(self, layer: int) -> bool:
-        """Whether the input of this layer, not the first, is the states of the layer below as they stand."""
+        """Whether this layer, not the first, reads the states of the layer below as its input, without a copy."""
         return self.architecture.num_directions == 1 and not self.every and f"dropout_l{layer - 1}" not in self.masks
 
     # The kernels' problem
 
     def problem(self, index: int, x: Array, states: list[Array], every: int) -> RecurrentProblem:
-        """What the kernels are told of one layer and direction, with these kept states."""
+        """The kernels' problem for one layer and direction, with these stored states."""
         described, parameters = self.architecture, self.parameters
         return {
             "parameters": {name: parameters[full] for name, full in described.own_parameters[index].items()},
@@ -147,12 +147,12 @@ class Record:
         }
 
     def initial_row(self, index: int, every: int | None = None) -> int:
-        """Where among the kept states the initial one is."""
+        """The row of the initial state among the stored ones."""
         kept = self.every if every is None else every
         return self.sizes[0] + 1 if not kept and self.architecture.goes_back[index] else 0
 
     def new_states(self, every: int, initial: Sequence[Array | None]) -> list[Array]:
-        """Room for the kept states, with the initial ones in their place."""
+        """New arrays for the stored states, with the initial ones filled in."""
         described = self.architecture
         shapes = state_shapes(described, *self.sizes, every)
         states = [self.backend.empty(shape, self.dtype) for shape in shapes]
@@ -162,7 +162,7 @@ class Record:
         return states
 
     def new_saved(self) -> list[Array | None]:
-        """Room for what the cells save."""
+        """New arrays for the values that the cells save."""
         described = self.architecture
         if self.memory != "full":
             return [None] * described.count
@@ -170,13 +170,13 @@ class Record:
         return [self.backend.empty(shape, self.dtype) for _ in range(described.count)]
 
     def saved_values(self, index: int) -> int:
-        """How many values the cell saved of each unit and step."""
+        """The number of values that the cell saved per unit and step."""
         saved = self.saved[index]
         assert saved is not None
         return int(saved.shape[3])
 
     def saved_units(self, index: int) -> Array:
-        """What the cell saved, (T, B, values, H)."""
+        """The values that the cell saved, (T, B, values, H)."""
         saved, (steps, batch) = self.saved[index], self.sizes
         assert saved is not None
         by_sequence = saved if _core.sees_whole_rows(self.architecture.cell) else saved.swapaxes(1, 2)
@@ -184,7 +184,7 @@ class Record:
         return values[..., : self.architecture.hidden_size]
 
     def valid(self) -> Array | None:
-        """Where there is no padding, (T, B), on the host; None where there are no lengths."""
+        """Mask of the steps that are not padding, (T, B), on the host; None without lengths."""
         if self.lengths is None:
             return None
         valid: Array = np.arange(self.sizes[0])[:, None] < self.backend.on_host("lengths", self.lengths)
@@ -198,7 +198,7 @@ class Record:
     # The caller's layout
 
     def unbatch(self, array: Array, axis: int) -> Array:
-        """Without the batch axis where the caller has none."""
+        """The array without its batch axis if the caller's arrays have none."""
         return array if self.batched else array.squeeze(axis)
 
     def user_layout(self, array: Array) -> Array:
@@ -222,7 +222,7 @@ class Record:
 def kept_shapes(
     architecture: Architecture, backend: Backend, dtype: Any, sizes: tuple[int, int], masks: Iterable[str], memory: Any
 ) -> list[tuple[int, ...]]:
-    """The shapes of what :meth:`Record.kept` gives, in its order: states, saved values, inputs of the upper layers."""
+    """The shapes of the arrays of :meth:`Record.kept`: states, saved values, inputs of the upper layers."""
     every = steps_between(memory, sizes[0])
     shapes = state_shapes(architecture, *sizes, every)
     if memory == "full":
@@ -234,18 +234,18 @@ def kept_shapes(
 
 
 def state_shapes(architecture: Architecture, steps: int, batch: int, every: int) -> list[tuple[int, ...]]:
-    """Of each kind of state: rows of all layers and directions, kept so many steps apart; 0 for every step."""
+    """The shapes of the stored states, `every` steps apart (0: all of them), one array for each state of the cell."""
     rows = (steps - 1) // every + 2 if every else steps + 2
     return [(architecture.count, rows, batch, width) for width in architecture.widths]
 
 
 def saved_shape(architecture: Architecture, backend: Backend, dtype: Any, steps: int, batch: int) -> tuple[int, ...]:
-    """Of what the cell of one layer and direction saves."""
+    """The shape of the values that the cell of one layer and direction saves."""
     return (steps, *backend.saved_shape(architecture.cell, dtype, batch, architecture.hidden_size))
 
 
 def steps_between(memory: str | int | None, steps: int) -> int:
-    """Steps from one kept state to the next, 0 where all are kept; an inference keeps the first and the last."""
+    """Steps from one stored state to the next, 0 if all are stored; inference stores the first and the last."""
     if memory is None:
         return steps
     if isinstance(memory, int):

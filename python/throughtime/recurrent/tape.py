@@ -26,7 +26,7 @@ class Tape:
     Attributes
     ----------
     record : Record
-        What the forward left: the arrays that the backward reads.
+        Settings and arrays of the forward, which the backward reads.
     """
 
     def __init__(self, record: Record) -> None:
@@ -98,7 +98,7 @@ class Tape:
         return sum(owners.values())
 
     def _fault(self) -> str | None:
-        """Where the forward stopped being finite, None where it did not."""
+        """Where the forward stopped being finite; None if it did not."""
         return forward_fault(self.record)
 
     def _scaled_backward(self, layer: object, d: Scaled, way: Way) -> tuple[ScaledPass, Scaled]:
@@ -175,7 +175,7 @@ class Tape:
         return run_backward(record, loss, asked)
 
     def _loss(self, d_output: Any, d_final_state: Any, d_cell: Any, *, check_finite: bool) -> Loss:
-        """The gradients that come in, checked; that of ``output="last"`` is part of the final state's."""
+        """Check the incoming gradients. That of ``output="last"`` becomes a part of the final state's."""
         record = self.record
         checks = Checks(record.architecture, record.backend, record.dtype)
         d_final = checks.state("d_final_state", d_final_state, record.sizes[1], record.batched, partial=True)

@@ -13,16 +13,16 @@ from .places import PLACES
 
 
 class Plan:
-    """A layer without parameters, where it runs, and what its backward needs.
+    """A layer without parameters, the device that it runs on, and the memory mode of its backward.
 
     Attributes
     ----------
     architecture : Architecture
         Parameters are given to each call.
     place : Cpu or Cuda
-        Where its calls run.
+        The device.
     checks : Checks
-        Of the arrays there.
+        Checks of the arrays on that device.
     memory : str, int or None
         As `Recurrent.forward` takes it; None where no backward follows.
     names : tuple of str

@@ -1,4 +1,4 @@
-"""What backward passes report the gradients of timesteps to, while `record` listens."""
+"""The recorders that `record` registers, to which backward passes report the gradients of timesteps."""
 
 from __future__ import annotations
 
