@@ -11,8 +11,6 @@ import sys
 import numpy as np
 import pytest
 
-from conftest import interrupt_second_call
-
 pytest.importorskip("typer")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
@@ -228,8 +226,8 @@ def test_a_wrong_answer_is_not_timed_and_fails_the_command(tiny, monkeypatch):
     assert len(found["contenders"][OURS]["seconds"]) == 2
 
 
-def test_ctrl_c_reports_what_there_is(tiny, monkeypatch):
-    interrupt_second_call(monkeypatch, command, "measure")
+def test_ctrl_c_reports_what_there_is(tiny, interrupt_second_call):
+    interrupt_second_call(command, "measure")
     done = call("--rounds", 1, "--no-memory")
     assert done.exit_code == 130
     assert "interrupted after 1 of 3" in done.output

@@ -10,8 +10,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from conftest import interrupt_second_call
-
 pytest.importorskip("typer")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
@@ -193,8 +191,8 @@ def test_a_failure_while_timed_leaves_no_time(monkeypatch):
     assert found.outcomes["cudnn", FLOAT32].failed == "RuntimeError: out of memory"
 
 
-def test_ctrl_c_reports_what_there_is(tiny, monkeypatch):
-    interrupt_second_call(monkeypatch, measure, "measure")
+def test_ctrl_c_reports_what_there_is(tiny, interrupt_second_call):
+    interrupt_second_call(measure, "measure")
     done = call("--types", "float32", "--rounds", 1, "--json", "b.json")
     assert done.exit_code == 130
     assert "interrupted after 1 of 4" in done.output

@@ -14,8 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import interrupt_second_call
-
 pytest.importorskip("typer")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
@@ -388,9 +386,9 @@ def test_without_torch_it_says_what_to_install(tiny, monkeypatch):
     assert "--step compares with torch, which is not installed: pip install torch" in done.stderr
 
 
-def test_ctrl_c_reports_what_there_is(tiny, monkeypatch):
+def test_ctrl_c_reports_what_there_is(tiny, monkeypatch, interrupt_second_call):
     monkeypatch.setattr(command, "measure", lambda *_: made_up({MODULES: [1.0], NUMPY: [1.0], TORCH: [2.0]}))
-    interrupt_second_call(monkeypatch, command, "measure")
+    interrupt_second_call(command, "measure")
     done = call("--problems", "policy", "stream-train", "--rounds", 1, "--no-memory")
     assert done.exit_code == 130
     assert "interrupted after 1 problem" in done.output

@@ -18,11 +18,14 @@ import numpy as np
 import pytest
 
 import throughtime as tt
-from conftest import ALL_TIMESTEPS, EMULATES_AMX, KINDS, Problem
+from emulation import EMULATES_AMX
+from problems import ALL_TIMESTEPS, KINDS, Problem
 from throughtime import _core
 
 RECORDED = Path(__file__).with_name("bits.json")
 DTYPES = ("float32", "float64")
+
+pytestmark = pytest.mark.per_level
 
 
 def noisy(kind, dtype, **sizes):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import throughtime as tt
-from conftest import assert_close, assert_same_bits, rounding_bound
+from comparison import assert_close, assert_same_bits, rounding_bound
 from throughtime.layers import add_layer_norm as layer_norm
 
 DTYPES = ("float32", "float64")
@@ -123,6 +123,7 @@ def sublayers(dtype="float64"):
 # Against torch
 
 
+@pytest.mark.per_level
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @given(leading=st.lists(st.integers(1, 5), max_size=3).map(tuple), size=st.integers(1, 20), hidden=st.integers(1, 40))
 def test_mlp_agrees_with_torch(activation, leading, size, hidden):
@@ -204,6 +205,7 @@ def test_a_state_dict_of_torchs_encoder_layer_fits():
 # Activations
 
 
+@pytest.mark.per_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_same_bits_for_any_number_of_threads(activation, dtype, threads, teams):
@@ -224,6 +226,7 @@ def test_same_bits_for_any_number_of_threads(activation, dtype, threads, teams):
         assert_same_bits(run(), one, team)
 
 
+@pytest.mark.per_level
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gelu_keeps_its_digits_where_it_vanishes(dtype):
     """Of 1 + erf(x / sqrt 2), as frameworks have it, nothing is left at -9 in float64 nor at -6 in float32. The bound
@@ -238,6 +241,7 @@ def test_gelu_keeps_its_digits_where_it_vanishes(dtype):
     assert np.all(np.abs(mlp(x) - true) <= (9 * unit + (2 + 144) * 2.3e-16) * np.abs(true))
 
 
+@pytest.mark.per_level
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_nan_and_infinity_stay_in_their_row(activation):
     mlp = tt.MLP(5, 9, activation, seed=0)

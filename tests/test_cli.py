@@ -21,7 +21,7 @@ from typer import Exit
 from typer.testing import CliRunner
 
 import throughtime as tt
-from conftest import rounding_bound
+from comparison import rounding_bound
 from throughtime.cli import app
 from throughtime.cli import text as text_module
 from throughtime.cli import train as train_module

@@ -9,7 +9,8 @@ import pytest
 
 import reference
 import throughtime as tt
-from conftest import KINDS, Problem, assert_close, assert_same_bits, rounding_bound
+from comparison import assert_close, assert_same_bits, rounding_bound
+from problems import KINDS, Problem
 from reference import sigmoid
 from throughtime import convert
 

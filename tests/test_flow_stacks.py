@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import throughtime as tt
-from conftest import assert_same_bits, rounding_bound
+from comparison import assert_same_bits, rounding_bound
 from flow_truth import EPS, assert_flow_close, assert_logs_close, exact, log10_norm, log10_of_squares
 
 DTYPES = ("float32", "float64")

@@ -18,20 +18,23 @@ if TYPE_CHECKING:
     from .._core import LayerNormBackward, LayerNormForward, RecurrentGradients, RecurrentProblem
 
 OnDevice = Any  # a DeviceArray, which `Backend` calls a NumPy array
-_forced: dict[str, Any] = {"mode": "free", "chunk": 0, "blocks": 0}
+_forced: dict[str, Any] = {"mode": "free", "chunk": 0, "multiprocessors": 0, "shared_bytes": 0}  # of the recurrence
+_forced_blocks = {"blocks": 0}  # of LayerNorm's backward
 
 
 @contextmanager
-def force(*, mode: str = "free", chunk: int = 0, blocks: int = 0) -> Iterator[None]:
-    """Run the recurrence in one of its ways, LayerNorm's backward on so many blocks, for tests; an error where it does
-    not fit.
+def force(*, blocks: int = 0, **of_recurrence: Any) -> Iterator[None]:
+    """Run the recurrence in one of its ways, or as on a smaller device, and LayerNorm's backward on so many blocks, for
+    tests; an error where it does not fit.
     """
-    before = dict(_forced)
-    _forced.update(mode=mode, chunk=chunk, blocks=blocks)
+    before = dict(_forced), dict(_forced_blocks)
+    _forced.update(of_recurrence)
+    _forced_blocks.update(blocks=blocks)
     try:
         yield
     finally:
-        _forced.update(before)
+        _forced.update(before[0])
+        _forced_blocks.update(before[1])
 
 
 class Cuda:
@@ -55,7 +58,7 @@ class Cuda:
 
     @staticmethod
     def layer_norm_backward(problem: LayerNormBackward) -> None:
-        extension().layer_norm_backward(_call(problem, problem["sum"].dtype, blocks=_forced["blocks"]))
+        extension().layer_norm_backward(_call(problem, problem["sum"].dtype, **_forced_blocks))
 
     @staticmethod
     def saved_shape(cell: str, dtype: Any, batch: int, units: int) -> tuple[int, ...]:
@@ -193,8 +196,7 @@ class Cuda:
 
 
 def _recurrent_call(problem: RecurrentProblem) -> dict[str, Any]:
-    own = {"terms": _core.get_terms(), "mode": _forced["mode"], "chunk": _forced["chunk"]}
-    return _call(problem, problem["x"].dtype, **own)
+    return _call(problem, problem["x"].dtype, terms=_core.get_terms(), **_forced)
 
 
 def _call(problem: Mapping[str, Any], dtype: Any, **own: Any) -> dict[str, Any]:
