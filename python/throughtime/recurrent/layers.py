@@ -67,21 +67,22 @@ class Recurrent(Layer):
         Parameters
         ----------
         device : {"cpu", "cuda"}
-            On ``"cuda"`` calls take and return arrays of the current device: in come `throughtime.cuda.DeviceArray` and
-            whatever has DLPack or ``__cuda_array_interface__``, out go `DeviceArray`, which have DLPack.
+            With ``"cuda"``, calls take and return arrays of the current device: they accept
+            `throughtime.cuda.DeviceArray` and objects with DLPack or ``__cuda_array_interface__``, and return
+            `DeviceArray`, which has DLPack.
         dtype : str, optional
             ``"float32"``, ``"bfloat16"`` or ``"float16"`` on CUDA, ``"float32"`` or ``"float64"`` on the CPU; else the
-            layer's own, or float32 where it comes from CUDA.
+            layer's own, or float32 if it comes from CUDA.
 
         Returns
         -------
         layer
-            This one.
+            The layer itself.
 
         Raises
         ------
         ValueError, TypeError
-            If there is no such device, or the layer's dtype, such as float64, is not on it.
+            If there is no such device, or it does not support the layer's dtype, such as float64.
         RuntimeError
             If this build has no CUDA, or there is no device.
         """
