@@ -1,1 +1,1 @@
-"""Gradient flow and dynamics of recurrent layers and stacks."""
+"""Analyses of layers: `gradient_flow` with its results and figures, and `lyapunov`."""

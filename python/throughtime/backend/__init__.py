@@ -1,1 +1,1 @@
-"""The operations that differ by device."""
+"""The operations that differ by device: `protocol` declares them, `host` and `cuda` define them, `choose` selects one."""
