@@ -1,1 +1,1 @@
-"""The operations that differ by device: `protocol` declares them, `host` and `cuda` define them, `choose` selects one."""
+"""The operations that differ by device: declared in `protocol`, defined in `host` and `cuda`, selected by `choose`."""
