@@ -10,7 +10,7 @@ import throughtime as tt
 from problems import run
 from stand_in import load_cuda
 from throughtime import cuda
-from throughtime.cuda.backend import force
+from throughtime.backend.cuda import force
 
 KERNELS = load_cuda()
 

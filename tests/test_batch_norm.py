@@ -395,7 +395,7 @@ def test_a_forward_that_finds_no_memory_leaves_the_statistics_alone(monkeypatch)
     def fails(*_):
         raise MemoryError
 
-    monkeypatch.setattr("throughtime.batch_norm.Saved.placed", fails)
+    monkeypatch.setattr("throughtime.layers.batch_norm.Saved.placed", fails)
     with pytest.raises(MemoryError):
         norm.forward(np.ones((4, 2, 3), np.float32))
     assert_same_bits(norm.buffers, before)

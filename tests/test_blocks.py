@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import throughtime as tt
 from comparison import assert_close, assert_same_bits, rounding_bound
-from throughtime import layer_norm
+from throughtime.layers import add_layer_norm as layer_norm
 
 DTYPES = ("float32", "float64")
 ACTIVATIONS = ("relu", "gelu", "tanh", "sigmoid")

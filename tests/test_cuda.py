@@ -15,7 +15,7 @@ from comparison import wide as in_float64
 from cuda_side import KERNELS, on_host, placed
 from problems import ALL_TIMESTEPS, KINDS, Problem, reference_forward, results
 from throughtime import cuda
-from throughtime.cuda.backend import force
+from throughtime.backend.cuda import force
 
 DEVICE = "cpu" if KERNELS.is_stand_in else "cuda"
 FLOATS = ("float32", "bfloat16", "float16")
@@ -302,10 +302,10 @@ def test_dropped_units_have_numpy_s_bits(dtype):
     assert tape.masks["dropout_l0"].dtype == "bool"
     below = tape.hidden[0].numpy().astype(np.float32)
     scaled = np.where(mask, np.float32(0), below) * (np.float32(1) / np.float32(0.7))
-    assert_same_bits(tape._inputs[1].numpy(), cuda.to_device(scaled, dtype).numpy())
+    assert_same_bits(tape.record.inputs[1].numpy(), cuda.to_device(scaled, dtype).numpy())
     weight = layer.parameters[name].numpy().astype(np.float32)
     scaled = np.where(tape.masks[name].numpy(), np.float32(0), weight) * (np.float32(1) / np.float32(0.8))
-    assert_same_bits(tape._parameters[name].numpy(), cuda.to_device(scaled, dtype).numpy())
+    assert_same_bits(tape.record.parameters[name].numpy(), cuda.to_device(scaled, dtype).numpy())
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

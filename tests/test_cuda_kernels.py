@@ -135,7 +135,7 @@ def test_only_what_is_wanted(kind, wanted, monkeypatch):
     def backward(loss, unwanted):
         for given, gradients in calls:
             absent = dict.fromkeys((problem.loss.keys() - {loss}) | unwanted)
-            KERNELS.backward(problem.layer()._cell, given, gradients | absent)
+            KERNELS.backward(problem.layer().architecture.cell, given, gradients | absent)
         return [each(read, gradients[wanted], np.ndarray) for _, gradients in calls]
 
     for loss in problem.loss:
@@ -283,7 +283,7 @@ def test_sixteen_bits_agree_within_their_roundings(kind, type_, memory):
     found = run_cuda(problem, options, type_=type_, memory=memory, chunk=2, **STEPWISE)
     record = reference_forward(problem, options)
     expected = reference_results(problem, record)
-    bound = problem.bound_of(KERNELS.saved_shape(problem.layer()._cell, 7)[0]) * magnification(record)
+    bound = problem.bound_of(KERNELS.saved_shape(problem.layer().architecture.cell, 7)[0]) * magnification(record)
     assert bound < 0.25
     assert_close(found, {name: expected[name] for name in found}, bound)
 

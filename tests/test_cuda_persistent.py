@@ -37,7 +37,7 @@ def bound_of(problem, terms, type_):
     they grow with T and not with its root.
     """
     if type_ != "float32":
-        return problem.bound_of(KERNELS.saved_shape(problem.layer()._cell, problem.H)[0])
+        return problem.bound_of(KERNELS.saved_shape(problem.layer().architecture.cell, problem.H)[0])
     return problem.bound * LOSS[PRECISIONS[3 - terms]] if terms > 1 else 10 * np.sqrt(8) * problem.T * 2.0**-9
 
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from . import _core
 from ._arguments import native_floats, number
-from ._backend import check_floats
 from ._ties import are_plain, by_memory, may_share
+from .backend.choose import check_floats
 
 __all__ = ["clip_grad_norm"]
 

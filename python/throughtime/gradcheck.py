@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from ._arguments import UNBOUNDED, Array, as_array, generator, is_layer_dtype, number, size
-from .blocks import ResidualBlock, Sequential
-from .layer import Layer
+from .backend.choose import require_host
+from .layers.layer import Layer
+from .layers.residual import ResidualBlock
+from .layers.sequential import Sequential
 from .recurrent import Recurrent
 
 __all__ = ["gradcheck"]
@@ -78,7 +80,7 @@ def gradcheck(
     step = number("eps", eps, 0, 1, open_low=True)
     count = None if samples is None else size("samples", samples, most=UNBOUNDED)
     rng = generator("seed", seed)
-    layer._needs_host("gradcheck")
+    require_host("gradcheck", layer.device)
     wide: Any = layer.astype("float64")
     x = _copy_in_float64("x", x)
     arguments = {name: value for name, value in (("lengths", lengths), ("resets", resets)) if value is not None}
@@ -147,7 +149,8 @@ def _named(layer: Any, state: Any, prefix: str = "") -> list[tuple[str, Array]]:
     if isinstance(layer, Sequential) and state is not None:
         parts = enumerate(zip(layer.layers, state, strict=True))
         return [named for i, (inner, part) in parts for named in _named(inner, part, f"{prefix}{i}.")]
-    return [(prefix + name, array) for name, array in zip(("h_0", "c_0"), _flat(state), strict=False)]
+    states = layer.architecture.states if isinstance(layer, Recurrent) else ("hidden", "cell")
+    return [(f"{prefix}{name[0]}_0", array) for name, array in zip(states, _flat(state), strict=False)]
 
 
 def _outputs(tape: Any, with_state: bool) -> list[Array]:

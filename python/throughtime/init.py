@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
 from ._arguments import Array, check_shapes, choice, float_dtype, generator, number, size
-from .batch_norm import BatchNorm
-from .blocks import LayerNorm
-from .layer import Composite, Layer
+from .backend.choose import require_host
+from .layers.batch_norm import BatchNorm
+from .layers.layer import Layer, check_parameters, owners
+from .layers.layer_norm import LayerNorm
 from .recurrent import LSTM, Recurrent
 
 __all__ = [
@@ -101,10 +102,10 @@ def apply(layer: L, recipe: str, *, max_steps: float | None = None, seed: Any = 
     choice("recipe", recipe, _RECIPES)
     steps = None if max_steps is None else number("max_steps", max_steps, 2, _LARGEST)
     rng = generator("seed", seed)
-    leaves = list(_leaves(layer))
+    leaves = list(owners(layer))
     for leaf in leaves:
-        leaf._needs_host("tt.init.apply")
-        leaf._check_parameters()
+        require_host("tt.init.apply", leaf.device)
+        check_parameters(leaf)
     chosen = [leaf for leaf in leaves if _is_set(leaf, recipe)]
     if not chosen:
         what = {"chrono": "the gate biases of LSTM and GRU", "good": "recurrent layers"}.get(recipe, "matrices")
@@ -119,15 +120,6 @@ def apply(layer: L, recipe: str, *, max_steps: float | None = None, seed: Any = 
     return layer
 
 
-def _leaves(layer: Layer) -> Iterator[Layer]:
-    """The innermost layers, which own the parameters."""
-    if isinstance(layer, Composite):
-        for inner in layer._inner.values():
-            yield from _leaves(inner)
-    else:
-        yield layer
-
-
 def _is_set(leaf: Layer, recipe: str) -> bool:
     """Whether the recipe sets anything in a layer."""
     if recipe == "chrono":
@@ -138,7 +130,7 @@ def _is_set(leaf: Layer, recipe: str) -> bool:
 
 
 def _has_gate_biases(leaf: Layer) -> bool:
-    return isinstance(leaf, Recurrent) and leaf._gates > 1 and leaf.bias
+    return isinstance(leaf, Recurrent) and leaf.architecture.gates > 1 and leaf.bias
 
 
 def _initial(
@@ -177,7 +169,7 @@ def _matrix(leaf: Layer, name: str, array: Array, recipe: str, rng: np.random.Ge
 def _blocks(leaf: Layer, name: str) -> int:
     """The number of matrices that are stacked in a parameter."""
     if isinstance(leaf, Recurrent) and name.startswith(("weight_ih", "weight_hh")):
-        return leaf._gates
+        return leaf.architecture.gates
     return 3 if name == "in_proj_weight" else 1  # queries, keys and values
 
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from . import _core
 from ._arguments import Array, native_floats, number
-from ._backend import check_floats
 from ._memory import with_room
 from ._ties import are_plain, by_memory, from_memory_order, in_memory_order, may_share
+from .backend.choose import check_floats
 
 __all__ = ["SGD", "Adam", "AdamW"]
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import throughtime as tt
 from throughtime._files import replacing, sync
-from throughtime.flow_result import GradientFlow
+from throughtime.analysis.flow_result import GradientFlow
 
 from .errors import fail
 

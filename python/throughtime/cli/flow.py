@@ -14,7 +14,7 @@ from rich import box
 from rich.table import Table
 
 import throughtime as tt
-from throughtime.flow_result import COLUMNS, GradientFlow, StackFlow, factor_text, fault_text
+from throughtime.analysis.flow_result import COLUMNS, GradientFlow, StackFlow, factor_text, fault_text
 
 from .character_model import CharacterModel
 from .errors import fail

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import throughtime as tt
-from throughtime.flow_result import GradientFlow, StackFlow
+from throughtime.analysis.flow_result import GradientFlow, StackFlow
 
 INPUT_SIZE = 32
 

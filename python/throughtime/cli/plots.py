@@ -13,8 +13,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from throughtime._files import save_figure
-from throughtime.flow_figures import draw_curve, draw_depth, label_curves, label_depth, legend_in_headroom, literal
-from throughtime.flow_result import GradientFlow, StackFlow
+from throughtime.analysis.flow_figures import (
+    draw_curve,
+    draw_depth,
+    label_curves,
+    label_depth,
+    legend_in_headroom,
+    literal,
+)
+from throughtime.analysis.flow_result import GradientFlow, StackFlow
 
 from .errors import visible
 from .flow_models import WEIGHTS, lowest

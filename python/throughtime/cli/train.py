@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import throughtime as tt
-from throughtime.flow_result import GradientFlow
+from throughtime.analysis.flow_result import GradientFlow
 
 from .character_model import FILES, CharacterModel
 from .errors import INTERRUPTED, fail

@@ -70,7 +70,7 @@ def lstm(
     >>> d_params["weight_hh_l0"].shape, d["hidden"].shape
     ((64, 16), (1, 100, 4, 16))
     """
-    output, (h_n, c_n) = run(params, x, state, lengths, perturbations, cell="lstm", gates=4, states=2)
+    output, (h_n, c_n) = run(params, x, state, lengths, perturbations, cell="lstm", gates=4)
     return output, (h_n, c_n)
 
 
@@ -118,7 +118,7 @@ def gru(
     ((10, 4, 32), (2, 4, 16))
     """
     cell = "gru" if flag("reset_after", reset_after) else "gru_original"
-    output, (h_n,) = run(params, x, state, lengths, perturbations, cell=cell, gates=3, states=1)
+    output, (h_n,) = run(params, x, state, lengths, perturbations, cell=cell, gates=3)
     return output, h_n
 
 
@@ -163,5 +163,5 @@ def rnn(
     ((10, 16), (1, 16))
     """
     cell = f"rnn_{choice('nonlinearity', nonlinearity, ('tanh', 'relu'))}"
-    output, (h_n,) = run(params, x, state, lengths, perturbations, cell=cell, gates=1, states=1)
+    output, (h_n,) = run(params, x, state, lengths, perturbations, cell=cell, gates=1)
     return output, h_n

@@ -6,16 +6,18 @@ import copy
 import functools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, ClassVar, Self
 from weakref import WeakValueDictionary
 
 import numpy as np
 
-from ._arguments import Array, check_shapes, file_path, float_dtype, generator, is_floating, plain
-from ._backend import Backend, Host, backend_of
-from ._files import replacing
-from ._saved import SavedFile, claim, room_for
+from .._arguments import Array, check_shapes, file_path, float_dtype, generator, is_floating, plain
+from .._files import replacing
+from .._saved import SavedFile, claim, room_for
+from ..backend.choose import backend_of, require_host
+from ..backend.host import Host
+from ..backend.protocol import Backend
 
 
 class _Held:
@@ -62,6 +64,7 @@ class Layer:
 
     _backend: Backend = Host
     _elementwise = False  # whether each number of the output is a function of the same one of the input
+    _rowwise = False  # whether the rows of the input are nothing but a batch
     _any_dtype = False  # whether x is float32 or float64, whatever `dtype` says
 
     @property
@@ -118,14 +121,9 @@ class Layer:
             raise NotImplementedError(f"{type(self).__name__}.to has no dtype; layer.astype({str(dtype)!r}) has")
         return self
 
-    def _needs_host(self, what: str) -> None:
-        """Raise where this layer is not on the CPU and `what` is for such layers alone."""
-        if self._backend is not Host:
-            raise NotImplementedError(f"{what} is for layers on the CPU; this one is on {self.device!r}: .to('cpu')")
-
     def astype(self, dtype: Any) -> Self:
         """Return a copy of this layer with parameters of another dtype."""
-        self._needs_host("astype")
+        require_host("astype", self.device)
         other = copy.deepcopy(self)  # of its own class, whatever arguments that is made with
         other._cast(float_dtype(dtype))
         return other
@@ -225,7 +223,7 @@ class Composite(Layer):
 
     def _compose(self, config: dict[str, Any], inner: dict[str, Layer], dtype: np.dtype[Any]) -> None:
         for layer in inner.values():
-            layer._needs_host(type(self).__name__)
+            require_host(type(self).__name__, layer.device)
         self.dtype = dtype
         self._config = config
         self._inner = inner
@@ -278,6 +276,20 @@ class Composite(Layer):
                 raise ValueError(f"parameters[{name!r}] is not the inner layer's: write into it, do not replace it")
         for layer in self._inner.values():
             layer._check_parameters()
+
+
+def owners(layer: Layer) -> Iterator[Layer]:
+    """The innermost layers, which own the parameters."""
+    if isinstance(layer, Composite):
+        for inner in layer._inner.values():
+            yield from owners(inner)
+    else:
+        yield layer
+
+
+def check_parameters(layer: Layer) -> None:
+    """Raise unless `parameters` still holds what the constructor put there."""
+    layer._check_parameters()
 
 
 def _rebuild(entry: dict[str, Any]) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -23,9 +23,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import Formatter, Locator, MaxNLocator
 
-from ._arguments import Array
-from ._files import save_figure
-from .flow_result import GradientFlow, StackFlow
+from .._arguments import Array
+from .._files import save_figure
 
 _POINTS = 2000  # of a curve, columns or rows of a heat map: more than a figure has pixels
 _CURVES, _HEAT_MAPS, _NAMES = 12, 8, 16  # at most, of one figure
@@ -43,18 +42,48 @@ _ZERO: dict[str, Any] = {"facecolor": "white", "edgecolor": "0.6", "hatch": "///
 _BROKEN: dict[str, Any] = {"facecolor": "white", "edgecolor": "black", "hatch": "xxxx", "linewidth": 0}
 
 
+class Flow(Protocol):
+    """What is drawn of a `GradientFlow`."""
+
+    quantity: str
+    title: str
+    names: tuple[str, ...]
+    steps: int
+    fault: str | None
+    log10_norm_per_sequence: Array
+    _log10_unit: Array | None
+
+    @property
+    def log10_norm(self) -> Array: ...
+    @property
+    def log10_unit(self) -> Array: ...
+
+
+class Stack(Flow, Protocol):
+    """And of a `StackFlow`."""
+
+    @property
+    def depth_log10_norm(self) -> Array: ...
+    @property
+    def _is_of_depth_alone(self) -> bool: ...
+
+
+def _is_stack(flow: Flow) -> TypeGuard[Stack]:
+    return hasattr(type(flow), "depth_log10_norm")
+
+
 class _Curve(NamedTuple):
     """A row of a flow, and what it is called."""
 
-    flow: GradientFlow
+    flow: Flow
     row: int
     label: str
 
 
-def plot(flow: GradientFlow, path_or_axes: str | os.PathLike[str] | Axes | None, label: str | None) -> Figure:
+def plot(flow: Flow, path_or_axes: str | os.PathLike[str] | Axes | None, label: str | None) -> Figure:
     """The curves alone in axes that are given, else a new figure, saved where a path is given."""
     title = flow.title if label is None else "Gradient flow"
-    depth_alone = isinstance(flow, StackFlow) and flow._is_of_depth_alone
+    depth_alone = _is_stack(flow) and flow._is_of_depth_alone
     if isinstance(path_or_axes, Axes):
         if depth_alone:
             return _layers_into_axes(path_or_axes, {label: flow}, title)
@@ -64,13 +93,13 @@ def plot(flow: GradientFlow, path_or_axes: str | os.PathLike[str] | Axes | None,
         figure = _depth_figure({label: flow})
         _set_title(figure, flow, label)
     else:
-        figure = _stack_figure(flow, label) if isinstance(flow, StackFlow) else _layer_figure(flow, label)
+        figure = _stack_figure(flow, label) if _is_stack(flow) else _layer_figure(flow, label)
     return _saved(figure, path_or_axes)
 
 
-def plot_flows(flows: Mapping[str, GradientFlow], path_or_axes: str | os.PathLike[str] | Axes | None) -> Figure:
+def plot_flows(flows: Mapping[str, Flow], path_or_axes: str | os.PathLike[str] | Axes | None) -> Figure:
     """The curves of several flows in axes that are given, else in a new figure, saved where a path is given."""
-    if all(isinstance(flow, StackFlow) and flow._is_of_depth_alone for flow in flows.values()):
+    if all(_is_stack(flow) and flow._is_of_depth_alone for flow in flows.values()):
         if isinstance(path_or_axes, Axes):
             return _layers_into_axes(path_or_axes, flows, "Gradient flow")
         _check_path(path_or_axes)
@@ -112,7 +141,7 @@ def _saved(figure: Figure, path: str | os.PathLike[str] | None) -> Figure:
     return figure
 
 
-def _curves_of(flow: GradientFlow, label: str | None) -> list[_Curve]:
+def _curves_of(flow: Flow, label: str | None) -> list[_Curve]:
     if label is None:
         return [_Curve(flow, row, name) for row, name in enumerate(flow.names)]
     alone = len(flow.names) == 1
@@ -154,12 +183,12 @@ def _median(sequences: Array) -> Array:
     return np.where(np.isnan(ordered[:, -1]), np.nan, median)
 
 
-def _steps(flow: GradientFlow) -> int:
+def _steps(flow: Flow) -> int:
     """How many timesteps are drawn: what lies beyond the longest sequence is padding."""
     return max(1, flow.steps)
 
 
-def _time_label(flow: GradientFlow) -> str:
+def _time_label(flow: Flow) -> str:
     label = _label("timestep t", _steps(flow))
     return label if flow.steps == flow.log10_norm.shape[1] else f"{label}, padding from {flow.steps} on left out"
 
@@ -315,7 +344,7 @@ def label_depth(axes: Axes) -> None:
     axes.tick_params(axis="x", labelrotation=45)
 
 
-def _layer_figure(flow: GradientFlow, label: str | None) -> Figure:
+def _layer_figure(flow: Flow, label: str | None) -> Figure:
     shown = [] if flow._log10_unit is None else _spread(len(flow.names), _HEAT_MAPS)
     figure = Figure(figsize=(13 if shown else 9, max(5.5, 0.9 + 1.2 * len(shown))), layout="constrained")
     _set_title(figure, flow, label)
@@ -335,13 +364,13 @@ def literal(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _set_title(figure: Figure, flow: GradientFlow, label: str | None) -> None:
+def _set_title(figure: Figure, flow: Flow, label: str | None) -> None:
     title = flow.title if label is None else f"{label}: {flow.title}"
     fault = "" if flow.fault is None else f"\nforward not finite: {flow.fault}"
     figure.suptitle(literal(title + fault), wrap=True)
 
 
-def _draw_units(figure: Figure, panels: list[Axes], flow: GradientFlow, shown: list[int]) -> None:
+def _draw_units(figure: Figure, panels: list[Axes], flow: Flow, shown: list[int]) -> None:
     """Heat maps time x unit of these rows, in common colours."""
     maps = [flow.log10_unit[row, : _steps(flow)].T for row in shown]
     colours = _colours(*maps)
@@ -358,7 +387,7 @@ def _draw_units(figure: Figure, panels: list[Axes], flow: GradientFlow, shown: l
     figure.colorbar(image, ax=panels, label=f"log10 of norm of {_typeset(flow.quantity)} per unit")
 
 
-def _stack_figure(flow: StackFlow, label: str | None) -> Figure:
+def _stack_figure(flow: Stack, label: str | None) -> Figure:
     rows, norms = len(flow.names), flow.log10_norm[:, : _steps(flow)]
     named = _spread(rows, _NAMES)
     below = 2 + 0.25 * len(named)  # inches
@@ -386,11 +415,11 @@ def _stack_figure(flow: StackFlow, label: str | None) -> Figure:
     return figure
 
 
-def draw_layers(axes: Axes, flows: Mapping[Any, GradientFlow]) -> None:
+def draw_layers(axes: Axes, flows: Mapping[Any, Flow]) -> None:
     """The norm at every boundary of layers of flows without time, by their names; the first layer at the top."""
     first = len(axes.lines)
     for place, (name, flow) in enumerate(flows.items(), first):
-        assert isinstance(flow, StackFlow)
+        assert _is_stack(flow)
         draw_depth(axes, flow.depth_log10_norm, "norm" if name is None else name, place)
     label_depth(axes)
     axes.set_xlabel("norm of dL/dx over all rows (log scale)")
@@ -405,13 +434,13 @@ def draw_layers(axes: Axes, flows: Mapping[Any, GradientFlow]) -> None:
         _legend_over(axes, axes.lines)
 
 
-def _layers_into_axes(axes: Axes, flows: Mapping[Any, GradientFlow], title: str) -> Figure:
+def _layers_into_axes(axes: Axes, flows: Mapping[Any, Flow], title: str) -> Figure:
     draw_layers(axes, flows)
     axes.set_title(title, loc="left", parse_math=False)
     return _figure_of(axes)
 
 
-def _depth_figure(flows: Mapping[Any, GradientFlow]) -> Figure:
+def _depth_figure(flows: Mapping[Any, Flow]) -> Figure:
     rows = max(len(flow.names) for flow in flows.values())
     figure = Figure(figsize=(8, 2.5 + 0.2 * min(rows, _NAMES)), layout="constrained")
     axes = figure.add_subplot()

@@ -7,14 +7,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import _core
-from ._arguments import Array, as_array, contiguous, flag, float_array, number, valid_steps
-from ._arguments import size as positive_int
-from ._memory import with_room
-from ._saved import claim
-from .layer import Layer
-from .layer_norm import check_eps
-from .modules import LayerGradients, check_features
+from .. import _core
+from .._arguments import Array, as_array, contiguous, flag, number, valid_steps
+from .._arguments import size as positive_int
+from .._memory import with_room
+from .._saved import claim
+from .._scaled import Scaled
+from .add_layer_norm import check_eps
+from .norm import Norm, NormTape
+from .rows import check_features
+from .scaled_backward import Way, superposed
+from .stream import Pass, PendingSum, StreamGradient, streamed
 
 __all__ = ["BatchNorm"]
 
@@ -22,7 +25,7 @@ _BLOCK = 1 << 14  # numbers converted to float64 at a time: two such arrays fit 
 _as_numbers_are = np.errstate(all="ignore")  # no warnings: infinities and NaN stay in their feature
 
 
-class BatchNorm(Layer, kind="BatchNorm"):
+class BatchNorm(Norm, kind="BatchNorm"):
     """``y = (x - mean) / sqrt(variance + eps) weight + bias``, of each feature over timesteps and batch.
 
     In training, mean and variance are those of x (Ioffe and Szegedy 2015), so the output and the gradient of each row
@@ -62,6 +65,8 @@ class BatchNorm(Layer, kind="BatchNorm"):
     (array([0.4], dtype=float32), array([1.567], dtype=float32))
     """
 
+    _rowwise = True
+
     def __init__(
         self, size: int, eps: float = 1e-5, momentum: float | None = 0.1, *, dtype: Any = "float32", seed: Any = None
     ) -> None:
@@ -93,6 +98,7 @@ class BatchNorm(Layer, kind="BatchNorm"):
         """Return the output (..., size) for `x` (..., size), with the running statistics; nothing is saved."""
         return self._normalise(*self._checked(x, lengths), batch=False)[0]
 
+    @streamed
     def forward(self, x: Any, lengths: Any = None, *, training: bool = True) -> BatchNormTape:
         """Compute the output and save the values that `BatchNormTape.backward` needs.
 
@@ -128,6 +134,22 @@ class BatchNorm(Layer, kind="BatchNorm"):
         x = as_array("x", x)
         check_features(self, x)
         return x, None if lengths is None else valid_steps(x, lengths)
+
+    def _normalise_stream(self, stream: PendingSum, run: Pass, *, keep_sum: bool) -> tuple[Array, Any]:
+        x, batch = stream.materialise(), run.batch_statistics
+        return self._normalise(x, run.valid, batch=batch, update=run.training)
+
+    @staticmethod
+    def _stream_backward(d_sum: Array | None, d: Array, saved: Any) -> tuple[StreamGradient, dict[str, Array]]:
+        d_x, parameters = saved.backward(d)
+        return StreamGradient(d_x if d_sum is None else d_sum + d_x), parameters
+
+    @staticmethod
+    def _scaled_stream_backward(d: Scaled, saved: Any) -> Scaled:
+        return superposed(lambda part: saved.backward(part)[0], d, axis=None)
+
+    def _tape(self, output: Array, saved: Any) -> BatchNormTape:
+        return BatchNormTape(output, saved)
 
     @with_room
     @_as_numbers_are
@@ -308,44 +330,10 @@ class Saved:
         return self.placed(d_x), {"weight": d_weight.astype(dtype), "bias": d_sum.astype(dtype)}
 
 
-class NormTape:
-    """One forward pass of a norm."""
-
-    def __init__(self, output: Array, saved: Any) -> None:
-        self.output = output
-        self._saved = saved
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the tape holds, without x."""
-        return self.output.nbytes + int(self._saved.nbytes)
-
-    def backward(self, d_output: Any) -> LayerGradients:
-        """Backpropagate. May be called repeatedly.
-
-        Parameters
-        ----------
-        d_output : (..., size) array
-            dL/doutput, of the shape and dtype of ``output``.
-
-        Returns
-        -------
-        LayerGradients
-            ``input`` (..., size) and ``parameters`` with ``weight`` and ``bias`` (size,).
-
-        Raises
-        ------
-        TypeError, ValueError
-            If the dtype or shape of `d_output` does not fit.
-        """
-        return self._gradients(float_array("d_output", d_output, self.output.dtype, self.output.shape))
-
-    def _gradients(self, d_output: Array) -> LayerGradients:
-        raise NotImplementedError
-
-
 class BatchNormTape(NormTape):
     """One forward pass of `BatchNorm`: ``output``, the input, the statistics and a copy of the weight."""
 
-    def _gradients(self, d_output: Array) -> LayerGradients:
-        return LayerGradients(*self._saved.backward(d_output))
+    _norm = BatchNorm
+
+    def _scaled_backward(self, layer: object, d: Scaled, way: Way) -> tuple[None, Scaled]:
+        return None, BatchNorm._scaled_stream_backward(d, self._saved)

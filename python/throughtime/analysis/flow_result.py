@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._arguments import Array, check_shape, number
+from .._arguments import Array, check_shape, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ._arguments import Array
+from .._arguments import Array
 
 # Nats. A window's first singular value is exp(piece + margin) = 3e3 times the last that is taken from it, and so is its
 # rounding error. Couplings c beyond the margin count for c^2 exp(-2 (sweeps + 1) margin) = 5e-25 c^2; with 3 sweeps,

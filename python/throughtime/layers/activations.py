@@ -6,10 +6,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from . import _core
-from ._arguments import Array, as_array, check_dtype, float_array, is_layer_dtype
+from .. import _core
+from .._arguments import Array, as_array, check_dtype, float_array, is_layer_dtype
 from .layer import Layer
-from .modules import LayerGradients
+from .rows import LayerGradients
+from .scaled_backward import RowwiseTape
 
 __all__ = ["GELU", "ReLU", "Sigmoid", "Tanh"]
 
@@ -18,7 +19,7 @@ class Activation(Layer):
     """Base class of the activations: no parameters, and an output of the input's shape."""
 
     _function: ClassVar[str]  # name of the kernel
-    _elementwise = True
+    _elementwise = _rowwise = True
 
     def __init__(self, *, dtype: Any = None, seed: Any = None) -> None:
         self._set_up({}, {}, "float32" if dtype is None else dtype, seed)
@@ -78,7 +79,7 @@ def _rows(array: Array) -> Array:
     return rows
 
 
-class ActivationTape:
+class ActivationTape(RowwiseTape):
     """One forward pass of an activation: ``output``, and the input if the derivative needs it."""
 
     def __init__(self, function: str, output: Array, saved: Array) -> None:

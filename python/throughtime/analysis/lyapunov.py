@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from ._arguments import Array, contiguous, size
-from ._memory import with_room
-from ._products import log_singular_values, lyapunov_exponents
-from ._torch_modules import from_torch
-from .recurrent import Recurrent
-from .tape import Wanted, _Backward
+from .._arguments import Array, contiguous, size
+from .._memory import with_room
+from .._torch_modules import from_torch
+from ..backend.choose import require_host
+from ..backend.host import Host
+from ..recurrent import Recurrent
+from ..recurrent.arguments import Checks, time_major
+from ..recurrent.backward import Asked, Loss, run_backward
+from .products import log_singular_values, lyapunov_exponents
 
 __all__ = ["jacobian_singular_values", "lyapunov_spectrum"]
 
@@ -145,22 +148,28 @@ def _check(layer: Recurrent, x: Any, state: Any) -> tuple[Array, list[Array], in
     """x as (T, 1, I), the initial states (L, 1, H), and the width of the joint state."""
     if not isinstance(layer, Recurrent):
         raise TypeError(f"layer must be an RNN, GRU or LSTM, got {type(layer).__name__}")
-    layer._needs_host("the state's Jacobian")
+    require_host("the state's Jacobian", layer.device)
     if layer.bidirectional or layer.reverse:
         raise ValueError(f"layer must have one direction, forward in time, got {layer!r}")
-    x, batched = layer._check_x(x)
+    checks = Checks(layer.architecture, Host, layer.dtype)
+    x, batched = checks.x(x)
     if x.shape[1] != 1:
         raise ValueError(f"x must hold one sequence, expected B = 1, got B = {x.shape[1]}")
-    initial = layer._check_state("state", state, 1, batched)
+    shapes = [(layer.num_layers, 1, width) for width in layer.architecture.widths]
+    initial = [
+        np.zeros(shape, layer.dtype) if array is None else array
+        for shape, array in zip(shapes, checks.state("state", state, 1, batched), strict=True)
+    ]
     return x, initial, sum(array.size for array in initial)
 
 
 def _trajectory(layer: Recurrent, x: Array, initial: list[Array]) -> list[Array]:
     """Every state of all layers, the initial one first: (L, T + 1, H) float64 arrays."""
-    tape = layer.forward(layer._time_major(x, True), _as_state(initial), training=False, memory="states")
+    x = time_major(x, True, layer.batch_first)
+    tape = layer.forward(x, _as_state(initial), training=False, memory="states")
     states = [
-        np.concatenate([start, getattr(tape, name)[:, :, 0]], axis=1).astype(np.float64)
-        for start, name in zip(initial, layer._state_names, strict=True)
+        np.concatenate([start, array[:, 1:-1, 0]], axis=1).astype(np.float64)
+        for start, array in zip(initial, tape.record.states, strict=True)
     ]
     bad = np.any([~np.isfinite(array).all(axis=(0, 2)) for array in states], axis=0)
     if bad.any():
@@ -173,7 +182,7 @@ def _jacobians(layer: Recurrent, x: Array, states: list[Array], start: int = 0) 
     wide = layer.astype("float64")
     wide_x = x[:, 0].astype(np.float64)
     rows = sum(array.shape[0] * array.shape[2] for array in states)
-    saved = 2 * (layer.input_size + layer.num_layers * (layer._gates + 4) * layer.hidden_size) + 2 * rows
+    saved = 2 * (layer.input_size + layer.num_layers * (layer.architecture.gates + 4) * layer.hidden_size) + 2 * rows
     block = max(1, _BLOCK_BYTES // (8 * rows * saved))
     for begin in range(start, len(x), block):
         steps = slice(begin, begin + block)
@@ -200,10 +209,9 @@ def _block(layer: Recurrent, x: Array, states: list[Array]) -> Array:
         for part, array in zip(unit, states, strict=True)
     ]
     repeated = [np.repeat(array, rows, axis=1) for array in states]
-    x = np.repeat(x, rows, axis=0)[None]
-    tape = layer.forward(layer._time_major(x, True), _as_state(repeated), training=False)
-    nothing_else = Wanted(input=False, parameters=frozenset())
-    found = _Backward(tape, set(), None, seeds, {"truncate": None, "clip": None}, False, nothing_else).run(None)
+    x = time_major(np.repeat(x, rows, axis=0)[None], True, layer.batch_first)
+    tape = layer.forward(x, _as_state(repeated), training=False)
+    found = run_backward(tape.record, Loss(d_final_state=seeds), Asked(input=False, parameters=frozenset()))
     parts = found.initial_state if isinstance(found.initial_state, tuple) else (found.initial_state,)
     flat = [part.swapaxes(0, 1).reshape(-1, rows, own) for part, own in zip(parts, sizes, strict=True)]
     return np.concatenate(flat, axis=2)

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import _core, init
-from ._arguments import UNBOUNDED, Array, as_array, check_dtype, flag, float_array, sequence_lengths
-from ._arguments import size as positive_int
-from ._memory import with_room
+from .. import _core, init
+from .._arguments import UNBOUNDED, Array, as_array, check_dtype, flag, float_array, sequence_lengths
+from .._arguments import size as positive_int
+from .._memory import with_room
 from .layer import Layer
-from .modules import LayerGradients, affine, affine_backward
+from .rows import LayerGradients, affine, affine_backward
 
 if TYPE_CHECKING:
-    from ._core import AttentionGradients, AttentionProblem
+    from .._core import AttentionGradients, AttentionProblem
 
 __all__ = ["SelfAttention"]
 

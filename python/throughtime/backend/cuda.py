@@ -1,18 +1,23 @@
-"""`Host`'s operations (see _backend.py) on arrays of the device, and the kernels of `_cuda`."""
+"""Arrays of a CUDA device, and the kernels of `_cuda`. Annotations say NumPy arrays, as everywhere."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import _arguments, _core
-from .array import DeviceArray, as_device_array, empty, is_on_device, to_device, zeros
-from .extension import current_stream, extension
-from .numbers import FLOATS, dtype_name, float_name
+from .._arguments import Array
+from ..cuda.array import DeviceArray, as_device_array, empty, is_on_device, to_device, zeros
+from ..cuda.extension import current_stream, extension
+from ..cuda.numbers import FLOATS, dtype_name, float_name
 
+if TYPE_CHECKING:
+    from .._core import LayerNormBackward, LayerNormForward, RecurrentGradients, RecurrentProblem
+
+OnDevice = Any  # a DeviceArray, which `Backend` calls a NumPy array
 _forced: dict[str, Any] = {"mode": "free", "chunk": 0, "multiprocessors": 0, "shared_bytes": 0}  # of the recurrence
 _forced_blocks = {"blocks": 0}  # of LayerNorm's backward
 
@@ -33,26 +38,26 @@ def force(*, blocks: int = 0, **of_recurrence: Any) -> Iterator[None]:
 
 
 class Cuda:
-    """Arrays of the current device, work on the current stream."""
+    """The backend of the current device; its kernels are queued on the current stream. See protocol.py."""
 
     device = "cuda"
 
     # Kernels
 
     @staticmethod
-    def forward(cell: str, problem: dict[str, Any]) -> None:
+    def forward(cell: str, problem: RecurrentProblem) -> None:
         extension().forward(cell, _recurrent_call(problem))
 
     @staticmethod
-    def backward(cell: str, problem: dict[str, Any], gradients: dict[str, Any]) -> None:
+    def backward(cell: str, problem: RecurrentProblem, gradients: RecurrentGradients) -> None:
         extension().backward(cell, _recurrent_call(problem), _held(gradients))
 
     @staticmethod
-    def layer_norm_forward(problem: dict[str, Any]) -> None:
+    def layer_norm_forward(problem: LayerNormForward) -> None:
         extension().layer_norm_forward(_call(problem, problem["x"].dtype))
 
     @staticmethod
-    def layer_norm_backward(problem: dict[str, Any]) -> None:
+    def layer_norm_backward(problem: LayerNormBackward) -> None:
         extension().layer_norm_backward(_call(problem, problem["sum"].dtype, **_forced_blocks))
 
     @staticmethod
@@ -70,14 +75,14 @@ class Cuda:
         return zeros(shape, dtype_name(dtype))
 
     @staticmethod
-    def stack(arrays: Sequence[DeviceArray]) -> Any:
+    def stack(arrays: Sequence[OnDevice]) -> Any:
         stacked = empty((len(arrays), *arrays[0].shape), arrays[0].dtype)
         for index, array in enumerate(arrays):
             stacked[index] = array
         return stacked
 
     @staticmethod
-    def dropped(array: DeviceArray, mask: DeviceArray, probability: float) -> Any:
+    def dropped(array: OnDevice, mask: OnDevice, probability: float) -> Any:
         number_type = np.float32
         kept = number_type(1 - probability)
         scale = float(number_type(1) / kept if kept else 0)
@@ -87,7 +92,7 @@ class Cuda:
         return found
 
     @staticmethod
-    def scaled(array: DeviceArray, factor: float) -> Any:
+    def scaled(array: OnDevice, factor: float) -> Any:
         array = array.contiguous()
         found = empty(array.shape, array.dtype)
         extension().drop(found._view, array._view, None, factor, array.dtype, current_stream())
@@ -102,11 +107,11 @@ class Cuda:
     # Arrays as they are
 
     @staticmethod
-    def contiguous(array: DeviceArray) -> Any:
+    def contiguous(array: OnDevice) -> Any:
         return array.contiguous()
 
     @staticmethod
-    def features_together(array: DeviceArray) -> Any:
+    def features_together(array: OnDevice) -> Any:
         item, view = array.itemsize, array._view
         together = view.strides[-1] == item or view.shape[-1] == 1
         if together and view.flags.aligned and not any(stride % item for stride in view.strides):
@@ -114,24 +119,26 @@ class Cuda:
         return array.copy()
 
     @staticmethod
-    def finite(array: DeviceArray) -> Any:
+    def finite(array: OnDevice) -> Any:
         found = empty(array.shape[:1], "bool")
         extension().finite_rows(found._view, array.contiguous()._view, array.dtype, current_stream())
         return found.numpy()
 
     @staticmethod
-    def owner(array: DeviceArray) -> Any:
+    def owner(array: OnDevice) -> Any:
         view = array._view
         while isinstance(view.base, np.ndarray):
             view = view.base
         return view
 
-    # What comes in
-
-    as_array = staticmethod(as_device_array)
+    # Arguments
 
     @staticmethod
-    def check_dtype(name: str, array: DeviceArray, dtype: Any) -> None:
+    def as_array(name: str, value: Any) -> Any:
+        return as_device_array(name, value)
+
+    @staticmethod
+    def check_dtype(name: str, array: OnDevice, dtype: Any) -> None:
         if array.dtype != dtype:
             raise TypeError(f"{name} has dtype {array.dtype}, expected {dtype} (nothing is cast)")
 
@@ -172,29 +179,31 @@ class Cuda:
     layer_dtype = staticmethod(float_name)
 
     @staticmethod
-    def float_like(dtype: str) -> Any:
+    def float_like(dtype: Any) -> Any:
         return dtype if dtype in FLOATS else "float32"
 
     @staticmethod
-    def sum_dtype(dtype: str) -> Any:
+    def sum_dtype(dtype: Any) -> Any:
         return "float32"
 
-    placed = staticmethod(to_device)
+    @staticmethod
+    def placed(array: Array, dtype: Any) -> Any:
+        return to_device(array, dtype)
 
     @staticmethod
     def on_host(name: str, value: Any) -> Any:
         return as_device_array(name, value).numpy() if is_on_device(value) else _arguments.as_host_floats(name, value)
 
 
-def _recurrent_call(problem: dict[str, Any]) -> dict[str, Any]:
+def _recurrent_call(problem: RecurrentProblem) -> dict[str, Any]:
     return _call(problem, problem["x"].dtype, terms=_core.get_terms(), **_forced)
 
 
-def _call(problem: dict[str, Any], dtype: str, **own: Any) -> dict[str, Any]:
+def _call(problem: Mapping[str, Any], dtype: Any, **own: Any) -> dict[str, Any]:
     return _held(problem) | {"type": dtype, "stream": current_stream()} | own
 
 
-def _held(problem: dict[str, Any]) -> dict[str, Any]:
+def _held(problem: Mapping[str, Any]) -> dict[str, Any]:
     """The arrays as the kernels take them."""
     return {name: value._view if isinstance(value, DeviceArray) else value for name, value in problem.items()} | {
         name: _held(value) for name, value in problem.items() if isinstance(value, dict)

@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from . import _core
-from ._arguments import Array, as_array, choice, float_array, float_dtype
-from ._arguments import size as positive_int
-from ._memory import with_room
+from .. import _core
+from .._arguments import Array, as_array, choice, float_array, float_dtype
+from .._arguments import size as positive_int
+from .._memory import with_room
 from .layer import Composite, Layer
-from .modules import LayerGradients, Linear, affine, affine_backward, rows_of
+from .linear import Linear
+from .rows import LayerGradients, affine, affine_backward, rows_of
+from .scaled_backward import RowwiseTape
 
 __all__ = ["MLP"]
 
@@ -46,6 +48,8 @@ class MLP(Composite, kind="MLP"):
     >>> grads.input.shape, grads.parameters["linear1.weight"].shape
     ((5, 4, 8), (32, 8))
     """
+
+    _rowwise = True
 
     def __init__(
         self, size: int, hidden_size: int, activation: str = "relu", *, dtype: Any = "float32", seed: Any = None
@@ -101,7 +105,7 @@ class MLP(Composite, kind="MLP"):
         return MLPTape(self.activation, output.reshape(as_array("x", x).shape), rows, weights, below, hidden)
 
 
-class MLPTape:
+class MLPTape(RowwiseTape):
     """One forward pass of `MLP`: ``output``, the input, copies of the weights, and the values between the maps."""
 
     def __init__(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ._arguments import Array, number
-from ._backend import backend_holding
-from ._memory import with_room
+from .._arguments import Array, number
+from .._memory import with_room
+from ..backend.choose import backend_holding
 
 if TYPE_CHECKING:
-    from ._core import LayerNormBackward, LayerNormForward
+    from .._core import LayerNormBackward, LayerNormForward
 
 __all__ = ["add_layer_norm", "add_layer_norm_backward"]
 

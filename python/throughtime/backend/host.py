@@ -1,27 +1,24 @@
-"""What tapes and layers ask of where their arrays are: `Host` here, `Cuda` in cuda/backend.py, with the same words.
-
-Views, and writing into them, are the arrays' own, in NumPy's words on both; annotations speak of NumPy's.
-"""
+"""NumPy arrays, and the kernels of `_core`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from . import _arguments, _core
-from ._arguments import Array
-from ._memory import with_room
-from .cuda.array import DeviceArray
+from .. import _arguments, _core
+from .._arguments import Array
+from .._memory import with_room
+from ..cuda.array import DeviceArray
 
 if TYPE_CHECKING:
-    from ._core import LayerNormBackward, LayerNormForward, RecurrentGradients, RecurrentProblem
+    from .._core import LayerNormBackward, LayerNormForward, RecurrentGradients, RecurrentProblem
 
 
 class Host:
-    """NumPy's arrays, and the kernels of `_core`."""
+    """The backend of the CPU; see protocol.py."""
 
     device = "cpu"
 
@@ -45,14 +42,9 @@ class Host:
 
     @staticmethod
     def saved_shape(cell: str, dtype: Any, batch: int, units: int) -> tuple[int, ...]:
-        """Of what the backward needs of one step."""
+        """The shape of the values that a cell saves of one step."""
         whole_rows, vectors, *rest = _saved_layout(cell, dtype == np.float64, units)
         return (batch, vectors, *rest) if whole_rows else (vectors, batch, *rest)
-
-    @staticmethod
-    def sees_whole_rows(cell: str) -> bool:
-        """Whether what the cell saves has the batch before the units."""
-        return _core.sees_whole_rows(cell)
 
     # New arrays
 
@@ -101,7 +93,7 @@ class Host:
             array = array.base
         return array
 
-    # What comes in
+    # Arguments
 
     as_array = staticmethod(_arguments.as_array)
     check_dtype = staticmethod(_arguments.check_dtype)
@@ -132,12 +124,12 @@ class Host:
 
     @staticmethod
     def float_like(dtype: np.dtype[Any]) -> np.dtype[Any]:
-        """`dtype` where kernels take it, else one that they take."""
+        """`dtype` itself if there are kernels for it, else one that has kernels."""
         return np.dtype(np.float64 if dtype == np.float64 else np.float32)
 
     @staticmethod
     def sum_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-        """In what numbers of `dtype` are summed."""
+        """The dtype in which numbers of `dtype` are summed."""
         return dtype
 
     @staticmethod
@@ -155,58 +147,3 @@ class Host:
 def _saved_layout(cell: str, float64: bool, units: int) -> tuple[int, ...]:
     """Whether the cell sees whole rows, and what it saves of one step, without the batch."""
     return (_core.sees_whole_rows(cell), *_core.saved_shape(cell, float64, units))
-
-
-Backend = type[Host]
-DLPACK_CUDA = 2  # kDLCUDA
-
-
-def refuse_device_array(what: str, name: str, value: Any) -> None:
-    """Raise where `what`, which works on arrays of the host, is given one of a device."""
-    if isinstance(value, DeviceArray):
-        raise NotImplementedError(
-            f"{what} works on arrays of the host, but {name} is on {value.device!r}; "
-            "torch's functions take such arrays by DLPack, in place"
-        )
-
-
-def check_floats(what: str, name: str, value: Any) -> None:
-    """Raise unless `what`, which works on NumPy's arrays of any float type, takes this one."""
-    refuse_device_array(what, name, value)
-    if isinstance(value, np.ndarray):
-        _arguments.check_unmasked(name, value)
-    if not isinstance(value, np.ndarray) or not _arguments.is_floating(value.dtype):
-        got = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
-        raise TypeError(f"{name} must be an array of floating-point numbers, got {got}")
-
-
-def backend_holding(value: Any) -> Backend:
-    """The backend for an array that a caller passes: CUDA's where it is on such a device, else the host's."""
-    if isinstance(value, np.ndarray):
-        return Host
-    if isinstance(value, DeviceArray):
-        return backend_of("cuda")
-    if hasattr(value, "__dlpack_device__"):
-        return backend_of("cuda" if int(value.__dlpack_device__()[0]) == DLPACK_CUDA else "cpu")
-    return backend_of("cuda" if hasattr(value, "__cuda_array_interface__") else "cpu")
-
-
-def backend_of(device: Any) -> Backend:
-    """The backend that `device` names.
-
-    Raises
-    ------
-    ValueError
-        If there is none of that name.
-    RuntimeError
-        If it is CUDA, and this build has none or there is no device.
-    """
-    if device == "cpu":
-        return Host
-    if device != "cuda":
-        raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}")
-    from .cuda.backend import Cuda
-    from .cuda.extension import extension
-
-    extension()
-    return cast(Backend, Cuda)
