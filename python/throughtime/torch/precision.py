@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-
-from ..config import get_matmul_precision, set_matmul_precision
-
-_lock = threading.Lock()
-_calls = 0  # now running in "medium"
-_before = "highest"
 
 
 def is_medium(device: str) -> bool:
@@ -36,21 +28,3 @@ def autocast_types(
     adds = kind != "RNN" and not one_operator
     carried = torch.promote_types(low, (state[-1] if state else x).dtype) if adds else low
     return [*([low if projected else carried] * 2), carried]
-
-
-@contextmanager
-def medium() -> Iterator[None]:
-    """Products in bfloat16 inside. The setting is the process's: calls of other threads meanwhile have it too."""
-    global _calls, _before
-    with _lock:
-        if not _calls:
-            _before = get_matmul_precision()
-        _calls += 1
-        set_matmul_precision("medium")
-    try:
-        yield
-    finally:
-        with _lock:
-            _calls -= 1
-            if not _calls:
-                set_matmul_precision(_before)
