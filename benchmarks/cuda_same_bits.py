@@ -15,25 +15,31 @@ import sys
 
 import typer
 
-from throughtime.cli.bench.contenders import OURS
-from throughtime.cli.bench.cuda.contenders import maker
-from throughtime.cli.bench.cuda.device import Device, open_device
-from throughtime.cli.bench.cuda.numbers import Numbers, torch
-from throughtime.cli.bench.cuda.problems import AddNorm, Problem, Recurrence
+from throughtime.cli.bench.layers import add_norm, torch_layers
+from throughtime.cli.bench.layers.device import Device, open_device
+from throughtime.cli.bench.layers.dtypes import Numbers
+from throughtime.cli.bench.layers.implementations import OURS
+from throughtime.cli.bench.layers.problems import FORWARD, STEP, AddNorm, Problem, Recurrence
+from throughtime.cli.bench.layers.torch_layers import torch
 
 TYPES = ("float32", "bfloat16", "float16")
 CELLS = ("LSTM", "GRU", "RNN")
 
+
+def recurrence(cell: str, T: int, B: int, H: int) -> Recurrence:
+    return Recurrence(cell, T, B, H, H, (FORWARD, STEP))
+
+
 # A few steps of sizes that select each kernel: tiny and odd, one cluster, the whole chip.
 SMALL: tuple[Problem, ...] = (
-    *(Recurrence(cell, 5, 3, 20) for cell in CELLS),
-    *(Recurrence(cell, 4, 16, 256) for cell in CELLS),
-    Recurrence("LSTM", 3, 16, 1024),
+    *(recurrence(cell, 5, 3, 20) for cell in CELLS),
+    *(recurrence(cell, 4, 16, 256) for cell in CELLS),
+    recurrence("LSTM", 3, 16, 1024),
     AddNorm(37, 48),
     AddNorm(64, 1024),
 )
 LARGE: tuple[Problem, ...] = (
-    *(Recurrence(cell, 512, B, H) for cell in CELLS for B, H in ((16, 256), (16, 768), (64, 1024))),
+    *(recurrence(cell, 512, B, H) for cell in CELLS for B, H in ((16, 256), (16, 768), (64, 1024))),
     AddNorm(20000, 768),
     AddNorm(999, 8191),
 )
@@ -55,8 +61,11 @@ def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> b
 
 def repeat(problem: Problem, numbers: Numbers, device: Device, runs: int) -> dict[str, object]:
     """Run one layer forward and backward `runs` times."""
-    numbers.apply()
-    layer = maker(OURS, problem)(problem, numbers, device)
+    device.apply(numbers)
+    if isinstance(problem, AddNorm):
+        layer = add_norm.on_device(OURS, problem, numbers, device)
+    else:
+        layer = torch_layers.on_device(OURS, problem, numbers, device)
     first = layer.answers(sys.maxsize)
     same = [same_bits(first, layer.answers(sys.maxsize)) for _ in range(runs - 1)]
     return {"same": all(same), "differing": same.count(False), "digest": digest(first)}
@@ -66,7 +75,7 @@ def main(device: Device, problems: tuple[Problem, ...], runs: int) -> int:
     differing = 0
     for problem in problems:
         for numbers in (*map(Numbers, TYPES), Numbers("float32", "high")):
-            line: dict[str, object] = {"problem": problem.name, "numbers": str(numbers), "runs": runs}
+            line: dict[str, object] = {"problem": f"{problem.cell} {problem}", "numbers": str(numbers), "runs": runs}
             try:
                 line |= repeat(problem, numbers, device, runs)
             except Exception as error:  # continue with the other problems

@@ -6,13 +6,12 @@ Print the time relative to a copy of as many bytes by as many threads, and torch
 import functools
 import statistics
 import threading
-import time
 
 import numpy as np
 import pytest
 
 import throughtime as tt
-from throughtime.cli.bench.timing import ratios, turn
+from throughtime.cli.bench.layers.device import seconds, turn
 
 torch = pytest.importorskip("torch")
 
@@ -69,6 +68,10 @@ class Problem:
             assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
 
 
+def median_ratio(theirs, ours):
+    return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
+
+
 @functools.cache
 def make(rows, features):
     problem = Problem(rows, features)
@@ -88,8 +91,8 @@ def test_add_layer_norm(benchmark, rows, features, direction):
             times[name].append(turn(functools.partial(seconds, getattr(problem, name))))
     ours = times[direction]
     copies = [min(pair) for pair in zip(times["copy"], times["torch_copy"], strict=True)]
-    to_copy = statistics.median(ratios(ours, copies))
-    to_torch = statistics.median(ratios(times["torch_" + direction], ours))
+    to_copy = median_ratio(ours, copies)
+    to_torch = median_ratio(times["torch_" + direction], ours)
     rate = ARRAYS * problem.x.nbytes / statistics.median(copies) / 1e9
     milliseconds = 1e3 * statistics.median(ours)
     print(
@@ -98,9 +101,3 @@ def test_add_layer_norm(benchmark, rows, features, direction):
     )
     benchmark.extra_info |= {"of a copy": to_copy, "torch / ours": to_torch}
     benchmark(getattr(problem, direction))
-
-
-def seconds(function):
-    begin = time.perf_counter()
-    function()
-    return time.perf_counter() - begin
