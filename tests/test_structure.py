@@ -17,6 +17,15 @@ LONGER = {
     "python/throughtime/init.py",
 }
 
+# Imports that close a circle still. The list may only shrink.
+CLOSING = {
+    ("throughtime.cli.bench.result", "throughtime.cli.bench.case"),
+    ("throughtime.cli.bench.options", "throughtime.cli.bench.layers.cpu"),
+    ("throughtime.cli.bench.layers.cuda", "throughtime.cli.bench.options"),
+    ("throughtime.cli.bench.suite", "throughtime.cli.bench.options"),
+    ("throughtime.cli.bench.steps.torch_program", "throughtime.cli.bench.steps.contenders"),
+}
+
 
 def name_of(path):
     parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
@@ -68,9 +77,13 @@ def test_circles_are_found():
 
 def test_no_files_import_each_other():
     """Not even inside a function, or for types alone."""
-    graph = {name: imports(name, path) for name, path in FILES.items() if not name.startswith("throughtime.cli.bench")}
+    graph = {name: imports(name, path) for name, path in FILES.items()}
+    for name, imported in CLOSING:
+        graph[name].remove(imported)
     assert {"throughtime.recurrent.record", "throughtime.layers.layer"} <= graph["throughtime.recurrent.layers"]
     assert circle(graph) == []
+    for name, imported in CLOSING:
+        assert circle({**graph, name: {*graph[name], imported}}), f"{name} may leave the list"
 
 
 def test_files_are_short():

@@ -178,7 +178,7 @@ def _flow_of_stack(found: StackNorms, time_axis: int | None, lengths: Array | No
     return StackFlow(
         rows,
         names=[*names, "output"],
-        layers=[_flow_of(inner, time_axis, lengths) for inner in found.inner],
+        layers=[_flow_of(inner, time_axis, lengths) for inner in found.inside],
         title=f"Gradient flow of a stack of {len(layers)} layer{'s' if len(layers) > 1 else ''}",
         lengths=lengths,
         fault=found.fault,

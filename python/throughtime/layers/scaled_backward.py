@@ -29,7 +29,7 @@ class StackNorms(NamedTuple):
 
     layers: Sequence[Any]
     norms: list[Array]  # log10 of the gradient norms of each layer's input, then of the output
-    inner: list[Any]  # the norms found inside each layer, or None
+    inside: list[Any]  # the norms found inside each layer, or None
     fault: str | None
 
 
