@@ -618,11 +618,13 @@ def precisions(monkeypatch):
 
 
 def test_autocast_is_medium_precision_for_the_call_and_its_backward(precisions):
-    """Whatever a Linear before made of the input, a state in float32 stays in float32. No other call notices."""
+    """Behind a Linear, with states of two types; the results have torch's types. No other call notices."""
     module, linear, x = ours.LSTM(3, 4), torch.nn.Linear(3, 3), torch.randn(5, 2, 3)
+    state = torch.zeros(1, 2, 4, dtype=torch.bfloat16), torch.zeros(1, 2, 4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        output, (h_n, _) = module(linear(x), (torch.zeros(1, 2, 4, dtype=torch.bfloat16), torch.zeros(1, 2, 4)))
-    assert output.dtype is h_n.dtype is torch.float32
+        output, (h_n, _) = module(linear(x), state)
+        expected, (expected_h, _) = torch.nn.LSTM(3, 4)(linear(x), state)
+    assert (output.dtype, h_n.dtype) == (expected.dtype, expected_h.dtype)
     output.sum().backward()
     assert linear.weight.grad.dtype is torch.float32
     assert precisions == [(1, "highest")] * 2

@@ -8,6 +8,18 @@ import torch
 from torch import Tensor
 
 
+def _has_operator(supported: str) -> bool:
+    """What torch's oneDNN says of this processor."""
+    try:
+        return bool(getattr(torch.ops.mkldnn, supported)())
+    except (AttributeError, RuntimeError):  # a torch without oneDNN
+        return False
+
+
+_names = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+_OPERATORS = {dtype for dtype, supported in _names.items() if _has_operator(supported)}  # of an LSTM of such tensors
+
+
 def is_medium(device: str) -> bool:
     """Whether autocast asks for products in bfloat16 on devices of this type."""
     return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) is torch.bfloat16
@@ -18,13 +30,14 @@ def autocast_types(
 ) -> list[torch.dtype]:
     """Of output, h_n and c_n, as torch's own modules return them under autocast on the CPU.
 
-    There products give autocast's type, and what is added to the state has that of both. An LSTM of float32 is one
-    operator and has autocast's type throughout, but not where it goes step by step: packed, or projected.
+    There products give autocast's type, and what is added to the state has that of both. An LSTM is one operator, with
+    autocast's type throughout, if its input is float32 or the processor computes in autocast's type; but packed or
+    projected it goes step by step.
     """
     if weight.dtype is torch.float64:  # which autocast leaves as it is
         return [torch.float64] * 3
     low = torch.get_autocast_dtype("cpu")
-    one_operator = kind == "LSTM" and x.dtype is torch.float32 and not (packed or projected)
+    one_operator = kind == "LSTM" and (x.dtype is torch.float32 or low in _OPERATORS) and not (packed or projected)
     adds = kind != "RNN" and not one_operator
     carried = torch.promote_types(low, (state[-1] if state else x).dtype) if adds else low
     return [*([low if projected else carried] * 2), carried]
