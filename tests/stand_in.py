@@ -37,7 +37,7 @@ def build():
     """The stand-in's file, compiled unless these sources were before; it lies among the system's temporary files."""
     import pybind11
 
-    headers = sorted([*CPP.glob("*.hpp"), *CPP.glob("c*/*.hpp"), *CPP.glob("bindings/**/*.hpp")])
+    headers = sorted([*CPP.glob("*.hpp"), *CPP.glob("[cs]*/*.hpp"), *CPP.glob("bindings/**/*.hpp")])
     sources = sorted([*CPP.glob("cuda/*.cpp"), *CPP.glob("bindings/cuda/*.cpp")])
     shared = hashlib.sha256(b"".join(path.read_bytes() for path in headers))
     options = ["-O1", "-fPIC", "-fvisibility=hidden", "-DTT_CUDA", "-DTT_ISA=cuda", f"-I{pybind11.get_include()}"]

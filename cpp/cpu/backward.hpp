@@ -102,14 +102,14 @@ class BackwardLoop {
   int64_t vectors(int state) const { return state == 0 ? plan.hidden_vectors : plan.unit_vectors; }
 
   void prepare_again() {
-    // At least a chunk, for products of few rows are slow.
-    if (p.every) history.apart = ceil_div(plan.chunk, p.every) * p.every;
-    history.window_rows = history.apart;
-    for (int i = 0; p.every && i < C::states; ++i) history.window[i] = scratch<S>(host, history.apart * p.B * history.width(i));
-    history.saved_rows = p.every ? history.apart : plan.chunk;
+    if (p.every) history.checkpoint_interval = window_steps(p.every, plan.chunk);
+    history.window_rows = history.checkpoint_interval;
+    for (int i = 0; p.every && i < C::states; ++i)
+      history.window[i] = scratch<S>(host, history.checkpoint_interval * p.B * history.width(i));
+    history.saved_rows = p.every ? history.checkpoint_interval : plan.chunk;
     history.saved_window = scratch<S>(host, history.saved_rows * history.saved_size);
     History<S> own = history;
-    own.again = true;
+    own.recompute = true;
     again = new (scratch<Again>(host, 1)) Again(forward, host, team, own);
   }
 
@@ -186,10 +186,10 @@ class BackwardLoop {
     const auto each = each_part(thread, unit);
     if (!each([&](const Mine& mine) { prepare(mine); })) return;
     for (int64_t end = p.T; end > 0;) {
-      const int64_t first = history.window_before(end);
+      const int64_t first = window_begin(history.checkpoint_interval, end);
       if (p.every && !again->advance(thread, unit, first, end)) return;
-      for (; end > first; end = end > first + plan.chunk ? end - plan.chunk : first)
-        if (!chunk(thread, unit, end > first + plan.chunk ? end - plan.chunk : first, end)) return;
+      for (; end > first; end = chunk_begin(first, end, plan.chunk))
+        if (!chunk(thread, unit, chunk_begin(first, end, plan.chunk), end)) return;
     }
     stream_fence();
     if (exchanges && p.d_initial[0]) each([&](const Mine& mine) { send_half(mine, 0); });
@@ -300,9 +300,9 @@ class BackwardLoop {
         continue;
       }
       const int64_t s = begin + r / p.B, b = r % p.B;
-      const int rule = steps.ruled() ? steps.rule(s, b) : 0;
+      const int rule = steps.ruled() ? steps.flags(s, b) : 0;
       mine.rows[r] = rule & inactive ? nullptr : x(s, b);
-      mine.other[r] = rule & (inactive | fresh) ? nullptr : history.state(0, s) + b * p.P;
+      mine.other[r] = rule & (inactive | reset) ? nullptr : history.state(0, s) + b * p.P;
     }
     inputs.transpose(mine.rows, own);
     recurrent.transpose(mine.other, own);
@@ -313,7 +313,7 @@ class BackwardLoop {
     const int64_t count = (end - begin) * p.B;
     const Range own = share(ChunkEngine::columns_padded(count), host.threads, mine.part, L);
     for (int64_t r = own.begin; r < own.end; ++r) {
-      const bool idle = r >= count || (steps.ruled() && steps.rule(begin + r / p.B, r % p.B) & inactive);
+      const bool idle = r >= count || (steps.ruled() && steps.flags(begin + r / p.B, r % p.B) & inactive);
       mine.rows[r] = idle ? nullptr : middle + r * p.H;
     }
     second.transpose(mine.rows, own);
@@ -360,14 +360,14 @@ class BackwardLoop {
   }
 
   TT_INLINE void gather(const Mine& mine, int i, int64_t b, int64_t j) const {
-    if (asks_flow()) flow.gather(mine.part, b, load<V>(units(i, b, j)));
-    else carried_norms.gather(i, b, j, units(i, b, j));
+    if (asks_flow()) flow.observe(mine.part, b, load<V>(units(i, b, j)));
+    else carried_norms.observe(i, b, j, units(i, b, j));
   }
 
   void find_rules(const Mine& mine, int64_t s) {
     for (int64_t b = mine.b.begin; b < mine.b.end; ++b) {
-      mine.rules[b] = uint8_t(s >= 0 ? steps.rule(s, b) : 0);
-      mine.later[b] = uint8_t(s + 1 < p.T ? steps.rule(s + 1, b) : 0);
+      mine.rules[b] = uint8_t(s >= 0 ? steps.flags(s, b) : 0);
+      mine.later[b] = uint8_t(s + 1 < p.T ? steps.flags(s + 1, b) : 0);
     }
   }
 
@@ -475,13 +475,11 @@ class BackwardLoop {
 
   static Panels panels_of(Range j, int64_t s) { return {j.begin / back, ceil_div(j.end, back), s % 2 != 0}; }
 
-  // Down to the norm `clip` where it is larger. The last step's carry is the final state's gradient, which is the loss's own and
-  // stays.
   void find_scale(const Mine& mine, const Moment& at, int64_t b) const {
     const double norm = carried_norms.norm(b);
-    const bool clips = norm > p.clip && !(mine.rules[b] & inactive) && !steps.last(at.s, b);
-    mine.scales[b] = clips ? S(p.clip / norm) : S(1);
-    if (mine.j.begin == 0 && mine.j.end > 0) p.clipped[at.t * p.B + b] = clips;
+    const bool scales = clips(p, steps, at.s, b, mine.rules[b], norm);
+    mine.scales[b] = scales ? S(p.clip / norm) : S(1);
+    if (mine.j.begin == 0 && mine.j.end > 0) p.clipped[at.t * p.B + b] = scales;
   }
 
   void find_exponent(const Mine& mine, const Moment& at, int64_t b) const {
@@ -534,8 +532,8 @@ class BackwardLoop {
       if constexpr (C::projects) {
         d_second = dh;
         put_state(at, 0, b, q, dh);
-        if (zoned[0]) kept = zoneout.part(0, at.t, b, q) * dh, d_second = dh - kept;
-        store(units(0, b, q), mine.rules[b] & (fresh | cut) ? V{} : keep_some<S>(kept, n));
+        if (zoned[0]) kept = zoneout_fraction(0, at.t, b, q) * dh, d_second = dh - kept;
+        store(units(0, b, q), mine.rules[b] & (reset | truncate) ? V{} : keep_some<S>(kept, n));
       } else {
         V a[C::saved], old[C::states];
         load_saved(mine, at, b, q, a, old);
@@ -620,7 +618,7 @@ class BackwardLoop {
         }
         continue;
       }
-      const S* c = mine.rules[b] & fresh ? nullptr : at.before[C::states - 1] + b * p.H;
+      const S* c = mine.rules[b] & reset ? nullptr : at.before[C::states - 1] + b * p.H;
       Row row{{p.H, saved_at(at, b, 0), c, unit_packed, notes + mine.part * Row::notes_size(p.H)}, *this, mine, at, b};
       C::backward_row(row);
     }
@@ -634,7 +632,7 @@ class BackwardLoop {
   TT_INLINE void load_saved(const Mine& mine, const Moment& at, int64_t b, int64_t j, V (&a)[n], V (&old)[C::states]) const {
     for (int i = 0; i < C::saved; ++i) a[i] = load<V>(saved_at(at, b, j) + i * L);
     for (int i = first_state; i < C::states; ++i)
-      old[i] = mine.rules[b] & fresh ? V{} : load_some<V>(at.before[i] + b * p.H + j * L, p.H - j * L);
+      old[i] = mine.rules[b] & reset ? V{} : load_some<V>(at.before[i] + b * p.H + j * L, p.H - j * L);
     prefetch_next(at, b, j);
   }
 
@@ -651,20 +649,27 @@ class BackwardLoop {
     for (int i = first; i < end; ++i) store(units(i, b, j), dn[i]), put_state(at, i, b, j, V{});
   }
 
+  // Zoneout's fraction of the old state i of units j.
+  TT_INLINE V zoneout_fraction(int i, int64_t t, int64_t b, int64_t j) const {
+    return zoneout.template fraction<V>(i, t, b, j * L, [](const uint8_t* from, int64_t count) __attribute__((always_inline)) {
+      return load_bytes<S>(from, count);
+    });
+  }
+
   // Zoneout: what the new states receive, and what goes past them to the old ones. The state after is then another than the one
   // that the cell's own paths start from, and all that it receives is what came.
   TT_INLINE void zone(const Moment& at, int64_t b, int64_t j, V* dn, V* kept) const {
     for (int i = first_state; i < C::states; ++i) {
       if (!zoned[i]) continue;
       put_state(at, i, b, j, dn[i]);
-      kept[i] = zoneout.part(i, at.t, b, j) * dn[i];
+      kept[i] = zoneout_fraction(i, at.t, b, j) * dn[i];
       dn[i] -= kept[i];
     }
   }
 
   // What the states after received in all, and what the states before will from this step, but for its product.
   TT_INLINE void leave(const Mine& mine, const Moment& at, int64_t b, int64_t j, const V* dn, const V* ds, const V* kept) const {
-    const bool stops = mine.rules[b] & (fresh | cut);
+    const bool stops = mine.rules[b] & (reset | truncate);
     for (int i = first_state; i < C::states; ++i) {
       if (!zoned[i]) put_state(at, i, b, j, dn[i]);
       // Lanes past H may hold NaN, from an infinite input times their zero weights, and must not reach a sum over lanes.
@@ -705,7 +710,7 @@ class BackwardLoop {
     const auto put = [&](int64_t first, int count, int64_t q, const V* sums) {
       for (int64_t r = first; r < first + count; ++r, sums += Product::vectors) {
         // Zero delta times an infinite weight is no zero.
-        const bool idle = steps.ruled() && steps.rule(begin + r / p.B, r % p.B) & inactive;
+        const bool idle = steps.ruled() && steps.flags(begin + r / p.B, r % p.B) & inactive;
         for (int v = 0; v < Product::vectors && (q + v) * L < p.I; ++v) {
           S* target = mine.targets[r] + (q + v) * L;
           const int64_t n = p.I - (q + v) * L;
@@ -779,12 +784,12 @@ class BackwardLoop {
   Norms side_norms(const Mine& mine, StepNorms<S>& norm, const Side& side, int64_t s, int64_t begin) const {
     int64_t count = 0;
     for (int64_t b = 0; b < p.B; ++b) {
-      const int rule = steps.ruled() ? steps.rule(s, b) : 0;
+      const int rule = steps.ruled() ? steps.flags(s, b) : 0;
       if (rule & inactive) continue;
       mine.rows[count] = side.delta.row(delta_row(s) + b);
       mine.other[count++] = &side == &inputs   ? x(s, b)
                             : &side == &second ? middle + ((s - begin) * p.B + b) * p.H
-                            : rule & fresh     ? zeros
+                            : rule & reset     ? zeros
                                                : history.state(0, s) + b * p.P;
     }
     const int64_t above = &side == &second ? R * p.H : 0;  // rows of weight_hh

@@ -3,11 +3,11 @@
 // product or its whole rows. Knows no equation; the cell knows no memory.
 #pragma once
 
+#include "../step/zoneout.hpp"
 #include "history.hpp"
 #include "operand.hpp"
 #include "row.hpp"
 #include "unit_weights.hpp"
-#include "zoneout.hpp"
 
 namespace throughtime::TT_ISA {
 
@@ -104,7 +104,7 @@ class ForwardLoop {
   static void run(const Forward<S>& problem, const Host& host) {
     Team team(host);
     History<S> history{problem, problem.B * ceil_div(problem.H, L) * C::saved * L};
-    history.apart = problem.every;
+    history.checkpoint_interval = problem.every;
     history.window_rows = 2;
     for (int i = 0; problem.every && i < C::states; ++i) history.window[i] = scratch<S>(host, 2 * problem.B * history.width(i));
     ForwardLoop loop(problem, host, team, history);
@@ -303,8 +303,8 @@ class ForwardLoop {
   void find_rules(const Mine& mine, int64_t s) {
     if (!steps.ruled()) return;
     for (int64_t b = mine.b.begin; b < mine.b.end; ++b) {
-      mine.rules[b] = uint8_t(steps.rule(s, b));
-      mine.next_rules[b] = uint8_t(s + 1 < p.T ? steps.rule(s + 1, b) : 0);
+      mine.rules[b] = uint8_t(steps.flags(s, b));
+      mine.next_rules[b] = uint8_t(s + 1 < p.T ? steps.flags(s + 1, b) : 0);
     }
   }
 
@@ -323,7 +323,7 @@ class ForwardLoop {
     } else {
       rows = engine.rows(mine.room, p.B, p.P);
       for (int64_t b = mine.b.begin; b < mine.b.end; ++b)
-        rows.set(b, mine.rules[b] & fresh ? zeros : at.before[0] + b * p.P, p.P);
+        rows.set(b, mine.rules[b] & reset ? zeros : at.before[0] + b * p.P, p.P);
     }
     const auto put = [&](int64_t first, int count, int64_t q, const V* sums) {
       for (int64_t b = first; b < first + count; ++b, sums += units * R)
@@ -351,7 +351,7 @@ class ForwardLoop {
   // The cell of one vector of units of one sequence; r is the recurrent part of its pre-activations.
   TT_INLINE void apply(const Mine& mine, const Moment& at, int64_t b, int64_t j, const V* r) {
     V old[C::states], next[C::states], m;
-    evaluate(mine, at, b, j, mine.rules[b] & fresh, r, old, next, m);
+    evaluate(mine, at, b, j, mine.rules[b] & reset, r, old, next, m);
     if constexpr (two_products) middle.put(b, j * L, m);
     if constexpr (C::phases == Phases::one) put_state<0>(mine, at, b, j, old[0], next[0]);
     if constexpr (C::states == 2 && (C::phases == Phases::one || C::projects)) put_state<1>(mine, at, b, j, old[1], next[1]);
@@ -361,10 +361,10 @@ class ForwardLoop {
   TT_INLINE void apply_second(const Mine& mine, const Moment& at, int64_t b, int64_t q, const V* r) {
     V old[C::states], next[C::states];
     if constexpr (C::projects) {
-      old[0] = mine.rules[b] & fresh ? V{} : load_some<V>(at.before[0] + b * p.P + q * L, p.P - q * L);
+      old[0] = mine.rules[b] & reset ? V{} : load_some<V>(at.before[0] + b * p.P + q * L, p.P - q * L);
       next[0] = *r;
     } else {
-      evaluate_second(mine, at, b, q, mine.rules[b] & fresh, r, old, next);
+      evaluate_second(mine, at, b, q, mine.rules[b] & reset, r, old, next);
     }
     put_state<0>(mine, at, b, q, old[0], next[0]);
   }
@@ -411,12 +411,19 @@ class ForwardLoop {
     for (int i = 0; i < C::saved; ++i) streams ? stream(saved + i * L, a[i]) : store(saved + i * L, a[i]);
   }
 
+  // Zoneout's fraction of the old state i of units j.
+  TT_INLINE V zoneout_fraction(int i, int64_t t, int64_t b, int64_t j) const {
+    return zoneout.template fraction<V>(i, t, b, j * L, [](const uint8_t* from, int64_t count) __attribute__((always_inline)) {
+      return load_bytes<S>(from, count);
+    });
+  }
+
   // State i of units j after the step.
   template <int i>
   TT_INLINE void put_state(const Mine& mine, const Moment& at, int64_t b, int64_t j, V old, V next) const {
     const int64_t width = i == 0 && C::projects ? p.P : p.H, n = width - j * L;
     const bool still = mine.rules[b] & inactive;
-    if (zoned[i]) next = zoneout.mix(zoneout.part(i, at.t, b, j), old, next);
+    if (zoned[i]) next = mix(zoneout_fraction(i, at.t, b, j), old, next);
     if (i == 0 && p.output.data)
       store_some(p.output.data + at.t * p.output.time + b * p.output.batch + j * L, still ? V{} : next, n);
     const V after = still ? old : next;
@@ -435,7 +442,7 @@ class ForwardLoop {
     template <int i>
     TT_INLINE void set_next(int64_t j, V next) const {
       const S* before = at.before[i] + b * loop.p.H + j * L;
-      const V old = mine.rules[b] & fresh ? V{} : load_some<V>(before, loop.p.H - j * L);
+      const V old = mine.rules[b] & reset ? V{} : load_some<V>(before, loop.p.H - j * L);
       loop.template put_state<i>(mine, at, b, j, old, next);
     }
   };
@@ -443,7 +450,7 @@ class ForwardLoop {
   TT_PHASE void apply_rows(const Mine& mine, const Moment& at) {
     const Range own = plan.whole_rows(p.B, mine.part);
     for (int64_t b = own.begin; b < own.end; ++b) {
-      const S* c = mine.rules[b] & fresh ? nullptr : at.before[C::states - 1] + b * p.H;
+      const S* c = mine.rules[b] & reset ? nullptr : at.before[C::states - 1] + b * p.H;
       Row row{{p.H, saved_at(at, b, 0), c, unit_packed, notes + mine.part * Row::notes_size(p.H)}, *this, mine, at, b};
       C::forward_row(row);
     }
@@ -451,17 +458,17 @@ class ForwardLoop {
 
   // h as the left operand of step s. Lanes past H may be NaN, from an infinite input times their zero weights.
   TT_INLINE void put_split(int64_t s, int64_t b, int64_t j, int rule, V h) const {
-    hidden[s % 2].put(b, j * L, rule & fresh ? V{} : keep_some<S>(h, p.P - j * L));
+    hidden[s % 2].put(b, j * L, rule & reset ? V{} : keep_some<S>(h, p.P - j * L));
   }
 
   TT_PHASE void split_states(const Mine& mine, int64_t s) const {
     const S* before = history.state(0, s);
     for (int64_t b = mine.b.begin; b < mine.b.end; ++b)
       for (int64_t j = mine.q.begin; j < mine.q.end; ++j)
-        put_split(s, b, j, starts(s, b) ? fresh : 0, load_some<V>(before + b * p.P + j * L, p.P - j * L));
+        put_split(s, b, j, starts(s, b) ? reset : 0, load_some<V>(before + b * p.P + j * L, p.P - j * L));
   }
 
-  bool starts(int64_t s, int64_t b) const { return steps.ruled() && steps.rule(s, b) & fresh; }
+  bool starts(int64_t s, int64_t b) const { return steps.ruled() && steps.flags(s, b) & reset; }
 
   const Forward<S>& p;
   const Host& host;

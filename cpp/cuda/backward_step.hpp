@@ -20,9 +20,9 @@ struct BackwardStep {
   float* notes;     // (B, C::notes, H)
   int64_t step;
 
-  TT_DEVICE int rule(int64_t of_step, int64_t b) const {
+  TT_DEVICE int flags(int64_t of_step, int64_t b) const {
     const Steps<S> steps{of.p, of.p.truncate};
-    return of_step < of.p.T ? steps.rule(of_step, b) : 0;
+    return of_step < of.p.T ? steps.flags(of_step, b) : 0;
   }
   TT_DEVICE int64_t time() const { return of.p.reverse ? of.p.T - 1 - step : step; }
   TT_DEVICE int64_t width(int i) const { return i == 0 ? of.p.P : of.p.H; }
@@ -31,7 +31,7 @@ struct BackwardStep {
   // All that h receives from the step after; nothing crosses where that starts an episode, whatever the weights hold.
   TT_DEVICE float arriving_hidden(int64_t b, int64_t q) const {
     const float own = carried(0, b, q);
-    return is_carried || rule(step + 1, b) ? own : own + through[b * of.p.P + q];
+    return is_carried || flags(step + 1, b) ? own : own + through[b * of.p.P + q];
   }
   TT_DEVICE void arriving(int64_t b, int64_t j, float* dn) const {
     for (int i = first_state; i < N; ++i) dn[i] = i == 0 ? arriving_hidden(b, j) : carried(i, b, j);
@@ -39,7 +39,7 @@ struct BackwardStep {
 
   // The whole cell of unit j.
   TT_DEVICE void whole(int64_t b, int64_t j) const {
-    const int now = rule(step, b);
+    const int now = flags(step, b);
     float dn[N], dx[G] = {}, dr[R] = {}, dw[values + 1] = {};
     arriving(b, j, dn);
     if (now & inactive) {
@@ -63,7 +63,7 @@ struct BackwardStep {
 
   // Two products, first phase: all that feature q of h receives, and the delta of the second product.
   TT_DEVICE void arrive(int64_t b, int64_t q) const {
-    const int now = rule(step, b);
+    const int now = flags(step, b);
     float dh = arriving_hidden(b, q), d_second = 0;
     if (now & inactive) {
       rest<0, 1>(b, q, &dh);
@@ -73,9 +73,9 @@ struct BackwardStep {
       float kept = 0;
       if constexpr (C::projects) {
         put_state(0, b, q, dh);
-        if (zoneout.any(0)) kept = zoneout.part(0, time(), b, q) * dh;
+        if (zoneout.any(0)) kept = zoneout_fraction(zoneout, 0, time(), b, q) * dh;
         d_second = dh - kept;
-        carried(0, b, q) = now & (fresh | cut) ? 0.0f : kept;
+        carried(0, b, q) = now & (reset | truncate) ? 0.0f : kept;
       } else {
         float a[saved], old[N];
         load_saved(now, b, q, a, old);
@@ -89,7 +89,7 @@ struct BackwardStep {
 
   // Second phase; what h receives is in `carried`.
   TT_DEVICE void finish(int64_t b, int64_t j) const {
-    const int now = rule(step, b);
+    const int now = flags(step, b);
     float dn[N], dx[G] = {}, dr[R] = {}, m = 0;
     for (int i = first_state; i < N; ++i) dn[i] = carried(i, b, j);
     if (now & inactive) {
@@ -108,7 +108,7 @@ struct BackwardStep {
   }
 
   TT_DEVICE float old_state(int now, int i, int64_t b, int64_t j) const {
-    return now & fresh ? 0.0f : to_float(of.before[i].at(step)[b * of.p.H + j]);
+    return now & reset ? 0.0f : to_float(of.before[i].at(step)[b * of.p.H + j]);
   }
 
   TT_DEVICE void load_saved(int now, int64_t b, int64_t j, float* a, float* old) const {
@@ -129,7 +129,7 @@ struct BackwardStep {
     for (int i = first_state; i < N; ++i) {
       if (!zoneout.any(i)) continue;
       put_state(i, b, j, dn[i]);
-      kept[i] = zoneout.part(i, time(), b, j) * dn[i];
+      kept[i] = zoneout_fraction(zoneout, i, time(), b, j) * dn[i];
       dn[i] -= kept[i];
     }
   }
@@ -140,7 +140,7 @@ struct BackwardStep {
     for (int i = first_state; i < N; ++i) {
       const bool zoned = zoneout.any(i);
       if (!zoned) put_state(i, b, j, dn[i]);
-      carried(i, b, j) = now & (fresh | cut) ? 0.0f : zoned ? ds[i] + kept[i] : ds[i];
+      carried(i, b, j) = now & (reset | truncate) ? 0.0f : zoned ? ds[i] + kept[i] : ds[i];
     }
   }
 
@@ -228,7 +228,7 @@ template <class C, class S>
 TT_KERNEL void backward_whole_row(BackwardStep<C, S> at) {
   constexpr int G = C::gates, N = C::states;
   const int64_t b = block(), H = at.of.p.H;
-  const int now = at.rule(at.step, b);
+  const int now = at.flags(at.step, b);
   if (now & inactive) {
     for (int64_t j = thread(); j < H; j += threads()) {
       float dn[N], none[G] = {}, dw[unit_values<C>()] = {};

@@ -1,7 +1,7 @@
-// Clipping of what is carried from one step into another, per sequence. Squares may leave the range, so a norm is
-// largest * sqrt(squares), in float64.
+// Clipping of what is carried from one step into another, per sequence, by its norm in float64 (step/norms.hpp).
 #pragma once
 
+#include "../step/norms.hpp"
 #include "backward_step.hpp"
 
 namespace throughtime::cuda {
@@ -25,16 +25,14 @@ TT_KERNEL void clip_carried(BackwardStep<C, S> at) {
     const double part = largest > 0 ? double(value) / largest : 0;
     squares += part * part;
   });
-  const double norm = largest * __builtin_sqrt(over_block(squares, room, Add()));
+  const double norm = norm_of(largest, over_block(squares, room, Add()));
 
-  // Down to `clip` where it is larger. The last step's carry is the final state's gradient, which is the loss's own and stays.
-  const Steps<S> steps{p, p.truncate};
-  const bool clips = norm > p.clip && !(at.rule(at.step, b) & inactive) && !steps.last(at.step, b);
-  if (clips) {
+  const bool scales = clips(p, Steps<S>{p, p.truncate}, at.step, b, at.flags(at.step, b), norm);
+  if (scales) {
     const float scale = float(p.clip / norm);
     for_own([&](float& value) { value *= scale; });
   }
-  if (thread() == 0) p.clipped[at.time() * p.B + b] = clips;
+  if (thread() == 0) p.clipped[at.time() * p.B + b] = scales;
 }
 
 }  // namespace throughtime::cuda

@@ -29,11 +29,11 @@ struct ForwardStep {
 
   TT_DEVICE int rule(int64_t of_step, int64_t b) const {
     const Steps<S> steps{of.p, 0};
-    return of_step < of.p.T ? steps.rule(of_step, b) : 0;
+    return of_step < of.p.T ? steps.flags(of_step, b) : 0;
   }
   TT_DEVICE int64_t width(int i) const { return i == 0 ? of.p.P : of.p.H; }
   TT_DEVICE float old_state(int rule, int i, int64_t b, int64_t j) const {
-    return rule & fresh ? 0.0f : of.carried[i][b * width(i) + j];
+    return rule & reset ? 0.0f : of.carried[i][b * width(i) + j];
   }
 
   // The whole cell of unit j, or its first phase.
@@ -87,7 +87,7 @@ struct ForwardStep {
     const Steps<S> steps{of.p, 0};
     const int64_t t = steps.time(step), place = b * width(i) + j;
     const bool still = now & inactive;
-    if (zoneout.any(i)) next = Zoneout<S>::mix(zoneout.part(i, t, b, j), old, next);
+    if (zoneout.any(i)) next = mix(zoneout_fraction(zoneout, i, t, b, j), old, next);
     if (i == 0 && of.output.data) from_float(still ? 0.0f : next, of.output.data[t * of.output.time + b * of.output.batch + j]);
     const float after = still ? old : next;
     of.carried[i][place] = after;
@@ -96,7 +96,7 @@ struct ForwardStep {
   }
 
   TT_DEVICE void put_hidden(int64_t of_step, int64_t b, int64_t j, float h) const {
-    from_float(rule(of_step, b) & fresh ? 0.0f : h, hidden[b * of.p.P + j]);
+    from_float(rule(of_step, b) & reset ? 0.0f : h, hidden[b * of.p.P + j]);
   }
 };
 

@@ -113,7 +113,7 @@ class BackwardBlock {
   TT_DEVICE int64_t sequence(int n) const { return (int64_t(group) * plan.column_tiles + n) * columns + column; }
   TT_DEVICE bool exists(int n) const { return working && unit < H() && sequence(n) < p().B; }
   TT_DEVICE float& carry(int i, int n) const { return carried[(i * plan.column_tiles + n) * pairs + thread()]; }
-  TT_DEVICE int rule(int64_t s, int64_t b) const { return s >= 0 && s < p().T && rules.ruled() ? rules.rule(s, b) : 0; }
+  TT_DEVICE int rule(int64_t s, int64_t b) const { return s >= 0 && s < p().T && rules.ruled() ? rules.flags(s, b) : 0; }
   // What block `from` has for block `to`'s units, in the order of memory: of this block's own exchange in a cluster.
   TT_DEVICE uint32_t* part(int64_t k, int n, int from, int to) const {
     const int64_t of_block = clustered ? 0 : int64_t(to - rank) * places_in_turn * place_words;
@@ -127,7 +127,7 @@ class BackwardBlock {
     ahead.rule = rule(s, b), ahead.later = rule(s + 1, b);
     if (ahead.rule & inactive) return;  // padding is not read
     for (int i = 0; i < C::saved; ++i) ahead.a[i] = to_float(f.steps.saved.at(s)[(b * C::saved + i) * H() + unit]);
-    for (int i = 0; i < C::states; ++i) ahead.old[i] = ahead.rule & fresh ? 0.0f : to_float(f.steps.before[i].at(s)[at]);
+    for (int i = 0; i < C::states; ++i) ahead.old[i] = ahead.rule & reset ? 0.0f : to_float(f.steps.before[i].at(s)[at]);
     ahead.next = to_float(f.steps.after[0].at(s)[at]);
     const View<const S>& dy = p().d_output;
     if (dy.data) ahead.loss[0] = to_float(dy.data[t * dy.time + b * dy.batch + unit]);
@@ -215,7 +215,7 @@ class BackwardBlock {
       C::backward(now.a, now.old, next, dn, ds, to.dx, to.dr);
       if constexpr (!C::split)
         for (int g = 0; g < R; ++g) to.dr[g] = to.dx[g];
-      for (int i = 0; i < C::states; ++i) to.dn[i] = dn[i], carry(i, n) = now.rule & (fresh | cut) ? 0.0f : ds[i];
+      for (int i = 0; i < C::states; ++i) to.dn[i] = dn[i], carry(i, n) = now.rule & (reset | truncate) ? 0.0f : ds[i];
     }
     for (int g = 0; g < R; ++g) put_delta(g, to.dr[g], turn);
   }

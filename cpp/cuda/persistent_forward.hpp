@@ -132,7 +132,7 @@ class ForwardBlock {
   TT_DEVICE int64_t sequence(int n) const { return (int64_t(group) * plan.column_tiles + n) * columns + column; }
   TT_DEVICE bool exists(int n) const { return working && unit < H() && sequence(n) < f.steps.p.B; }
   TT_DEVICE float& state(int i, int n) const { return states[(i * plan.column_tiles + n) * pairs + thread()]; }
-  TT_DEVICE int rule(int64_t s, int64_t b) const { return s < f.steps.p.T && rules.ruled() ? rules.rule(s, b) : 0; }
+  TT_DEVICE int rule(int64_t s, int64_t b) const { return s < f.steps.p.T && rules.ruled() ? rules.flags(s, b) : 0; }
   TT_DEVICE uint32_t* words(int64_t k, int n, int unit_tile) const {
     const int64_t in_turn = clustered ? k % 2 : k % 4;
     return places + in_turn * place_words + (int64_t(n) * Room::padded_tiles(plan) + unit_tile) * terms * 64;
@@ -151,7 +151,7 @@ class ForwardBlock {
   TT_DEVICE void start(int n) {
     if (!working) return;
     for (int i = 0; i < C::states; ++i) state(i, n) = exists(n) ? f.steps.carried[i][sequence(n) * H() + unit] : 0.0f;
-    const bool starts = exists(n) && rule(f.steps.begin, sequence(n)) & fresh;
+    const bool starts = exists(n) && rule(f.steps.begin, sequence(n)) & reset;
     hand_on(0, n, starts ? 0.0f : state(0, n));
   }
 
@@ -244,7 +244,7 @@ class ForwardBlock {
 #pragma unroll
       for (int w = 0; w < Room::warps; ++w) r[g] += from[(w * tiles + g) * result_floats];
     }
-    for (int i = 0; i < C::states; ++i) old[i] = now.rule & fresh ? 0.0f : state(i, n);
+    for (int i = 0; i < C::states; ++i) old[i] = now.rule & reset ? 0.0f : state(i, n);
     results.s = s, results.b = exists(n) ? sequence(n) : -1, results.active = !(now.rule & inactive);
     C::forward(now.x, r, old, results.next, results.saved);
     for (int i = 0; i < C::states; ++i) {
@@ -252,7 +252,7 @@ class ForwardBlock {
       if (!exists(n)) results.next[i] = 0;
       state(i, n) = results.next[i];
     }
-    if (s + 1 < f.steps.end) hand_on(s + 1 - f.steps.begin, n, now.next_rule & fresh ? 0.0f : results.next[0]);
+    if (s + 1 < f.steps.end) hand_on(s + 1 - f.steps.begin, n, now.next_rule & reset ? 0.0f : results.next[0]);
   }
 
   TT_DEVICE void keep() {

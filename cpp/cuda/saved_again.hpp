@@ -26,7 +26,7 @@ struct SavedRows {
   TT_DEVICE void save(int64_t row, int64_t j, bool again) const {
     const Steps<S> steps{p, 0};
     const int64_t t = t0 + row / p.B, b = row % p.B, step = p.reverse ? p.T - 1 - t : t;
-    const bool starts = steps.rule(step, b) & fresh;
+    const bool starts = steps.flags(step, b) & reset;
     float x[G], r[R], w[values + 1] = {}, old[N], next[N], a[saved + 1], m = 0;
     load_product<G>(input + row * G * p.H, input_bias, p.H, j, x);
     load_product<R>(recurrent + row * R * p.H, bias, p.H, j, r);
