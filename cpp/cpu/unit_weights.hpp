@@ -18,16 +18,10 @@ S* pack_unit_weights(const Recurrence<S>& p, const Host& host) {
   return packed;
 }
 
-template <class V, int n>
-struct UnitValues {
-  V value[n];
-};
-
-template <int n, class S>
-TT_INLINE UnitValues<Vec<S>, n> load_units(const S* packed, int64_t j) {
-  UnitValues<Vec<S>, n> values;
-  for (int k = 0; k < n; ++k) values.value[k] = load<Vec<S>>(packed + (j * n + k) * lanes<S>);
-  return values;
+// Those of vector j of units.
+template <int count, class S>
+TT_INLINE void load_units(const S* packed, int64_t j, Vec<S>* w) {
+  for (int k = 0; k < count; ++k) w[k] = load<Vec<S>>(packed + (j * count + k) * lanes<S>);
 }
 
 // The gradients of the unit weights: of each sequence in the chunk, and of all so far in float64. Where norms are asked for, each

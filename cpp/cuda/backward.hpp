@@ -28,7 +28,7 @@ class BackwardLoop {
     unit_rows = gather_unit_rows<C, S>(p, scratch, call.queue);
     if (p.saved) saved = by_step<S>(p, p.saved, saved_size());
     if (p.every) prepare_windows();
-    else if (C::saved && !p.saved) again.emplace(p, call, chunk_size, unit_rows, scratch);
+    else if (C::saved && !p.saved) recompute.emplace(p, call, chunk_size, unit_rows, scratch);
   }
 
   void run() {
@@ -99,7 +99,7 @@ class BackwardLoop {
     const Deltas<S>* const before = pending;
     if (before) beside.follow();
     own.chunk = chunk, own.hidden = find_hidden(own);
-    if (again) saved = again->run(chunk, own.hidden, states);
+    if (recompute) saved = recompute->run(chunk, own.hidden, states);
     run_steps<C>(steps_of(own), call);
     if (before) products.run(*before, beside.queue());
     pending = &own, turn = deltas[1].x ? turn ^ 1 : 0;
@@ -151,8 +151,8 @@ class BackwardLoop {
   const Deltas<S>* pending = nullptr;
   int turn = 0;
   BackwardProducts<C, S> products;
-  std::optional<ForwardLoop<C, S>> forward;  // where states were not kept
-  std::optional<SavedAgain<C, S>> again;     // where only saved values were not
+  std::optional<ForwardLoop<C, S>> forward;        // where states were not kept
+  std::optional<RecomputedGates<C, S>> recompute;  // where only saved values were not
   S* saved_window = nullptr;
   float* carried[max_states];
   const float* unit_rows;

@@ -25,14 +25,6 @@ TT_DEVICE void load_product(const float* rows, const S* bias, int64_t H, int64_t
   for (int k = 0; bias && k < n; ++k) values[k] += to_float(bias[k * H + j]);
 }
 
-// The first phase of a cell; m where it has a second product.
-template <class C>
-TT_DEVICE void run_cell(const float* x, const float* r, const float* old, const float* w, float* next, float* a, float* m) {
-  if constexpr (C::phases == Phases::two_products) C::forward(x, r, old, next, a, m);
-  else if constexpr (C::phases == Phases::one && unit_values<C>() > 0) C::forward(x, r, old, w, next, a);
-  else C::forward(x, r, old, next, a);
-}
-
 // Zoneout's fraction of the old state i of unit j.
 template <class S>
 TT_DEVICE float zoneout_fraction(const Zoneout<S>& zoneout, int i, int64_t t, int64_t b, int64_t j) {
