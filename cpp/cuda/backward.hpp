@@ -150,7 +150,7 @@ class BackwardLoop {
   Deltas<S> deltas[2] = {};  // in turns
   const Deltas<S>* pending = nullptr;
   int turn = 0;
-  BackwardProducts<C, S> products;
+  ChunkGradients<C, S> products;
   std::optional<ForwardLoop<C, S>> forward;        // where states were not kept
   std::optional<RecomputedGates<C, S>> recompute;  // where only saved values were not
   S* saved_window = nullptr;
