@@ -361,7 +361,7 @@ struct LinearKernels {
 
 struct Kernels {
   int vector_bytes;
-  bool dot;  // whether Family::dot is there
+  bool amx, dot;  // whether Family::amx and Family::dot are there
   int count;
   const CellKernels* cells;
   double (*multiply_add)(int64_t rounds);  // float32 in registers alone, on one core; returns the operations

@@ -7,8 +7,8 @@ from functools import cached_property
 
 import numpy as np
 
-from conftest import GATES, KINDS, STATES, Problem
 from flow_truth import exact
+from problems import GATES, KINDS, STATES, Problem
 
 CHAINS = tuple(kind for kind in KINDS if kind != "lstm_layer_norm")  # which gives ones back as zeros
 

@@ -15,7 +15,7 @@ import jax.test_util
 
 import throughtime as tt
 import throughtime.jax
-from conftest import GATES, STATES
+from problems import GATES, STATES
 
 FUNCTIONS = {
     "rnn_relu": (tt.jax.rnn, {"nonlinearity": "relu"}),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import reference
 import throughtime as tt
-from conftest import assert_same_bits, rounding_bound, wide
+from comparison import assert_same_bits, rounding_bound, wide
 from stand_in import load_cuda
 from test_layer_norm import EPS, NAMES, arguments, gradients, normalised_bound
 from throughtime import cuda, layer_norm

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 import throughtime as tt
-from conftest import ALL_TIMESTEPS, TORCH_KINDS, Problem, assert_close
+from comparison import assert_close
+from problems import ALL_TIMESTEPS, TORCH_KINDS, Problem
 from stand_in import load_cuda
 from test_cuda import assert_near, bound
 from torch_side import EXTRAS, laid_out, module_of, together, torch

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 import throughtime as tt
-from conftest import assert_close, assert_same_bits, rounding_bound, wide
+from comparison import assert_close, assert_same_bits, rounding_bound, wide
 from test_precision import HERE, LOSS, PRECISIONS
 from throughtime import _core
+
+pytestmark = [pytest.mark.per_level, pytest.mark.amx]
 
 DTYPES = ("float32", "float64")
 

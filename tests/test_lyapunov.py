@@ -10,7 +10,8 @@ import pytest
 
 import reference
 import throughtime as tt
-from conftest import KINDS, STATES, Problem, assert_close, assert_same_bits, reference_forward, wide
+from comparison import assert_close, assert_same_bits, wide
+from problems import KINDS, STATES, Problem, reference_forward
 from throughtime import lyapunov
 from throughtime._products import log_singular_values, lyapunov_exponents
 

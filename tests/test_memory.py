@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 import throughtime as tt
-from conftest import ALL_TIMESTEPS, GATES, KINDS, STATES, Problem, assert_close
+from comparison import assert_close
+from problems import ALL_TIMESTEPS, GATES, KINDS, STATES, Problem
 from throughtime import _core
+
+pytestmark = [pytest.mark.per_level, pytest.mark.amx]
 
 MODES = ["states", "checkpoint", 1, 4, 12, 13, 50]  # T is 13
 

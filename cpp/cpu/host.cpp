@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -132,7 +131,7 @@ class KernelAside {
   struct alignas(64) Shapes {
     uint8_t palette, others[63];
   } shapes_{};
-  const bool has_tiles_ = std::strcmp(level().name, "amx") == 0;
+  const bool has_tiles_ = level().kernels->amx;
 #endif
 };
 

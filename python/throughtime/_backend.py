@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from . import _arguments, _core
 from ._arguments import Array
 from ._memory import with_room
 from .cuda.array import DeviceArray
+
+if TYPE_CHECKING:
+    from ._core import LayerNormBackward, LayerNormForward, RecurrentGradients, RecurrentProblem
 
 
 class Host:
@@ -25,19 +28,19 @@ class Host:
     # Kernels
 
     @staticmethod
-    def forward(cell: str, problem: dict[str, Any]) -> None:
+    def forward(cell: str, problem: RecurrentProblem) -> None:
         _core.forward(cell, problem)
 
     @staticmethod
-    def backward(cell: str, problem: dict[str, Any], gradients: dict[str, Any]) -> None:
+    def backward(cell: str, problem: RecurrentProblem, gradients: RecurrentGradients) -> None:
         _core.backward(cell, problem, gradients)
 
     @staticmethod
-    def layer_norm_forward(problem: dict[str, Any]) -> None:
+    def layer_norm_forward(problem: LayerNormForward) -> None:
         _core.layer_norm_forward(problem)
 
     @staticmethod
-    def layer_norm_backward(problem: dict[str, Any]) -> None:
+    def layer_norm_backward(problem: LayerNormBackward) -> None:
         _core.layer_norm_backward(problem)
 
     @staticmethod

@@ -178,7 +178,7 @@ def _first_between(tape: Tape, index: int, x: Array, row: int) -> Array:
     for array, kept in zip(states, tape._states, strict=True):
         array[count + 1 if reverse else 0] = _start(tape, kept[index, row - 1], times.stop if reverse else steps)
     problem = tape._problem(index, x[times], tape._states, 0)
-    problem |= dict(zip(layer._state_names, states, strict=True))
+    problem["states"] = dict(zip(layer._state_names, states, strict=True))
     problem["zoneout"] = {
         name: part if isinstance(part, float) else part[times] for name, part in problem["zoneout"].items()
     }

@@ -1,4 +1,4 @@
-"""Activations as layers, for `Sequential`: ReLU, Tanh, Sigmoid and GELU, of each number by itself."""
+"""Elementwise activations as layers, for `Sequential`: ReLU, Tanh, Sigmoid and GELU."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["GELU", "ReLU", "Sigmoid", "Tanh"]
 
 
 class Activation(Layer):
-    """What the activations share: no parameters, and an output of the input's shape."""
+    """Base class of the activations: no parameters, and an output of the input's shape."""
 
-    _function: ClassVar[str]  # as the kernels call it
+    _function: ClassVar[str]  # name of the kernel
     _elementwise = True
 
     def __init__(self, *, dtype: Any = None, seed: Any = None) -> None:
@@ -35,7 +35,7 @@ class Activation(Layer):
         return self._run(x, save=False)[0]
 
     def forward(self, x: Any) -> ActivationTape:
-        """Compute the output and keep what `ActivationTape.backward` needs.
+        """Compute the output and save the values that `ActivationTape.backward` needs.
 
         Parameters
         ----------
@@ -45,17 +45,17 @@ class Activation(Layer):
         Returns
         -------
         ActivationTape
-            With ``output`` (...). The backward reads it: do not write into it before.
+            With ``output`` (...). The backward reads it: do not write into it before that.
 
         Raises
         ------
         TypeError
-            If `x` is no array of the layer's dtype; of float32 or float64 where the layer was made without one.
+            If `x` is not an array of the layer's dtype, or of float32 or float64 if the layer has none.
         """
         return ActivationTape(self._function, *self._run(x, save=True))
 
     def _run(self, x: Any, *, save: bool) -> tuple[Array, Array]:
-        """The output, and what its derivative is found from: the input for some functions, else the output."""
+        """The output, and the argument of its derivative: the input for some functions, the output for others."""
         x = as_array("x", x)
         if not self._any_dtype:
             check_dtype("x", x, self.dtype)
@@ -65,13 +65,13 @@ class Activation(Layer):
         output = saved
         if save and _core.activation_of_argument(self._function):
             output = _core.empty(saved.shape, saved.dtype)
-        bias = np.full(saved.shape[1], -0.0, saved.dtype)  # x + -0 is x, also where x is -0
+        bias = np.full(saved.shape[1], -0.0, saved.dtype)  # x + -0 is x, even if x is -0
         _core.activation_forward(self._function, {"x": saved, "bias": bias, "y": output})
         return output.reshape(x.shape), saved
 
 
 def _rows(array: Array) -> Array:
-    """A copy of the array as a matrix, which the kernels work on in place."""
+    """A copy of the array as a matrix, which the kernels change in place."""
     width = array.shape[-1] if array.ndim and array.size else 1
     rows: Array = _core.empty((array.size // width, width), array.dtype)
     rows[...] = array.reshape(rows.shape)
@@ -79,7 +79,7 @@ def _rows(array: Array) -> Array:
 
 
 class ActivationTape:
-    """What a forward of an activation keeps: ``output``, and the input where the derivative needs it."""
+    """One forward pass of an activation: ``output``, and the input if the derivative needs it."""
 
     def __init__(self, function: str, output: Array, saved: Array) -> None:
         self.output = output
@@ -91,7 +91,7 @@ class ActivationTape:
         return self.output.nbytes + (0 if np.may_share_memory(self.output, self._saved) else self._saved.nbytes)
 
     def backward(self, d_output: Any) -> LayerGradients:
-        """Backpropagate; may be called again.
+        """Backpropagate. May be called repeatedly.
 
         Parameters
         ----------
@@ -115,14 +115,14 @@ class ActivationTape:
 
 
 class ReLU(Activation, kind="ReLU"):
-    """``y = max(x, 0)`` of each number.
+    """``y = max(x, 0)``, elementwise.
 
     Parameters
     ----------
     dtype : {"float32", "float64"}, optional
-        Of inputs and results. None: either, so that the layer goes into a stack of any dtype.
+        Type of inputs and results. None: either, so that the layer fits into stacks of any dtype.
     seed : optional
-        As for every layer, though nothing is random here.
+        Accepted as for every layer, but unused.
 
     Examples
     --------
@@ -138,7 +138,7 @@ class ReLU(Activation, kind="ReLU"):
 
 
 class Tanh(Activation, kind="Tanh"):
-    """``y = tanh(x)`` of each number.
+    """``y = tanh(x)``, elementwise.
 
     Parameters
     ----------
@@ -156,7 +156,7 @@ class Tanh(Activation, kind="Tanh"):
 
 
 class Sigmoid(Activation, kind="Sigmoid"):
-    """``y = 1 / (1 + exp(-x))`` of each number.
+    """``y = 1 / (1 + exp(-x))``, elementwise.
 
     Parameters
     ----------
@@ -174,7 +174,7 @@ class Sigmoid(Activation, kind="Sigmoid"):
 
 
 class GELU(Activation, kind="GELU"):
-    """``y = x Phi(x)`` of each number, with the normal distribution itself, not its approximation by tanh.
+    """``y = x Phi(x)``, elementwise, with the exact normal distribution, not its approximation by tanh.
 
     Parameters
     ----------

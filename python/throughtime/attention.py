@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,31 +13,34 @@ from ._memory import with_room
 from .layer import Layer
 from .modules import LayerGradients, affine, affine_backward
 
+if TYPE_CHECKING:
+    from ._core import AttentionGradients, AttentionProblem
+
 __all__ = ["SelfAttention"]
 
 
 class SelfAttention(Layer, kind="SelfAttention"):
     """``y_t = W_o concat_h(sum_s softmax_s(q_t k_s / sqrt(F/heads)) v_s) + b_o``, with ``(q, k, v) = W_in x + b_in``.
 
-    Time grows with T times the window, memory with T: scores are computed in blocks, in the backward once more, and
+    Time grows with T times the window, memory with T: scores are computed in blocks, recomputed in the backward, and
     never stored. Parameters, their names and initial values are those of ``torch.nn.MultiheadAttention``:
     ``in_proj_weight (3F, F)``, ``in_proj_bias (3F,)``, ``out_proj.weight (F, F)``, ``out_proj.bias (F,)``.
 
     Parameters
     ----------
     size : int
-        F, the features of the input and the output.
+        F, the features of input and output.
     num_heads : int
-        Each has ``size / num_heads`` of them.
+        Number of heads, each with ``size / num_heads`` features.
     causal : bool
-        Whether step t sees no step after it.
+        Whether later steps are hidden from step t.
     window : int, optional
-        Step t sees the w steps up to and with itself; where not causal, also the w - 1 steps after it (all s with
+        w: step t sees itself and the w - 1 steps before it; if not causal, also the w - 1 steps after it (all s with
         ``|t - s| < w``). None: all steps.
     dtype : {"float32", "float64"}
-        Of parameters, inputs and results.
+        Type of parameters, inputs and results.
     seed : optional
-        Of the initial weights: whatever ``numpy.random.default_rng`` takes.
+        Seed of the initial weights: anything that ``numpy.random.default_rng`` accepts.
 
     References
     ----------
@@ -68,7 +71,7 @@ class SelfAttention(Layer, kind="SelfAttention"):
     ) -> None:
         self.size = positive_int("size", size)
         self.input_size = self.output_size = self.size
-        self.batch_first = False  # what a Sequential compares
+        self.batch_first = False  # read by Sequential
         self.num_heads = positive_int("num_heads", num_heads)
         if self.size % self.num_heads:
             raise ValueError(f"num_heads must divide size = {self.size}, got {num_heads}")
@@ -93,7 +96,7 @@ class SelfAttention(Layer, kind="SelfAttention"):
 
     @with_room
     def forward(self, x: Any, lengths: Any = None) -> SelfAttentionTape:
-        """Compute the output and keep what `SelfAttentionTape.backward` needs.
+        """Compute the output and save the values that `SelfAttentionTape.backward` needs.
 
         Parameters
         ----------
@@ -101,8 +104,8 @@ class SelfAttention(Layer, kind="SelfAttention"):
             Input, in the layer's dtype; ``(T, F)`` unbatched. The tape keeps a reference: do not change it before the
             backward.
         lengths : (B,) integers, optional
-            Each sequence's own length, in any order, 0 allowed. Steps beyond it are not seen; there the output and all
-            gradients are zero, and `x` and ``d_output`` ignored, whatever they hold.
+            Each sequence's own length, in any order, 0 allowed. Steps beyond it are hidden; the output and all
+            gradients are zero there, and `x` and ``d_output`` are ignored there, whatever they hold.
 
         Returns
         -------
@@ -112,15 +115,15 @@ class SelfAttention(Layer, kind="SelfAttention"):
         Raises
         ------
         TypeError
-            If `x` is no array of the layer's dtype, or `lengths` holds no integers.
+            If `x` is not an array of the layer's dtype, or `lengths` are not integers.
         ValueError
             If a shape does not fit, T is 0, or a length is not in 0 to T.
 
         Notes
         -----
-        A step within the length that is not seen cannot change a result, unless it holds NaN or an infinity: these
-        may reach up to five steps beside those that see them, for a few queries share a product, in which zero times
-        NaN is NaN.
+        A hidden step cannot change a result, unless it is within the length and holds NaN or an infinity: these may
+        reach up to five neighbours of the steps that see them, because a few queries share a product, in which zero
+        times NaN is NaN.
         """
         return self._run(x, lengths, {name: array.copy() for name, array in self.parameters.items()})
 
@@ -131,7 +134,7 @@ class SelfAttention(Layer, kind="SelfAttention"):
         return SelfAttentionTape(self, x, lengths, parameters, batched)
 
     def _check_x(self, x: Any) -> tuple[Array, bool]:
-        """`x` as (T, B, F), and whether it came with a batch axis."""
+        """`x` as (T, B, F), and whether it had a batch axis."""
         x = as_array("x", x)
         check_dtype("x", x, self.dtype)
         if x.ndim not in (2, 3):
@@ -147,7 +150,7 @@ class SelfAttention(Layer, kind="SelfAttention"):
 
 
 class SelfAttentionTape:
-    """What a forward of `SelfAttention` keeps: input, queries, keys, values, what the heads gave, and the weights."""
+    """One forward pass of `SelfAttention`: input, queries, keys, values, outputs of the heads, and the weights."""
 
     output: Array
     """(T, B, F); (T, F) unbatched."""
@@ -162,8 +165,11 @@ class SelfAttentionTape:
         qkv = affine(self._rows, parameters["in_proj_weight"], parameters["in_proj_bias"])
         reach = steps if layer.window is None else min(layer.window - 1, steps)
         self._attended: Array = _core.empty(x.shape, x.dtype)
-        self._problem = {
-            **_thirds(qkv.reshape(steps, batch, 3 * size)),
+        q, k, v = np.split(qkv.reshape(steps, batch, 3 * size), 3, axis=2)
+        self._problem: AttentionProblem = {
+            "q": q,
+            "k": k,
+            "v": v,
             "heads": layer.num_heads,
             "back": reach,
             "ahead": 0 if layer.causal else reach,
@@ -182,17 +188,17 @@ class SelfAttentionTape:
     def nbytes(self) -> int:
         """Bytes that the tape holds."""
         kept = [self.output, self._rows, self._attended, *self._parameters.values()]
-        kept += [self._problem[name] for name in ("q", "k", "v", "saved")]
+        kept += [self._problem["q"], self._problem["k"], self._problem["v"], self._problem["saved"]]
         return sum(array.nbytes for array in kept)
 
     @with_room
     def backward(self, d_output: Any) -> LayerGradients:
-        """Backpropagate; may be called again.
+        """Backpropagate. May be called repeatedly.
 
         Parameters
         ----------
         d_output : (T, B, F) array
-            dL/doutput, of the shape and dtype of ``output``; beyond a sequence's length ignored.
+            dL/doutput, of the shape and dtype of ``output``; ignored beyond a sequence's length.
 
         Returns
         -------
@@ -210,7 +216,9 @@ class SelfAttentionTape:
         d_rows = self._without_padding(d_output.reshape(shape)).reshape(-1, size)
         d_attended, d_out = affine_backward(d_rows, self._attended.reshape(-1, size), weight_out, True)
         d_qkv = _core.empty((*shape[:2], 3 * size), d_output.dtype)
-        _core.attention_backward(self._problem, {"output": d_attended.reshape(shape), **_thirds(d_qkv)})
+        d_q, d_k, d_v = np.split(d_qkv, 3, axis=2)
+        gradients: AttentionGradients = {"d_output": d_attended.reshape(shape), "d_q": d_q, "d_k": d_k, "d_v": d_v}
+        _core.attention_backward(self._problem, gradients)
         d_input, d_in = affine_backward(d_qkv.reshape(-1, 3 * size), self._rows, weight_in, True)
         parameters = {
             "in_proj_weight": d_in["weight"],
@@ -223,8 +231,3 @@ class SelfAttentionTape:
     def _without_padding(self, x: Array) -> Array:
         """`x` (T, B, F) with zeros beyond each length."""
         return x if self._padding is None else np.where(self._padding[:, :, None], x.dtype.type(0), x)
-
-
-def _thirds(array: Array) -> dict[str, Array]:
-    """The parts of (T, B, 3F) that belong to queries, keys and values."""
-    return dict(zip("qkv", np.split(array, 3, axis=2), strict=True))

@@ -18,16 +18,16 @@ from .modules import LayerGradients, check_features
 
 __all__ = ["BatchNorm"]
 
-_BLOCK = 1 << 14  # numbers that are in float64 at a time: two such arrays stay in a cache of 512 kB
-_as_numbers_are = np.errstate(all="ignore")  # no warnings: infinities and NaN stay in their feature, as in kernels
+_BLOCK = 1 << 14  # numbers converted to float64 at a time: two such arrays fit in a cache of 512 kB
+_as_numbers_are = np.errstate(all="ignore")  # no warnings: infinities and NaN stay in their feature
 
 
 class BatchNorm(Layer, kind="BatchNorm"):
     """``y = (x - mean) / sqrt(variance + eps) weight + bias``, of each feature over timesteps and batch.
 
-    In training the mean and the variance are those of x (Ioffe and Szegedy 2015), so every row's output, and its
-    gradient, depends on all other rows of the batch, later timesteps included. At inference they are the running ones.
-    Both are as in ``torch.nn.BatchNorm1d``, whose state dict loads as it is. Parameters ``weight (size,)`` and
+    In training, mean and variance are those of x (Ioffe and Szegedy 2015), so the output and the gradient of each row
+    depend on all other rows of the batch, later timesteps included. At inference they are the running statistics. Both
+    are as in ``torch.nn.BatchNorm1d``, whose state dict loads as it is. Parameters ``weight (size,)`` and
     ``bias (size,)`` start as ones and zeros.
 
     Parameters
@@ -35,21 +35,21 @@ class BatchNorm(Layer, kind="BatchNorm"):
     size : int
         Features of x and y.
     eps : float
-        Added to the variance.
+        Added to the variance, for numerical stability.
     momentum : float or None
-        What each training forward moves the running statistics by: ``running = (1 - momentum) running + momentum
-        found``, with n / (n - 1) times the variance of the n rows. None: the mean over all training forwards so far.
+        Weight of each training batch in the running statistics: ``running = (1 - momentum) running + momentum found``,
+        with n / (n - 1) times the variance of the n rows. None: the mean over all training batches so far.
     dtype : {"float32", "float64"}
-        Of parameters, inputs and results.
+        Type of parameters, inputs and results.
     seed : optional
-        As for every layer, though nothing is random here.
+        Accepted as for every layer, but unused.
 
     Attributes
     ----------
     buffers : dict of str to array
         ``running_mean (size,)``, zeros at first, ``running_var (size,)``, ones at first, and
-        ``num_batches_tracked ()``, an int64. They are saved, loaded and copied with the parameters; no optimiser
-        changes them.
+        ``num_batches_tracked ()``, an int64. They are saved, loaded and copied with the parameters. Optimisers do not
+        change them.
 
     Examples
     --------
@@ -90,21 +90,21 @@ class BatchNorm(Layer, kind="BatchNorm"):
             self._buffers[name] = self._buffers[name].astype(dtype)
 
     def __call__(self, x: Any, lengths: Any = None) -> Array:
-        """Return the output (..., size) for `x` (..., size), from the running statistics; nothing is saved."""
+        """Return the output (..., size) for `x` (..., size), with the running statistics; nothing is saved."""
         return self._normalise(*self._checked(x, lengths), batch=False)[0]
 
     def forward(self, x: Any, lengths: Any = None, *, training: bool = True) -> BatchNormTape:
-        """Compute the output and keep what `BatchNormTape.backward` needs.
+        """Compute the output and save the values that `BatchNormTape.backward` needs.
 
         Parameters
         ----------
         x : (..., size) array
-            Of the layer's dtype, with any leading axes: all of them are normalised over. The tape keeps a reference.
+            Of the layer's dtype, with any leading axes: statistics are over all of them. The tape keeps a reference.
         lengths : (B,) integers, optional
-            Each sequence's own length, for x (T, B, size). The padding is not counted, whatever it holds; the output
-            and the gradient are zero there.
+            Each sequence's own length, for x (T, B, size). Padding is ignored, whatever it holds; the output and the
+            gradient are zero there.
         training : bool
-            True: the statistics of x, which the running ones take up. False: the running ones, which stay.
+            True: use the statistics of x, and update the running ones. False: use the running ones, unchanged.
 
         Returns
         -------
@@ -114,16 +114,16 @@ class BatchNorm(Layer, kind="BatchNorm"):
         Raises
         ------
         TypeError
-            If `x` is no array of the layer's dtype.
+            If `x` is not an array of the layer's dtype.
         ValueError
-            If the last axis of `x` has another size, or in training there is one row only, which has no variance.
+            If the last axis of `x` has another size, or in training `x` has only one row, which has no variance.
         """
         training = flag("training", training)
         output, saved = self._normalise(*self._checked(x, lengths), batch=training, update=training)
         return BatchNormTape(output, saved)
 
     def _checked(self, x: Any, lengths: Any) -> tuple[Array, Array | None]:
-        """`x`, and where it is no padding."""
+        """`x`, and a mask of the steps that are not padding."""
         self._check_parameters()
         x = as_array("x", x)
         check_features(self, x)
@@ -132,7 +132,7 @@ class BatchNorm(Layer, kind="BatchNorm"):
     @with_room
     @_as_numbers_are
     def _normalise(self, x: Array, valid: Array | None, *, batch: bool, update: bool = False) -> tuple[Array, Saved]:
-        """The output, by the statistics of the batch or the running ones, which are brought up to date if asked for."""
+        """The output, with the statistics of the batch or the running ones; `update` updates the latter."""
         rows = contiguous(x.reshape(-1, x.shape[-1]))
         if valid is not None:
             valid = valid.reshape(-1)
@@ -156,7 +156,7 @@ class BatchNorm(Layer, kind="BatchNorm"):
             y += offset
             output[part] = y
         placed = saved.placed(output)
-        if update:  # when nothing can fail any more
+        if update:  # last, when nothing can fail any more
             self._update(statistics, len(rows))
         return placed, saved
 
@@ -177,9 +177,10 @@ class BatchNorm(Layer, kind="BatchNorm"):
 class Statistics(NamedTuple):
     """Of each feature, float64: ``x^ = (x unit - origin - mean) inverse``; differences of near numbers are exact.
 
-    `unit` is a power of two that keeps squares in range, `origin` the first row times it, `mean` that of x unit -
-    origin, `variance` that of x unit, `inverse` one over the deviation of x unit. As `origin` is one of the N rows, it
-    is at most sqrt(N) deviations away from the mean, so that `mean` may also be subtracted after a product.
+    `unit` is a power of two that keeps squares in range, `origin` the first row times `unit`, `mean` the mean of
+    x unit - origin, `variance` the variance of x unit, `inverse` the reciprocal deviation of x unit. `origin` is one of
+    the N rows, so it is at most sqrt(N) deviations away from the mean, and `mean` may also be subtracted after a
+    product.
     """
 
     unit: Array
@@ -206,7 +207,7 @@ def _of_rows(rows: Array, eps: float) -> Statistics:
 
 
 def _in_units(rows: Array, eps: float, unit: Array) -> Statistics:
-    """Mean and sum of squares of a block at a time, put together as Chan, Golub and LeVeque (1979) do."""
+    """Mean and sum of squares block by block, combined as in Chan, Golub and LeVeque (1979)."""
     mean, squares, count = np.zeros_like(unit), np.zeros_like(unit), 0
     found = Statistics(unit, rows[0] * unit, mean, squares, unit)
     for part in _parts(rows):
@@ -224,7 +225,7 @@ def _in_units(rows: Array, eps: float, unit: Array) -> Statistics:
 
 
 def _unit(rows: Array) -> Array:
-    """1 for every feature, but for those whose squares would leave the range of float64."""
+    """1 for each feature, or a smaller power of two if its squares would leave the range of float64."""
     unit = np.ones(rows.shape[1])
     largest = np.maximum(rows.max(axis=0), -rows.min(axis=0))
     large = np.isfinite(largest) & (largest > 2.0**400)
@@ -238,7 +239,7 @@ def _parts(rows: Array) -> Iterator[slice]:
 
 
 class Saved:
-    """What a forward keeps for its backward: the rows that count, their statistics, and the weight as it was."""
+    """Saved for the backward: the rows without padding, their statistics, and a copy of the weight."""
 
     def __init__(
         self,
@@ -255,16 +256,16 @@ class Saved:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held beside x."""
+        """Bytes held in addition to x."""
         own = [*self.statistics, self.weight, *([] if self.valid is None else [self.valid, self.rows])]
         return sum(array.nbytes for array in own)
 
     def new(self) -> Array:
-        """Room for as many rows."""
+        """An uninitialised array like `rows`."""
         return _core.empty(self.rows.shape, self.rows.dtype)
 
     def placed(self, rows: Array) -> Array:
-        """Rows as an array like x, with zeros in the padding."""
+        """Rows in the shape of x, with zeros in the padding."""
         if self.valid is None:
             return rows.reshape(self.shape)
         whole = np.zeros((len(self.valid), rows.shape[1]), rows.dtype)
@@ -283,7 +284,7 @@ class Saved:
         if self.valid is not None:
             d_rows = d_rows[self.valid]
         found, count = self.statistics, max(1, len(self.rows))
-        d_sum, product_sum = np.zeros_like(self.weight), np.zeros_like(self.weight)  # of d, and d (x unit - origin)
+        d_sum, product_sum = np.zeros_like(self.weight), np.zeros_like(self.weight)  # of d, and of d (x unit - origin)
         for part in _parts(self.rows):
             d, product = d_rows[part].astype(np.float64), found.shifted(self.rows[part])
             product *= d
@@ -308,7 +309,7 @@ class Saved:
 
 
 class NormTape:
-    """What a forward of a norm keeps."""
+    """One forward pass of a norm."""
 
     def __init__(self, output: Array, saved: Any) -> None:
         self.output = output
@@ -316,11 +317,11 @@ class NormTape:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the tape holds, x left out."""
+        """Bytes that the tape holds, without x."""
         return self.output.nbytes + int(self._saved.nbytes)
 
     def backward(self, d_output: Any) -> LayerGradients:
-        """Backpropagate; may be called again.
+        """Backpropagate. May be called repeatedly.
 
         Parameters
         ----------
@@ -344,7 +345,7 @@ class NormTape:
 
 
 class BatchNormTape(NormTape):
-    """What a forward of `BatchNorm` keeps: ``output``, the input, the statistics, and the weight as it was."""
+    """One forward pass of `BatchNorm`: ``output``, the input, the statistics and a copy of the weight."""
 
     def _gradients(self, d_output: Array) -> LayerGradients:
         return LayerGradients(*self._saved.backward(d_output))

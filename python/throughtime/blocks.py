@@ -1,4 +1,4 @@
-"""LayerNorm, residual blocks and stacks. An addition and the LayerNorm after it are one kernel, across layers too."""
+"""LayerNorm, residual blocks and stacks. An addition and the following LayerNorm are one kernel, even across layers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NOT_GIVEN: Any = object()
 
 
 class _Sum:
-    """What flows between layers: x + scale branch, added when somebody needs it, or as the next layer normalises it."""
+    """The value between two layers: x + scale branch, added on demand or by the kernel of the next LayerNorm."""
 
     def __init__(self, x: Array, branch: Array | None = None, scale: float = 1.0) -> None:
         self.x, self.branch, self.scale = x, branch, scale
@@ -43,7 +43,7 @@ class _Sum:
         return self.x
 
     def normalise(self, norm: LayerNorm, *, save: bool, keep_sum: bool) -> tuple[Array, layer_norm.Saved | None]:
-        """LayerNorm of the sum, which is nowhere afterwards if neither `save` nor `keep_sum`."""
+        """LayerNorm of the sum, which is lost unless `save` or `keep_sum` is set."""
         weight, bias = norm.parameters["weight"], norm.parameters["bias"]
         total, normalised, saved = layer_norm.forward(
             self.x, self.branch, weight, bias, self.scale, norm.eps, keep_sum=keep_sum, save=save
@@ -57,7 +57,7 @@ class _Sum:
 
 
 class _Flow(NamedTuple):
-    """The gradient of what flows between layers, and of the branch in it where the layer after has found it already."""
+    """The gradient between two layers, and that of its branch if the next layer has computed it already."""
 
     total: Array
     branch: Array | None = None
@@ -72,7 +72,7 @@ def _normalise_backward(d_sum: Array | None, d_normalised: Array, saved: Any) ->
 
 
 class Pass:
-    """One way forward through layers in layers: what the caller said, for those that listen."""
+    """The options of one forward pass through nested layers; each layer takes those that it accepts."""
 
     def __init__(
         self,
@@ -86,14 +86,14 @@ class Pass:
         state: Any = None,
     ) -> None:
         self.options, self.save, self.masks, self.prefix = options, save, masks, prefix
-        self.valid = valid  # where there is no padding
+        self.valid = valid  # mask of the steps that are not padding
         self.training = bool(options.get("training", False))
         self.batch_statistics = batch_statistics or self.training
-        self.state = state  # the initial one
-        self.final_state: Any = None  # as far as there is one, when the layer has run
+        self.state = state  # the initial state
+        self.final_state: Any = None  # set when the layer has run, if it has a state
 
     def within(self, name: str, state: Any) -> Pass:
-        """For the inner layer of this name, which starts from `state`."""
+        """The options for the inner layer of this name, which starts from `state`."""
         return Pass(
             self.options,
             save=self.save,
@@ -105,13 +105,13 @@ class Pass:
         )
 
     def normalise(self, norm: LayerNorm | BatchNorm, stream: _Sum, *, keep_sum: bool) -> tuple[Array, Any]:
-        """A norm of the stream, and what its backward needs; LayerNorm may leave the stream's own sum nowhere."""
+        """A norm of the stream, and the values saved for its backward. After a LayerNorm the sum may be lost."""
         if isinstance(norm, LayerNorm):
             return stream.normalise(norm, save=self.save, keep_sum=keep_sum)
         return norm._normalise(stream.settle(), self.valid, batch=self.batch_statistics, update=self.training)
 
     def through(self, layer: Any, stream: _Sum) -> tuple[_Sum, Any]:
-        """What leaves the layer, and its tape, None where nothing is saved."""
+        """The output of the layer, and its tape, None if nothing is saved."""
         _refuse_state("state", self.state, layer)
         if isinstance(layer, LayerNorm | _Container) and type(layer).forward in (LayerNorm.forward, _Container.forward):
             return layer._advance(stream, self)
@@ -132,7 +132,7 @@ class Pass:
 
 
 def _back(tape: Any, layer: Any, flow: _Flow, options: dict[str, Any], d_final_state: Any) -> tuple[Any, _Flow]:
-    """A layer's gradients, and that of what entered it."""
+    """A layer's gradients, and the gradient of its input."""
     _refuse_state("d_final_state", d_final_state, layer)
     options = {**options, "d_final_state": d_final_state}
     if isinstance(tape, LayerNormTape | _ContainerTape):
@@ -142,7 +142,7 @@ def _back(tape: Any, layer: Any, flow: _Flow, options: dict[str, Any], d_final_s
 
 
 def _fault_of(place: str, layer: Layer, tape: Any, batch_first: bool) -> str | None:
-    """Where the forward of an inner layer stopped being finite, with its place."""
+    """Where the forward of an inner layer stopped being finite, with the position of the layer."""
     if isinstance(tape, _ContainerTape):
         found = tape._fault()
     elif isinstance(tape, Tape):
@@ -157,11 +157,11 @@ def _output_fault(layer: Layer, tape: Any, batch_first: bool) -> str | None:
     if row is None:
         return None
     broken = _broken_array(layer)
-    return f"the output overflows at {row}" if broken is None else f"{broken} is not finite, and so the output at {row}"
+    return f"the output overflows at {row}" if broken is None else f"{broken} is not finite, nor is the output at {row}"
 
 
 def _broken_array(layer: Layer) -> str | None:
-    """Which of a layer's own numbers are not finite."""
+    """The parameter or buffer of a layer that is not finite, if any."""
     for kind, arrays in (("parameter", layer.parameters), ("buffer", layer.buffers)):
         for name, array in arrays.items():
             if not np.isfinite(array).all():
@@ -170,32 +170,32 @@ def _broken_array(layer: Layer) -> str | None:
 
 
 def _check_rows(array: Array, fault: str, batch_first: bool) -> None:
-    """Raise where a gradient is not finite."""
+    """Raise an error if a gradient is not finite."""
     row = not_finite_row(array, batch_first)
     raise_fault(None if row is None else f"{fault} at {row}")
 
 
 def _refuse_state(name: str, state: Any, layer: Any) -> None:
-    """Raise where a layer is given a state and has none."""
+    """Raise an error if a layer without state is given one."""
     if state is not None and not _has_state(layer):
         raise ValueError(f"{name} was given, but {layer!r} has none")
 
 
 def _has_state(layer: Any) -> bool:
-    """Whether it, or a layer in it, starts from a state."""
+    """Whether a layer, or one inside it, has a state."""
     if isinstance(layer, _Container) and type(layer).forward is _Container.forward:
         return any(map(_has_state, layer._inner.values()))
     return bool(_taken(layer.forward, {"state": None}))
 
 
 def _or_none(states: Iterable[Any]) -> Any:
-    """A tuple of states, None where there is none."""
+    """A tuple of states, or None if all are None."""
     found = tuple(states)
     return None if all(state is None for state in found) else found
 
 
 def _taken(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those options that a function has a parameter for."""
+    """The options that a function accepts."""
     names = _parameters(getattr(function, "__func__", function))
     return {name: value for name, value in options.items() if name in names}
 
@@ -207,7 +207,7 @@ def _parameters(function: Callable[..., Any]) -> frozenset[str]:
 
 @contextmanager
 def _placed(place: str, layer: Layer) -> Iterator[None]:
-    """An error inside says where."""
+    """Prefix errors with the position of the layer."""
     try:
         yield
     except _ERRORS as error:
@@ -219,18 +219,18 @@ class LayerNorm(Layer, kind="LayerNorm"):
     """``y = (x - mean) / sqrt(variance + eps) weight + bias`` over the last axis (Ba et al. 2016).
 
     Parameters ``weight (size,)`` and ``bias (size,)`` start as ones and zeros, as in ``torch.nn.LayerNorm``. In a
-    :class:`Sequential`, the addition of a :class:`ResidualBlock` before it is part of the same kernel.
+    :class:`Sequential`, the addition of a preceding :class:`ResidualBlock` is part of the same kernel.
 
     Parameters
     ----------
     size : int
         Features of x and y.
     eps : float
-        Added to the variance.
+        Added to the variance, for numerical stability.
     dtype : {"float32", "float64"}
-        Of parameters, inputs and results.
+        Type of parameters, inputs and results.
     seed : optional
-        As for every layer, though nothing is random here.
+        Accepted as for every layer, but unused.
 
     Examples
     --------
@@ -255,7 +255,7 @@ class LayerNorm(Layer, kind="LayerNorm"):
         return stream.settle()
 
     def forward(self, x: Any) -> LayerNormTape:
-        """Compute the output and keep what `LayerNormTape.backward` needs.
+        """Compute the output and save the values that `LayerNormTape.backward` needs.
 
         Parameters
         ----------
@@ -270,7 +270,7 @@ class LayerNorm(Layer, kind="LayerNorm"):
         Raises
         ------
         TypeError
-            If `x` is no array of the layer's dtype.
+            If `x` is not an array of the layer's dtype.
         ValueError
             If the last axis of `x` has another size.
         """
@@ -285,7 +285,7 @@ class LayerNorm(Layer, kind="LayerNorm"):
 
 
 class LayerNormTape(NormTape):
-    """What a forward of `LayerNorm` keeps: ``output``, the input, four numbers a row, and the weight as it was."""
+    """One forward pass of `LayerNorm`: ``output``, the input, four numbers per row, and a copy of the weight."""
 
     def _gradients(self, d_output: Array) -> LayerGradients:
         return self._retreat(_Flow(d_output), {})[0]
@@ -296,27 +296,27 @@ class LayerNormTape(NormTape):
 
 
 class _Container(Composite):
-    """A layer made of others, to which it hands on what its caller says."""
+    """A layer that consists of others and passes options to them."""
 
     def __call__(self, x: Any, lengths: Any = None, *, state: Any = _NOT_GIVEN) -> Any:
-        """Inference: no dropout, running statistics, nothing is saved.
+        """Run inference: no dropout, running statistics, nothing is saved.
 
         Parameters
         ----------
         x, lengths
             As for :meth:`forward`.
         state : optional
-            As for :meth:`forward`. Where it is given, even as None, the final state is returned too.
+            As for :meth:`forward`. If it is given, even as None, the final state is returned too.
 
         Returns
         -------
         output : array
         state : tuple, array or None
-            With `state` alone: that after the last step, to go on from.
+            Only with `state`: the state after the last step.
 
         Examples
         --------
-        Step by step, as text is sampled:
+        One step at a time, as in sampling a text:
 
         >>> import numpy as np, throughtime as tt
         >>> model = tt.Sequential(tt.Embedding(5, 8, seed=0), tt.GRU(8, 8, seed=1), tt.Linear(8, 5, seed=2))
@@ -344,40 +344,41 @@ class _Container(Composite):
         training: bool = True,
         memory: str | int | None = None,
     ) -> Any:
-        """Run every layer and keep what the tape's ``backward`` needs.
+        """Run every layer and save the values that the tape's ``backward`` needs.
 
         Parameters
         ----------
         x : (T, B, F) array
-            As the first layer takes it. The tape keeps a reference: do not change it before the backward.
+            Input of the first layer. The tape keeps a reference: do not change it before the backward.
         lengths : (B,) integers, optional
-            Each sequence's own length. Handed to the layers that mix timesteps. Whatever the padding of x holds is
-            taken as zero, the output is zero there, and incoming gradients are ignored.
+            Each sequence's own length, for the layers that mix timesteps. Padding of x counts as zero, whatever it
+            holds; the output is zero there, and incoming gradients are ignored there.
         state : tuple, array or None
-            Initial state; zeros where None. That of a Sequential is a tuple with one entry per layer, that of a block
-            what its sublayer takes, that of a recurrent layer ``h_0`` or ``(h_0, c_0)``; None for a layer without. A
-            ``tape.final_state`` has this form, so that a sequence can be cut: no gradient crosses the cut.
+            Initial state; None means zeros. The state of a Sequential is a tuple with one entry per layer, that of a
+            block is the state of its sublayer, that of a recurrent layer ``h_0`` or ``(h_0, c_0)``, and that of a layer
+            without state None. ``tape.final_state`` has the same structure, so a sequence can be cut into windows: no
+            gradient crosses a cut.
         resets : (T, B) bool array, optional
-            Handed to the layers that take it: the recurrent ones.
+            For the recurrent layers.
         masks : mapping of str to bool array, optional
-            Dropout masks, as in ``tape.masks``: named as parameters are, ``0.sublayer.dropout_l0``.
+            Dropout masks, as in ``tape.masks``, with names like those of parameters: ``0.sublayer.dropout_l0``.
         training : bool
             False switches dropout off, and BatchNorm to its running statistics.
         memory : {"full", "states", "checkpoint"} or int, optional
-            Handed to the recurrent layers.
+            For the recurrent layers.
 
         Returns
         -------
         tape
-            With ``output``, ``final_state``, ``masks``, ``nbytes`` and ``backward(d_output, **options)``; that of a
-            block has ``sublayer``, the inner layer's tape; that of a Sequential ``layers``, the tape of each.
+            With ``output``, ``final_state``, ``masks``, ``nbytes`` and ``backward(d_output, **options)``; the tape of a
+            block also has ``sublayer``, the tape of its inner layer, that of a Sequential ``layers``, all tapes.
 
         Raises
         ------
         TypeError
             If an array has another dtype than the layers; nothing is cast.
         ValueError
-            If a size does not fit, with the place of the layer that found it, or no layer takes an option.
+            If a size does not fit (the message names the layer), or no layer accepts an option.
         """
         if not isinstance(masks, Mapping | None) or not all(isinstance(name, str) for name in masks or ()):
             raise TypeError(f"masks must be a dict of name to bool array, got {masks!r}")
@@ -385,15 +386,15 @@ class _Container(Composite):
         return self._record(x, lengths, Pass(options, save=True, masks=masks or {}, state=state))
 
     def _handed_on(self, **given: Any) -> dict[str, Any]:
-        """The options that are given, each of which some layer inside takes."""
+        """The given options; an option that no inner layer accepts is an error."""
         options = {name: value for name, value in given.items() if value is not None}
         for name in options:
             if not any(_taken(leaf.forward, {name: None}) for leaf in self._leaves()):
-                raise ValueError(f"{name} was given, but no layer of {self!r} takes it")
+                raise ValueError(f"{name} was given, but no layer of {self!r} accepts it")
         return options
 
     def _record(self, x: Any, lengths: Any, run: Pass) -> Any:
-        """The tape of a way forward whose options are checked."""
+        """Run a forward pass with checked options, and return its tape."""
         _, tape = self._run(x, lengths, run)
         unexpected = sorted(set(run.masks) - set(tape.masks))
         if unexpected:
@@ -422,7 +423,7 @@ class _Container(Composite):
 
 
 def _leaves(layers: Iterable[Layer]) -> Iterator[Any]:
-    """The layers, those inside of containers in place of these."""
+    """The layers, with containers replaced by their inner layers."""
     for layer in layers:
         if isinstance(layer, _Container):
             yield from layer._leaves()
@@ -443,10 +444,10 @@ def _without_padding(valid: Array, array: Array) -> Array:
 
 
 class _ContainerTape:
-    """What a forward keeps: the tapes of the layers inside."""
+    """One forward pass of a container: the tapes of its inner layers."""
 
     _valid: Array | None = None
-    _x: Array | None = None  # of the outermost
+    _x: Array | None = None  # input of the outermost container
 
     def __init__(self, stream: _Sum, inner: dict[str, Any], final_state: Any) -> None:
         self._stream = stream
@@ -455,44 +456,43 @@ class _ContainerTape:
 
     @functools.cached_property
     def output(self) -> Array:
-        """What the forward returned; zero in the padding."""
+        """The output of the forward pass; zero in the padding."""
         return _select(self._valid, self._stream.settle())
 
     @property
     def masks(self) -> dict[str, Array]:
-        """The dropout masks used, named as parameters are."""
+        """The dropout masks used, with names like those of parameters."""
         return Composite._named({name: getattr(tape, "masks", {}) for name, tape in self._inner.items()})
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the tapes inside hold."""
+        """Bytes that the inner tapes hold."""
         return sum(getattr(tape, "nbytes", 0) for tape in self._inner.values())
 
     @with_room
     def backward(self, d_output: Any = None, d_final_state: Any = None, **options: Any) -> Any:
-        """Backpropagate; may be called again. At least one of the gradients must be given.
+        """Backpropagate. May be called repeatedly. At least one of the gradients must be given.
 
         Parameters
         ----------
         d_output : array, optional
             dL/doutput, of the shape and dtype of ``output``.
         d_final_state : optional
-            dL/dfinal_state, in the form of ``final_state``; zero where None.
+            dL/dfinal_state, with the structure of ``final_state``; None means zero.
         **options
-            ``timesteps``, ``truncate``, ``clip``: handed to every layer inside whose own tape takes them, which are the
-            recurrent ones. ``check_finite``: of layers of any kind.
+            ``timesteps``, ``truncate`` and ``clip``, for the recurrent layers inside; ``check_finite``, for all layers.
 
         Returns
         -------
         gradients
-            ``input``, ``parameters``, named as the layer's, and ``initial_state``, in the form of ``final_state``; of a
-            block also ``sublayer``, of a Sequential ``layers``: what the backward of each layer returns, such as
-            ``hidden`` of a recurrent one.
+            ``input``, ``parameters``, named as the layer's, and ``initial_state``, with the structure of
+            ``final_state``. A block also has ``sublayer``, and a Sequential ``layers``: the gradients that each inner
+            layer returns, such as ``hidden`` of a recurrent layer.
 
         Raises
         ------
         TypeError, ValueError
-            If the dtype or shape of a gradient does not fit, none is given, or no layer takes an option.
+            If the dtype or shape of a gradient does not fit, none is given, or no layer accepts an option.
         FloatingPointError
             With ``check_finite``.
         """
@@ -504,18 +504,18 @@ class _ContainerTape:
         known = self._options()
         for name in options:
             if name not in known:
-                raise TypeError(f"backward got {name}, which no layer here takes; these are {', '.join(sorted(known))}")
+                raise TypeError(f"backward got {name}, expected one of {', '.join(sorted(known))} for these layers")
         d_output = _select(self._valid, d_output)
         if flag("check_finite", options.get("check_finite", False)):
             raise_fault(self._fault())
             _check_rows(d_output, "d_output is not finite", self._batch_first())
         if "timesteps" in options:
-            options["timesteps"] = check_timesteps(options["timesteps"])  # several layers read what may be an iterator
+            options["timesteps"] = check_timesteps(options["timesteps"])  # it may be an iterator, read several times
         options["d_final_state"] = d_final_state
         return self._retreat(_Flow(d_output), options)[0]
 
     def _fault(self) -> str | None:
-        """Where the forward of these layers stopped being finite, None where it did not."""
+        """Where the forward of these layers stopped being finite, None if it did not."""
         of_x = None if self._x is None else not_finite_row(_select(self._valid, self._x), self._batch_first())
         return self._inner_fault() if of_x is None else f"x is not finite at {of_x}"
 
@@ -526,7 +526,7 @@ class _ContainerTape:
         raise NotImplementedError
 
     def _options(self) -> set[str]:
-        """The names that backward takes beside d_output and d_final_state."""
+        """The names of the options that backward accepts."""
         known: set[str] = set()
         for tape in self._inner.values():
             own = tape.backward
@@ -543,28 +543,28 @@ _NORMS: dict[str, type[LayerNorm] | type[BatchNorm]] = {"layer": LayerNorm, "bat
 class ResidualBlock(_Container, kind="ResidualBlock"):
     """A layer with a skip connection: ``x + s f(LN(x))``, ``LN(x + s f(x))`` or ``x + s f(x)``.
 
-    Parameters are the norm's, ``norm.weight`` and ``norm.bias``, and the sublayer's, ``sublayer.`` before their names.
+    Parameters are the norm's, ``norm.weight`` and ``norm.bias``, and the sublayer's, with the prefix ``sublayer.``.
 
     Parameters
     ----------
     sublayer : Layer
-        f: any layer that gives as many features as it takes, recurrent ones, another block or a Sequential included.
+        f: any layer with as many output as input features, including recurrent layers, blocks and Sequentials.
     size : int
         Features of x and y.
     norm : {"pre", "post", None}
-        Where LN stands.
+        Position of LN.
     residual : bool
-        False leaves the addition out: ``s f(LN(x))``, ``LN(s f(x))`` or ``s f(x)``.
+        False omits the addition: ``s f(LN(x))``, ``LN(s f(x))`` or ``s f(x)``.
     branch_scale : float
         s.
     eps : float
-        Of the norm.
+        ``eps`` of the norm.
     normalisation : {"layer", "batch"}
         Whether the norm is a :class:`LayerNorm` or a :class:`BatchNorm`, whose statistics couple the rows of a batch.
     dtype : optional
-        The sublayer's, which is what None means.
+        Must be the sublayer's, which is the default.
     seed : optional
-        As for every layer, though nothing is random here.
+        Accepted as for every layer, but unused.
 
     Examples
     --------
@@ -597,9 +597,9 @@ class ResidualBlock(_Container, kind="ResidualBlock"):
         self.input_size = self.output_size = positive_int("size", size)
         takes, gives = sublayer.input_size, sublayer.output_size
         if isinstance(next(_leaves([sublayer])), Embedding):
-            raise ValueError(f"sublayer takes integers, to which nothing can be added: {sublayer!r}")
+            raise ValueError(f"sublayer takes integers, so a skip connection is impossible: {sublayer!r}")
         if {takes, gives} - {None, self.input_size}:
-            raise ValueError(f"sublayer takes {takes} and gives {gives} features, expected size={size}: {sublayer!r}")
+            raise ValueError(f"sublayer has {takes} inputs and {gives} outputs, expected size={size}: {sublayer!r}")
         self.norm_place = None if norm is None else choice("norm", norm, ("pre", "post"))
         self.residual = flag("residual", residual)
         finite = sys.float_info.max
@@ -632,7 +632,7 @@ class ResidualBlock(_Container, kind="ResidualBlock"):
             run.final_state = within.final_state
         branch = inner.settle()
         if branch.shape != h.shape:
-            raise ValueError(f"sublayer gave shape {branch.shape}, expected {h.shape}, that of x: {self.sublayer!r}")
+            raise ValueError(f"sublayer returned shape {branch.shape}, expected {h.shape} as x: {self.sublayer!r}")
         scale = self.branch_scale
         if self.residual:
             out = _Sum(stream.settle(), branch, scale)
@@ -646,7 +646,7 @@ class ResidualBlock(_Container, kind="ResidualBlock"):
 
 
 class BlockTape(_ContainerTape):
-    """What a forward of `ResidualBlock` keeps. ``output``; ``sublayer``: the tape of the inner layer."""
+    """One forward pass of `ResidualBlock`: ``output``, and ``sublayer``, the tape of the inner layer."""
 
     def __init__(
         self,
@@ -662,7 +662,7 @@ class BlockTape(_ContainerTape):
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the tape holds, x left out."""
+        """Bytes that the tape holds, without x."""
         return super().nbytes + (self._saved.nbytes if self._saved else 0)
 
     def _batch_first(self) -> bool:
@@ -700,9 +700,7 @@ class BlockTape(_ContainerTape):
 
 
 class BlockGradients(LayerGradients):
-    """What a block's ``backward`` returns: ``input``, ``parameters``, ``initial_state`` and ``sublayer``, what the
-    sublayer's returns.
-    """
+    """Gradients of a block: ``input``, ``parameters``, ``initial_state``, and ``sublayer``, those of the sublayer."""
 
     def __init__(self, d_input: Array, parameters: dict[str, Array], sublayer: Any) -> None:
         super().__init__(d_input, parameters)
@@ -711,20 +709,20 @@ class BlockGradients(LayerGradients):
 
 
 class Sequential(_Container, kind="Sequential"):
-    """Layers one after the other. Parameters are theirs, with their place before their names: ``0.weight_ih_l0``.
+    """A stack of layers. Parameters are theirs, with their positions as prefixes: ``0.weight_ih_l0``.
 
-    The addition of a :class:`ResidualBlock` and the LayerNorm that comes next, that of a ``norm="pre"`` block or a
+    The addition of a :class:`ResidualBlock` and the LayerNorm that follows it, of a ``norm="pre"`` block or a
     :class:`LayerNorm`, are one kernel, forward and backward.
 
     Parameters
     ----------
     *layers : Layer
-        Of one dtype; each takes as many features as the one before it gives. Of recurrent ones the outputs of all
-        timesteps go on.
+        Layers of one dtype. The input size of each must equal the output size of the layer before it. Recurrent layers
+        pass the outputs of all timesteps on.
     dtype : optional
-        The layers', which is what None means.
+        Must be the layers', which is the default.
     seed : optional
-        As for every layer, though nothing is random here.
+        Accepted as for every layer, but unused.
 
     Attributes
     ----------
@@ -769,12 +767,12 @@ class Sequential(_Container, kind="Sequential"):
             one, other = layers[i], layers[k]
             if None not in (one.output_size, other.input_size) and one.output_size != other.input_size:
                 raise ValueError(
-                    f"layers[{k}] ({other!r}) takes {other.input_size} features, "
-                    f"but layers[{i}] ({one!r}) gives {one.output_size}"
+                    f"layers[{k}] ({other!r}) expects {other.input_size} features, "
+                    f"but layers[{i}] ({one!r}) returns {one.output_size}"
                 )
         layouts = {leaf.batch_first: leaf for leaf in _leaves(layers) if hasattr(leaf, "batch_first")}
         if len(layouts) > 1:
-            raise ValueError(f"batch_first is not the same in {layouts[True]!r} and {layouts[False]!r}")
+            raise ValueError(f"batch_first differs between {layouts[True]!r} and {layouts[False]!r}")
         if sized:
             self.input_size, self.output_size = layers[sized[0]].input_size, layers[sized[-1]].output_size
         config: dict[str, Any] = {"layers": list(layers)}
@@ -808,13 +806,13 @@ class Sequential(_Container, kind="Sequential"):
             raise TypeError(f"{name} must be a tuple with one entry per layer, got {type(state).__name__}")
         if len(state) != len(self.layers):
             raise ValueError(
-                f"{name} has {len(state)} entries, expected {len(self.layers)}, one per layer (None for one without)"
+                f"{name} has {len(state)} entries, expected {len(self.layers)}, one per layer (None if it has no state)"
             )
         return state
 
 
 class SequentialTape(_ContainerTape):
-    """What a forward of `Sequential` keeps. ``output``; ``layers``: the tape of each layer."""
+    """One forward pass of `Sequential`: ``output``, and ``layers``, the tape of each layer."""
 
     def __init__(self, stack: Sequential, stream: _Sum, tapes: list[Any], final_state: Any) -> None:
         super().__init__(stream, {str(i): tape for i, tape in enumerate(tapes)}, final_state)
@@ -836,7 +834,7 @@ class SequentialTape(_ContainerTape):
             tape, layer = self.layers[i], self._stack.layers[i]
             with _placed(f"layers[{i}]", layer):
                 grads, flow = _back(tape, layer, flow, options, d_final_states[i])
-                if checks and flow.total is not None and not isinstance(tape, Tape):  # which checks its own
+                if checks and flow.total is not None and not isinstance(tape, Tape):  # Tape checks its own gradients
                     _check_rows(flow.total, "the gradient of input overflows", self._batch_first())
             found.append(grads)
         layers = tuple(reversed(found))
@@ -845,9 +843,7 @@ class SequentialTape(_ContainerTape):
 
 
 class SequentialGradients(LayerGradients):
-    """What a Sequential's ``backward`` returns: ``input``, ``parameters``, ``initial_state``; and ``layers``, what that
-    of each returns.
-    """
+    """Gradients of a Sequential: ``input``, ``parameters``, ``initial_state``, and ``layers``, those of each layer."""
 
     def __init__(self, d_input: Array | None, parameters: dict[str, Array], layers: tuple[Any, ...]) -> None:
         super().__init__(d_input, parameters)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from .mlp import MLP, MLPTape
 from .modules import Embedding, EmbeddingTape, Linear, LinearTape
 from .recurrent import Recurrent
 from .tape import Tape
+
+if TYPE_CHECKING:
+    from ._core import RecurrentGradients
 
 __all__ = ["gradient_flow"]
 
@@ -217,11 +220,11 @@ class _RecurrentPass:
         tape = self.tape
         d_input = _core.empty(x.shape, x.dtype) if asks_input else None
         exponent = np.full(tape._sizes, ZERO, np.int32)
-        gradients = {
-            "output": d.values,
-            "output_exponent": np.ascontiguousarray(d.exponent),
+        gradients: RecurrentGradients = {
+            "d_output": d.values,
+            "d_output_exponent": np.ascontiguousarray(d.exponent),
             "exponent": exponent,
-            "input": d_input,
+            "d_input": d_input,
             "log10_sequence": self.per_sequence[index],
             "log10_unit": self.per_unit[index],
         }

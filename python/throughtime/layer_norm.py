@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ._arguments import Array, number
 from ._backend import backend_holding
 from ._memory import with_room
+
+if TYPE_CHECKING:
+    from ._core import LayerNormBackward, LayerNormForward
 
 __all__ = ["add_layer_norm", "add_layer_norm_backward"]
 
@@ -156,7 +159,7 @@ def forward(
     else:
         total = backend.empty(x.shape, x.dtype) if keep_sum or save else None
     statistics = backend.empty((x.size // x.shape[-1], 4), backend.sum_dtype(x.dtype)) if save else None
-    problem = {
+    problem: LayerNormForward = {
         "x": _rows(x),
         "branch": None if branch is None else _rows(backend.contiguous(branch)),
         "weight": weight,
@@ -190,7 +193,7 @@ def backward(d_sum: Array | None, d_normalised: Array | None, saved: Saved) -> t
         return d_x, d_x if saved.scale == 1 else backend.scaled(d_x, saved.scale), d_weight, d_bias
     d_x = backend.empty(saved.sum.shape, saved.sum.dtype)
     d_branch = d_x if saved.scale == 1 else backend.empty(d_x.shape, d_x.dtype)
-    problem = {
+    problem: LayerNormBackward = {
         "sum": _rows(backend.contiguous(saved.sum)),
         "statistics": saved.statistics,
         "weight": saved.weight,

@@ -1,4 +1,4 @@
-"""MLP: two linear maps with an activation between them; bias and activation are one kernel."""
+"""MLP: two linear maps with an activation in between; bias and activation are one kernel."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class MLP(Composite, kind="MLP"):
     hidden_size : int
         Features between the maps.
     activation : {"relu", "gelu", "tanh", "sigmoid"}
-        f. ``"gelu"`` is ``x Phi(x)`` with the normal distribution itself, not its approximation by tanh.
+        f. ``"gelu"`` is ``x Phi(x)`` with the exact normal distribution, not its approximation by tanh.
     dtype : {"float32", "float64"}
-        Of parameters, inputs and results.
+        Type of parameters, inputs and results.
     seed : optional
-        Of the initial weights: whatever ``numpy.random.default_rng`` takes.
+        Seed of the initial weights: anything that ``numpy.random.default_rng`` accepts.
 
     Examples
     --------
@@ -65,7 +65,7 @@ class MLP(Composite, kind="MLP"):
         return self._run(x, save=False).output
 
     def forward(self, x: Any) -> MLPTape:
-        """Compute the output and keep what `MLPTape.backward` needs.
+        """Compute the output and save the values that `MLPTape.backward` needs.
 
         Parameters
         ----------
@@ -80,7 +80,7 @@ class MLP(Composite, kind="MLP"):
         Raises
         ------
         TypeError
-            If `x` is no array of the layer's dtype.
+            If `x` is not an array of the layer's dtype.
         ValueError
             If the last axis of `x` has another size.
         """
@@ -102,14 +102,14 @@ class MLP(Composite, kind="MLP"):
 
 
 class MLPTape:
-    """What a forward of `MLP` keeps: ``output``, the input, the weights as they were, what lies between the maps."""
+    """One forward pass of `MLP`: ``output``, the input, copies of the weights, and the values between the maps."""
 
     def __init__(
         self, activation: str, output: Array, rows: Array, weights: list[Array], below: Array, hidden: Array
     ) -> None:
         self.output = output
         self._activation, self._rows, self._weights = activation, rows, weights
-        self._below, self._hidden = below, hidden  # before and after the activation, one array where it suffices
+        self._below, self._hidden = below, hidden  # before and after the activation; may be one array
 
     @property
     def nbytes(self) -> int:
@@ -119,7 +119,7 @@ class MLPTape:
 
     @with_room
     def backward(self, d_output: Any) -> LayerGradients:
-        """Backpropagate; may be called again.
+        """Backpropagate. May be called repeatedly.
 
         Parameters
         ----------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,11 +13,14 @@ from ._arguments import size as positive_int
 from ._memory import with_room
 from .layer import Layer
 
+if TYPE_CHECKING:
+    from ._core import EmbeddingBackward, EmbeddingForward, LinearBackward
+
 __all__ = ["Embedding", "Linear"]
 
 
 class LayerGradients:
-    """What ``backward`` returns: the gradient of the input (None for integers) and of each parameter."""
+    """The result of ``backward``: the gradient of the input (None for integers) and of each parameter."""
 
     def __init__(self, d_input: Array | None, parameters: dict[str, Array]) -> None:
         self.input = d_input
@@ -34,16 +37,22 @@ def affine(rows: Array, weight: Array, bias: Array | None) -> Array:
 def affine_backward(d_output: Array, rows: Array, weight: Array, bias: bool) -> tuple[Array, dict[str, Array]]:
     """The gradients of rows (N, I), and of ``weight`` and ``bias``, for `d_output` (N, O)."""
     d_rows = _core.empty(rows.shape, rows.dtype)
-    parameters = {"weight": _core.empty(weight.shape, weight.dtype)}
-    if bias:
-        parameters["bias"] = _core.empty(weight.shape[:1], weight.dtype)
-    problem = {"x": contiguous(rows), "weight": weight, "d_y": contiguous(d_output), "d_x": d_rows}
-    _core.linear_backward({**problem, **{f"d_{name}": array for name, array in parameters.items()}})
-    return d_rows, parameters
+    d_weight = _core.empty(weight.shape, weight.dtype)
+    d_bias = _core.empty(weight.shape[:1], weight.dtype) if bias else None
+    problem: LinearBackward = {
+        "x": contiguous(rows),
+        "weight": weight,
+        "d_y": contiguous(d_output),
+        "d_x": d_rows,
+        "d_weight": d_weight,
+        "d_bias": d_bias,
+    }
+    _core.linear_backward(problem)
+    return d_rows, {"weight": d_weight} if d_bias is None else {"weight": d_weight, "bias": d_bias}
 
 
 def check_features(layer: Layer, x: Array) -> None:
-    """Raise unless `x` is (..., I) of the layer's dtype."""
+    """Raise an error unless `x` is (..., I) in the layer's dtype."""
     check_dtype("x", x, layer.dtype)
     if x.ndim == 0 or x.shape[-1] != layer.input_size:
         raise ValueError(
@@ -53,7 +62,7 @@ def check_features(layer: Layer, x: Array) -> None:
 
 
 def rows_of(layer: Layer, x: Any) -> Array:
-    """`x` (..., I), checked to fit the layer, as a matrix (N, I)."""
+    """Check that `x` (..., I) fits the layer, and return it as a matrix (N, I)."""
     layer._check_parameters()
     x = as_array("x", x)
     check_features(layer, x)
@@ -71,11 +80,11 @@ class Linear(Layer, kind="Linear"):
     input_size, output_size : int
         I and O.
     bias : bool
-        Whether there is a ``b``.
+        Whether to add ``b``.
     dtype : {"float32", "float64"}
-        Of parameters, inputs and results.
+        Type of parameters, inputs and results.
     seed : optional
-        Of the initial weights: whatever ``numpy.random.default_rng`` takes.
+        Seed of the initial weights: anything that ``numpy.random.default_rng`` accepts.
 
     Examples
     --------
@@ -114,7 +123,7 @@ class Linear(Layer, kind="Linear"):
 
     @with_room
     def forward(self, x: Any) -> LinearTape:
-        """Compute the output and keep what `LinearTape.backward` needs.
+        """Compute the output and save the values that `LinearTape.backward` needs.
 
         Parameters
         ----------
@@ -129,9 +138,9 @@ class Linear(Layer, kind="Linear"):
         Raises
         ------
         TypeError
-            If `x` is no array of the layer's dtype.
+            If `x` is not an array of the layer's dtype.
         ValueError
-            If the last axis of `x` is not I long.
+            If the last axis of `x` has another size than I.
         """
         rows, shape = self._rows(x)
         weight = self.parameters["weight"].copy()  # an optimiser may change it before backward
@@ -145,7 +154,7 @@ class Linear(Layer, kind="Linear"):
 
 
 class LinearTape:
-    """What a forward of `Linear` keeps: ``output``, the input and the weight as it was."""
+    """One forward pass of `Linear`: ``output``, the input and a copy of the weight."""
 
     def __init__(self, output: Array, rows: Array, weight: Array, bias: bool) -> None:
         self.output = output
@@ -158,7 +167,7 @@ class LinearTape:
 
     @with_room
     def backward(self, d_output: Any) -> LayerGradients:
-        """Backpropagate; may be called again.
+        """Backpropagate. May be called repeatedly.
 
         Parameters
         ----------
@@ -191,9 +200,9 @@ class Embedding(Layer, kind="Embedding"):
     size : int
         Length of a row.
     dtype : {"float32", "float64"}
-        Of the parameter and of results.
+        Type of the parameter and of results.
     seed : optional
-        Of the initial weights: whatever ``numpy.random.default_rng`` takes.
+        Seed of the initial weights: anything that ``numpy.random.default_rng`` accepts.
 
     Examples
     --------
@@ -222,7 +231,7 @@ class Embedding(Layer, kind="Embedding"):
 
     @with_room
     def forward(self, x: Any) -> EmbeddingTape:
-        """Look the rows up and keep what `EmbeddingTape.backward` needs.
+        """Look the rows up and save the values that `EmbeddingTape.backward` needs.
 
         Parameters
         ----------
@@ -237,21 +246,21 @@ class Embedding(Layer, kind="Embedding"):
         Raises
         ------
         TypeError
-            If `x` is no array of integers.
+            If `x` is not an array of integers.
         ValueError
             If a value is outside [0, count).
         """
         return EmbeddingTape(*self._look_up(x), self.count)
 
     def _look_up(self, x: Any) -> tuple[Array, Array]:
-        """The rows (..., size) for integers `x`, and `x` as kernels take it."""
+        """The rows (..., size) for integers `x`, and `x` as contiguous int64."""
         self._check_parameters()
         x = as_array("x", x)
         if x.dtype.kind not in "iu":
             raise TypeError(f"x has dtype {x.dtype}, expected integers")
-        indices = contiguous(x.astype(np.int64, copy=False))  # too large an unsigned integer becomes a negative one
+        indices = contiguous(x.astype(np.int64, copy=False))  # large unsigned ones become negative, an error
         output = _core.empty((*x.shape, self.size), self.dtype)
-        problem = {
+        problem: EmbeddingForward = {
             "indices": indices.reshape(-1),
             "weight": self.parameters["weight"],
             "output": output.reshape(-1, self.size),
@@ -263,7 +272,7 @@ class Embedding(Layer, kind="Embedding"):
 
 
 class EmbeddingTape:
-    """What a forward of `Embedding` keeps: ``output`` and the integers looked up."""
+    """One forward pass of `Embedding`: ``output`` and the integers."""
 
     def __init__(self, output: Array, indices: Array, count: int) -> None:
         self.output = output
@@ -276,7 +285,7 @@ class EmbeddingTape:
 
     @with_room
     def backward(self, d_output: Any) -> LayerGradients:
-        """Add up the gradient of each row; may be called again.
+        """Sum the gradient of each row. May be called repeatedly.
 
         Parameters
         ----------
@@ -286,18 +295,18 @@ class EmbeddingTape:
         Returns
         -------
         LayerGradients
-            ``input`` is None, as integers have no gradient; ``parameters`` has ``weight`` (count, size). Rows that
-            occur more than once are summed in float64, in the order of `x`.
+            ``input`` is None, because integers have no gradient; ``parameters`` has ``weight`` (count, size). Gradients
+            of rows that occur repeatedly are summed in float64, in the order of `x`.
 
         Raises
         ------
         TypeError, ValueError
-            If the dtype or shape of `d_output` does not fit, or `x` was changed and holds other integers now.
+            If the dtype or shape of `d_output` does not fit, or `x` has changed and is out of range.
         """
         d_output = float_array("d_output", d_output, self.output.dtype, self.output.shape)
         width = d_output.shape[-1]
         d_weight = _core.empty((self._count, width), d_output.dtype)
-        problem = {
+        problem: EmbeddingBackward = {
             "indices": self._indices.reshape(-1),
             "d_output": contiguous(d_output).reshape(-1, width),
             "d_weight": d_weight,

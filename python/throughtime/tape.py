@@ -15,6 +15,7 @@ from ._memory import with_room
 from .modules import affine
 
 if TYPE_CHECKING:
+    from ._core import RecurrentGradients, RecurrentProblem
     from .recurrent import Recurrent, State
 
 _TIMESTEPS = ("hidden", "cell", "gates", "products", "parameter_norms")
@@ -246,17 +247,16 @@ class Tape:
             output = arrays[0][number_, 1:-1] if not (is_top and self._last) else x
         return output if is_top else self._drop(number_, output)
 
-    def _problem(self, index: int, x: Array, arrays: list[Array], every: int) -> dict[str, Any]:
+    def _problem(self, index: int, x: Array, arrays: list[Array], every: int) -> RecurrentProblem:
         """What the kernels are told of one layer and direction."""
         suffix = self._layer._suffixes[index]
-        problem = {name: self._parameters[name + suffix] for name in self._layer._parameter_names}
         states = zip(self._layer._state_names, arrays, strict=True)
         zoneout: dict[str, Any] = dict(zip(self._layer._state_names, self._layer._zoneouts(), strict=True))
         if self._masks:
             zoneout = {name: self._masks.get(f"zoneout_{name[0]}{suffix}", part) for name, part in zoneout.items()}
         return {
-            **problem,
-            **{name: array[index] for name, array in states},
+            "parameters": {name: self._parameters[name + suffix] for name in self._layer._parameter_names},
+            "states": {name: array[index] for name, array in states},
             "every": every,
             "x": x,
             "reverse": self._is_reverse(index),
@@ -579,10 +579,10 @@ class _Backward:
         for direction in range(layer.num_directions):
             index = number_ * layer.num_directions + direction
             gradients = self._gradients(index)
-            gradients["input"] = d_input
+            gradients["d_input"] = d_input
             gradients["add_to_input"] = direction > 0
             if d_output is not None:
-                gradients["output"] = d_output[:, :, direction * units : (direction + 1) * units]
+                gradients["d_output"] = d_output[:, :, direction * units : (direction + 1) * units]
             if tape._sizes[1]:
                 self.backend.backward(layer._cell, tape._problem(index, x, tape._states, tape._every), gradients)
                 if self.normalises:
@@ -591,7 +591,7 @@ class _Backward:
                 self._check_finite(index, d_input if direction == layer.num_directions - 1 else None)
         return d_input
 
-    def _gradients(self, index: int) -> dict[str, Any]:
+    def _gradients(self, index: int) -> RecurrentGradients:
         """What the kernel is given, and what it fills, for one layer and direction."""
         layer, suffix = self.tape._layer, self.tape._layer._suffixes[index]
 
@@ -608,14 +608,15 @@ class _Backward:
             unread = self.backend.zeros((steps,), np.float64)
             norms = {name: self.norms.get(name + suffix, unread) for name in (*names, "bias_ih", "bias_hh")}
         return {
-            "parameters": parameters or None,
+            "d_parameters": parameters or None,
             "dropped": self.tape._masks.get("weight_hh" + suffix),
-            **named(self.states),
-            **self.options,
+            "truncate": self.options["truncate"],
+            "clip": self.options["clip"],
+            "d_states": named(self.states),
             "d_cell": of(self.d_cell),
-            "final_state": named(self.d_final),
-            "initial_state": named(self.initial),
-            "gates": of(self.gates),
+            "d_final_state": named(self.d_final),
+            "d_initial_state": named(self.initial),
+            "d_gates": of(self.gates),
             "clipped": of(self.clipped),
             "norms": norms,
         }

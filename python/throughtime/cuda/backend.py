@@ -13,21 +13,23 @@ from .array import DeviceArray, as_device_array, empty, is_on_device, to_device,
 from .extension import current_stream, extension
 from .numbers import FLOATS, dtype_name, float_name
 
-_forced: dict[str, Any] = {}
+_forced: dict[str, Any] = {"mode": "free", "chunk": 0, "multiprocessors": 0, "shared_bytes": 0}  # of the recurrence
+_forced_blocks = {"blocks": 0}  # of LayerNorm's backward
 
 
 @contextmanager
-def force(*, mode: str = "free", chunk: int = 0, blocks: int = 0) -> Iterator[None]:
-    """Run the recurrence in one of its ways, LayerNorm's backward on so many blocks, for tests; an error where it does
-    not fit.
+def force(*, blocks: int = 0, **of_recurrence: Any) -> Iterator[None]:
+    """Run the recurrence in one of its ways, or as on a smaller device, and LayerNorm's backward on so many blocks, for
+    tests; an error where it does not fit.
     """
-    before = dict(_forced)
-    _forced.update(mode=mode, chunk=chunk, blocks=blocks)
+    before = dict(_forced), dict(_forced_blocks)
+    _forced.update(of_recurrence)
+    _forced_blocks.update(blocks=blocks)
     try:
         yield
     finally:
-        _forced.clear()
-        _forced.update(before)
+        _forced.update(before[0])
+        _forced_blocks.update(before[1])
 
 
 class Cuda:
@@ -39,11 +41,11 @@ class Cuda:
 
     @staticmethod
     def forward(cell: str, problem: dict[str, Any]) -> None:
-        extension().forward(cell, _call(problem, problem["x"].dtype))
+        extension().forward(cell, _recurrent_call(problem))
 
     @staticmethod
     def backward(cell: str, problem: dict[str, Any], gradients: dict[str, Any]) -> None:
-        extension().backward(cell, _call(problem, problem["x"].dtype), _held(gradients))
+        extension().backward(cell, _recurrent_call(problem), _held(gradients))
 
     @staticmethod
     def layer_norm_forward(problem: dict[str, Any]) -> None:
@@ -51,7 +53,7 @@ class Cuda:
 
     @staticmethod
     def layer_norm_backward(problem: dict[str, Any]) -> None:
-        extension().layer_norm_backward(_call(problem, problem["sum"].dtype))
+        extension().layer_norm_backward(_call(problem, problem["sum"].dtype, **_forced_blocks))
 
     @staticmethod
     def saved_shape(cell: str, dtype: Any, batch: int, units: int) -> tuple[int, ...]:
@@ -184,9 +186,12 @@ class Cuda:
         return as_device_array(name, value).numpy() if is_on_device(value) else _arguments.as_host_floats(name, value)
 
 
-def _call(problem: dict[str, Any], dtype: str) -> dict[str, Any]:
-    own = {"type": dtype, "stream": current_stream(), "terms": _core.get_terms()}
-    return _held(problem) | own | _forced
+def _recurrent_call(problem: dict[str, Any]) -> dict[str, Any]:
+    return _call(problem, problem["x"].dtype, terms=_core.get_terms(), **_forced)
+
+
+def _call(problem: dict[str, Any], dtype: str, **own: Any) -> dict[str, Any]:
+    return _held(problem) | {"type": dtype, "stream": current_stream()} | own
 
 
 def _held(problem: dict[str, Any]) -> dict[str, Any]:

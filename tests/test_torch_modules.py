@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import throughtime as tt
-from conftest import TORCH_KINDS, Problem, assert_close, assert_same_bits, problems
+from comparison import assert_close, assert_same_bits
+from problems import TORCH_KINDS, Problem, problems
 from throughtime import _core
 from torch_side import BOUND, EXTRAS, arrays, gradient, laid_out, leaves, module_of, together, torch
 

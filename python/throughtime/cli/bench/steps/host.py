@@ -1,19 +1,12 @@
-"""The process that runs contenders: a block of steps per request; between requests it waits on a pipe.
-
-Messages are pickles, one after the other: requests on the standard input, replies on what was the standard output.
-"""
+"""The programs in one process: a block of steps per request."""
 
 from __future__ import annotations
 
-import os
-import pickle
-import sys
 import time
-from typing import Any
 
 import throughtime as tt
 
-from ..memory import added_memory
+from ..process import added_memory
 from .answers import Answers, first_step, next_steps
 from .contenders import Program, load, load_reference
 from .problems import Problem, Task
@@ -34,7 +27,7 @@ class Host:
         self._programs: dict[str, Program] = {}
 
     def reference(self) -> Answers:
-        """Torch.nn's answers in float64."""
+        """The answers of torch.nn in float64."""
         program = load_reference()(self._task)
         return next_steps(program, first_step(program))
 
@@ -59,7 +52,7 @@ class Host:
         return (time.perf_counter() - begin) / STEPS
 
     def memory(self, name: str) -> int | None:
-        """Bytes that a program with its data and a few steps takes; None where the system does not tell."""
+        """Peak bytes of a program, its data and a few steps; None if the system does not report them."""
         make = load(name)
         problem = self._task.problem
         small = problem._replace(T=2, B=2, H=8, shortest=None if problem.shortest is None else 1)
@@ -73,34 +66,11 @@ class Host:
         return added_memory(live)
 
 
-def serve() -> None:
-    """Answer requests until there are no more."""
-    replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # a library that prints must not print into a reply
-    problem, cell, threads, kind = pickle.load(sys.stdin.buffer)
-    _set_threads(threads, kind)
-    host = Host(Task(Problem(*problem), cell))
-    while True:
-        try:
-            method, arguments = pickle.load(sys.stdin.buffer)
-        except EOFError:
-            return
-        pickle.dump(_reply(getattr(host, method), arguments), replies)
-        replies.flush()
-
-
-def _set_threads(threads: int, kind: str) -> None:
+def start(problem: Problem, cell: str, threads: int, kind: str) -> Host:
+    """In a new process: set the threads, then wait for requests."""
     tt.set_num_threads(threads)
     if kind == "torch":
         import torch
 
         torch.set_num_threads(threads)
-
-
-def _reply(method: Any, arguments: tuple[Any, ...]) -> tuple[bool, Any]:
-    """True and what the method returned, or False and why it did not."""
-    try:
-        return True, method(*arguments)
-    except Exception as error:  # a framework or its compiler may raise anything
-        lines = str(error).strip().splitlines() or [""]
-        return False, f"{type(error).__name__}: {lines[0]}"
+    return Host(Task(problem, cell))

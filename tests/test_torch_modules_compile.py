@@ -8,7 +8,8 @@ import textwrap
 
 import pytest
 
-from conftest import TORCH_KINDS, Problem, assert_same_bits
+from comparison import assert_same_bits
+from problems import TORCH_KINDS, Problem
 from torch_side import arrays, leaves, module_of, together, torch
 
 ours = pytest.importorskip("throughtime.torch")
@@ -42,8 +43,9 @@ def samples(kind, memory, dropout=0.0, lengths=None, with_state=True):
     return x, state, list(module.parameters()), lengths, masks, text, False
 
 
-@pytest.mark.parametrize("kind", TORCH_KINDS)
-@pytest.mark.parametrize("memory", ["full", "states", 2])
+@pytest.mark.parametrize(
+    ("kind", "memory"), [*((kind, "full") for kind in TORCH_KINDS), ("lstm_projected", "states"), ("gru", 2)]
+)
 def test_opcheck_of_the_recurrent_operators(kind, memory):
     """Schema, fake kernel, autograd registration, and graphs with symbolic sizes, by torch's own checks."""
     lengths = torch.tensor([5, 0, 3]) if memory == "full" else None

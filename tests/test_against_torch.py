@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import throughtime as tt
-from conftest import TORCH_KINDS, Problem, assert_close, assert_same_bits, problems, rounding_bound
+from comparison import assert_close, assert_same_bits, rounding_bound
+from problems import TORCH_KINDS, Problem, problems
 from throughtime._torch_modules import from_torch
 from torch_side import BOUND, arrays, backward, gradient, laid_out, leaves, module_of, together, torch
 

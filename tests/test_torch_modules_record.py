@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import throughtime as tt
-from conftest import ALL_TIMESTEPS, TORCH_KINDS, Problem, assert_close, assert_same_bits
+from comparison import assert_close, assert_same_bits
+from problems import ALL_TIMESTEPS, TORCH_KINDS, Problem
 from torch_side import BOUND, arrays, leaves, module_of, torch
 
 ours = pytest.importorskip("throughtime.torch")

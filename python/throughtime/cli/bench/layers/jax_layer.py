@@ -1,4 +1,4 @@
-"""jax.lax.scan under jit. Imported only if asked for."""
+"""jax.lax.scan under jit. Imported on request only."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from typing import Any
 
 import numpy as np
 
-from .problems import Array, Task
+from .problems import Array, Recurrence, host_data
 
 
 def set_threads(threads: int) -> None:
-    """Bound XLA's thread pool, which has no other switch. It is read once, when jax first computes."""
+    """Bound XLA's thread pool, which has no other switch. XLA reads it once, when jax first computes."""
     os.environ["NPROC"] = str(threads)
 
 
 class Jax:
-    """The cell's equations in a scan, the inputs' part of all timesteps in one product before it."""
+    """The cell's equations in a scan, after one product for the inputs of all timesteps."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, problem: Recurrence) -> None:
         self._jax = jax = importlib.import_module("jax")
-        cell, units = _CELLS[task.cell], task.problem.H
+        cell, units = _CELLS[problem.cell], problem.H
 
         def layer(x: Any, p: dict[str, Any]) -> Any:
             def advance(state: Any, projected: Any) -> Any:
                 state = cell(jax, projected, state[0] @ p["weight_hh_l0"].T + p["bias_hh_l0"], state)
                 return state, state[0]
 
-            zeros = (jax.numpy.zeros((x.shape[1], units), x.dtype),) * (2 if task.cell == "LSTM" else 1)
+            zeros = (jax.numpy.zeros((x.shape[1], units), x.dtype),) * (2 if problem.cell == "LSTM" else 1)
             return jax.lax.scan(advance, zeros, x @ p["weight_ih_l0"].T + p["bias_ih_l0"])[1]
 
         def step(x: Any, p: dict[str, Any], d_output: Any) -> Any:
@@ -38,7 +38,8 @@ class Jax:
         self._compiled_step = jax.jit(step)
         self._compiled_forward = jax.jit(lambda x, p: jax.vjp(layer, x, p))
         self._compiled_backward = jax.jit(lambda pull, d_output: pull(d_output))
-        self._x, self._parameters, self._d_output = jax.device_put((task.x, task.parameters, task.d_output))
+        data = host_data(problem)
+        self._x, self._parameters, self._d_output = jax.device_put((data.x, data.parameters, data.d_output))
         self._output = self._pull = self._gradients = None
 
     def step(self) -> None:
@@ -55,7 +56,9 @@ class Jax:
         self._gradients = None
         self._gradients = self._jax.block_until_ready(self._compiled_backward(self._pull, self._d_output))
 
-    def answers(self) -> dict[str, Array]:
+    def answers(self, compared: int) -> dict[str, Array]:
+        assert compared == len(self._x)
+        self.step()
         assert self._gradients is not None
         d_x, d_parameters = self._gradients
         found = {"output": self._output, "input": d_x, **d_parameters}
