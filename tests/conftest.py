@@ -28,6 +28,12 @@ settings.register_profile("stable", derandomize=True, deadline=None, database=No
 settings.load_profile("stable")
 
 KINDS = tuple(reference.CELLS)
+# Another activation of a cell that is there: the layers and kernels around it are the same. Tests of an equation take all
+# KINDS, others one of each form.
+VARIANTS = ("rnn_sigmoid", "rnn_tanh_layer_norm", "rnn_relu_layer_norm", "rnn_sigmoid_layer_norm")
+FORMS = tuple(kind for kind in KINDS if kind not in VARIANTS)
+NORMALISED = tuple(kind for kind in KINDS if kind.endswith("layer_norm"))
+RELUS = tuple(kind for kind in KINDS if kind.startswith("rnn_relu"))  # whose derivative jumps
 TORCH_KINDS = ("rnn_tanh", "rnn_relu", "gru", "lstm", "lstm_projected")
 GATES = {kind: cell.gates for kind, cell in reference.CELLS.items()}
 STATES = {kind: cell.states for kind, cell in reference.CELLS.items()}
@@ -79,13 +85,10 @@ class Problem:
         own = {
             "lstm_projected": {"weight_hr": (self.width, H)},
             "lstm_peephole": {"weight_ci": (H,), "weight_cf": (H,), "weight_co": (H,)},
-            "lstm_layer_norm": {
-                "weight_ln_ih": (rows,),
-                "weight_ln_hh": (rows,),
-                "weight_ln_c": (H,),
-                "bias_ln_c": (H,),
-            },
+            "lstm_layer_norm": {"weight_ln_c": (H,), "bias_ln_c": (H,)},
         }.get(self.kind, {})
+        if self.kind in NORMALISED:
+            own = {"weight_ln_ih": (rows,), "weight_ln_hh": (rows,), **own}
         biases = {"bias_ih": (rows,), "bias_hh": (rows,)} if self.bias else {}
         shapes = {}
         for index, suffix in enumerate(self.suffixes):
@@ -165,29 +168,31 @@ class Problem:
             "gru_original": self.H,  # the second product
             "lstm_projected": self.H + self.width,  # the projection, there and back
             "lstm_peephole": 10,
-            # Mean and variance of 4H gates and of H cells, forward and backward, and 20 by each unit
-            "lstm_layer_norm": 2 * 2 * (4 * self.H + self.H) + 2 * 20,
         }.get(self.kind, 0)
+        if self.kind in NORMALISED:  # means and variances of gates, and of c, forward and backward, 20 by each unit
+            more = 2 * 2 * (GATES[self.kind] + STATES[self.kind] - 1) * self.H + 2 * 20
         noise = 8 if self.zoneout or self.weight_dropout else 0
         return self.L * self.T * (sums + pointwise + more + noise) + self.T * self.B
 
     @property
     def bound(self):
-        """For a run from `state`; of any other run of a layer-normalised LSTM, `check` finds it."""
+        """For a run from `state`; of any other run of a layer-normalised cell, `check` finds it."""
         bound = rounding_bound(self.dtype, self.terms)
-        if self.kind == "lstm_layer_norm":
+        if self.kind in NORMALISED:
             bound *= magnification(reference_forward(self, {"state": self.state, "masks": self.masks}))
         return bound
 
     def layer(self, **options):
         """The library's layer with these parameters."""
         own = {
-            "rnn_relu": {"nonlinearity": "relu"},
             "gru_original": {"reset_after": False},
             "lstm_projected": {"proj_size": self.width},
             "lstm_peephole": {"peephole": True},
-            "lstm_layer_norm": {"layer_norm": True},
         }.get(self.kind, {})
+        if self.kind.startswith("rnn"):
+            own["nonlinearity"] = self.kind.split("_")[1]
+        if self.kind in NORMALISED:
+            own["layer_norm"] = True
         layer = layer_class(self.kind)(
             self.I,
             self.H,
@@ -248,16 +253,20 @@ def rounding_bound(dtype, terms):
 
 
 def scales(record):
-    """Of a layer-normalised LSTM: the largest 1/std that W_ih x, W_hh h and c were multiplied by."""
-    saved = [step.saved[2:] for direction in record.directions for step in direction.steps]
-    return [max(np.max(norms[k][1], initial=0) for norms in saved) for k in range(3)]
+    """Of a layer-normalised cell: the largest 1/std that W_ih x, W_hh h and of an LSTM c were multiplied by."""
+    norms = [step.saved[1] for direction in record.directions for step in direction.steps]
+    return [np.max([np.max(scale, initial=0) for _, scale in of]) for of in zip(*norms, strict=True)]
 
 
 def magnification(record):
-    """What layer normalisation makes of an error that is small beside c, where units are nearly equal: the largest
-    1/std of c. Of W_ih x and W_hh h it makes nothing: 4H values are not nearly equal, and their own size cancels.
+    """What layer normalisation makes of an error: the largest 1/std of what may be nearly equal in all units, so that
+    the error is not small beside what is left of it. That is c; of the 4H values of W_ih x and W_hh h in an LSTM the
+    own size cancels, but an RNN has H of them, and a GRU 3H.
     """
-    return max(1, scales(record)[2]) if record.cell is reference.CELLS["lstm_layer_norm"] else 1
+    kind = next(kind for kind, cell in reference.CELLS.items() if cell is record.cell)
+    if kind not in NORMALISED:
+        return 1
+    return max(1, *(scales(record)[2:] if kind.startswith("lstm") else scales(record)))
 
 
 def wide(values):
@@ -303,8 +312,8 @@ def assert_norms_close(ours, expected, problem, found, bound, record):
         rows += [problem.state[1], *np.moveaxis(found["tape.cell"], 1, 0)]
     if problem.kind == "lstm_projected":
         delta, ones = max(delta, np.linalg.norm(found["hidden"])), problem.B * problem.H  # o tanh(c) is below 1
-    if problem.kind == "lstm_layer_norm":
-        delta, ones = delta * max(1, *scales(record)), problem.B * 4 * problem.H  # a normalised row has norm sqrt(4H)
+    if problem.kind in NORMALISED:  # a normalised row has norm sqrt(G H)
+        delta, ones = delta * max(1, *scales(record)), problem.B * GATES[problem.kind] * problem.H
     operand = max(np.linalg.norm(row) for row in rows) * problem.D + np.sqrt(ones)
     exact = rounding_bound("float64", problem.terms) * (delta * operand) ** 2
     assert set(ours) == set(expected)
@@ -401,7 +410,7 @@ def check(problem, options=None, asked=None, loss=None, bound=None):
     assert_close(ours, expected, bound, floor=incoming)
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=FORMS)
 def kind(request):
     return request.param
 

@@ -12,6 +12,7 @@ import torch
 import throughtime as tt
 from conftest import (
     ALL_TIMESTEPS,
+    FORMS,
     KINDS,
     Problem,
     assert_close,
@@ -363,7 +364,7 @@ def test_backward_again_has_the_same_bits_and_the_weights_of_the_forward():
     assert_same_bits(on_host(results(tape, tape.backward(**loss, timesteps=ALL_TIMESTEPS))), first)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMS)
 def test_no_sequences(kind):
     problem = Problem(kind, B=0, L=2, D=2)
     layer, _ = layers(problem, "bfloat16")

@@ -9,6 +9,8 @@ import pytest
 
 from conftest import (
     KINDS,
+    NORMALISED,
+    RELUS,
     STATES,
     Problem,
     assert_close,
@@ -64,7 +66,7 @@ def test_every_cell_agrees_with_the_reference(kind, sizes):
     check(problem_of(kind, **sizes))
 
 
-@pytest.mark.parametrize("kind", ["lstm", "lstm_layer_norm", "lstm_projected"])
+@pytest.mark.parametrize("kind", ["lstm", "lstm_layer_norm", "gru_layer_norm", "lstm_projected"])
 def test_more_units_than_a_block_has_threads(kind):
     check(problem_of(kind, T=2, B=2, H=261))
 
@@ -262,7 +264,7 @@ SIXTEEN_BITS = [
     (kind, type_)
     for kind in KINDS
     for type_ in ("bfloat16", "float16")
-    if kind != "rnn_relu" and (kind, type_) != ("lstm_layer_norm", "bfloat16")
+    if kind not in RELUS and not (kind in NORMALISED and type_ == "bfloat16")
 ]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import reference
 import throughtime as tt
-from conftest import KINDS, STATES, Problem, assert_close, assert_same_bits, reference_forward, wide
+from conftest import FORMS, STATES, Problem, assert_close, assert_same_bits, reference_forward, wide
 from throughtime import lyapunov
 from throughtime._products import log_singular_values, lyapunov_exponents
 
@@ -82,7 +82,7 @@ def noisy(kind, **sizes):
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMS)
 def test_jacobians_are_those_of_the_reference(kind, layers):
     """Entries of a Jacobian are gradients: the bound is theirs."""
     problem = noisy(kind, L=layers)
@@ -95,7 +95,7 @@ def test_jacobians_are_those_of_the_reference(kind, layers):
 
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("warmup", [0, 3])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMS)
 def test_the_mean_exponent_is_that_of_the_determinants(kind, warmup, layers):
     problem = noisy(kind, L=layers)
     matrices = jacobians(problem, reference_states(problem))
@@ -107,7 +107,7 @@ def test_the_mean_exponent_is_that_of_the_determinants(kind, warmup, layers):
     assert abs(exponents.mean() - expected) <= bound(problem, matrices)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMS)
 def test_singular_values_are_those_of_the_product(kind):
     """The plain product has errors of its own, some eps of its largest singular value."""
     problem = noisy(kind, L=2, T=5)

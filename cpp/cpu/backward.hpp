@@ -585,6 +585,7 @@ class BackwardLoop {
     const Moment& at;
     int64_t b;
 
+    int variant() const { return loop.p.variant; }
     // All that the states after receive, but for their paths through each other, and what zoneout keeps of it for the old ones.
     TT_INLINE void arriving(int64_t j, V* dn, V* kept) const {
       for (int i = 0; i < C::states; ++i) {

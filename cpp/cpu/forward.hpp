@@ -432,6 +432,7 @@ class ForwardLoop {
     const Moment& at;
     int64_t b;
 
+    int variant() const { return loop.p.variant; }
     template <int i>
     TT_INLINE void set_next(int64_t j, V next) const {
       const S* before = at.before[i] + b * loop.p.H + j * L;

@@ -9,10 +9,9 @@ namespace throughtime::TT_ISA {
 // Calls take(value, row (H)) for every number that a unit of this cell has for itself; a bias may be there twice, or not at all.
 template <class C, class Weights, class Take>
 void for_unit_values(const Weights& weights, int64_t H, const Take& take) {
-  int value = 0;
-  for (; C::bias_inside && value < C::gates; ++value)
-    for (int bias = bias_ih; bias <= bias_hh; ++bias)
-      if (weights[bias]) take(value, weights[bias] + value * H);
+  for (int bias = bias_ih; C::bias_inside && bias <= bias_hh; ++bias)
+    for (int g = 0; weights[bias] && g < C::gates; ++g) take(first_value<C>(bias) + g, weights[bias] + g * H);
+  int value = bias_values<C>();
   for (int i = 0; i < max_unit_weights; ++i)
     for (int k = 0; k < C::unit_weights[i].count; ++k) take(value++, weights[unit_weights + i] + k * H);
 }
@@ -92,11 +91,8 @@ class UnitGradients {
       for (int64_t b = 0; b < B; ++b) rows[b] = recent + ((step % places * B + b) * values + first) * units;
       return norm.of_bias(rows, count * units, B);
     };
-    int first = 0;
-    if (C::bias_inside) {
-      first = C::gates;
-      for (int bias = bias_ih; bias <= bias_hh; ++bias) put(bias, of_values(0, C::gates));
-    }
+    for (int bias = bias_ih; C::bias_inside && bias <= bias_hh; ++bias) put(bias, of_values(first_value<C>(bias), C::gates));
+    int first = bias_values<C>();
     for (int i = 0; i < max_unit_weights && C::unit_weights[i].name; first += C::unit_weights[i++].count)
       put(unit_weights + i, of_values(first, C::unit_weights[i].count));
   }

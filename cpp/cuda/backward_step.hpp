@@ -179,7 +179,7 @@ struct BackwardRow : WholeRow<C> {
   TT_DEVICE float a(int64_t j, int k) const {
     return has(j) ? to_float(at.of.saved.at(at.step)[(b * C::saved + k) * H + unit(j)]) : 0.0f;
   }
-  TT_DEVICE float old_cell(int64_t j) const { return has(j) ? at.old_state(rule, C::states - 1, b, unit(j)) : 0.0f; }
+  TT_DEVICE float last_state(int64_t j) const { return has(j) ? at.old_state(rule, C::states - 1, b, unit(j)) : 0.0f; }
 
   // All that the states after receive, but for their paths through each other, and what zoneout keeps of it for the old ones.
   TT_DEVICE void arriving(int64_t j, float* dn, float* kept) const {

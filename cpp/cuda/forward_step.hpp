@@ -115,7 +115,7 @@ struct ForwardRow : WholeRow<C> {
     const float r = at.recurrent[(b * G + k - G) * H + unit(j)];
     return at.bias ? r + to_float(at.bias[(k - G) * H + unit(j)]) : r;
   }
-  TT_DEVICE float old_cell(int64_t j) const { return has(j) ? at.old_state(rule, C::states - 1, b, unit(j)) : 0.0f; }
+  TT_DEVICE float last_state(int64_t j) const { return has(j) ? at.old_state(rule, C::states - 1, b, unit(j)) : 0.0f; }
   template <int i>
   TT_DEVICE void set_next(int64_t j, float next) const {
     if (has(j)) at.template put_state<i>(rule, b, unit(j), at.old_state(rule, i, b, unit(j)), next);

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ._arguments import Array, as_host_floats, check_shape, choice
-from .recurrent import GRU, LSTM, RNN, Recurrent
+from .recurrent import GRU, LSTM, NONLINEARITIES, RNN, Recurrent
 
 __all__ = ["from_keras", "from_onnx"]
 
@@ -58,7 +58,8 @@ def from_keras(kind: str, weights: Sequence[Any]) -> dict[str, Array]:
     Notes
     -----
     Activations do not show in the weights. Those here are Keras's defaults, tanh and sigmoid; a
-    ``SimpleRNN(activation="relu")`` becomes an ``RNN`` with ``nonlinearity="relu"``, others have no layer here.
+    ``SimpleRNN(activation="relu")`` becomes an ``RNN`` with ``nonlinearity="relu"``, and so does ``"sigmoid"``; others
+    have no layer here.
 
     Examples
     --------
@@ -138,8 +139,8 @@ def from_onnx(node: Any, initializers: Mapping[str, Any]) -> Recurrent:
     -------
     RNN, GRU or LSTM
         With one level; ``direction="reverse"`` is ``reverse=True``, ``linear_before_reset=0``, ONNX's default,
-        ``GRU(reset_after=False)``, P makes ``LSTM(peephole=True)``, and the activation Relu
-        ``RNN(nonlinearity="relu")``.
+        ``GRU(reset_after=False)``, P makes ``LSTM(peephole=True)``, and the activations Relu and Sigmoid
+        ``RNN(nonlinearity="relu")`` and ``"sigmoid"``.
 
     Raises
     ------
@@ -214,10 +215,10 @@ def _attributes(node: Any) -> dict[str, Any]:
 
 
 def _activations(kind: str, given: Any, directions: int) -> list[str]:
-    """The activations of one direction, in lower case: the default ones, or relu in an RNN."""
+    """The activations of one direction, in lower case: the default ones, or any of an RNN."""
     default = _ONNX_ACTIVATIONS[kind]
     words = [word.decode() if isinstance(word, bytes) else word for word in given or default * directions]
-    allowed = [default, ["relu"]] if kind == "RNN" else [default]
+    allowed = [[word] for word in NONLINEARITIES] if kind == "RNN" else [default]
     lower = [word.lower() for word in words]
     for one in allowed:
         if lower == one * directions:

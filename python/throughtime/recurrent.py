@@ -17,6 +17,7 @@ from .tape import EPS, Tape
 
 _MOST_LAYERS = 10_000  # a slip, such as sizes in the wrong order, would keep the constructor busy for minutes
 _MEMORY = ("full", "states", "checkpoint")
+NONLINEARITIES = ("tanh", "relu", "sigmoid")
 State = Array | tuple[Array, ...]
 
 
@@ -26,7 +27,14 @@ class Recurrent(Layer):
     _cell: str  # as the kernels call it
     _gates: ClassVar[int]
     _state_names: ClassVar[tuple[str, ...]] = ("hidden",)
-    _constants: ClassVar[dict[str, float]] = {}  # initial values that are not random
+    _constants: ClassVar[dict[str, float]] = {  # initial values that are not random
+        "weight_ln_ih": 1,
+        "weight_ln_hh": 1,
+        "weight_ln_c": 1,
+        "bias_ln_c": 0,
+    }
+
+    layer_norm: bool
 
     def __init__(self, config: dict[str, Any], dtype: Any, seed: Any) -> None:
         self.input_size: int = size("input_size", config["input_size"])
@@ -73,6 +81,8 @@ class Recurrent(Layer):
         shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, below), "weight_hh": (rows, self._width)}
         if self.bias:
             shapes["bias_ih"] = shapes["bias_hh"] = (rows,)
+        if self.layer_norm:
+            shapes["weight_ln_ih"] = shapes["weight_ln_hh"] = (rows,)
         return shapes
 
     @property
@@ -90,9 +100,32 @@ class Recurrent(Layer):
         return (self._width, self.hidden_size)[: len(self._state_names)]
 
     def _gate_values(self, tape: Tape, index: int, gates: Array) -> None:
-        """Write the gates (T, B, G*H) of one layer and direction, all of which the cell saves first."""
-        steps, batch, _ = gates.shape
-        gates.reshape(steps, batch, self._gates, -1)[...] = tape._saved_units(index)[:, :, : self._gates]
+        """Write the gates (T, B, G*H) of one layer and direction; all but normalised ones the cell saves first."""
+        by_gate = gates.reshape(*gates.shape[:2], self._gates, -1)
+        if self.layer_norm:
+            by_gate[...] = self._normalised_gates(tape, index, gates.shape)
+        else:
+            by_gate[...] = tape._saved_units(index)[:, :, : self._gates]
+
+    @np.errstate(all="ignore")  # what was saved of the padding may be anything
+    def _normalised_gates(self, tape: Tape, index: int, shape: tuple[int, ...]) -> Array:
+        """The gates (T, B, G, H), again, from the products that the cell saves."""
+        own = {name: tape._parameters[name + self._suffixes[index]] for name in self._parameter_names}
+        saved, by_gate = tape._saved_units(index).astype(np.float64), (*shape[:2], self._gates, -1)
+        parts = []
+        for part, name in zip(np.split(saved, 2, axis=2), ("weight_ln_ih", "weight_ln_hh"), strict=True):
+            rows, gain = part.reshape(-1, shape[2]), own[name].astype(np.float64)
+            normal = layer_norm.forward(rows, None, gain, np.zeros_like(gain), 1.0, EPS)[1]
+            parts.append(normal.reshape(by_gate))
+        biases = [
+            (own[name] if self.bias else np.zeros(shape[2])).astype(np.float64).reshape(self._gates, -1)
+            for name in ("bias_ih", "bias_hh")
+        ]
+        return self._activated(*parts, *biases)
+
+    def _activated(self, x: Array, r: Array, bias_ih: Array, bias_hh: Array) -> Array:
+        """The gates (T, B, G, H) of the input's and the recurrent part of the pre-activations and of their biases."""
+        raise NotImplementedError
 
     def _check_zoneout(self, zoneout: Any) -> float | tuple[float, ...]:
         if not isinstance(zoneout, tuple | list):
@@ -369,8 +402,8 @@ class RNN(Recurrent, kind="RNN"):
         I and H.
     num_layers : int
         L, at most 10,000; layer k > 0 reads the output of layer k - 1.
-    nonlinearity : {"tanh", "relu"}
-        f.
+    nonlinearity : {"tanh", "relu", "sigmoid"}
+        f. Where ``"sigmoid"`` is steepest its slope is 1/4: gradients vanish the sooner.
     bias : bool
         Whether ``b_ih`` and ``b_hh`` exist.
     batch_first : bool
@@ -382,6 +415,11 @@ class RNN(Recurrent, kind="RNN"):
     reverse : bool
         The only direction runs from the last timestep to the first, with `lengths` from each sequence's own last one;
         the output stands where the input does. The parameters have no suffix.
+    layer_norm : bool
+        ``h_t = f(LN(W_ih x_t) + LN(W_hh h_{t-1}) + b_ih + b_hh)``, each LN over all units with a gain ``weight_ln_ih``,
+        ``weight_ln_hh (H,)``, which starts as 1, and eps 1e-5. Ba et al. (2016, arXiv:1607.06450) normalise the sum of
+        both products in this network (equation 4), and each product in LSTM and GRU (equations 20 to 25); here it is
+        each product in all three.
     zoneout : float
         Probability that a unit keeps its old state at a step, in training; at inference the new state is the
         expectation, ``p old + (1 - p) new`` (Krueger et al. 2017).
@@ -412,21 +450,30 @@ class RNN(Recurrent, kind="RNN"):
         bidirectional: bool = False,
         *,
         reverse: bool = False,
+        layer_norm: bool = False,
         zoneout: float = 0.0,
         weight_dropout: float = 0.0,
         dtype: Any = "float32",
         seed: Any = None,
     ) -> None:
-        self.nonlinearity = choice("nonlinearity", nonlinearity, ("tanh", "relu"))
+        self.nonlinearity = choice("nonlinearity", nonlinearity, NONLINEARITIES)
         config = _config(locals())  # before there are other locals
-        self._cell = f"rnn_{self.nonlinearity}" + ("_kept" if zoneout else "")
+        self.layer_norm = flag("layer_norm", layer_norm)
+        variant = "_layer_norm" if self.layer_norm else "_kept" if zoneout else ""
+        self._cell = f"rnn_{self.nonlinearity}{variant}"
         super().__init__(config, dtype, seed)
 
     def _gate_values(self, tape: Tape, index: int, gates: Array) -> None:
         if self.zoneout:
             super()._gate_values(tape, index, gates)
-        else:  # the state is the activation, and the cell saves nothing
+        else:  # the state is the activation
             gates[...] = tape._states[0][index, 1:-1]
+
+    def _activated(self, x: Array, r: Array, bias_ih: Array, bias_hh: Array) -> Array:
+        z = bias_ih + bias_hh + x + r
+        if self.nonlinearity == "relu":
+            return np.maximum(z, 0)
+        return np.tanh(z) if self.nonlinearity == "tanh" else _sigmoid(z)
 
 
 class GRU(Recurrent, kind="GRU"):
@@ -444,6 +491,12 @@ class GRU(Recurrent, kind="GRU"):
     reset_after : bool
         Whether r multiplies after the recurrent product, as above; False is the original,
         ``n = tanh(W_in x + b_in + W_hn (r h) + b_hn)``.
+    layer_norm : bool
+        ``LN(W_ih x)`` and ``LN(W_hh h)`` in place of both products, each LN over all gates with a gain ``weight_ln_ih``,
+        ``weight_ln_hh (3*H,)``, which starts as 1, and eps 1e-5; biases are added after that, and r multiplies
+        ``LN(W_hh h)_n + b_hn``. Ba et al. (2016, arXiv:1607.06450, equations 23 to 25) normalise each product as well,
+        but those of n by themselves. It goes with ``reset_after=True`` only: the original GRU's ``W_hn`` has a product
+        of its own.
 
     Examples
     --------
@@ -465,6 +518,7 @@ class GRU(Recurrent, kind="GRU"):
         *,
         reverse: bool = False,
         reset_after: bool = True,
+        layer_norm: bool = False,
         zoneout: float = 0.0,
         weight_dropout: float = 0.0,
         dtype: Any = "float32",
@@ -472,8 +526,15 @@ class GRU(Recurrent, kind="GRU"):
     ) -> None:
         config = _config(locals())  # before there are other locals
         self.reset_after = flag("reset_after", reset_after)
-        self._cell = "gru" if self.reset_after else "gru_original"
+        self.layer_norm = flag("layer_norm", layer_norm)
+        self._cell = gru_cell(reset_after=self.reset_after, layer_norm=self.layer_norm)
         super().__init__(config, dtype, seed)
+
+    def _activated(self, x: Array, r: Array, bias_ih: Array, bias_hh: Array) -> Array:
+        x, r = x + bias_ih, r + bias_hh
+        gates = _sigmoid(x + r)
+        gates[:, :, 2] = np.tanh(x[:, :, 2] + gates[:, :, 0] * r[:, :, 2])
+        return gates
 
 
 class LSTM(Recurrent, kind="LSTM"):
@@ -491,9 +552,9 @@ class LSTM(Recurrent, kind="LSTM"):
         i and f see ``weight_ci c``, ``weight_cf c``, o sees ``weight_co c'`` (Gers and Schmidhuber 2000).
     layer_norm : bool
         Gates from ``LN(W_ih x) + LN(W_hh h) + b_ih + b_hh``, each LN over all gates with a gain ``weight_ln_ih``,
-        ``weight_ln_hh``; ``h' = o tanh(LN(c'))`` with ``weight_ln_c``, ``bias_ln_c`` (Ba et al. 2016). Gains start as
-        1, where gradients grow by some 4 % a step (H = 256); with ``weight_ln_hh`` at 0.5 they fall by 17 %. Of these
-        three options one may be chosen.
+        ``weight_ln_hh``; ``h' = o tanh(LN(c'))`` with ``weight_ln_c``, ``bias_ln_c`` (Ba et al. 2016, arXiv:1607.06450,
+        equations 20 to 22). Gains start as 1, where gradients grow by some 4 % a step (H = 256); with ``weight_ln_hh``
+        at 0.5 they fall by 17 %. Of these three options one may be chosen.
     zoneout : float or pair of float
         As for :class:`RNN`; a pair is for h and c. h is computed from the c before its zoneout.
 
@@ -507,12 +568,6 @@ class LSTM(Recurrent, kind="LSTM"):
 
     _gates = 4
     _state_names = ("hidden", "cell")
-    _constants: ClassVar[dict[str, float]] = {
-        "weight_ln_ih": 1,
-        "weight_ln_hh": 1,
-        "weight_ln_c": 1,
-        "bias_ln_c": 0,
-    }
 
     def __init__(
         self,
@@ -559,29 +614,29 @@ class LSTM(Recurrent, kind="LSTM"):
         if self.peephole:
             shapes |= dict.fromkeys(("weight_ci", "weight_cf", "weight_co"), (units,))
         if self.layer_norm:
-            shapes |= dict.fromkeys(("weight_ln_ih", "weight_ln_hh"), (4 * units,))
             shapes |= dict.fromkeys(("weight_ln_c", "bias_ln_c"), (units,))
         return shapes
 
-    def _gate_values(self, tape: Tape, index: int, gates: Array) -> None:
-        if self.layer_norm:
-            self._normalised_gates(tape, index, gates)
-        else:
-            super()._gate_values(tape, index, gates)
+    def _activated(self, x: Array, r: Array, bias_ih: Array, bias_hh: Array) -> Array:
+        z = bias_ih + bias_hh + x + r
+        gates = _sigmoid(z)
+        gates[:, :, 2] = np.tanh(z[:, :, 2])
+        return gates
 
-    @np.errstate(all="ignore")  # what was saved of the padding may be anything
-    def _normalised_gates(self, tape: Tape, index: int, gates: Array) -> None:
-        """The gates (T, B, 4H), again, from the products that the cell saves."""
-        own = {name: tape._parameters[name + self._suffixes[index]] for name in self._parameter_names}
-        saved = tape._saved_units(index).astype(np.float64)  # W_ih x and W_hh h
-        z = sum((own[name] for name in ("bias_ih", "bias_hh") if self.bias), np.zeros(gates.shape[2]))
-        for part, name in ((saved[:, :, :4], "weight_ln_ih"), (saved[:, :, 4:], "weight_ln_hh")):
-            rows, gain = part.reshape(-1, gates.shape[2]), own[name].astype(np.float64)
-            z = z + layer_norm.forward(rows, None, gain, np.zeros_like(gain), 1.0, EPS)[1].reshape(gates.shape)
-        by_gate = z.reshape(*gates.shape[:2], 4, -1)
-        gate = np.reciprocal(1 + np.exp(-by_gate))
-        gate[:, :, 2] = np.tanh(by_gate[:, :, 2])
-        gates[...] = gate.reshape(gates.shape)
+
+def gru_cell(*, reset_after: bool, layer_norm: bool) -> str:
+    """The kernels' name of a GRU."""
+    if layer_norm and not reset_after:
+        raise ValueError(
+            "layer_norm=True was given with reset_after=False, but a GRU with layer normalisation resets after the "
+            "recurrent product: expected reset_after=True or layer_norm=False"
+        )
+    return "gru_layer_norm" if layer_norm else "gru" if reset_after else "gru_original"
+
+
+def _sigmoid(z: Array) -> Array:
+    gates: Array = np.reciprocal(1 + np.exp(-z))
+    return gates
 
 
 def _config(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 from .. import _core
 from .._arguments import check_dtype, check_shape, sequence_lengths
 
-_VARIANTS = {"weight_hr_l0": "_projected", "weight_ci_l0": "_peephole", "weight_ln_ih_l0": "_layer_norm"}
+_VARIANTS = {"weight_hr_l0": "_projected", "weight_ci_l0": "_peephole"}  # of the LSTM
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,13 @@ def _read(params: Mapping[str, Any], cell: str, gates: int, states: int) -> Laye
     rows, width = params["weight_hh_l0"].shape
     units = max(1, rows // gates)
     variant = next((of for name, of in _VARIANTS.items() if name in params), "") if cell == "lstm" else ""
+    if not variant and "weight_ln_ih_l0" in params:
+        if cell == "gru_original":
+            raise ValueError(
+                "params has 'weight_ln_ih_l0' and reset_after=False was given, but a GRU with layer normalisation resets "
+                "after the recurrent product: expected reset_after=True, or params without gains"
+            )
+        variant = "_layer_norm"
     width = width if variant == "_projected" else units
     directions = ("", "_reverse") if "weight_ih_l0_reverse" in params else ("",)
     count = sum(name.startswith("weight_ih_l") and not name.endswith("_reverse") for name in params)
