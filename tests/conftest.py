@@ -303,7 +303,8 @@ def assert_close(ours, expected, bound, what="", floor=0):
 
 def assert_norms_close(ours, expected, problem, found, bound, record):
     """Norms from Gram matrices: <d d^T, x x^T> may cancel, so the error of the square, summed in float64, is relative
-    to |d|^2 |x|^2 (Frobenius norms of the step), and that of its root the same over the root.
+    to |d|^2 |x|^2 (Frobenius norms of the step), and that of its root the same over the root. Where layer normalisation
+    takes a gradient away, rounding of what came in is left.
     """
     initial, *_ = reference.as_tuple(problem.state)
     rows = [problem.x, initial, *np.moveaxis(found["tape.hidden"], 1, 0)]
@@ -316,9 +317,10 @@ def assert_norms_close(ours, expected, problem, found, bound, record):
         delta, ones = delta * max(1, *scales(record)), problem.B * GATES[problem.kind] * problem.H
     operand = max(np.linalg.norm(row) for row in rows) * problem.D + np.sqrt(ones)
     exact = rounding_bound("float64", problem.terms) * (delta * operand) ** 2
+    left = bound * np.max(np.abs(found["hidden"]), initial=0) * operand if problem.kind in NORMALISED else 0
     assert set(ours) == set(expected)
     for name, norms in expected.items():
-        allowed = bound * np.max(norms) + np.minimum(exact / np.maximum(norms, 1e-300), np.sqrt(exact))
+        allowed = bound * np.max(norms) + left + np.minimum(exact / np.maximum(norms, 1e-300), np.sqrt(exact))
         assert np.all(np.abs(ours[name] - norms) <= allowed), f"parameter_norms[{name!r}]"
 
 

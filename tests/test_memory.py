@@ -39,8 +39,9 @@ def test_gradients_are_those_of_the_full_tape(kind, memory, B):
     """Two layers, both directions, lengths, resets, truncation and clipping, whose windows cut the sequence elsewhere.
     What is computed again is rounded as often as before: the difference is within twice the bound."""
     problem = Problem(kind, T=13, B=B, L=2, D=2, seed=B)
+    clip = 0.2 if "sigmoid" in kind else 1.5  # whose slope is a quarter at most
     expected, found = both(
-        problem, memory, {"lengths": problem.lengths, "resets": problem.resets}, truncate=5, clip=1.5
+        problem, memory, {"lengths": problem.lengths, "resets": problem.resets}, truncate=5, clip=clip
     )
     assert_close(everything(found), everything(expected), 2 * problem.bound)
     assert np.array_equal(found.clipped, expected.clipped)
