@@ -16,6 +16,9 @@ LAYERS = {
     "LSTM layer-normalised": lambda dtype: tt.LSTM(H, H, layer_norm=True, dtype=dtype, seed=0),
     "GRU": lambda dtype: tt.GRU(H, H, dtype=dtype, seed=0),
     "GRU original": lambda dtype: tt.GRU(H, H, reset_after=False, dtype=dtype, seed=0),
+    "GRU layer-normalised": lambda dtype: tt.GRU(H, H, layer_norm=True, dtype=dtype, seed=0),
+    "RNN": lambda dtype: tt.RNN(H, H, dtype=dtype, seed=0),
+    "RNN layer-normalised": lambda dtype: tt.RNN(H, H, layer_norm=True, dtype=dtype, seed=0),
 }
 
 

@@ -6,7 +6,9 @@
 namespace throughtime::TT_ISA {
 
 struct Tanh {
-  static constexpr const char *name = "tanh", *cell = "rnn_tanh", *kept_cell = "rnn_tanh_kept";
+  static constexpr int number = 0;
+  static constexpr const char *name = "tanh", *cell = "rnn_tanh", *kept_cell = "rnn_tanh_kept",
+                              *layer_norm_cell = "rnn_tanh_layer_norm";
   static constexpr bool of_argument = false;  // whether the derivative is found from x
   template <class V>
   TT_INLINE static V value(V x) {
@@ -19,7 +21,9 @@ struct Tanh {
 };
 
 struct Relu {
-  static constexpr const char *name = "relu", *cell = "rnn_relu", *kept_cell = "rnn_relu_kept";
+  static constexpr int number = 1;
+  static constexpr const char *name = "relu", *cell = "rnn_relu", *kept_cell = "rnn_relu_kept",
+                              *layer_norm_cell = "rnn_relu_layer_norm";
   static constexpr bool of_argument = false;
   template <class V>
   TT_INLINE static V value(V x) {
@@ -32,7 +36,9 @@ struct Relu {
 };
 
 struct Sigmoid {
-  static constexpr const char* name = "sigmoid";
+  static constexpr int number = 2;
+  static constexpr const char *name = "sigmoid", *cell = "rnn_sigmoid", *kept_cell = "rnn_sigmoid_kept",
+                              *layer_norm_cell = "rnn_sigmoid_layer_norm";
   static constexpr bool of_argument = false;
   template <class V>
   TT_INLINE static V value(V x) {

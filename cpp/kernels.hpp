@@ -45,6 +45,7 @@ struct Recurrence {
   int64_t every;  // the states before every so many steps and the last one are kept; 0: those of all timesteps
   S* saved;       // what the cell keeps for its backward, or null: (T, units, B, saved, lanes), or where a cell sees whole rows
                   // (T, B, units, saved, lanes)
+  int variant;    // among cells that share their loops; set by the kernels
 };
 
 template <class S>

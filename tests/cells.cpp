@@ -6,18 +6,22 @@
 #define TT_ISA tested
 
 #include <algorithm>
+#include <array>
 #include <complex>
 #include <cstdio>
+#include <iterator>
 #include <limits>
 #include <memory>
 #include <new>
 #include <random>
 #include <string>
 #include <thread>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "number.hpp"
+#include "row_unit.hpp"
 
 namespace throughtime::TT_ISA {
 
@@ -37,11 +41,14 @@ struct Complex {
 };
 Complex sigmoid(Complex a) { return 1.0 / (1.0 + std::exp(-a.z)); }
 Complex tanh(Complex a) { return std::tanh(a.z); }
+Complex square_root(Complex a) { return std::sqrt(a.z); }
 
 template <>
 struct ScalarOf<Complex> {
-  using type = double;
+  using type = Complex;
 };
+template <>
+struct RowUnit<Complex> : RowUnit<double> {};
 template <>
 struct ScalarOf<double> {  // the plain loops' number
   using type = double;
@@ -62,24 +69,46 @@ bool report(bool holds, const char* proof, const std::string& of) {
 
 // ---------------------------------------------------------------------------------------------------------- complex step
 
-// One unit. A second product is a product with the number u.
+constexpr double tiny = 1e-30;
+
+// The largest difference of what a backward gives from the derivative, relative to the largest derivative.
+class Differences {
+ public:
+  void compare(Complex got, double expected) {
+    largest = std::max(largest, std::abs(expected));
+    worst = std::max(worst, std::abs(got.z.real() - expected));
+  }
+  double relative() const { return largest > 0 ? worst / largest : worst; }
+
+ private:
+  double largest = 0, worst = 0;
+};
+
+template <size_t n>
+using Numbers = std::array<Complex, n>;
+
+// What a cell is given. Of one unit; a second product is a product with the number u.
 template <class C>
-struct Point {
+struct OfUnit {
   static constexpr int weights = unit_values<C>();
-  Complex x[C::gates], r[C::recurrent], s[C::states], w[weights + 1], u[1];
+  Numbers<C::gates> x;
+  Numbers<C::recurrent> r;
+  Numbers<C::states> s;
+  Numbers<weights> w;
+  Numbers<1> u;
   Complex next[C::states], a[C::saved + 1];
 
   void forward() {
     if constexpr (C::phases == Phases::two_products) {
       Complex m;
-      C::forward(x, r, s, next, a, &m);
+      C::forward(x.data(), r.data(), s.data(), next, a, &m);
       const Complex second = u[0] * m;
       if constexpr (C::projects) next[0] = second;
-      else C::finish(x, &second, s, next, a);
+      else C::finish(x.data(), &second, s.data(), next, a);
     } else if constexpr (weights > 0) {
-      C::forward(x, r, s, w, next, a);
+      C::forward(x.data(), r.data(), s.data(), w.data(), next, a);
     } else {
-      C::forward(x, r, s, next, a);
+      C::forward(x.data(), r.data(), s.data(), next, a);
     }
   }
 
@@ -88,54 +117,117 @@ struct Point {
     if constexpr (C::phases == Phases::two_products) {
       Complex m, second;
       if constexpr (C::projects) second = dn[0];
-      else second = C::arrive(a, s, dn[0]);
+      else second = C::arrive(a, s.data(), dn[0]);
       const Complex dm = u[0] * second, dh = dn[0];
-      C::backward(a, s, dn, &dm, ds, dx, dr, &m);
+      C::backward(a, s.data(), dn, &dm, ds, dx, dr, &m);
       dn[0] = dh;  // which a projected cell has no more use for
       *du = second * m;
     } else if constexpr (weights > 0) {
-      C::backward(a, s, next, w, dn, ds, dx, dr, dw);
+      C::backward(a, s.data(), next, w.data(), dn, ds, dx, dr, dw);
     } else {
-      C::backward(a, s, next, dn, ds, dx, dr);
+      C::backward(a, s.data(), next, dn, ds, dx, dr);
+    }
+  }
+
+  // Of the sum of the states after, weighted by `loss`.
+  template <class Derivative>
+  void compare(const Complex* loss, const Derivative& derivative, Differences& found) const {
+    Complex dn[C::states], ds[C::states], dx[C::gates], dr[C::gates], dw[weights + 1], du;
+    for (int n = 0; n < C::states; ++n) dn[n] = loss[n];
+    backward(dn, ds, dx, dr, dw, &du);
+    for (int g = 0; g < C::gates; ++g) found.compare(dx[g], derivative(&OfUnit::x, g));
+    for (int g = 0; g < C::recurrent; ++g) found.compare(C::split ? dr[g] : dx[g], derivative(&OfUnit::r, g));
+    for (int k = 0; k < weights; ++k) found.compare(dw[k], derivative(&OfUnit::w, k));
+    if (C::phases == Phases::two_products) found.compare(du, derivative(&OfUnit::u, 0));
+    for (int n = C::projects ? 1 : 0; n < C::states; ++n) found.compare(ds[n], derivative(&OfUnit::s, n));
+    found.compare(dn[0], loss[0].z.real());
+    // The first gate reaches the loss only through c', so dL/dx_0 = (total dL/dc') (dc'/dx_0).
+    if constexpr (C::states == 2) {
+      OfUnit moved = *this;
+      moved.x[0].z += std::complex<double>(0, tiny);
+      moved.forward();
+      found.compare(dn[1], derivative(&OfUnit::x, 0) / (moved.next[1].z.imag() / tiny));
     }
   }
 };
 
-// The largest difference between the backward and the derivative at one point, relative to the largest derivative there.
+// Of a whole row, number k of n of unit j at j n + k; x and r are what the products gave.
 template <class C>
-double error_at(const Point<C>& point, const Complex* weights) {
-  constexpr double h = 1e-30;
-  double largest = 0, worst = 0;
-  const auto compare = [&](Complex got, double expected) {
-    largest = std::max(largest, std::abs(expected));
-    worst = std::max(worst, std::abs(got.z.real() - expected));
-  };
-  const auto step = [&](auto input, int i) {  // one input moved by ih
-    Point<C> moved = point;
-    (moved.*input)[i].z += std::complex<double>(0, h);
-    moved.forward();
-    return moved;
-  };
-  const auto derivative = [&](auto input, int i) {  // of the weighted sum of the states after
-    double sum = 0;
-    for (int n = 0; n < C::states; ++n) sum += weights[n].z.real() * step(input, i).next[n].z.imag();
-    return sum / h;
+struct OfRow {
+  static constexpr int H = 5, G = C::gates, N = C::states, weights = unit_values<C>();
+  Numbers<H * G> x, r;
+  Numbers<H * N> s;
+  Numbers<H * weights> w;
+  Numbers<0> u;
+  Complex next[H * N], a[H * C::saved];
+
+  // What the rows of both time loops have.
+  struct Row {
+    using V = Complex;
+    OfRow& of;
+    const Complex* loss;  // of the states after, of a backward
+    Complex notes[H * C::notes], dz[H * G], dx[H * G], dr[H * G], ds[H * N], dw[H * weights];
+
+    int64_t units() const { return H; }
+    int64_t vectors() const { return H; }
+    Complex keep(int64_t, Complex value) const { return value; }
+    static Complex total(Complex value) { return value; }
+    Complex a(int64_t j, int k) const { return of.a[j * C::saved + k]; }
+    Complex w(int64_t j, int k) const { return of.w[size_t(j * weights + k)]; }
+    Complex last_state(int64_t j) const { return of.s[size_t(j * N + N - 1)]; }
+    Complex note(int64_t j, int k) const { return notes[j * C::notes + k]; }
+    void set_note(int64_t j, int k, Complex value) { notes[j * C::notes + k] = value; }
+    template <int i>
+    void set_next(int64_t j, Complex value) {
+      of.next[j * N + i] = value;
+    }
+    void arriving(int64_t j, Complex* dn, Complex*) const { std::copy_n(loss + j * N, N, dn); }
+    Complex dh(int64_t j) const { return loss[j * N]; }
+    void set_states(int64_t j, const Complex*, const Complex* from, const Complex*) { std::copy_n(from, N, ds + j * N); }
+    void add_weight(int64_t j, int k, Complex value) { dw[j * weights + k] = value; }
+    void set_delta(int64_t j, const Complex* z, const Complex* of_x, const Complex* of_r) {
+      std::copy_n(z, G, dz + j * G), std::copy_n(of_x, G, dx + j * G), std::copy_n(of_r, G, dr + j * G);
+    }
   };
 
+  void forward() {
+    for (int j = 0; j < H; ++j) C::forward(&x[size_t(j * G)], &r[size_t(j * G)], s.data(), next, a + j * C::saved);
+    Row row{*this, nullptr};
+    C::forward_row(row);
+  }
+
+  template <class Derivative>
+  void compare(const Complex* loss, const Derivative& derivative, Differences& found) {
+    Row row{*this, loss};
+    C::backward_row(row);
+    for (int i = 0; i < H * G; ++i) {
+      found.compare(row.dx[i], derivative(&OfRow::x, i));
+      found.compare(row.dr[i], derivative(&OfRow::r, i));
+      found.compare(row.dz[i], derivative(&OfRow::w, i / G * weights + i % G));  // b_ih comes first
+    }
+    for (int i = 0; i < H * N; ++i) found.compare(row.ds[i], derivative(&OfRow::s, i));
+    for (int i = 0; i < H * weights; ++i) found.compare(row.dw[i], derivative(&OfRow::w, i));
+  }
+};
+
+template <class C>
+using Point = std::conditional_t<C::phases == Phases::rows, OfRow<C>, OfUnit<C>>;
+
+template <class C>
+double error_at(const Point<C>& point, const Complex* loss) {
+  const auto derivative = [&](auto input, int i) {  // one input moved by i tiny
+    Point<C> moved = point;
+    (moved.*input)[size_t(i)].z += std::complex<double>(0, tiny);
+    moved.forward();
+    double sum = 0;
+    for (size_t n = 0; n < std::size(moved.next); ++n) sum += loss[n].z.real() * moved.next[n].z.imag();
+    return sum / tiny;
+  };
+  Differences found;
   Point<C> at = point;
   at.forward();
-  Complex dn[C::states], ds[C::states], dx[C::gates], dr[C::gates], dw[Point<C>::weights + 1], du;
-  for (int n = 0; n < C::states; ++n) dn[n] = weights[n];
-  at.backward(dn, ds, dx, dr, dw, &du);
-  for (int g = 0; g < C::gates; ++g) compare(dx[g], derivative(&Point<C>::x, g));
-  for (int g = 0; g < C::recurrent; ++g) compare(C::split ? dr[g] : dx[g], derivative(&Point<C>::r, g));
-  for (int k = 0; k < Point<C>::weights; ++k) compare(dw[k], derivative(&Point<C>::w, k));
-  if (C::phases == Phases::two_products) compare(du, derivative(&Point<C>::u, 0));
-  for (int n = C::projects ? 1 : 0; n < C::states; ++n) compare(ds[n], derivative(&Point<C>::s, n));
-  compare(dn[0], weights[0].z.real());
-  // The first gate reaches the loss only through c', so dL/dx_0 = (total dL/dc') (dc'/dx_0).
-  if constexpr (C::states == 2) compare(dn[1], derivative(&Point<C>::x, 0) / (step(&Point<C>::x, 0).next[1].z.imag() / h));
-  return largest > 0 ? worst / largest : worst;
+  at.compare(loss, derivative, found);
+  return found.relative();
 }
 
 template <class C>
@@ -144,19 +236,19 @@ bool complex_step() {
   std::mt19937_64 random(1);
   std::normal_distribution<double> normal;
   double worst = 0;
-  for (int trial = 0; trial < 500; ++trial) {
+  for (int trial = 0; trial < (C::phases == Phases::rows ? 50 : 500); ++trial) {
     Point<C> point, mirrored;  // so that a kink at zero is seen from both sides
-    Complex weights[C::states];
     const auto draw = [&](auto& values, auto& negated) {
-      for (int i = 0; i < int(sizeof values / sizeof values[0]); ++i) negated[i] = -(values[i] = Complex(normal(random)));
+      for (size_t i = 0; i < values.size(); ++i) negated[i] = -(values[i] = Complex(normal(random)));
     };
     draw(point.x, mirrored.x);
     draw(point.r, mirrored.r);
     draw(point.s, mirrored.s);
     draw(point.w, mirrored.w);
     draw(point.u, mirrored.u);
-    for (Complex& weight : weights) weight = Complex(normal(random));
-    worst = std::max({worst, error_at<C>(point, weights), error_at<C>(mirrored, weights)});
+    Complex loss[std::extent_v<decltype(point.next)>];
+    for (Complex& weight : loss) weight = Complex(normal(random));
+    worst = std::max({worst, error_at<C>(point, loss), error_at<C>(mirrored, loss)});
   }
   char text[99];
   std::snprintf(text, sizeof text, "%s, relative error %.1e", C::name, worst);
@@ -165,11 +257,7 @@ bool complex_step() {
 
 template <class... C>
 bool complex_steps(List<C...>) {
-  const auto holds = [](auto cell) {
-    if constexpr (decltype(cell)::phases == Phases::rows) return 1;  // its backward needs a row: tested from Python
-    else return int(complex_step<decltype(cell)>());
-  };
-  return (holds(C{}) & ...);
+  return (int(complex_step<C>()) & ...);
 }
 
 // --------------------------------------------------------------------------------------------------------- whole numbers

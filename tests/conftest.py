@@ -8,7 +8,7 @@ import pytest
 from hypothesis import settings
 
 from emulation import EMULATES_AMX, emulate_amx
-from problems import KINDS
+from problems import FORMS
 from throughtime import _core
 
 if EMULATES_AMX:
@@ -22,7 +22,7 @@ settings.register_profile("stable", derandomize=True, deadline=None, database=No
 settings.load_profile("stable")
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=FORMS)
 def kind(request):
     return request.param
 

@@ -8,9 +8,9 @@ from functools import cached_property
 import numpy as np
 
 from flow_truth import exact
-from problems import GATES, KINDS, STATES, Problem
+from problems import FORMS, GATES, NORMALISED, RELUS, STATES, Problem
 
-CHAINS = tuple(kind for kind in KINDS if kind != "lstm_layer_norm")  # which gives ones back as zeros
+CHAINS = tuple(kind for kind in FORMS if kind not in NORMALISED)  # which give ones back as zeros
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class Weak(Problem):
     @cached_property
     def parameters(self):
         values = {name: array.copy() for name, array in super().parameters.items()}
-        shrunk = "weight_ln_hh" if self.kind == "lstm_layer_norm" else "weight_hh"
+        shrunk = "weight_ln_hh" if self.kind in NORMALISED else "weight_hh"
         for name, array in values.items():
             if name.startswith((shrunk, "weight_c")):
                 array *= np.asarray(1e-5, self.dtype)
             if name.startswith("bias_ih") and GATES[self.kind] > 1:
                 array[self.H : 2 * self.H] = -12
-            if name.startswith("bias_ih") and self.kind == "rnn_relu":
+            if name.startswith("bias_ih") and self.kind in RELUS:
                 array[:] = 8
         return values
 

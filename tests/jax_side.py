@@ -17,13 +17,6 @@ import throughtime as tt
 import throughtime.jax
 from problems import GATES, STATES
 
-FUNCTIONS = {
-    "rnn_relu": (tt.jax.rnn, {"nonlinearity": "relu"}),
-    "rnn_tanh": (tt.jax.rnn, {}),
-    "gru": (tt.jax.gru, {}),
-    "gru_original": (tt.jax.gru, {"reset_after": False}),
-}
-
 
 @pytest.fixture(autouse=True)
 def settings():
@@ -36,7 +29,9 @@ def settings():
 
 
 def function_of(kind):
-    function, options = FUNCTIONS.get(kind, (tt.jax.lstm, {}))
+    cell, *words = kind.split("_")
+    function = {"rnn": tt.jax.rnn, "gru": tt.jax.gru, "lstm": tt.jax.lstm}[cell]
+    options = {"nonlinearity": words[0]} if cell == "rnn" else {"reset_after": False} if words == ["original"] else {}
     return lambda params, x, state=None, **more: function(params, x, state, **options, **more)
 
 

@@ -10,9 +10,14 @@ from hypothesis import strategies as st
 
 import reference
 import throughtime as tt
-from comparison import assert_close, assert_norms_close, magnification, rounding_bound, wide
+from comparison import NORMALISED, assert_close, assert_norms_close, magnification, rounding_bound, wide
 
 KINDS = tuple(reference.CELLS)
+# Other activations of cells that are there: the layers and kernels around them are the same. Tests of an equation take
+# all KINDS, others one of each form.
+VARIANTS = ("rnn_sigmoid", "rnn_tanh_layer_norm", "rnn_relu_layer_norm", "rnn_sigmoid_layer_norm")
+FORMS = tuple(kind for kind in KINDS if kind not in VARIANTS)
+RELUS = tuple(kind for kind in KINDS if kind.startswith("rnn_relu"))  # whose derivative jumps
 TORCH_KINDS = ("rnn_tanh", "rnn_relu", "gru", "lstm", "lstm_projected")
 GATES = {kind: cell.gates for kind, cell in reference.CELLS.items()}
 STATES = {kind: cell.states for kind, cell in reference.CELLS.items()}
@@ -64,13 +69,10 @@ class Problem:
         own = {
             "lstm_projected": {"weight_hr": (self.width, H)},
             "lstm_peephole": {"weight_ci": (H,), "weight_cf": (H,), "weight_co": (H,)},
-            "lstm_layer_norm": {
-                "weight_ln_ih": (rows,),
-                "weight_ln_hh": (rows,),
-                "weight_ln_c": (H,),
-                "bias_ln_c": (H,),
-            },
+            "lstm_layer_norm": {"weight_ln_c": (H,), "bias_ln_c": (H,)},
         }.get(self.kind, {})
+        if self.kind in NORMALISED:
+            own = {"weight_ln_ih": (rows,), "weight_ln_hh": (rows,), **own}
         biases = {"bias_ih": (rows,), "bias_hh": (rows,)} if self.bias else {}
         shapes = {}
         for index, suffix in enumerate(self.suffixes):
@@ -150,29 +152,31 @@ class Problem:
             "gru_original": self.H,  # the second product
             "lstm_projected": self.H + self.width,  # the projection, there and back
             "lstm_peephole": 10,
-            # Mean and variance of 4H gates and of H cells, forward and backward, and 20 by each unit
-            "lstm_layer_norm": 2 * 2 * (4 * self.H + self.H) + 2 * 20,
         }.get(self.kind, 0)
+        if self.kind in NORMALISED:  # means and variances of gates, and of c, forward and backward, 20 by each unit
+            more = 2 * 2 * (GATES[self.kind] + STATES[self.kind] - 1) * self.H + 2 * 20
         noise = 8 if self.zoneout or self.weight_dropout else 0
         return self.L * self.T * (sums + pointwise + more + noise) + self.T * self.B
 
     @property
     def bound(self):
-        """For a run from `state`; of any other run of a layer-normalised LSTM, `check` finds it."""
+        """For a run from `state`; of any other run of a layer-normalised cell, `check` finds it."""
         bound = rounding_bound(self.dtype, self.terms)
-        if self.kind == "lstm_layer_norm":
+        if self.kind in NORMALISED:
             bound *= magnification(reference_forward(self, {"state": self.state, "masks": self.masks}))
         return bound
 
     def layer(self, **options):
         """The library's layer with these parameters."""
         own = {
-            "rnn_relu": {"nonlinearity": "relu"},
             "gru_original": {"reset_after": False},
             "lstm_projected": {"proj_size": self.width},
             "lstm_peephole": {"peephole": True},
-            "lstm_layer_norm": {"layer_norm": True},
         }.get(self.kind, {})
+        if self.kind.startswith("rnn"):
+            own["nonlinearity"] = self.kind.split("_")[1]
+        if self.kind in NORMALISED:
+            own["layer_norm"] = True
         layer = layer_class(self.kind)(
             self.I,
             self.H,

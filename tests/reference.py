@@ -47,52 +47,104 @@ def products_backward(p, x, h, d_x, d_r):
     return d_r @ p.weight_hh, found
 
 
-def rnn_tanh(p, x, state):
-    """h' = tanh(W_ih x + b_ih + W_hh h + b_hh)"""
-    (h,) = state
-    h = np.tanh(input_part(p, x) + recurrent_part(p, h))
-    return (h,), h
+# Of cells with h alone and one product with it: the next h of both parts of the pre-activations, and what to save; then
+# the gradients of h, beside those through its part, and of both parts.
 
 
-def rnn_tanh_backward(p, x, state, h_next, d_next):
-    (d_h,), (h,) = d_next, state
+def rnn_tanh(a_x, a_h, h):
+    """h' = tanh(a_x + a_h)"""
+    h = np.tanh(a_x + a_h)
+    return h, h
+
+
+def rnn_tanh_backward(h, h_next, d_h):
     d_a = d_h * (1 - h_next * h_next)
-    d_old, found = products_backward(p, x, h, d_a, d_a)
-    return (d_old,), found
+    return np.zeros_like(d_h), d_a, d_a
 
 
-def rnn_relu(p, x, state):
-    """h' = relu(W_ih x + b_ih + W_hh h + b_hh), chosen by the real part"""
-    (h,) = state
-    a = input_part(p, x) + recurrent_part(p, h)
+def rnn_relu(a_x, a_h, h):
+    """h' = relu(a_x + a_h), chosen by the real part"""
+    a = a_x + a_h
     positive = np.real(a) > 0
-    return (np.where(positive, a, 0),), positive
+    return np.where(positive, a, 0), positive
 
 
-def rnn_relu_backward(p, x, state, positive, d_next):
-    (d_h,), (h,) = d_next, state
+def rnn_relu_backward(h, positive, d_h):
     d_a = np.where(positive, d_h, 0)
-    d_old, found = products_backward(p, x, h, d_a, d_a)
-    return (d_old,), found
+    return np.zeros_like(d_h), d_a, d_a
 
 
-def gru(p, x, state):
+def rnn_sigmoid(a_x, a_h, h):
+    """h' = sigmoid(a_x + a_h)"""
+    h = sigmoid(a_x + a_h)
+    return h, h
+
+
+def rnn_sigmoid_backward(h, h_next, d_h):
+    d_a = d_h * h_next * (1 - h_next)
+    return np.zeros_like(d_h), d_a, d_a
+
+
+def gru(a_x, a_h, h):
     """h' = (1 - z) n + z h, n = tanh(x_n + r r_n), reset and update gate r, z = sigmoid(x + r)"""
-    (h,) = state
-    x_r, x_z, x_n = np.split(input_part(p, x), 3, axis=1)
-    r_r, r_z, r_n = np.split(recurrent_part(p, h), 3, axis=1)
+    x_r, x_z, x_n = np.split(a_x, 3, axis=1)
+    r_r, r_z, r_n = np.split(a_h, 3, axis=1)
     reset, z = sigmoid(x_r + r_r), sigmoid(x_z + r_z)
     n = np.tanh(x_n + reset * r_n)
-    return ((1 - z) * n + z * h,), (reset, z, n, r_n)
+    return (1 - z) * n + z * h, (reset, z, n, r_n)
 
 
-def gru_backward(p, x, state, saved, d_next):
-    (d_h,), (h,), (reset, z, n, r_n) = d_next, state, saved
+def gru_backward(h, saved, d_h):
+    reset, z, n, r_n = saved
     d_n = d_h * (1 - z) * (1 - n * n)
     d_z = d_h * (h - n) * z * (1 - z)
     d_r = d_n * r_n * reset * (1 - reset)
-    d_old, found = products_backward(p, x, h, np.hstack([d_r, d_z, d_n]), np.hstack([d_r, d_z, d_n * reset]))
-    return (d_old + d_h * z,), found
+    return d_h * z, np.hstack([d_r, d_z, d_n]), np.hstack([d_r, d_z, d_n * reset])
+
+
+def of_products(equation, derivative):
+    """The cell whose parts are W_ih x + b_ih and W_hh h + b_hh."""
+
+    def forward(p, x, state):
+        (h,) = state
+        h, saved = equation(input_part(p, x), recurrent_part(p, h), h)
+        return (h,), saved
+
+    def backward(p, x, state, saved, d_next):
+        (d_h,), (h,) = d_next, state
+        d_old, d_x, d_r = derivative(h, saved, d_h)
+        through, found = products_backward(p, x, h, d_x, d_r)
+        return (d_old + through,), found
+
+    return forward, backward
+
+
+def of_normalised_products(equation, derivative):
+    """The cell whose parts are LN(W_ih x) + b_ih and LN(W_hh h) + b_hh, each LN over all gates."""
+
+    def forward(p, x, state):
+        (h,) = state
+        normal_x, saved_x = layer_norm(x @ p.weight_ih.T, p.weight_ln_ih)
+        normal_h, saved_h = layer_norm(h @ p.weight_hh.T, p.weight_ln_hh)
+        h, saved = equation(normal_x + p.bias_ih, normal_h + p.bias_hh, h)
+        return (h,), (saved, (saved_x, saved_h))
+
+    def backward(p, x, state, saved, d_next):
+        (d_h,), (h,), (saved, (saved_x, saved_h)) = d_next, state, saved
+        d_old, d_a_x, d_a_h = derivative(h, saved, d_h)
+        d_x, d_ln_ih = layer_norm_backward(d_a_x, p.weight_ln_ih, saved_x)
+        d_r, d_ln_hh = layer_norm_backward(d_a_h, p.weight_ln_hh, saved_h)
+        through, found = products_backward(p, x, h, d_x, d_r)
+        found |= {
+            "gates": d_a_x,
+            "bias_ih": d_a_x.sum(axis=0),
+            "bias_hh": d_a_h.sum(axis=0),
+            "weight_ln_ih": d_ln_ih,
+            "weight_ln_hh": d_ln_hh,
+        }
+        return (d_old + through,), found
+
+    return forward, backward
 
 
 def gru_original(p, x, state):
@@ -209,11 +261,11 @@ def lstm_layer_norm(p, x, state):
     c = f * c + i * g
     normal_c, saved_c = layer_norm(c, p.weight_ln_c)
     tanh_c = np.tanh(normal_c + p.bias_ln_c)
-    return (o * tanh_c, c), (gates, tanh_c, saved_x, saved_h, saved_c)
+    return (o * tanh_c, c), ((gates, tanh_c), (saved_x, saved_h, saved_c))
 
 
 def lstm_layer_norm_backward(p, x, state, saved, d_next):
-    (d_h, d_c), (h, c), (gates, tanh_c, saved_x, saved_h, saved_c) = d_next, state, saved
+    (d_h, d_c), (h, c), ((gates, tanh_c), (saved_x, saved_h, saved_c)) = d_next, state, saved
     _, f, _, o = gates
     d_normal_c = d_h * o * (1 - tanh_c * tanh_c)
     through_h, d_ln_c = layer_norm_backward(d_normal_c, p.weight_ln_c, saved_c)
@@ -244,14 +296,19 @@ class Cell:
 
 
 CELLS = {
-    "rnn_tanh": Cell(1, 1, rnn_tanh, rnn_tanh_backward),
-    "rnn_relu": Cell(1, 1, rnn_relu, rnn_relu_backward),
-    "gru": Cell(3, 1, gru, gru_backward),
+    "rnn_tanh": Cell(1, 1, *of_products(rnn_tanh, rnn_tanh_backward)),
+    "rnn_relu": Cell(1, 1, *of_products(rnn_relu, rnn_relu_backward)),
+    "rnn_sigmoid": Cell(1, 1, *of_products(rnn_sigmoid, rnn_sigmoid_backward)),
+    "gru": Cell(3, 1, *of_products(gru, gru_backward)),
     "lstm": Cell(4, 2, lstm, lstm_backward),
     "gru_original": Cell(3, 1, gru_original, gru_original_backward),
     "lstm_projected": Cell(4, 2, lstm_projected, lstm_projected_backward),
     "lstm_peephole": Cell(4, 2, lstm_peephole, lstm_peephole_backward),
     "lstm_layer_norm": Cell(4, 2, lstm_layer_norm, lstm_layer_norm_backward),
+    "gru_layer_norm": Cell(3, 1, *of_normalised_products(gru, gru_backward)),
+    "rnn_tanh_layer_norm": Cell(1, 1, *of_normalised_products(rnn_tanh, rnn_tanh_backward)),
+    "rnn_relu_layer_norm": Cell(1, 1, *of_normalised_products(rnn_relu, rnn_relu_backward)),
+    "rnn_sigmoid_layer_norm": Cell(1, 1, *of_normalised_products(rnn_sigmoid, rnn_sigmoid_backward)),
 }
 
 

@@ -130,8 +130,13 @@ def test_parameters_that_require_a_gradient_load_too():
     assert_same_bits(layer.parameters, problem.parameters)
 
 
-@pytest.mark.parametrize("library", ["torch.nn", "throughtime.torch"])
-@pytest.mark.parametrize("kind", TORCH_KINDS)
+@pytest.mark.parametrize(
+    ("kind", "library"),
+    [
+        *((kind, library) for kind in TORCH_KINDS for library in ("torch.nn", "throughtime.torch")),
+        *((kind, "throughtime.torch") for kind in ("rnn_sigmoid", "rnn_tanh_layer_norm", "gru_layer_norm")),
+    ],
+)
 def test_analyses_take_torchs_modules(kind, library):
     """On the memory of their weights, with the same bits as the layer with these parameters."""
     problem = Problem(kind, L=2)

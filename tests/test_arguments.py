@@ -71,7 +71,17 @@ def test_constructor(kind, wrong, error, words):
 
 
 def test_nonlinearity():
-    raises(ValueError, ["nonlinearity", "sigmoid", "tanh", "relu"], tt.RNN, 5, 6, nonlinearity="sigmoid")
+    raises(ValueError, ["nonlinearity", "gelu", "tanh", "relu", "sigmoid"], tt.RNN, 5, 6, nonlinearity="gelu")
+
+
+def test_a_gru_with_layer_normalisation_resets_after_the_product():
+    words = ["layer_norm=True", "reset_after=False", "expected reset_after=True or layer_norm=False"]
+    raises(ValueError, words, tt.GRU, 5, 6, layer_norm=True, reset_after=False)
+
+
+@pytest.mark.parametrize("layer", [tt.RNN, tt.GRU, tt.LSTM])
+def test_layer_norm_is_true_or_false(layer):
+    raises(TypeError, ["layer_norm must be True or False", "'yes'"], layer, 5, 6, layer_norm="yes")
 
 
 LSTM_VARIANTS = {"proj_size": 3, "peephole": True, "layer_norm": True}

@@ -18,6 +18,8 @@ T, B, I, H = 6, 4, 5, 3  # noqa: E741
 # By our cell: Keras's and ONNX's word for it, and what tells it from others of this word
 KERAS = {
     "rnn_tanh": ("SimpleRNN", {}),
+    "rnn_relu": ("SimpleRNN", {"activation": "relu"}),
+    "rnn_sigmoid": ("SimpleRNN", {"activation": "sigmoid"}),
     "gru": ("GRU", {"reset_after": True}),
     "gru_original": ("GRU", {"reset_after": False}),
     "lstm": ("LSTM", {}),
@@ -25,11 +27,13 @@ KERAS = {
 ONNX = {
     "rnn_tanh": ("RNN", {}),
     "rnn_relu": ("RNN", {"activations": ["Relu"]}),
+    "rnn_sigmoid": ("RNN", {"activations": ["Sigmoid"]}),
     "gru": ("GRU", {"linear_before_reset": 1}),
     "gru_original": ("GRU", {}),
     "lstm": ("LSTM", {}),
     "lstm_peephole": ("LSTM", {}),
 }
+ACTIVATIONS = {"rnn_tanh": np.tanh, "rnn_relu": lambda a: np.maximum(a, 0), "rnn_sigmoid": sigmoid}
 KERAS_GATES = {"SimpleRNN": 1, "GRU": 3, "LSTM": 4}
 EXACT = 1e-13  # float64 on both sides, sums of a few terms in another order
 
@@ -80,8 +84,8 @@ def keras_output(kind, x, weights):
     bias = bias[0] if bias else np.zeros((2, kernel.shape[1]) if kind == "gru" else kernel.shape[1])
     h, c, rows = np.zeros((B, H)), np.zeros((B, H)), []
     for x_t in x:
-        if kind == "rnn_tanh":
-            h = np.tanh(x_t @ kernel + bias + h @ recurrent)
+        if kind in ACTIVATIONS:
+            h = ACTIVATIONS[kind](x_t @ kernel + bias + h @ recurrent)
         elif kind == "gru":
             x_z, x_r, x_h = np.split(x_t @ kernel + bias[0], 3, axis=1)
             h_z, h_r, h_h = np.split(h @ recurrent + bias[1], 3, axis=1)
@@ -237,9 +241,8 @@ def onnx_output(kind, x, w, r, b, p):
     h, c, rows = np.zeros((B, H)), np.zeros((B, H)), []
     w_b, r_b = np.split(b, 2)
     for x_t in x:
-        if kind.startswith("rnn"):
-            a = x_t @ w.T + h @ r.T + w_b + r_b
-            h = np.tanh(a) if kind == "rnn_tanh" else np.maximum(a, 0)
+        if kind in ACTIVATIONS:
+            h = ACTIVATIONS[kind](x_t @ w.T + h @ r.T + w_b + r_b)
         elif kind.startswith("gru"):
             (w_z, w_r, w_h), (r_z, r_r, r_h) = np.split(w, 3), np.split(r, 3)
             (w_bz, w_br, w_bh), (r_bz, r_br, r_bh) = np.split(w_b, 3), np.split(r_b, 3)
@@ -305,7 +308,7 @@ def test_onnxruntime_itself(kind, directions, bias):
         node.input,
         ["y"],
         hidden_size=H,
-        **ONNX[kind][1] | ({"activations": ["Relu"] * directions} if kind == "rnn_relu" else {}),
+        **{key: value * directions if key == "activations" else value for key, value in ONNX[kind][1].items()},
         **({"direction": "bidirectional"} if directions == 2 else {}),
     )
     graph = onnx.helper.make_graph(
@@ -408,7 +411,7 @@ def test_activations_may_be_named_though_they_are_the_default():
         ("lstm", {"hidden_size": 7}, ["hidden_size", "7", "'r'] (R)", f"(1, {4 * H}, {H})"]),
         ("lstm", {"activations": ["Sigmoid", "Tanh", "Relu"]}, ["activations", "Relu", "tanh"]),
         ("gru", {"activations": ["HardSigmoid", "Tanh"]}, ["activations", "HardSigmoid"]),
-        ("rnn_tanh", {"activations": ["Affine"]}, ["activations", "Affine", "relu"]),
+        ("rnn_tanh", {"activations": ["Affine"]}, ["activations", "Affine", "['tanh'] or ['relu'] or ['sigmoid']"]),
         ("lstm", {"direction": "bidirectional"}, ["'w'] (W)", f"(1, {4 * H}, {I})", f"(2, {4 * H}, I)"]),
         ("lstm", {"colour": 3}, ["attribute", "'colour'", "'clip'"]),
     ],

@@ -13,7 +13,7 @@ import throughtime as tt
 from comparison import assert_close, assert_norms_close, assert_same_bits, rounding_bound
 from comparison import wide as in_float64
 from cuda_side import KERNELS, on_host, placed
-from problems import ALL_TIMESTEPS, KINDS, Problem, reference_forward, results
+from problems import ALL_TIMESTEPS, FORMS, KINDS, Problem, reference_forward, results
 from throughtime import cuda
 from throughtime.backend.cuda import force
 
@@ -329,7 +329,7 @@ def test_backward_again_has_the_same_bits_and_the_weights_of_the_forward():
     assert_same_bits(on_host(results(tape, tape.backward(**loss, timesteps=ALL_TIMESTEPS))), first)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMS)
 def test_no_sequences(kind):
     problem = Problem(kind, B=0, L=2, D=2)
     layer, _ = layers(problem, "bfloat16")

@@ -9,7 +9,7 @@ import pytest
 
 from comparison import assert_close, assert_norms_close, assert_same_bits, magnification, rounding_bound
 from cuda_side import BITS, KERNELS, calls_of, each, on_host, placed, rounded, run_cuda, way
-from problems import KINDS, STATES, Problem, reference_forward, reference_results, run_reference
+from problems import KINDS, NORMALISED, RELUS, STATES, Problem, reference_forward, reference_results, run_reference
 from test_exact import SmallIntegers
 from test_lengths import poisoned
 
@@ -52,7 +52,7 @@ def test_every_cell_agrees_with_the_reference(kind, sizes):
     check(problem_of(kind, **sizes))
 
 
-@pytest.mark.parametrize("kind", ["lstm", "lstm_layer_norm", "lstm_projected"])
+@pytest.mark.parametrize("kind", ["lstm", "lstm_layer_norm", "gru_layer_norm", "lstm_projected"])
 def test_more_units_than_a_block_has_threads(kind):
     check(problem_of(kind, T=2, B=2, H=261))
 
@@ -270,7 +270,7 @@ SIXTEEN_BITS = [
     (kind, type_)
     for kind in KINDS
     for type_ in ("bfloat16", "float16")
-    if kind != "rnn_relu" and (kind, type_) != ("lstm_layer_norm", "bfloat16")
+    if kind not in RELUS and not (kind in NORMALISED and type_ == "bfloat16")
 ]
 
 

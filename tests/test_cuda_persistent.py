@@ -14,7 +14,7 @@ from test_lengths import poisoned
 from test_precision import LOSS, PRECISIONS
 
 MODES = ("cluster", "grid")
-KINDS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
+KINDS = ("rnn_tanh", "rnn_relu", "rnn_sigmoid", "gru", "lstm")
 
 pytestmark = pytest.mark.parametrize("mode", MODES)
 

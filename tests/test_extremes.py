@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import throughtime as tt
-from problems import KINDS, Problem, layer_class
+from problems import FORMS, Problem, layer_class
 from throughtime import _core
 
 
@@ -86,9 +86,10 @@ def test_clipping_where_squares_leave_the_range(kind, dtype, size):
 @pytest.mark.parametrize(("dtype", "exponent"), [("float32", 70), ("float64", 800)])
 @pytest.mark.parametrize("name", ["x", "weight_ih_l0", "weight_hh_l0"])
 @pytest.mark.parametrize("B", [1, 9])
-def test_layer_normalised_products_of_any_size_are_alike(dtype, exponent, name, B):
+@pytest.mark.parametrize("kind", ["lstm_layer_norm", "gru_layer_norm", "rnn_tanh_layer_norm"])
+def test_layer_normalised_products_of_any_size_are_alike(kind, dtype, exponent, name, B):
     """LN(2^k v) = LN(v), to the last bit where the 1e-5 beside the variance is nothing; the gradient is 2^k smaller."""
-    problem = Problem("lstm_layer_norm", B=B, H=20, dtype=dtype)
+    problem = Problem(kind, B=B, H=20, dtype=dtype)
 
     def at(exponent):
         layer = problem.layer()
@@ -137,7 +138,7 @@ def test_unaligned_arrays_are_as_good_as_others(dtype):
 
 @pytest.mark.per_level
 @pytest.mark.amx
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMS)
 def test_large_batches_have_the_norms_of_small_ones(kind):
     """Both ways to a norm agree, Gram matrices and the gradient row by row: 40 times the batch is 40 times the norm."""
     problem = Problem(kind, T=3, B=9, I=4, H=5, dtype="float64")

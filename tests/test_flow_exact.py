@@ -14,7 +14,7 @@ import reference
 import throughtime as tt
 from comparison import assert_same_bits
 from flow_truth import along, assert_flow_close, assert_logs_close, check_flow, gradients, norms, on_last
-from problems import KINDS, Problem, problems
+from problems import FORMS, Problem, problems
 from throughtime import _core
 
 pytestmark = [pytest.mark.per_level, pytest.mark.amx]
@@ -30,7 +30,7 @@ def arrays(flow):
 # Against the reference
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMS)
 @given(
     data=st.data(),
     dtype=st.sampled_from(["float32", "float64"]),
@@ -69,7 +69,7 @@ def test_every_length_of_chunk_agrees_with_the_reference(kind, memory, chunk, fr
     check_flow(problem, problem.d_output, memory, windows=2, state=problem.state, lengths=problem.lengths)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMS)
 @given(data=st.data(), dtype=st.sampled_from(["float32", "float64"]), ragged=st.booleans())
 def test_zoneout_and_dropout_are_those_of_inference(kind, data, dtype, ragged):
     """The expectation of the one, nothing of the other."""

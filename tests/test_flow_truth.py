@@ -22,13 +22,13 @@ from flow_truth import (
     norms,
     on_last,
 )
-from problems import KINDS, Problem, problems, reference_forward
+from problems import FORMS, NORMALISED, Problem, problems, reference_forward
 from test_reference import PLAIN_KINDS, new_cell, torch_cell
 
 BOUND = 1e-10  # float64 on both sides: rounding takes 1e-13, and no error in a formula hides below this
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMS)
 @given(data=st.data(), ragged=st.booleans())
 def test_along_the_librarys_states_the_gradients_are_its_own(kind, data, ragged):
     """In float64, where both stay within range."""
@@ -75,7 +75,7 @@ def torch_jacobians(problem, record):
 
     def of(step):
         part = torch.tensor(step.x) @ use["weight_ih"].T
-        if problem.kind == "lstm_layer_norm":
+        if problem.kind in NORMALISED:
             part = torch.layer_norm(part, part.shape[1:], use["weight_ln_ih"])
         part = part + use["bias_ih"]
 

@@ -247,10 +247,14 @@ def test_apply_good_is_what_the_command_line_compares():
         assert np.array_equal(lstm.parameters[name], array), name
     rnn = tt.init.apply(tt.RNN(3, 6), "good", seed=1)  # no gates: no number of steps
     assert not rnn.parameters["bias_ih_l0"].any()
+    for cell in (tt.GRU, tt.RNN):
+        layer = tt.init.apply(cell(3, 6, layer_norm=True), "good", max_steps=50, seed=1)
+        assert np.all(layer.parameters["weight_ln_hh_l0"] == 0.5)
 
 
 def test_apply_leaves_peepholes_and_gains():
-    for layer in (tt.LSTM(3, 6, peephole=True, seed=0), tt.LSTM(3, 6, layer_norm=True, seed=0)):
+    normalised = (cell(3, 6, layer_norm=True, seed=0) for cell in (tt.RNN, tt.GRU, tt.LSTM))
+    for layer in (tt.LSTM(3, 6, peephole=True, seed=0), *normalised):
         before = {name: array.copy() for name, array in layer.parameters.items()}
         tt.init.apply(layer, "xavier", seed=0)
         for name in before:

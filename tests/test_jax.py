@@ -11,7 +11,7 @@ import pytest
 
 from comparison import assert_close, assert_same_bits
 from jax_side import function_of, jax, jnp, settings, tt, zeros_of  # noqa: F401
-from problems import Problem
+from problems import NORMALISED, VARIANTS, Problem
 
 # The cells again, in jax's own operations, from a = W_ih x + b_ih and r = W_hh h + b_hh; `tap` is added to a, h and c.
 
@@ -28,17 +28,18 @@ def layer_norm(a, gain):
 def advance(kind, p, x, state, tap):
     """The state after one step, h first."""
     h, bias, hidden_bias = state[0], p.get("bias_ih", 0), p.get("bias_hh", 0)
-    if kind == "lstm_layer_norm":
+    if kind in NORMALISED:
         a = layer_norm(x @ p["weight_ih"].T, p["weight_ln_ih"]) + bias + tap["gates"]
         r = layer_norm(h @ p["weight_hh"].T, p["weight_ln_hh"]) + hidden_bias
     else:
         a, r = x @ p["weight_ih"].T + bias + tap["gates"], h @ p["weight_hh"].T + hidden_bias
     if kind.startswith("rnn"):
-        return ((jnp.tanh if kind == "rnn_tanh" else jax.nn.relu)(a + r) + tap["hidden"],)
+        activation = {"tanh": jnp.tanh, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}[kind.split("_")[1]]
+        return (activation(a + r) + tap["hidden"],)
     if kind.startswith("gru"):
         (a_r, a_z, a_n), (r_r, r_z, r_n) = jnp.split(a, 3, axis=-1), jnp.split(r, 3, axis=-1)
         reset, z = jax.nn.sigmoid(a_r + r_r), jax.nn.sigmoid(a_z + r_z)
-        if kind == "gru":
+        if kind != "gru_original":
             n = jnp.tanh(a_n + reset * r_n)
         else:
             units = h.shape[-1]
@@ -99,6 +100,11 @@ def test_agrees_with_a_scan(kind):
     names = ("output and state", "gradients")
     for name, a, b in zip(names, ours, theirs, strict=True):
         assert_close(a, b, 2 * problem.bound, name)
+
+
+@pytest.mark.parametrize("kind", VARIANTS)
+def test_other_activations_agree_with_a_scan(kind):
+    test_agrees_with_a_scan(kind, {"L": 2, "D": 2})
 
 
 @pytest.mark.parametrize(
@@ -325,6 +331,12 @@ def test_without_a_batch_axis(kind):
         jax.tree.map(np.asarray, function(problem.parameters, *first, lengths=4, perturbations=zeros)),
         jax.tree.map(lambda a: np.asarray(a)[:, 0], batched),
     )
+
+
+def test_a_gru_with_layer_normalisation_resets_after_the_product():
+    problem = Problem("gru_layer_norm")
+    with pytest.raises(ValueError, match=r"'weight_ln_ih_l0' and reset_after=False.*expected reset_after=True"):
+        tt.jax.gru(problem.parameters, problem.x, reset_after=False)
 
 
 LSTM = Problem("lstm", L=2)

@@ -9,7 +9,7 @@ import pytest
 from problems import STATES, Problem
 
 # Their keeping gate, z or f, comes second.
-KINDS = ("gru", "gru_original", "lstm", "lstm_peephole", "lstm_projected", "lstm_layer_norm")
+KINDS = ("gru", "gru_original", "lstm", "lstm_peephole", "lstm_projected", "lstm_layer_norm", "gru_layer_norm")
 every_cell = pytest.mark.parametrize("kind", KINDS)
 every_size = pytest.mark.parametrize(("dtype", "B"), [("float32", 1), ("float32", 9), ("float64", 1), ("float64", 9)])
 

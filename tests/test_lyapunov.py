@@ -11,7 +11,7 @@ import pytest
 import reference
 import throughtime as tt
 from comparison import assert_close, assert_same_bits, wide
-from problems import KINDS, STATES, Problem, reference_forward
+from problems import FORMS, STATES, Problem, reference_forward
 from throughtime.analysis import lyapunov
 from throughtime.analysis.products import log_singular_values, lyapunov_exponents
 
@@ -83,7 +83,7 @@ def noisy(kind, **sizes):
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMS)
 def test_jacobians_are_those_of_the_reference(kind, layers):
     """Entries of a Jacobian are gradients: the bound is theirs."""
     problem = noisy(kind, L=layers)
@@ -96,7 +96,7 @@ def test_jacobians_are_those_of_the_reference(kind, layers):
 
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("warmup", [0, 3])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMS)
 def test_the_mean_exponent_is_that_of_the_determinants(kind, warmup, layers):
     problem = noisy(kind, L=layers)
     matrices = jacobians(problem, reference_states(problem))
@@ -108,7 +108,7 @@ def test_the_mean_exponent_is_that_of_the_determinants(kind, warmup, layers):
     assert abs(exponents.mean() - expected) <= bound(problem, matrices)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMS)
 def test_singular_values_are_those_of_the_product(kind):
     """The plain product has errors of its own, some eps of its largest singular value."""
     problem = noisy(kind, L=2, T=5)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import throughtime as tt
 from comparison import assert_close, assert_same_bits
-from problems import KINDS, STATES, Problem, check, problems, run, run_reference
+from problems import FORMS, KINDS, STATES, Problem, check, problems, run, run_reference
 
 pytestmark = [pytest.mark.per_level, pytest.mark.amx]
 
@@ -30,7 +30,7 @@ def test_noise_in_many_tiles_of_units_and_sequences(kind, dtype):
     check(Problem(kind, T=30, B=19, I=21, H=45, D=2, dtype=dtype, zoneout=zoneout, weight_dropout=0.2))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMS)
 @given(data=st.data(), memory=st.sampled_from(["states", "checkpoint", 3]))
 def test_noise_in_every_memory_mode(kind, data, memory):
     problem = data.draw(problems(kind, noise=True))

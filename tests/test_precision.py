@@ -7,7 +7,7 @@ import pytest
 
 import throughtime as tt
 from comparison import assert_close, assert_same_bits
-from problems import ALL_TIMESTEPS, KINDS, Problem, results, run, run_reference
+from problems import ALL_TIMESTEPS, FORMS, Problem, results, run, run_reference
 from test_exact import USES_AMX, SmallIntegers, check_equal
 from test_process import run_python
 from throughtime import _core
@@ -56,7 +56,7 @@ def test_another_word_is_an_error_that_names_those_there_are(wrong):
         tt.set_matmul_precision(wrong)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMS)
 @pytest.mark.parametrize("B", [1, 9, 33])
 def test_every_precision_is_within_its_bound(kind, B, precision):
     """Directions, layers, lengths, resets. A precision without products of its own is within float32's bound."""
@@ -72,7 +72,7 @@ def test_every_precision_is_within_its_bound(kind, B, precision):
     assert_close(ours, expected, bound)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMS)
 def test_float64_has_one_precision(kind, precision):
     problem = Problem(kind, T=6, B=9, dtype="float64")
     tape = problem.layer().forward(problem.x)
@@ -174,7 +174,7 @@ def test_what_is_not_finite_stays_in_its_sequence_and_after_it(bad, precision):
 
 
 @pytest.mark.parametrize("precision", HERE, indirect=True)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMS)
 @pytest.mark.parametrize("B", [1, 20, 70])
 def test_a_precision_gives_the_same_bits_for_any_threads_and_split(kind, B, precision, threads, free):
     family = "amx" if USES_AMX else ""
@@ -188,7 +188,7 @@ def test_a_precision_gives_the_same_bits_for_any_threads_and_split(kind, B, prec
         assert_same_bits(other, found[0])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMS)
 @pytest.mark.parametrize("family", ["one_row", "many_rows"])
 def test_every_family_serves_every_number_of_sequences(kind, family, free):
     for B in (1, 2, 13):
@@ -203,7 +203,7 @@ def test_every_family_serves_every_number_of_sequences(kind, family, free):
 
 
 @on_amx
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMS)
 @pytest.mark.parametrize(("B", "memory"), [(1, "full"), (1, "states"), (3, "full"), (5, "states")])
 def test_few_sequences_with_the_products_of_a_chunk_on_tiles(kind, B, memory, free):
     """The recurrence is on vector registers; at least 64 rows and 256 gates."""

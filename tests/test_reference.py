@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import reference
 from comparison import assert_close, assert_same_bits, wide
-from problems import GATES, KINDS, STATES, TORCH_KINDS, Problem, problems, reference_forward, run_reference
+from problems import GATES, KINDS, NORMALISED, STATES, TORCH_KINDS, Problem, problems, reference_forward, run_reference
 
 BOUND = 1e-11  # float64 on both sides: rounding takes 1e-13, and no error in a formula hides below this
 
@@ -56,7 +56,7 @@ def test_every_gradient_is_the_complex_step(kind, data, ragged, masked):
 
 def cancelling(kind, d_h):
     """Layer normalisation takes away what only scales or shifts a row; where that is all, rounding is left of d_h."""
-    return np.max(np.abs(d_h), initial=0) if kind == "lstm_layer_norm" else 0
+    return np.max(np.abs(d_h), initial=0) if kind in NORMALISED else 0
 
 
 @pytest.mark.parametrize("kind", TORCH_KINDS)
@@ -185,8 +185,9 @@ class Twin:
         if "weight_hh" + suffix in self.masks:
             kept = torch.tensor(~self.masks["weight_hh" + suffix])
             use["weight_hh"] = use["weight_hh"] * kept / (1 - problem.weight_dropout)
-        if problem.kind == "lstm_layer_norm":
-            a = torch.layer_norm(use["weight_ih"] @ x, (4 * problem.H,), use["weight_ln_ih"]) + use.get("bias_ih", 0)
+        if problem.kind in NORMALISED:
+            a = use["weight_ih"] @ x
+            a = torch.layer_norm(a, a.shape, use["weight_ln_ih"]) + use.get("bias_ih", 0)
         else:
             a = use["weight_ih"] @ x + use.get("bias_ih", 0)
         cell = (torch_cell if problem.kind in PLAIN_KINDS else new_cell)(torch, problem.kind)
@@ -282,6 +283,20 @@ def torch_cell(torch, kind):
 def new_cell(torch, kind):
     """Those that torch lacks, gate by gate as the papers have them."""
 
+    def recurrent(h, use):
+        r = h @ use["weight_hh"].T
+        return torch.layer_norm(r, r.shape[1:], use["weight_ln_hh"]) if kind in NORMALISED else r
+
+    def rnn(a, state, use):
+        activation = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid}[kind.split("_")[1]]
+        return [activation(a + recurrent(state[0], use) + use["bias_hh"])]
+
+    def gru(a, state, use):
+        (h,) = state
+        x, r = a.chunk(3, dim=1), (recurrent(h, use) + use["bias_hh"]).chunk(3, dim=1)
+        z = torch.sigmoid(x[1] + r[1])
+        return [z * h + (1 - z) * torch.tanh(x[2] + torch.sigmoid(x[0] + r[0]) * r[2])]
+
     def gru_original(a, state, use):
         (h,) = state
         x, w, b = a.chunk(3, dim=1), use["weight_hh"].chunk(3), use["bias_hh"].chunk(3)
@@ -291,10 +306,7 @@ def new_cell(torch, kind):
 
     def lstm(a, state, use):
         h, c = state
-        r = h @ use["weight_hh"].T
-        if kind == "lstm_layer_norm":
-            r = torch.layer_norm(r, r.shape[1:], use["weight_ln_hh"])
-        i, f, g, o = (a + r + use["bias_hh"]).chunk(4, dim=1)
+        i, f, g, o = (a + recurrent(h, use) + use["bias_hh"]).chunk(4, dim=1)
         if kind == "lstm_peephole":
             i, f = i + use["weight_ci"] * c, f + use["weight_cf"] * c
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
@@ -306,7 +318,7 @@ def new_cell(torch, kind):
         h = torch.sigmoid(o) * torch.tanh(seen)
         return [h @ use["weight_hr"].T if kind == "lstm_projected" else h, c]
 
-    return gru_original if kind == "gru_original" else lstm
+    return gru_original if kind == "gru_original" else {"rnn": rnn, "gru": gru, "lstm": lstm}[kind.partition("_")[0]]
 
 
 def gradient(tensor):

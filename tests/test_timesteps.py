@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import throughtime as tt
 from comparison import assert_close, assert_same_bits, rounding_bound
-from problems import KINDS, STATES, Problem, check, problems, run, run_reference
+from problems import FORMS, KINDS, NORMALISED, STATES, Problem, check, problems, run, run_reference
 
 
 @pytest.mark.per_level
@@ -30,7 +30,7 @@ def test_truncation_agrees_with_the_reference(kind, data, dtype, truncate, ragge
 
 @pytest.mark.per_level
 @pytest.mark.amx
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMS)
 @given(
     data=st.data(),
     clip=st.sampled_from([1e-3, 0.3, 2.0, 1e6]),
@@ -149,9 +149,9 @@ def test_gradients_of_the_steps_add_up_to_the_gradient(kind):
         gates, h = found["gates"][d], found["tape.hidden"][d]
         previous = np.concatenate([h[1:], h_0[d : d + 1]]) if d else np.concatenate([h_0[d : d + 1], h[:-1]])
         steps = {"bias_ih" + suffix: gates.sum(axis=1)}
-        if kind != "lstm_layer_norm":  # whose products have gradients of their own
+        if kind not in NORMALISED:  # whose products have gradients of their own
             steps["weight_ih" + suffix] = np.einsum("tbg,tbi->tgi", gates, problem.x)
-        if kind not in ("gru", "gru_original", "lstm_layer_norm"):  # whose recurrent part has another gradient
+        if kind not in ("gru", "gru_original", *NORMALISED):  # whose recurrent part has another gradient
             steps["weight_hh" + suffix] = np.einsum("tbg,tbh->tgh", gates, previous)
             steps["bias_hh" + suffix] = gates.sum(axis=1)
         for name, step in steps.items():
@@ -189,7 +189,7 @@ def test_products_are_the_gates_but_for_layer_normalisation(kind):
         _ = alone.gates
     both = tape.backward(problem.d_output, timesteps=("products", "gates"))
     assert_same_bits(alone.products, both.products)
-    assert np.array_equal(both.products, both.gates) == (kind != "lstm_layer_norm")
+    assert np.array_equal(both.products, both.gates) == (kind not in NORMALISED)
 
 
 @pytest.mark.per_level

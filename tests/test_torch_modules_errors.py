@@ -180,6 +180,10 @@ def test_options_that_do_not_fit():
         ours.GRU(3, 4, zoneout=2.0)
     with pytest.raises(TypeError, match="reset_after must be True or False"):
         ours.GRU(3, 4, reset_after=1)
+    with pytest.raises(ValueError, match=r"layer_norm=True was given with reset_after=False"):
+        ours.GRU(3, 4, reset_after=False, layer_norm=True)
+    with pytest.raises(ValueError, match="nonlinearity must be one of 'tanh', 'relu', 'sigmoid', got 'gelu'"):
+        ours.RNN(3, 4, nonlinearity="gelu")
 
 
 def test_blocks_that_do_not_fit():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from conftest import NORMALISED
+
 torch = pytest.importorskip("torch")
 
 BOUND = 1e-10  # in float64: of torch and throughtime, each with rounding errors of its own
@@ -11,14 +13,18 @@ BOUND = 1e-10  # in float64: of torch and throughtime, each with rounding errors
 
 def module_of(problem, dtype=torch.float64, library=torch.nn, **options):
     """A module of torch, or of another library, with the problem's parameters."""
-    module = getattr(library, problem.kind.partition("_")[0].upper())(
+    cell, *words = problem.kind.split("_")
+    own = {"nonlinearity": words[0]} if cell == "rnn" else {"proj_size": problem.width} if "projected" in words else {}
+    if problem.kind in NORMALISED:
+        own["layer_norm"] = True
+    module = getattr(library, cell.upper())(
         problem.I,
         problem.H,
         problem.L,
         bias=problem.bias,
         bidirectional=problem.D == 2,
         dtype=dtype,
-        **{"rnn_relu": {"nonlinearity": "relu"}, "lstm_projected": {"proj_size": problem.width}}.get(problem.kind, {}),
+        **own,
         **options,
     )
     module.load_state_dict({name: torch.tensor(value) for name, value in problem.parameters.items()})
@@ -67,5 +73,7 @@ EXTRAS = [
     ("LSTM", {"zoneout": (0.2, 0.1), "weight_dropout": 0.3}),
     ("LSTM", {"proj_size": 3, "num_layers": 3, "dropout": 0.4, "bidirectional": True}),
     ("GRU", {"reset_after": False, "num_layers": 2, "dropout": 0.4}),
+    ("GRU", {"layer_norm": True, "num_layers": 2}),
     ("RNN", {"zoneout": 0.2, "nonlinearity": "relu"}),
+    ("RNN", {"nonlinearity": "sigmoid", "layer_norm": True, "bidirectional": True}),
 ]

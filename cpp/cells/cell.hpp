@@ -11,7 +11,8 @@
 //   two products   forward ends with m, which a product turns into a second recurrent part; finish(x, r, s, next, a) takes that,
 //                  arrive(a, s, dh) is its gradient, and backward, given dm after dn, fills m again after all others. A cell that
 //                  projects has no finish: the product itself is h.
-//   whole rows     forward only saves; forward_row and backward_row see all units of a sequence (see lstm_layer_norm.hpp).
+//   whole rows     forward only saves; forward_row and backward_row see all units of a sequence (see layer_norm.hpp).
+//   Shared         another cell that does the same where the row's variant is this one's, so that cells share compiled loops.
 #pragma once
 
 #include "../kernels.hpp"
@@ -24,8 +25,9 @@ enum class Phases : uint8_t { one, two_products, rows };
 // What most cells are.
 struct OnePhase {
   static constexpr Phases phases = Phases::one;
-  static constexpr bool projects = false;     // whether h has a size of its own
-  static constexpr bool bias_inside = false;  // whether biases are unit weights, the first ones, and not added to the products
+  static constexpr bool projects = false;      // whether h has a size of its own
+  static constexpr bool bias_inside = false;   // whether biases are unit weights, the first ones, and not added to the products
+  static constexpr bool biases_apart = false;  // if so, whether b_ih comes before b_hh, or one sum stands for both
   static constexpr UnitWeight unit_weights[max_unit_weights] = {};
 };
 
@@ -40,10 +42,20 @@ concept Cell = requires {
   C::phases;
 };
 
+// How many numbers of each unit are biases, and the first one of b_ih or b_hh.
+template <class C>
+constexpr int bias_values() {
+  return C::bias_inside ? (C::biases_apart ? 2 : 1) * int(C::gates) : 0;
+}
+template <class C>
+constexpr int first_value(int bias) {
+  return C::biases_apart && bias == bias_hh ? int(C::gates) : 0;
+}
+
 // How many numbers each unit has for itself.
 template <class C>
 constexpr int unit_values() {
-  int count = C::bias_inside ? int(C::gates) : 0;
+  int count = bias_values<C>();
   for (const UnitWeight& weight : C::unit_weights) count += weight.count;
   return count;
 }

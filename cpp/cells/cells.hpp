@@ -3,14 +3,17 @@
 
 #include "cell.hpp"
 #include "gru.hpp"
+#include "gru_layer_norm.hpp"
 #include "gru_original.hpp"
 #include "lstm.hpp"
 #include "lstm_layer_norm.hpp"
 #include "rnn.hpp"
+#include "rnn_layer_norm.hpp"
 
 namespace throughtime::TT_ISA {
 
-using Cells =
-    List<RNN<Tanh>, RNN<Relu>, KeptRNN<Tanh>, KeptRNN<Relu>, GRU, OriginalGRU, LSTM, PeepholeLSTM, ProjectedLSTM, LayerNormLSTM>;
+using Cells = List<RNN<Tanh>, RNN<Relu>, RNN<Sigmoid>, KeptRNN<Tanh>, KeptRNN<Relu>, KeptRNN<Sigmoid>, LayerNormRNN<Tanh>,
+                   LayerNormRNN<Relu>, LayerNormRNN<Sigmoid>, GRU, OriginalGRU, LayerNormGRU, LSTM, PeepholeLSTM, ProjectedLSTM,
+                   LayerNormLSTM>;
 
 }  // namespace throughtime::TT_ISA

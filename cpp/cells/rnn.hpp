@@ -1,4 +1,4 @@
-// h' = f(x + r), f = tanh or relu (Elman 1990)
+// h' = f(x + r), f = tanh, relu or sigmoid (Elman 1990)
 #pragma once
 
 #include "../activations.hpp"

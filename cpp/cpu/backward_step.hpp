@@ -286,6 +286,7 @@ class RecurrentBackward {
     const StepView& step;
     int64_t b;
 
+    int variant() const { return loop.p.variant; }
     TT_INLINE BackwardStep<C, At> at(int64_t j) const { return loop.cell_step(view, step, b, j, loop.p.H); }
     TT_INLINE void arriving(int64_t j, V* dn, V* kept) const { at(j).receive_all(at(j).at.carried(0), dn, kept); }
     TT_INLINE V dh(int64_t j) const {

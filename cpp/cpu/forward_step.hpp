@@ -291,6 +291,7 @@ class RecurrentForward {
     const StepView& step;
     int64_t b;
 
+    int variant() const { return loop.p.variant; }
     template <int i>
     TT_INLINE void set_next(int64_t j, V next) const {
       const auto cell = loop.cell_step(view, step, b, j);

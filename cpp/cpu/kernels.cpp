@@ -9,7 +9,7 @@
 namespace throughtime::TT_ISA {
 
 template <template <class, class, class> class Loop, class C, class S, class Problem>
-void run(const Problem& problem, const Host& host) {
+void run_loop(const Problem& problem, const Host& host) {
   const Family family = choose_family<S>(problem.B, C::gates * problem.H, host);
 #if defined(__AMX_BF16__)
   if constexpr (sizeof(S) == sizeof(float)) {
@@ -25,6 +25,20 @@ void run(const Problem& problem, const Host& host) {
     if (family == Family::dot) return Loop<C, S, DotRows<S, C::recurrent>>::run(problem, host);
   if (family == Family::one_row) Loop<C, S, OneRow<S, C::recurrent>>::run(problem, host);
   else Loop<C, S, ManyRows<S, C::recurrent>>::run(problem, host);
+}
+
+template <class C>
+concept SharesLoops = requires { typename C::Shared; };
+
+template <template <class, class, class> class Loop, class C, class S, class Problem>
+void run(const Problem& problem, const Host& host) {
+  if constexpr (SharesLoops<C>) {
+    Problem of_variant = problem;
+    of_variant.variant = C::variant;
+    return run<Loop, typename C::Shared, S>(of_variant, host);
+  } else {
+    run_loop<Loop, C, S>(problem, host);
+  }
 }
 
 template <class C, class S>

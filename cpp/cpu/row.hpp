@@ -13,7 +13,7 @@ struct WholeRow {
 
   int64_t H;
   const S* saved;    // (units, C::saved, lanes)
-  const S* c;        // (H) before the step, or null: zeros
+  const S* old;      // (H): the last of the states before the step, or null: zeros
   const S* weights;  // (units, values, lanes)
   S* notes;          // (units, C::notes, lanes)
 
@@ -23,7 +23,7 @@ struct WholeRow {
   TT_INLINE V keep(int64_t j, V value) const { return keep_some<S>(value, H - j * L); }
   TT_INLINE V a(int64_t j, int k) const { return load<V>(saved + (j * C::saved + k) * L); }
   TT_INLINE V w(int64_t j, int k) const { return load<V>(weights + (j * values + k) * L); }
-  TT_INLINE V old_cell(int64_t j) const { return c ? load_some<V>(c + j * L, H - j * L) : V{}; }
+  TT_INLINE V last_state(int64_t j) const { return old ? load_some<V>(old + j * L, H - j * L) : V{}; }
   TT_INLINE V note(int64_t j, int k) const { return load<V>(notes + (j * C::notes + k) * L); }
   TT_INLINE void set_note(int64_t j, int k, V value) const { store(notes + (j * C::notes + k) * L, value); }
   static S total(V value) {

@@ -75,11 +75,8 @@ class UnitGradients {
       for (int64_t b = 0; b < B; ++b) rows[b] = recent + ((step % places * B + b) * values + first) * units;
       return norm.of_bias(rows, count * units, B);
     };
-    int first = 0;
-    if (C::bias_inside) {
-      first = C::gates;
-      for (int bias = bias_ih; bias <= bias_hh; ++bias) put(bias, of_values(0, C::gates));
-    }
+    for (int bias = bias_ih; C::bias_inside && bias <= bias_hh; ++bias) put(bias, of_values(first_value<C>(bias), C::gates));
+    int first = bias_values<C>();
     for (int i = 0; i < max_unit_weights && C::unit_weights[i].name; first += C::unit_weights[i++].count)
       put(unit_weights + i, of_values(first, C::unit_weights[i].count));
   }

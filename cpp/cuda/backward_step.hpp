@@ -104,7 +104,7 @@ struct BackwardRow : WholeRow<C> {
   TT_DEVICE float a(int64_t j, int k) const {
     return has(j) ? to_float(all.of.saved.at(all.step)[(b * C::saved + k) * H + unit(j)]) : 0.0f;
   }
-  TT_DEVICE float old_cell(int64_t j) const { return has(j) && !(flags & reset) ? step(j).at.old_state(C::states - 1) : 0.0f; }
+  TT_DEVICE float last_state(int64_t j) const { return has(j) && !(flags & reset) ? step(j).at.old_state(C::states - 1) : 0.0f; }
   TT_DEVICE void arriving(int64_t j, float* dn, float* kept) const {
     for (int i = 0; i < C::states; ++i) dn[i] = 0;
     if (has(j)) step(j).receive_all(step(j).at.recurrent_gradient(), dn, kept);

@@ -9,5 +9,8 @@ template struct Recurrent<RNN<Tanh>, Float16>;
 template struct Recurrent<RNN<Relu>, float>;
 template struct Recurrent<RNN<Relu>, BFloat16>;
 template struct Recurrent<RNN<Relu>, Float16>;
+template struct Recurrent<RNN<Sigmoid>, float>;
+template struct Recurrent<RNN<Sigmoid>, BFloat16>;
+template struct Recurrent<RNN<Sigmoid>, Float16>;
 
 }  // namespace throughtime::cuda

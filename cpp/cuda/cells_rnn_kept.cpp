@@ -9,5 +9,8 @@ template struct Recurrent<KeptRNN<Tanh>, Float16>;
 template struct Recurrent<KeptRNN<Relu>, float>;
 template struct Recurrent<KeptRNN<Relu>, BFloat16>;
 template struct Recurrent<KeptRNN<Relu>, Float16>;
+template struct Recurrent<KeptRNN<Sigmoid>, float>;
+template struct Recurrent<KeptRNN<Sigmoid>, BFloat16>;
+template struct Recurrent<KeptRNN<Sigmoid>, Float16>;
 
 }  // namespace throughtime::cuda

@@ -92,7 +92,7 @@ struct ForwardRow : WholeRow<C> {
     const float r = all.recurrent[(b * G + k - G) * H + unit(j)];
     return all.bias ? r + to_float(all.bias[(k - G) * H + unit(j)]) : r;
   }
-  TT_DEVICE float old_cell(int64_t j) const { return has(j) ? step(j).old_state(C::states - 1) : 0.0f; }
+  TT_DEVICE float last_state(int64_t j) const { return has(j) ? step(j).old_state(C::states - 1) : 0.0f; }
   template <int i>
   TT_DEVICE void set_next(int64_t j, float next) const {
     if (has(j)) step(j).store_state(i, step(j).old_state(i), next);

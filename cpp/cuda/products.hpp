@@ -123,8 +123,8 @@ class ChunkGradients {
       launch(queue, over_steps(of.chunk.count(), count * p.H), bias_norms<float>, of.unit + value * p.H, values * p.H, p.B,
              count * p.H, p.norms[parameter] + of.chunk.t0, false);
     };
-    for (int bias = bias_ih; C::bias_inside && bias <= bias_hh; ++bias) find(bias, 0, G);
-    int first = C::bias_inside ? int(G) : 0;
+    for (int bias = bias_ih; C::bias_inside && bias <= bias_hh; ++bias) find(bias, first_value<C>(bias), G);
+    int first = bias_values<C>();
     for (int i = 0; i < max_unit_weights && C::unit_weights[i].name; first += C::unit_weights[i++].count)
       find(unit_weights + i, first, C::unit_weights[i].count);
   }

@@ -10,10 +10,9 @@ namespace throughtime::TT_ISA {
 // all.
 template <class C, class Weights, class Take>
 void for_unit_values(const Weights& weights, int64_t H, const Take& take) {
-  int value = 0;
-  for (; C::bias_inside && value < int(C::gates); ++value)
-    for (int bias = bias_ih; bias <= bias_hh; ++bias)
-      if (weights[bias]) take(value, weights[bias] + value * H);
+  for (int bias = bias_ih; C::bias_inside && bias <= bias_hh; ++bias)
+    for (int g = 0; weights[bias] && g < int(C::gates); ++g) take(first_value<C>(bias) + g, weights[bias] + g * H);
+  int value = bias_values<C>();
   for (int i = 0; i < max_unit_weights; ++i)
     for (int k = 0; k < C::unit_weights[i].count; ++k) take(value++, weights[unit_weights + i] + k * H);
 }

@@ -17,11 +17,11 @@ _PUBLIC = {  # where classes are defined, and where users find them
 _EXPECTED = "layer must be a throughtime layer, or an RNN, GRU or LSTM of torch.nn or throughtime.torch"
 _HALVES = ("torch.bfloat16", "torch.float16")
 _TORCHS = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional")
-_SHARED = (*_TORCHS, "zoneout", "weight_dropout")
+_SHARED = (*_TORCHS, "layer_norm", "zoneout", "weight_dropout")
 _OPTIONS: dict[str, tuple[str, ...]] = {
     "RNN": (*_SHARED, "nonlinearity"),
     "GRU": (*_SHARED, "reset_after"),
-    "LSTM": (*_SHARED, "proj_size", "peephole", "layer_norm"),
+    "LSTM": (*_SHARED, "proj_size", "peephole"),
 }
 
 

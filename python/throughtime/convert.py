@@ -9,6 +9,7 @@ import numpy as np
 
 from ._arguments import Array, as_host_floats, check_shape, choice
 from .recurrent import GRU, LSTM, RNN, Recurrent
+from .recurrent.arguments import NONLINEARITIES
 
 __all__ = ["from_keras", "from_onnx"]
 
@@ -58,8 +59,8 @@ def from_keras(kind: str, weights: Sequence[Any]) -> dict[str, Array]:
     Notes
     -----
     The weights do not contain the activations. The layers here have Keras's defaults, tanh and sigmoid. A
-    ``SimpleRNN(activation="relu")`` corresponds to an ``RNN`` with ``nonlinearity="relu"``; other activations have no
-    layer here.
+    ``SimpleRNN(activation="relu")`` corresponds to an ``RNN`` with ``nonlinearity="relu"``, and likewise for
+    ``"sigmoid"``; other activations have no layer here.
 
     Examples
     --------
@@ -139,8 +140,8 @@ def from_onnx(node: Any, initializers: Mapping[str, Any]) -> Recurrent:
     -------
     RNN, GRU or LSTM
         With ``num_layers=1``. ``direction="reverse"`` becomes ``reverse=True``; ``linear_before_reset=0``, ONNX's
-        default, ``GRU(reset_after=False)``; a node with P, ``LSTM(peephole=True)``; the activation Relu,
-        ``RNN(nonlinearity="relu")``.
+        default, ``GRU(reset_after=False)``; a node with P, ``LSTM(peephole=True)``; the activations Relu and Sigmoid,
+        ``RNN(nonlinearity="relu")`` and ``"sigmoid"``.
 
     Raises
     ------
@@ -215,10 +216,10 @@ def _attributes(node: Any) -> dict[str, Any]:
 
 
 def _activations(kind: str, given: Any, directions: int) -> list[str]:
-    """The activations of one direction, in lower case: the defaults, or relu in an RNN."""
+    """The activations of one direction, in lower case: the defaults, or any of an RNN."""
     default = _ONNX_ACTIVATIONS[kind]
     words = [word.decode() if isinstance(word, bytes) else word for word in given or default * directions]
-    allowed = [default, ["relu"]] if kind == "RNN" else [default]
+    allowed = [[word] for word in NONLINEARITIES] if kind == "RNN" else [default]
     lower = [word.lower() for word in words]
     for one in allowed:
         if lower == one * directions:

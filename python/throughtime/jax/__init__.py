@@ -15,6 +15,7 @@ except ModuleNotFoundError as error:
     raise ImportError('throughtime.jax needs jax: THROUGHTIME_JAX=1 pip install ".[jax]"') from error
 
 from .._arguments import choice, flag
+from ..recurrent.arguments import NONLINEARITIES
 from .layers import run
 
 __all__ = ["gru", "lstm", "rnn"]
@@ -89,13 +90,15 @@ def gru(
     ----------
     params : dict of str to array
         ``weight_ih_l0 (3H, I)``, ``weight_hh_l0 (3H, H)``, ``bias_ih_l0``, ``bias_hh_l0 (3H,)`` or no biases at all;
-        ``_l1`` for the next layer, ``_reverse`` for the second direction.
+        ``_l1`` for the next layer, ``_reverse`` for the second direction. With ``weight_ln_ih_l0``,
+        ``weight_ln_hh_l0 (3H,)`` it is layer-normalised.
     x, lengths
         As for :func:`lstm`.
     state : (L*D, B, H) array, optional
         Initial state ``h_0``; zeros when None.
     reset_after : bool
-        Whether r multiplies after the recurrent product, as in PyTorch; False is the original GRU.
+        Whether r multiplies after the recurrent product, as in PyTorch; False is the original GRU, which has no layer
+        normalisation.
     perturbations : dict of str to array, optional
         ``"hidden" (L*D, T, B, H)``, ``"gates" (L*D, T, B, 3H)``, as for :func:`lstm`.
 
@@ -137,10 +140,11 @@ def rnn(
     ----------
     params : dict of str to array
         ``weight_ih_l0 (H, I)``, ``weight_hh_l0 (H, H)``, ``bias_ih_l0``, ``bias_hh_l0 (H,)`` or no biases at all;
-        ``_l1`` for the next layer, ``_reverse`` for the second direction.
+        ``_l1`` for the next layer, ``_reverse`` for the second direction. With ``weight_ln_ih_l0``,
+        ``weight_ln_hh_l0 (H,)`` it is layer-normalised.
     x, state, lengths
         As for :func:`gru`.
-    nonlinearity : {"tanh", "relu"}
+    nonlinearity : {"tanh", "relu", "sigmoid"}
     perturbations : dict of str to array, optional
         ``"hidden"``, ``"gates" (L*D, T, B, H)``, as for :func:`lstm`.
 
@@ -162,6 +166,6 @@ def rnn(
     >>> output.shape, h_n.shape
     ((10, 16), (1, 16))
     """
-    cell = f"rnn_{choice('nonlinearity', nonlinearity, ('tanh', 'relu'))}"
+    cell = f"rnn_{choice('nonlinearity', nonlinearity, NONLINEARITIES)}"
     output, (h_n,) = run(params, x, state, lengths, perturbations, cell=cell, gates=1)
     return output, h_n

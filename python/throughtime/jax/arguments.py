@@ -12,7 +12,7 @@ import numpy as np
 from .._arguments import check_dtype, check_shape, sequence_lengths
 from ..recurrent.architecture import Architecture
 
-_VARIANTS = {"weight_hr_l0": "_projected", "weight_ci_l0": "_peephole", "weight_ln_ih_l0": "_layer_norm"}
+_VARIANTS = {"weight_hr_l0": "_projected", "weight_ci_l0": "_peephole"}  # of the LSTM
 
 
 def check_x(x: Any) -> Any:
@@ -50,6 +50,13 @@ def check_params(params: Any, cell: str, gates: int, x: Any) -> Architecture:
 def _read(params: Mapping[str, Any], cell: str, gates: int, x: Any) -> Architecture:
     rows, width = params["weight_hh_l0"].shape
     variant = next((of for name, of in _VARIANTS.items() if name in params), "") if cell == "lstm" else ""
+    if not variant and "weight_ln_ih_l0" in params:
+        if cell == "gru_original":
+            raise ValueError(
+                "params has 'weight_ln_ih_l0' and reset_after=False was given, but a GRU with layer normalisation "
+                "resets after the recurrent product: expected reset_after=True, or params without gains"
+            )
+        variant = "_layer_norm"
     return Architecture(
         name=cell.partition("_")[0],
         cell=cell + variant,

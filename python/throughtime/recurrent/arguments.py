@@ -14,6 +14,7 @@ from .architecture import Architecture, states_of
 
 _MOST_LAYERS = 10_000  # a slip, such as sizes in the wrong order, would keep the constructor busy for minutes
 _MEMORY = ("full", "states", "checkpoint")
+NONLINEARITIES = ("tanh", "relu", "sigmoid")
 
 Options = Mapping[str, Any]
 
@@ -51,13 +52,20 @@ def describe(kind: str, options: Options, name: str | None = None) -> tuple[dict
 
 def _rnn(options: Options) -> tuple[str, dict[str, Any]]:
     """The cell that the options select, and the checked options that only this kind of layer has."""
-    nonlinearity = choice("nonlinearity", options["nonlinearity"], ("tanh", "relu"))
-    return f"rnn_{nonlinearity}" + ("_kept" if options["zoneout"] else ""), {"nonlinearity": nonlinearity}
+    nonlinearity = choice("nonlinearity", options["nonlinearity"], NONLINEARITIES)
+    layer_norm = flag("layer_norm", options["layer_norm"])
+    variant = "_layer_norm" if layer_norm else "_kept" if options["zoneout"] else ""
+    return f"rnn_{nonlinearity}{variant}", {"nonlinearity": nonlinearity, "layer_norm": layer_norm}
 
 
 def _gru(options: Options) -> tuple[str, dict[str, Any]]:
-    reset_after = flag("reset_after", options["reset_after"])
-    return "gru" if reset_after else "gru_original", {"reset_after": reset_after}
+    own = {key: flag(key, options[key]) for key in ("reset_after", "layer_norm")}
+    if own["layer_norm"] and not own["reset_after"]:
+        raise ValueError(
+            "layer_norm=True was given with reset_after=False, but a GRU with layer normalisation resets after the "
+            "recurrent product: expected reset_after=True or layer_norm=False"
+        )
+    return "gru_layer_norm" if own["layer_norm"] else "gru" if own["reset_after"] else "gru_original", own
 
 
 def _lstm(options: Options) -> tuple[str, dict[str, Any]]:

@@ -221,8 +221,8 @@ class RNN(Recurrent, kind="RNN"):
         I and H.
     num_layers : int
         L, at most 10,000; layer k > 0 reads the output of layer k - 1.
-    nonlinearity : {"tanh", "relu"}
-        f.
+    nonlinearity : {"tanh", "relu", "sigmoid"}
+        f. The slope of ``"sigmoid"`` is at most 1/4, so its gradients vanish sooner.
     bias : bool
         Whether ``b_ih`` and ``b_hh`` exist.
     batch_first : bool
@@ -234,6 +234,11 @@ class RNN(Recurrent, kind="RNN"):
     reverse : bool
         The only direction runs from the last timestep to the first, with `lengths` from each sequence's own last one;
         the output stands where the input does. The parameters have no suffix.
+    layer_norm : bool
+        ``h_t = f(LN(W_ih x_t) + LN(W_hh h_{t-1}) + b_ih + b_hh)``, each LN over all units with a gain ``weight_ln_ih``,
+        ``weight_ln_hh (H,)``, which starts as 1, and eps 1e-5. Ba et al. (2016, arXiv:1607.06450) normalise the sum of
+        both products in this network (equation 4), and each product in LSTM and GRU (equations 20 to 25). Here each
+        product is normalised in all three.
     zoneout : float
         Probability that a unit keeps its old state at a step, in training; at inference the new state is the
         expectation, ``p old + (1 - p) new`` (Krueger et al. 2017).
@@ -251,6 +256,7 @@ class RNN(Recurrent, kind="RNN"):
     """
 
     nonlinearity: str
+    layer_norm: bool
 
     def __init__(
         self,
@@ -264,6 +270,7 @@ class RNN(Recurrent, kind="RNN"):
         bidirectional: bool = False,
         *,
         reverse: bool = False,
+        layer_norm: bool = False,
         zoneout: float = 0.0,
         weight_dropout: float = 0.0,
         dtype: Any = "float32",
@@ -287,6 +294,11 @@ class GRU(Recurrent, kind="GRU"):
     reset_after : bool
         Whether r multiplies after the recurrent product, as above; False is the original,
         ``n = tanh(W_in x + b_in + W_hn (r h) + b_hn)``.
+    layer_norm : bool
+        ``LN(W_ih x)`` and ``LN(W_hh h)`` replace the two products, each LN over all gates with a gain ``weight_ln_ih``,
+        ``weight_ln_hh (3*H,)``, which starts as 1, and eps 1e-5. Biases are added afterwards, and r multiplies
+        ``LN(W_hh h)_n + b_hn``. Ba et al. (2016, arXiv:1607.06450, equations 23 to 25) also normalise each product, but
+        those of n separately. It needs ``reset_after=True``: ``W_hn`` of the original GRU has a separate product.
 
     Examples
     --------
@@ -295,6 +307,7 @@ class GRU(Recurrent, kind="GRU"):
     """
 
     reset_after: bool
+    layer_norm: bool
 
     def __init__(
         self,
@@ -308,6 +321,7 @@ class GRU(Recurrent, kind="GRU"):
         *,
         reverse: bool = False,
         reset_after: bool = True,
+        layer_norm: bool = False,
         zoneout: float = 0.0,
         weight_dropout: float = 0.0,
         dtype: Any = "float32",
@@ -331,9 +345,9 @@ class LSTM(Recurrent, kind="LSTM"):
         i and f see ``weight_ci c``, ``weight_cf c``, o sees ``weight_co c'`` (Gers and Schmidhuber 2000).
     layer_norm : bool
         Gates from ``LN(W_ih x) + LN(W_hh h) + b_ih + b_hh``, each LN over all gates with a gain ``weight_ln_ih``,
-        ``weight_ln_hh``; ``h' = o tanh(LN(c'))`` with ``weight_ln_c``, ``bias_ln_c`` (Ba et al. 2016). Gains start as
-        1, where gradients grow by some 4 % a step (H = 256); with ``weight_ln_hh`` at 0.5 they fall by 17 %. Of these
-        three options one may be chosen.
+        ``weight_ln_hh``; ``h' = o tanh(LN(c'))`` with ``weight_ln_c``, ``bias_ln_c`` (Ba et al. 2016, arXiv:1607.06450,
+        equations 20 to 22). Gains start as 1, where gradients grow by some 4 % a step (H = 256); with ``weight_ln_hh``
+        at 0.5 they fall by 17 %. Of these three options one may be chosen.
     zoneout : float or pair of float
         As for :class:`RNN`; a pair is for h and c. h is computed from the c before its zoneout.
 

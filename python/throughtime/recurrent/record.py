@@ -175,12 +175,6 @@ class Record:
         shape = saved_shape(described, self.backend, self.dtype, *self.sizes)
         return [self.backend.empty(shape, self.dtype) for _ in range(described.count)]
 
-    def saved_values(self, index: int) -> int:
-        """The number of values that the cell saved per unit and step."""
-        saved = self.saved[index]
-        assert saved is not None
-        return int(saved.shape[3])
-
     def saved_units(self, index: int) -> Array:
         """The values that the cell saved, (T, B, values, H)."""
         saved, (steps, batch) = self.saved[index], self.sizes

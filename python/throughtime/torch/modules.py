@@ -11,7 +11,9 @@ from torch.nn import Parameter, init
 from torch.nn.modules.rnn import RNNBase
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from .._arguments import choice
 from ..recurrent.architecture import CONSTANTS, states_of
+from ..recurrent.arguments import NONLINEARITIES
 from . import kernels, operators
 from .base import Base, as_node, check_is_tensor, kind_of, plain
 from .compiling import is_traced, let_dynamo_trace
@@ -238,7 +240,9 @@ class RNN(Recurrent, torch.nn.RNN):
     input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional, device, dtype
         As for ``torch.nn.RNN``, and NumPy's scalars go as well. There are kernels for float32 and float64 on the CPU,
         where bfloat16 and float16 are computed in float32, and for float32, bfloat16 and float16 on CUDA. Dropout draws
-        from torch's generator, other masks than torch.nn.RNN would.
+        from torch's generator, other masks than torch.nn.RNN would. `nonlinearity` may be ``"sigmoid"``, too.
+    layer_norm : bool
+        As for :class:`throughtime.RNN`, with parameters of the same names; torch.nn.RNN does not have them.
     zoneout, weight_dropout : float
         As for :class:`throughtime.RNN`.
     memory : {"full", "states", "checkpoint"} or int
@@ -256,6 +260,9 @@ class RNN(Recurrent, torch.nn.RNN):
 
     _kind = "RNN"
     _states = states_of("rnn")
+    _own: ClassVar[dict[str, Any]] = {"layer_norm": False, **Recurrent._own}
+
+    layer_norm: bool
 
     def __init__(
         self,
@@ -270,16 +277,20 @@ class RNN(Recurrent, torch.nn.RNN):
         *,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        layer_norm: bool = False,
         zoneout: float = 0.0,
         weight_dropout: float = 0.0,
         memory: str | int = "full",
     ) -> None:
-        options = (num_layers, nonlinearity, bias, batch_first, dropout, bidirectional)
+        chosen = choice("nonlinearity", plain(nonlinearity), NONLINEARITIES)
+        options = (num_layers, "tanh" if chosen == "sigmoid" else chosen, bias, batch_first, dropout, bidirectional)
         super().__init__(*plain((input_size, hidden_size, *options)), device=device, dtype=dtype)
-        self._set_up(zoneout=zoneout, weight_dropout=weight_dropout, memory=memory)
+        if chosen == "sigmoid":  # which torch's constructor refuses
+            self.nonlinearity, self.mode = chosen, "RNN_SIGMOID"
+        self._set_up(layer_norm=layer_norm, zoneout=zoneout, weight_dropout=weight_dropout, memory=memory)
 
     def _options(self) -> dict[str, Any]:
-        return super()._options() | {"nonlinearity": self.nonlinearity}
+        return super()._options() | {"nonlinearity": self.nonlinearity, "layer_norm": self.layer_norm}
 
 
 class GRU(Recurrent, torch.nn.GRU):
@@ -291,6 +302,8 @@ class GRU(Recurrent, torch.nn.GRU):
         As for ``torch.nn.GRU``, and :class:`RNN`.
     reset_after : bool
         As for :class:`throughtime.GRU`; False is the original, whose weights torch.nn.GRU would read differently.
+    layer_norm : bool
+        As for :class:`throughtime.GRU`, with parameters of the same names; torch.nn.GRU does not have them.
     zoneout, weight_dropout, memory
         As for :class:`RNN`.
 
@@ -307,9 +320,10 @@ class GRU(Recurrent, torch.nn.GRU):
 
     _kind = "GRU"
     _states = states_of("gru")
-    _own: ClassVar[dict[str, Any]] = {"reset_after": True, **Recurrent._own}
+    _own: ClassVar[dict[str, Any]] = {"reset_after": True, "layer_norm": False, **Recurrent._own}
 
     reset_after: bool
+    layer_norm: bool
 
     def __init__(
         self,
@@ -324,16 +338,18 @@ class GRU(Recurrent, torch.nn.GRU):
         device: Any = None,
         dtype: torch.dtype | None = None,
         reset_after: bool = True,
+        layer_norm: bool = False,
         zoneout: float = 0.0,
         weight_dropout: float = 0.0,
         memory: str | int = "full",
     ) -> None:
         options = (num_layers, bias, batch_first, dropout, bidirectional)
         super().__init__(*plain((input_size, hidden_size, *options)), device=device, dtype=dtype)
-        self._set_up(reset_after=reset_after, zoneout=zoneout, weight_dropout=weight_dropout, memory=memory)
+        own = {"reset_after": reset_after, "layer_norm": layer_norm}
+        self._set_up(**own, zoneout=zoneout, weight_dropout=weight_dropout, memory=memory)
 
     def _options(self) -> dict[str, Any]:
-        return super()._options() | {"reset_after": self.reset_after}
+        return super()._options() | {"reset_after": self.reset_after, "layer_norm": self.layer_norm}
 
 
 class LSTM(Recurrent, torch.nn.LSTM):
