@@ -34,6 +34,7 @@ def recurrent():
         "every": 0,
         "reverse": False,
         "zoneout": {"hidden": np.zeros((T, B, H), bool), "cell": 0.0},
+        "terms": 3,
     }
 
 

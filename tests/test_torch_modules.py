@@ -604,31 +604,32 @@ def test_modules_run_in_several_threads():
 
 @pytest.fixture
 def precisions(monkeypatch):
-    """The precision in which kernels were called."""
+    """The number of terms, which is the precision, that kernels were told of; None: that of the process."""
     seen = []
     for name in ("forward", "backward"):
         kernel = getattr(_core, name)
 
-        def spy(*arguments, kernel=kernel):
-            seen.append(tt.get_matmul_precision())
-            return kernel(*arguments)
+        def spy(cell, problem, *others, kernel=kernel):
+            seen.append((problem["terms"], tt.get_matmul_precision()))
+            return kernel(cell, problem, *others)
 
         monkeypatch.setattr(_core, name, spy)
     return seen
 
 
 def test_autocast_is_medium_precision_for_the_call_and_its_backward(precisions):
-    """Whatever a Linear before made of the input, a state in float32 stays in float32."""
+    """Behind a Linear, with states of two types; the results have torch's types. No other call notices."""
     module, linear, x = ours.LSTM(3, 4), torch.nn.Linear(3, 3), torch.randn(5, 2, 3)
+    state = torch.zeros(1, 2, 4, dtype=torch.bfloat16), torch.zeros(1, 2, 4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        output, (h_n, _) = module(linear(x), (torch.zeros(1, 2, 4, dtype=torch.bfloat16), torch.zeros(1, 2, 4)))
-    assert output.dtype is h_n.dtype is torch.float32
+        output, (h_n, _) = module(linear(x), state)
+        expected, (expected_h, _) = torch.nn.LSTM(3, 4)(linear(x), state)
+    assert (output.dtype, h_n.dtype) == (expected.dtype, expected_h.dtype)
     output.sum().backward()
     assert linear.weight.grad.dtype is torch.float32
-    assert precisions == ["medium", "medium"]
-    assert tt.get_matmul_precision() == "highest"
+    assert precisions == [(1, "highest")] * 2
     module(x)[0].sum().backward()
-    assert precisions[2:] == ["highest", "highest"]
+    assert precisions[2:] == [(None, "highest")] * 2
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
@@ -659,20 +660,3 @@ def test_autocast_gives_results_of_the_types_that_torch_gives(name, low, packed)
                 output.sum().backward()
                 assert {p.grad.dtype for p in module.parameters()} == {torch.float32}
             assert found[1] == found[0]
-
-
-def test_nested_calls_of_medium_precision_restore_what_was_before():
-    """As calls of several threads are: one enters while another is inside, and leaves after it."""
-    from throughtime.torch.precision import medium
-
-    first, second = medium(), medium()
-    tt.set_matmul_precision("high")
-    try:
-        first.__enter__()
-        second.__enter__()
-        first.__exit__(None, None, None)
-        assert tt.get_matmul_precision() == "medium"
-        second.__exit__(None, None, None)
-        assert tt.get_matmul_precision() == "high"
-    finally:
-        tt.set_matmul_precision("highest")

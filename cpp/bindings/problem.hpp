@@ -50,6 +50,14 @@ void describe_parameters(const Cell& cell, const Arrays& gradients, const Arrays
   }
 }
 
+// How many bfloat16 terms the call splits a float32 into, or `otherwise` if it does not say.
+inline int terms_of(const Arrays& from, int otherwise) {
+  if (!from.has("terms")) return otherwise;
+  const int64_t terms = from.integer("terms");
+  if (terms < 1 || terms > 3) throw py::value_error("terms: expected 1 to 3");
+  return int(terms);
+}
+
 // What a backward is given and what it fills, of a problem that is described.
 template <class S, class Cell>
 void describe_gradients(const Cell& cell, const Arrays& gradients, Backward<S>& p) {

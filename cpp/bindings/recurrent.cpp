@@ -25,8 +25,9 @@ void forward(const CellKernels& cell, const Arrays& from) {
   Forward<S> p{};
   describe(cell, from, p);
   p.output = from.view<S>("output", {p.T, p.B, p.P});
+  const int terms = terms_of(from, get_terms());
   from.done();
-  run(entries<S>(cell).forward, p, operations(cell, p));
+  run(entries<S>(cell).forward, p, operations(cell, p), terms);
 }
 
 template <class S>
@@ -44,9 +45,10 @@ void backward(const CellKernels& cell, const Arrays& from, const Arrays& gradien
   describe(cell, from, p);
   describe_gradients(cell, gradients, p);
   if (gradients.has("exponent")) describe_flow(gradients, p);
+  const int terms = terms_of(from, get_terms());
   from.done();
   gradients.done();
-  run(entries<S>(cell).backward, p, 2 * operations(cell, p));
+  run(entries<S>(cell).backward, p, 2 * operations(cell, p), terms);
 }
 
 // An array in the pool's memory, which goes back there with the last reference.

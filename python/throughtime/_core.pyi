@@ -21,6 +21,7 @@ class RecurrentProblem(TypedDict):
     resets: Array | None  # (T, B)
     saved: Array | None  # (T, *saved_shape)
     zoneout: Mapping[str, Array | float]  # of each state: a mask (T, B, P or H), or a probability
+    terms: int | None  # that a float32 is split into for products: 3, 2 or 1; None: as `set_terms` says
     output: NotRequired[Array]  # (T, B, P), which the forward fills
 
 class RecurrentGradients(TypedDict, total=False):

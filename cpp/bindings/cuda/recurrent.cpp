@@ -32,8 +32,7 @@ cuda::Mode find_mode(const std::string& name) {
 
 cuda::Call describe_call(const Arrays& from) {
   cuda::Call call{queue_of(uintptr_t(from.integer("stream")))};
-  if (from.has("terms")) call.terms = int(from.integer("terms"));
-  if (call.terms < 1 || call.terms > 3) throw py::value_error("terms: expected 1 to 3");
+  call.terms = terms_of(from, call.terms);
   if (from.has("mode")) call.mode = find_mode(from.text("mode"));
   call.chunk = from.integer("chunk");
   call.multiprocessors = int(from.integer("multiprocessors"));

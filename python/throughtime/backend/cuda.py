@@ -196,7 +196,7 @@ class Cuda:
 
 
 def _recurrent_call(problem: RecurrentProblem) -> dict[str, Any]:
-    return _call(problem, problem["x"].dtype, terms=_core.get_terms(), **_forced)
+    return _call(problem, problem["x"].dtype, terms=problem["terms"] or _core.get_terms(), **_forced)
 
 
 def _call(problem: Mapping[str, Any], dtype: Any, **own: Any) -> dict[str, Any]:

@@ -20,9 +20,10 @@ def run_forward(
     masks: dict[str, Array],
     memory: str | int | None,
     last: bool = False,
+    terms: int | None = None,
 ) -> Record:
     """Run all layers over all timesteps. With `last`, the output is only that of the last step of each direction."""
-    record = Record.of(architecture, backend, inputs, parameters, masks, memory)
+    record = Record.of(architecture, backend, inputs, parameters, masks, memory, terms)
     record.states = record.new_states(record.every, inputs.state)
     record.saved = record.new_saved()
     layers = _run_layers(record, inputs.x, architecture.num_layers, record.states, record.every, last=last)

@@ -45,6 +45,8 @@ class Record:
         By index, the values that the cell saves for its backward; None unless ``memory="full"``.
     inputs : list of (T, B, F) arrays
         The input of every layer. Only the first one if the others are recomputed; none for inference.
+    terms : int, optional
+        Precision of the products: the number of bfloat16 terms that a float32 is split into. None: the process's.
     output : array, optional
         In the caller's layout.
     final_state : list of (L*D, B, width) arrays
@@ -61,6 +63,7 @@ class Record:
     resets: Array | None
     parameters: dict[str, Array]
     masks: dict[str, Array]
+    terms: int | None = None
     states: list[Array] = field(default_factory=list)
     saved: Sequence[Array | None] = ()
     inputs: list[Array] = field(default_factory=list)
@@ -76,6 +79,7 @@ class Record:
         parameters: dict[str, Array],
         masks: dict[str, Array],
         memory: str | int | None,
+        terms: int | None = None,
     ) -> Record:
         """A record before its forward."""
         if architecture.weight_dropout and masks:
@@ -99,6 +103,7 @@ class Record:
             inputs.resets,
             parameters,
             masks,
+            terms,
         )
 
     def restore(self, x: Array, kept: Iterable[Array]) -> None:
@@ -137,6 +142,7 @@ class Record:
             "resets": self.resets,
             "saved": self.saved[index],
             "zoneout": self._zoneout(index) if self.masks else described.zoneouts,
+            "terms": self.terms,
         }
 
     def _zoneout(self, index: int) -> dict[str, Any]:

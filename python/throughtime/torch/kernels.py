@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -13,7 +12,6 @@ from ..recurrent.arguments import Inputs, time_major
 from ..recurrent.backward import Asked, Gradients, Loss, run_backward
 from ..recurrent.forward import run_forward
 from ..recurrent.record import Record, kept_shapes
-from . import precision
 from .places import tensor_of
 from .plan import Plan
 from .recorder import Timesteps
@@ -48,15 +46,16 @@ class Call(NamedTuple):
         names, array_of = self.plan.mask_names(len(self.masks)), self.plan.place.array_of
         return {name: array_of(mask) for name, mask in zip(names, self.masks, strict=True)}
 
-    def precision(self) -> AbstractContextManager[None]:
-        """Of its products."""
-        return precision.medium() if self.medium else nullcontext()
+    @property
+    def terms(self) -> int | None:
+        """The precision of its products: see `Record`."""
+        return 1 if self.medium else None
 
 
 def forward(call: Call, x: Tensor, state: Sequence[Tensor]) -> list[Tensor]:
     """Output, final states, and what the backward needs besides; `state` is empty for zeros."""
     plan = call.plan
-    with plan.place.working(x), call.precision():
+    with plan.place.working(x):
         record = run_forward(
             plan.architecture,
             plan.checks.backend,
@@ -64,6 +63,7 @@ def forward(call: Call, x: Tensor, state: Sequence[Tensor]) -> list[Tensor]:
             parameters=call.parameters(),
             masks=call.named_masks(),
             memory=plan.memory,
+            terms=call.terms,
         )
         kept = [] if plan.memory is None else record.kept()
         results = [record.output, *_as_tuple(record.as_state(record.final_state))]
@@ -107,7 +107,7 @@ def backward(
         initial_state=needs_state,
         parameters=frozenset(named),
     )
-    with call.plan.place.working(x), call.precision():
+    with call.plan.place.working(x):
         grads = _gradients(call, x, kept, d_results, asked)
         if recorder:
             recorder.add(grads)
@@ -121,7 +121,8 @@ def _gradients(
 ) -> Gradients:
     plan, array_of = call.plan, call.plan.place.array_of
     inputs, backend = call.inputs(x), plan.checks.backend
-    record = Record.of(plan.architecture, backend, inputs, call.parameters(), call.named_masks(), plan.memory)
+    parameters, masks = call.parameters(), call.named_masks()
+    record = Record.of(plan.architecture, backend, inputs, parameters, masks, plan.memory, call.terms)
     record.restore(inputs.x, map(array_of, kept))
     d_output, *d_states = (None if tensor is None else array_of(tensor) for tensor in d_results)
     d_final = plan.checks.state("d_final_state", _as_state(d_states), record.sizes[1], record.batched, partial=True)
