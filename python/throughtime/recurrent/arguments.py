@@ -53,13 +53,14 @@ def describe(kind: str, options: Options, name: str | None = None) -> tuple[dict
 def _rnn(options: Options) -> tuple[str, dict[str, Any]]:
     """The cell that the options select, and the checked options that only this kind of layer has."""
     nonlinearity = choice("nonlinearity", options["nonlinearity"], NONLINEARITIES)
-    layer_norm = flag("layer_norm", options["layer_norm"])
+    layer_norm = flag("layer_norm", options.get("layer_norm", False))
     variant = "_layer_norm" if layer_norm else "_kept" if options["zoneout"] else ""
     return f"rnn_{nonlinearity}{variant}", {"nonlinearity": nonlinearity, "layer_norm": layer_norm}
 
 
 def _gru(options: Options) -> tuple[str, dict[str, Any]]:
-    own = {key: flag(key, options[key]) for key in ("reset_after", "layer_norm")}
+    own = {"reset_after": flag("reset_after", options["reset_after"])}
+    own["layer_norm"] = flag("layer_norm", options.get("layer_norm", False))
     if own["layer_norm"] and not own["reset_after"]:
         raise ValueError(
             "layer_norm=True was given with reset_after=False, but a GRU with layer normalisation resets after the "
