@@ -18,8 +18,11 @@ import numpy as np
 import pytest
 
 import throughtime as tt
-from conftest import ALL_TIMESTEPS, EMULATES_AMX, KINDS, Problem
+from emulation import EMULATES_AMX
+from problems import ALL_TIMESTEPS, KINDS, Problem
 from throughtime import _core
+
+pytestmark = pytest.mark.per_level
 
 RECORDED = Path(__file__).with_name("bits.json")
 DTYPES = ("float32", "float64")

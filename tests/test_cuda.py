@@ -382,9 +382,9 @@ def test_the_kernels_are_told_stream_and_way(monkeypatch):
     layer.forward(x).backward(cuda.to_device(np.ones((7, 3, 6)), "float32"))
     with force(mode="stepwise", chunk=2):
         layer(x)
-    assert [(p["type"], p["stream"], p["terms"], p.get("mode"), p.get("chunk")) for p in told] == [
-        ("float32", 0, 3, None, None),
-        ("float32", 0, 3, None, None),
+    assert [tuple(p[name] for name in ("type", "stream", "terms", "mode", "chunk")) for p in told] == [
+        ("float32", 0, 3, "free", 0),
+        ("float32", 0, 3, "free", 0),
         ("float32", 0, 3, "stepwise", 2),
     ]
     with force(mode="by hand"), pytest.raises(ValueError, match="mode"):

@@ -336,7 +336,7 @@ def test_tensors_are_used_where_they_lie(monkeypatch):
 
     def look(problem):
         for key, found in seen.items():
-            found.add(problem[key].__array_interface__["data"][0])
+            found.add((problem | problem["parameters"])[key].__array_interface__["data"][0])
 
     watch(monkeypatch, look)
     for batch_first in (False, True):
