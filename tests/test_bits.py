@@ -22,6 +22,8 @@ from emulation import EMULATES_AMX
 from problems import ALL_TIMESTEPS, KINDS, Problem
 from throughtime import _core
 
+pytestmark = pytest.mark.per_level
+
 RECORDED = Path(__file__).with_name("bits.json")
 DTYPES = ("float32", "float64")
 

@@ -18,7 +18,7 @@ RUNS_AMX = EMULATES and (HAS_AVX512 or EMULATES_AMX)  # on registers of 32 bytes
 def programs():
     """By width; compilers lower what is wider than this machine's registers."""
     source = ROOT / "tests" / "cells.cpp"
-    options = ["-O1", "-pthread", f"-I{ROOT / 'cpp'}", source]
+    options = ["-Og", "-pthread", f"-I{ROOT / 'cpp'}", source]
     jobs = {width: [*options, f"-DTT_VECTOR_BYTES={width}"] for width in WIDTHS}
     if RUNS_AMX:
         level = LEVEL_OPTIONS["amx"] if HAS_AVX512 else AMX_ON_AVX2

@@ -88,7 +88,7 @@ def gradient_outside(loss, operands, mesh, **options):
 
 def test_gradient_inside_shard_map(kind, mesh):
     """Of parameters that all devices have, it is summed over devices, and once."""
-    problem = Problem(kind, B=4, L=2, D=2)
+    problem = Problem(kind, B=4, L=2)
     loss, operands = loss_of(problem), operands_of(problem)
     check(jax.jit(gradient_inside(loss, operands, mesh))(operands), problem, loss, operands)
 

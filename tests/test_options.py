@@ -136,7 +136,7 @@ def refused(option, call, value, error):
     assert len(str(caught.value)) < 500
 
 
-@pytest.mark.parametrize("value", NOT_NUMBERS, ids=repr)
+@pytest.mark.parametrize("value", NOT_NUMBERS, ids=lambda value: repr(value).partition(" at 0x")[0])
 @pytest.mark.parametrize("option", [*SIZES, *NUMBERS])
 def test_what_is_no_number(option, value):
     if option in WITH_WORDS and value == "1":

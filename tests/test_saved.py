@@ -232,7 +232,7 @@ def test_a_small_file_costs_little(path, configuration, arrays):
     assert peak_of_refusal(path) < 30
 
 
-@pytest.mark.parametrize("path", [True, 1, None, 2.5, ["layer"], io.BytesIO()], ids=repr)
+@pytest.mark.parametrize("path", [True, 1, None, 2.5, ["layer"], io.BytesIO()], ids=lambda path: type(path).__name__)
 def test_a_path_is_the_name_of_a_file(path):
     """An int is no path, though `open` takes one for the number of a file that is open."""
     layer = LAYERS["rnn"]()

@@ -60,7 +60,7 @@ struct Table {
   }
   static constexpr CellKernels cells[] = {describe(C::name, C::gates, C::states, C::saved, C::projects, C::phases == Phases::rows,
                                                    C::unit_weights, entries<C, float>, entries<C, double>)...};
-  static constexpr Kernels kernels = {vector_bytes, has_amx,    has_dot,     sizeof...(C), cells,  multiply_add,
+  static constexpr Kernels kernels = {vector_bytes, has_amx,     has_dot,     sizeof...(C), cells,  multiply_add,
                                       &attention,   &layer_norm, activations, &training,    &linear};
 };
 
