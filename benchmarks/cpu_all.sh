@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Builds, tests and measures the CPU kernels of this machine's best instruction set, in every precision that it has, without a network:
+# Build, test and measure the CPU kernels of this machine's best instruction set in all its precisions, without a network:
 #
 #     benchmarks/cpu_all.sh [PART ...]      all of: build check lstm others
 #
 # It needs a C++ compiler, cmake, ninja, and a Python ($PYTHON, else python3) with pybind11, torch, pytest, hypothesis, typer, rich and
-# matplotlib; pytest-xdist is used where it is. Results go to ./cpu-results, and to $OUT where that is set: a log of each part, JSON and
-# plots of what was measured. One part that fails or runs over its limit does not keep the next from running.
+# matplotlib; pytest-xdist is optional. Results go to ./cpu-results, and to $OUT if that is set: a log of each part, JSON and plots of
+# the measurements. If a part fails or exceeds its time limit, the next part still runs.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Builds, tests and measures the CUDA backend on a machine with a GPU, in under ten minutes and without a network:
+# Build, test and measure the CUDA backend on a machine with a GPU, in under ten minutes and without a network:
 #
 #     benchmarks/cuda_all.sh [STAGE ...]      all of: build tests bits mark norm memcheck racecheck long sizes
 #
 # It needs nvcc, a C++ compiler, cmake, ninja, and a Python ($PYTHON, else python3) with pybind11, torch, pytest, hypothesis, typer, rich
-# and matplotlib; pytest-xdist and pytest-timeout, where they are, keep one test that hangs or crashes from ending the others. Results
-# go to ./cuda-results: a log per stage, JSON of what was measured, stages.tsv, summary.txt; where $OUT is set, that has the summary
-# and an archive of all after each stage. Each stage has a time limit of its own within $TOTAL seconds for all; one that fails or runs
-# over does not keep the next from running.
+# and matplotlib; if pytest-xdist and pytest-timeout are installed, a test that hangs or crashes does not end the others. Results go to
+# ./cuda-results: a log per stage, JSON of the measurements, stages.tsv, summary.txt. If $OUT is set, the summary and an archive of all
+# results are copied there after each stage. Each stage has a time limit, and all stages together $TOTAL seconds; if a stage fails or
+# exceeds its limit, the next one still runs.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 
@@ -21,7 +21,7 @@ TOTAL=${TOTAL:-570}
 declare -A LIMITS=([build]=200 [tests]=130 [bits]=40 [mark]=80 [norm]=40 [memcheck]=60 [racecheck]=60 [long]=60 [sizes]=150)
 STAGES=(build tests bits mark norm memcheck racecheck long sizes)
 
-# The extensions, and beside them the package's Python files.
+# The extensions and the package's Python files.
 stage_build() {
   local python
   python=$("$PYTHON" -c "import sys; print(sys.executable)")
@@ -33,8 +33,8 @@ stage_build() {
   "$PYTHON" -c "import throughtime; from throughtime import _cuda; print(throughtime.__path__[0], _cuda.device_count(), 'devices')"
 }
 
-# On the device where there is one, else on the stand-in, which the tests compile themselves. Short tracebacks, for long ones print
-# arguments, and to print an array whose memory is the device's ends the process.
+# On the device if there is one, otherwise on the stand-in, which the tests compile. Tracebacks are short, because long ones print
+# arguments, and printing an array in device memory ends the process.
 stage_tests() {
   local options=(-q -p no:cacheprovider --tb=short --continue-on-collection-errors --durations=10 --junitxml="$RESULTS/tests.xml")
   if "$PYTHON" -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
@@ -44,13 +44,13 @@ stage_tests() {
   OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2 "$PYTHON" -m pytest "${options[@]}" tests/test_cuda*.py
 }
 
-# Out-of-bounds and misaligned accesses, and memory given back too early, over a few steps of every kernel. Torch's pool would hide
-# where a tensor ends. A call of the API that fails is not counted: some only ask, and where it matters it is an exception.
+# Out-of-bounds and misaligned accesses, and memory released too early, over a few steps of every kernel. Torch's pool would hide the
+# end of a tensor. Failing API calls are not counted: some are only queries, and errors raise exceptions.
 stage_memcheck() { PYTORCH_NO_CUDA_MEMORY_CACHING=1 sanitize memcheck --track-stream-ordered-races all --report-api-errors no; }
 # Races in shared memory.
 stage_racecheck() { sanitize racecheck; }
 
-# Our kernels alone: those of torch and cuBLAS take most of the time.
+# Only our kernels: those of torch and cuBLAS would take most of the time.
 sanitize() {
   compute-sanitizer --tool "$@" --kernel-name kns=throughtime --error-exitcode 9 "$PYTHON" benchmarks/cuda_same_bits.py --small --runs 1
 }
@@ -59,7 +59,7 @@ stage_bits() {
   "$PYTHON" benchmarks/cuda_same_bits.py --runs 10 | tee "$RESULTS/bits.jsonl"
 }
 
-# The published size, against everyone; the list of all sizes comes last and may be cut off: what it has is written.
+# The published size, against all contenders. The list of all sizes comes last and may be cut off: finished rows are written.
 stage_mark() { bench mark --problems mark --precision highest high --against cudnn flashrnn torch-loop --rounds 3; }
 stage_norm() { bench layer-norm --problems layer-norm --rounds 5; }
 stage_long() { bench long --problems long --types bfloat16 float16 --rounds 3; }
@@ -72,7 +72,7 @@ bench() {
   "$PYTHON" -c "from throughtime.cli import app; app()" bench --device cuda --json "$RESULTS/bench-$name.json" "$@"
 }
 
-# Runs a stage within its limit and what is left of the total, and notes how it went. The interrupt lets programs write what they have.
+# Run a stage within its limit and the rest of the total, and record the outcome. On SIGINT, programs write their results so far.
 run_stage() {
   local name=$1 limit=${LIMITS[$1]} left=$((TOTAL - SECONDS)) started=$SECONDS code=0
   ((left < limit)) && limit=$left
@@ -89,7 +89,7 @@ run_stage() {
 outcome() {
   case $1 in
     0) echo passed ;;
-    124 | 137) echo "ran over its limit" ;;
+    124 | 137) echo "exceeded its limit" ;;
     *) echo "failed ($1)" ;;
   esac
 }
@@ -112,7 +112,7 @@ summarise() {
   [[ -z ${OUT:-} ]] || { cp "$RESULTS/summary.txt" "$OUT" && tar -czf "$OUT/cuda-results.tar.gz" -C "$RESULTS" .; }
 }
 
-# A heading where the stage left a log.
+# A heading, if the stage has a log.
 section() {
   [[ -s $RESULTS/$1.log ]] && printf '\n== %s\n' "$2"
 }

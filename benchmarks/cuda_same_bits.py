@@ -1,9 +1,9 @@
-"""Layers on a GPU run again and again: the same bits every time. With ``--small``, what compute-sanitizer can look at.
+"""Run layers on a GPU repeatedly: the bits must be the same. ``--small`` has sizes that suit compute-sanitizer.
 
     python benchmarks/cuda_same_bits.py --runs 10
     compute-sanitizer --tool racecheck python benchmarks/cuda_same_bits.py --small --runs 1
 
-One line of JSON for each problem and type of numbers; the exit code is 1 where runs differ.
+It prints one line of JSON for each problem and number type; the exit code is 1 if runs differ.
 """
 
 from __future__ import annotations
@@ -15,32 +15,38 @@ import sys
 
 import typer
 
-from throughtime.cli.bench.contenders import OURS
-from throughtime.cli.bench.cuda.contenders import maker
-from throughtime.cli.bench.cuda.device import Device, open_device
-from throughtime.cli.bench.cuda.numbers import Numbers, torch
-from throughtime.cli.bench.cuda.problems import AddNorm, Problem, Recurrence
+from throughtime.cli.bench.layers import add_norm, torch_layers
+from throughtime.cli.bench.layers.device import Device, open_device
+from throughtime.cli.bench.layers.dtypes import Numbers
+from throughtime.cli.bench.layers.implementations import OURS
+from throughtime.cli.bench.layers.problems import FORWARD, STEP, AddNorm, Problem, Recurrence
+from throughtime.cli.bench.layers.torch_layers import torch
 
 TYPES = ("float32", "bfloat16", "float16")
 CELLS = ("LSTM", "GRU", "RNN")
 
-# A few steps of sizes around those at which another kernel is chosen: tiny and odd, a cluster's, the whole chip's.
+
+def recurrence(cell: str, T: int, B: int, H: int) -> Recurrence:
+    return Recurrence(cell, T, B, H, H, (FORWARD, STEP))
+
+
+# A few steps of sizes that select each kernel: tiny and odd, one cluster, the whole chip.
 SMALL: tuple[Problem, ...] = (
-    *(Recurrence(cell, 5, 3, 20) for cell in CELLS),
-    *(Recurrence(cell, 4, 16, 256) for cell in CELLS),
-    Recurrence("LSTM", 3, 16, 1024),
+    *(recurrence(cell, 5, 3, 20) for cell in CELLS),
+    *(recurrence(cell, 4, 16, 256) for cell in CELLS),
+    recurrence("LSTM", 3, 16, 1024),
     AddNorm(37, 48),
     AddNorm(64, 1024),
 )
 LARGE: tuple[Problem, ...] = (
-    *(Recurrence(cell, 512, B, H) for cell in CELLS for B, H in ((16, 256), (16, 768), (64, 1024))),
+    *(recurrence(cell, 512, B, H) for cell in CELLS for B, H in ((16, 256), (16, 768), (64, 1024))),
     AddNorm(20000, 768),
     AddNorm(999, 8191),
 )
 
 
 def digest(answers: dict[str, torch.Tensor]) -> str:
-    """Of the bits of all tensors."""
+    """A hash of the bits of all tensors."""
     found = hashlib.sha256()
     for name, tensor in sorted(answers.items()):
         found.update(name.encode() + tensor.detach().contiguous().view(torch.uint8).cpu().numpy().tobytes())
@@ -48,15 +54,18 @@ def digest(answers: dict[str, torch.Tensor]) -> str:
 
 
 def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    """Looked at on the device: to hash every run on the host takes longer than the runs."""
+    """Compare on the device: hashing every run on the host takes longer than the runs."""
     bits = [[run[name].detach().contiguous().view(torch.uint8) for name in one] for run in (one, other)]
     return all(map(torch.equal, *bits))
 
 
 def repeat(problem: Problem, numbers: Numbers, device: Device, runs: int) -> dict[str, object]:
-    """As many runs, forward and backward, of one layer."""
-    numbers.apply()
-    layer = maker(OURS, problem)(problem, numbers, device)
+    """Run one layer forward and backward `runs` times."""
+    device.apply(numbers)
+    if isinstance(problem, AddNorm):
+        layer = add_norm.on_device(OURS, problem, numbers, device)
+    else:
+        layer = torch_layers.on_device(OURS, problem, numbers, device)
     first = layer.answers(sys.maxsize)
     same = [same_bits(first, layer.answers(sys.maxsize)) for _ in range(runs - 1)]
     return {"same": all(same), "differing": same.count(False), "digest": digest(first)}
@@ -66,10 +75,10 @@ def main(device: Device, problems: tuple[Problem, ...], runs: int) -> int:
     differing = 0
     for problem in problems:
         for numbers in (*map(Numbers, TYPES), Numbers("float32", "high")):
-            line: dict[str, object] = {"problem": problem.name, "numbers": str(numbers), "runs": runs}
+            line: dict[str, object] = {"problem": f"{problem.cell} {problem}", "numbers": str(numbers), "runs": runs}
             try:
                 line |= repeat(problem, numbers, device, runs)
-            except Exception as error:  # the others go on
+            except Exception as error:  # continue with the other problems
                 line |= {"same": False, "failed": repr(error)}
             differing += not line["same"]
             print(json.dumps(line), flush=True)
@@ -83,6 +92,6 @@ if __name__ == "__main__":
     given = parser.parse_args()
     try:
         device = open_device()
-    except typer.Exit as refused:  # it has said why
+    except typer.Exit as refused:  # the reason is already printed
         sys.exit(refused.exit_code)
     sys.exit(main(device, SMALL if given.small else LARGE, given.runs))

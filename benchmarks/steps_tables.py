@@ -1,9 +1,9 @@
-"""Writes the tables of whole steps into README.md and docs/performance.md, from what the command measured:
+"""Write the tables of whole steps into README.md and docs/performance.md, from the JSON of a run:
 
     throughtime bench --step --json benchmarks/results/NAME.json
     python benchmarks/steps_tables.py benchmarks/results/NAME.json
 
-Each table lies between the lines `<!-- steps -->` and `<!-- /steps -->`.
+Each table is between the lines `<!-- steps -->` and `<!-- /steps -->`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main(path: Path) -> None:
 
 
 def about(data: dict[str, Any], path: Path) -> str:
-    """Machine, threads and versions; first of all whether the machine was busy."""
+    """Machine, threads and versions; a warning first if the machine was busy."""
     machine, versions, threads = data["machine"], data["versions"], data["threads"]
     busy = f"**Measured on a busy machine ({'; '.join(machine['busy'])}), so provisional.** " if machine["busy"] else ""
     return (
@@ -42,7 +42,7 @@ def about(data: dict[str, Any], path: Path) -> str:
 
 
 def short_table(data: dict[str, Any]) -> list[str]:
-    """A line per problem: samples a second and the ratio for both cells."""
+    """A line per problem: samples per second and ratios for both cells."""
     columns = ["samples/s", "times `torch.nn`", "NumPy API"]
     rows = [
         f"| problem | T | B | I | H | LSTM: {' | '.join(columns)} | GRU: {' | '.join(columns)} |",
@@ -92,7 +92,7 @@ def long_table(data: dict[str, Any]) -> list[str]:
 
 
 def number(value: float | None, factor: float = 1) -> str:
-    """Three digits or more; blank where there is no number."""
+    """Three or more digits; blank if there is no number."""
     if value is None:
         return ""
     scaled = value * factor

@@ -1,4 +1,4 @@
-"""Self-attention with windows and without, for regressions: ``python -m pytest benchmarks --benchmark-only``.
+"""Self-attention with and without windows, for regressions: ``python -m pytest benchmarks --benchmark-only``.
 
 The answer is checked against float64 before anything is timed.
 """

@@ -1,18 +1,17 @@
-"""Residual add and LayerNorm, both ways: ``python -m pytest benchmarks/test_layer_norm.py --benchmark-only -s``.
+"""Residual add and LayerNorm, and back: ``python -m pytest benchmarks/test_layer_norm.py --benchmark-only -s``.
 
-Prints the time relative to a copy of as many bytes by as many threads, and torch's relative to ours, taken in turn.
+Print the time relative to a copy of as many bytes by as many threads, and torch's relative to ours, interleaved.
 """
 
 import functools
 import statistics
 import threading
-import time
 
 import numpy as np
 import pytest
 
 import throughtime as tt
-from throughtime.cli.bench.timing import ratios, turn
+from throughtime.cli.bench.layers.device import seconds, turn
 
 torch = pytest.importorskip("torch")
 
@@ -45,7 +44,7 @@ class Problem:
         return torch.autograd.grad(self.graph, self.tensors, self.seeds, retain_graph=True)
 
     def copy(self):
-        """A part a thread."""
+        """One part per thread."""
         count = tt.get_num_threads()
         parts = zip(*(np.array_split(a.reshape(-1), count) for a in (self.target, self.source)), strict=True)
         threads = [threading.Thread(target=np.copyto, args=part) for part in parts]
@@ -58,7 +57,7 @@ class Problem:
         torch.from_numpy(self.target).copy_(torch.from_numpy(self.source))
 
     def check(self):
-        """Against float64, as far as 32-bit sums of so many numbers allow."""
+        """Compare with float64, within the rounding of 32-bit sums of this length."""
         wide = [tensor.detach().double().requires_grad_() for tensor in self.tensors]
         total = wide[0] + wide[1]
         normalised = torch.nn.functional.layer_norm(total, total.shape[-1:], *wide[2:])
@@ -67,6 +66,10 @@ class Problem:
         for ours, theirs in zip(found, (total, normalised, *true), strict=True):
             theirs = theirs.detach().numpy()
             assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
+
+
+def median_ratio(theirs, ours):
+    return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
 
 
 @functools.cache
@@ -88,8 +91,8 @@ def test_add_layer_norm(benchmark, rows, features, direction):
             times[name].append(turn(functools.partial(seconds, getattr(problem, name))))
     ours = times[direction]
     copies = [min(pair) for pair in zip(times["copy"], times["torch_copy"], strict=True)]
-    to_copy = statistics.median(ratios(ours, copies))
-    to_torch = statistics.median(ratios(times["torch_" + direction], ours))
+    to_copy = median_ratio(ours, copies)
+    to_torch = median_ratio(times["torch_" + direction], ours)
     rate = ARRAYS * problem.x.nbytes / statistics.median(copies) / 1e9
     milliseconds = 1e3 * statistics.median(ours)
     print(
@@ -98,9 +101,3 @@ def test_add_layer_norm(benchmark, rows, features, direction):
     )
     benchmark.extra_info |= {"of a copy": to_copy, "torch / ours": to_torch}
     benchmark(getattr(problem, direction))
-
-
-def seconds(function):
-    begin = time.perf_counter()
-    function()
-    return time.perf_counter() - begin

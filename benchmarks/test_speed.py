@@ -5,19 +5,22 @@ Answers are checked against float64 before anything is timed. `throughtime bench
 
 import pytest
 
-from throughtime.cli.bench.accuracy import bound, errors, reference, verdict
-from throughtime.cli.bench.contenders import Ours
-from throughtime.cli.bench.problems import PROBLEMS, Task
+from throughtime.cli.bench.accuracy import bound, errors, verdict
+from throughtime.cli.bench.layers.implementations import Ours, reference
+from throughtime.cli.bench.layers.problems import CPU_PROBLEMS
 
-CASES = [(name, cell) for name, problem in PROBLEMS.items() if not problem.lean for cell in problem.cells]
+CASES = [
+    pytest.param(problem, id=f"{name}-{problem.cell}")
+    for name, problems in CPU_PROBLEMS.items()
+    for problem in problems
+    if not problem.lean
+]
 
 
-@pytest.mark.parametrize(("name", "cell"), CASES)
-def test_training_step(benchmark, name, cell):
-    """The backward alone where the loss is on the last step only."""
-    task = Task(PROBLEMS[name], cell)
-    ours = Ours(task)
-    ours.step()
-    assert verdict(errors(ours.answers(), reference(task)), bound(task)) is None
-    benchmark.group = name
-    benchmark(ours.backward if task.problem.last else ours.step)
+@pytest.mark.parametrize("problem", CASES)
+def test_training_step(benchmark, problem):
+    """Only the backward, if the loss is on the last step."""
+    ours = Ours(problem)
+    assert verdict(errors(ours.answers(problem.T), reference(problem)), bound(problem.terms(problem.T))) is None
+    benchmark.group = str(problem)
+    benchmark(ours.backward if problem.last else ours.step)

@@ -1,4 +1,4 @@
-"""Training steps of the other cells on the problem `train`, beside the plain one: ``python -m pytest benchmarks``.
+"""Training steps of all cells on the problem `train`, for comparison: ``python -m pytest benchmarks``.
 
 The answer is checked against float64 before anything is timed.
 """
@@ -31,7 +31,7 @@ def answers(layer, x, d_output):
 @pytest.mark.parametrize("name", LAYERS)
 def test_training_step(benchmark, name):
     layer, exact = LAYERS[name]("float32"), LAYERS[name]("float64")
-    if "weight_ln_hh_l0" in layer.parameters:  # with a gain of 1 it is chaotic: float32 leaves the path of float64
+    if "weight_ln_hh_l0" in layer.parameters:  # with a gain of 1 it is chaotic: float32 and float64 diverge
         layer.parameters["weight_ln_hh_l0"][...] = 0.5
     exact.load_parameters(layer.parameters)
     random = np.random.default_rng(0)

@@ -41,7 +41,7 @@ struct Recurrence {
   const uint8_t* resets;             // (T, B), or null: true on the first step of an episode
   const uint8_t* zoneout_mask[max_states];  // (T, B, P), (T, B, H), or null: true where a unit keeps its old state
   double zoneout[max_states];               // where there is no mask: the part of the old state in the new one
-  S* states[max_states];                    // (rows, B, P), (rows, B, H); see cpu/history.hpp
+  S* states[max_states];                    // (rows, B, P), (rows, B, H); see step/windows.hpp
   int64_t every;  // the states before every so many steps and the last one are kept; 0: those of all timesteps
   S* saved;       // what the cell keeps for its backward, or null: (T, units, B, saved, lanes), or where a cell sees whole rows
                   // (T, B, units, saved, lanes)
@@ -362,7 +362,7 @@ struct LinearKernels {
 
 struct Kernels {
   int vector_bytes;
-  bool dot;  // whether Family::dot is there
+  bool amx, dot;  // whether Family::amx and Family::dot are there
   int count;
   const CellKernels* cells;
   double (*multiply_add)(int64_t rounds);  // float32 in registers alone, on one core; returns the operations

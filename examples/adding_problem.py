@@ -1,9 +1,9 @@
 """Hochreiter and Schmidhuber's adding problem: the sum of two numbers, marked among hundreds.
 
-As in experiment 4 of their paper on the LSTM (1997): each step brings a number from [-1, 1] and a marker, sequences
-have between T and T + T/10 steps, the first mark is among the first ten, the second in the first half, and at the end
-0.5 + (X1 + X2) / 4 is to be said; an answer is right when it is off by less than 0.04. Beside RNN, GRU and LSTM stand
-what always saying 0.5 gets, and what the paper reports.
+As in experiment 4 of their paper on the LSTM (1997): each step has a number from [-1, 1] and a marker, sequences have
+between T and T + T/10 steps, the first mark is among the first ten, the second in the first half, and the target is
+0.5 + (X1 + X2) / 4; an answer is right if its error is below 0.04. The table compares RNN, GRU and LSTM with the
+constant answer 0.5 and with the figures of the paper.
 
     python examples/adding_problem.py --plot adding_problem.png
 """
@@ -30,8 +30,8 @@ from throughtime.cli.output import check_plot_path
 Array = NDArray[Any]
 
 _TOLERANCE = 0.04
-_FIRST = 10  # the first mark is among so many pairs
-_ENOUGH = 2000  # sequences right in a row end a training
+_FIRST = 10  # pairs among which the first mark is
+_ENOUGH = 2000  # consecutive sequences answered right end a training
 _TEST = 2560  # sequences
 CELLS = {
     "RNN, orthogonal": Cell("RNN", lr=1e-3, input_deviation=0.1),
@@ -46,20 +46,20 @@ REPORTED = {100: (74_000, 1), 500: (209_000, 0), 1000: (853_000, 1)}
 
 @dataclass(frozen=True)
 class Adding:
-    """Sequences of `steps` steps to a tenth more."""
+    """Sequences of between `steps` and 1.1 `steps` steps."""
 
     steps: int
     inputs: int = 2
     outputs: int = 1
 
     def batch(self, rng: np.random.Generator, count: int) -> Batch:
-        """Numbers and markers: 1 where one is to be added, -1 on the first and the last step, whose numbers count 0."""
+        """Numbers and markers: 1 for a number to be added, -1 on the first and the last step, whose numbers count 0."""
         longest, each = self.steps + self.steps // 10, np.arange(count)
         lengths = rng.integers(self.steps, longest + 1, count)
         numbers, markers = rng.uniform(-1, 1, (longest, count)), np.zeros((longest, count))
         first = rng.integers(0, _FIRST, count)
         second = rng.integers(0, self.steps // 2 - 2, count)
-        second += second >= first  # of the first half, those pairs that are still unmarked
+        second += second >= first  # among the unmarked pairs of the first half
         markers[first, each] = markers[second, each] = 1
         markers[0] = markers[lengths - 1, each] = -1
         total = np.where(markers == 1, numbers, 0).sum(axis=0)
@@ -71,7 +71,7 @@ class Adding:
         return tt.mse(output, target)
 
     def right(self, output: Array, target: Array) -> Array:
-        """Where the answer is off by less than 0.04."""
+        """Whether the error of each answer is below 0.04."""
         near: Array = np.abs(output - target)[:, 0] < _TOLERANCE
         return near
 
@@ -84,7 +84,7 @@ def main(
     seed: Seed = 0,
     plot: Plot = None,
 ) -> None:
-    """Train each cell on each length until 2000 sequences in a row are right, or for so many updates."""
+    """Train each cell on each length until 2000 consecutive sequences are right, or for --steps updates."""
     if plot is not None:
         check_plot_path(plot)
     runs: dict[int, dict[str, Run]] = {}
@@ -111,13 +111,13 @@ def main(
 
 
 def constant(test: Batch) -> tuple[float, float]:
-    """The share right and the mean squared error of always saying 0.5."""
+    """The share of right answers and the mean squared error of the constant answer 0.5."""
     task, output = Adding(len(test.x)), np.full_like(test.target, 0.5)
     return float(task.right(output, test.target).mean()), task.loss(output, test.target)[0]
 
 
 def table(runs: Mapping[int, Mapping[str, Run]], tests: Mapping[int, Batch]) -> Table:
-    """One row per length and cell; what always saying 0.5 gets, and what was reported."""
+    """One row per length and cell, one for the constant answer 0.5, and one for the reported figures."""
     table = Table(title="The adding problem", caption=CAPTION)
     table.add_column("T", justify="right")
     table.add_column("cell", no_wrap=True)
@@ -140,7 +140,7 @@ def table(runs: Mapping[int, Mapping[str, Run]], tests: Mapping[int, Batch]) -> 
 
 
 def reported(runs: Mapping[int, Mapping[str, Run]]) -> list[tuple[str, str, str]]:
-    """What the literature says."""
+    """Figures from the literature."""
 
     def ended(name: str) -> str:
         return f"{name}: " + "; ".join(
@@ -152,8 +152,8 @@ def reported(runs: Mapping[int, Mapping[str, Run]]) -> list[tuple[str, str, str]
     return [
         (
             "Hochreiter & Schmidhuber 1997, table 7",
-            f"LSTM of 4 cells without forget gates, one sequence per update: {table_7} sequences, which is when the "
-            "last 2000 were right and the mean training error below 0.01",
+            f"LSTM of 4 cells without forget gates, one sequence per update: {table_7} sequences, once the last "
+            "2000 were right and the mean training error was below 0.01",
             ended("LSTM, chrono"),
         ),
         (
@@ -166,7 +166,7 @@ def reported(runs: Mapping[int, Mapping[str, Run]]) -> list[tuple[str, str, str]
 
 
 def save_figure(path: Path, runs: Mapping[int, Mapping[str, Run]], tests: Mapping[int, Batch]) -> None:
-    """The share right by sequences learnt from, a panel for each length."""
+    """The share of right answers against the number of training sequences, a panel for each length."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(1 + 5.5 * len(runs), 5.5), layout="constrained")

@@ -1,4 +1,4 @@
-"""What the character models of these examples share: the text, baselines by counting, training, the loss curves."""
+"""The common part of the examples with character models: text, baselines by counting, training, loss curves."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from throughtime.cli.output import check_plot_path
 from throughtime.cli.text import encode
 
 # Options of the examples that train character models.
-Context = Annotated[int, typer.Option(min=1, help="Characters that a model sees at once.")]
-Batch = Annotated[int, typer.Option(min=1, help="Stretches of text per update.")]
+Context = Annotated[int, typer.Option(min=1, help="Characters per window.")]
+Batch = Annotated[int, typer.Option(min=1, help="Windows per update.")]
 Rate = Annotated[float, typer.Option(min=0, help="Learning rate of Adam at the start; falls to a tenth.")]
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 BITS = 1 / math.log(2)  # nats to bits
-# By model: they tell curves apart in black and white, and where one covers another.
+# Per model: they distinguish curves in black and white, and where curves overlap.
 STYLES = ("--", "-", "-.")
 MARKERS = "os^"
 SIZES = (5, 8, 4)
@@ -38,12 +38,12 @@ _VALIDATIONS = 10  # in a training
 
 
 class Model(Protocol):
-    """What can be trained here."""
+    """A model that `train` can train."""
 
     parameters: dict[str, Array]
 
     def __call__(self, ids: Array) -> Array:
-        """Logits (T, B, characters) of what follows each of the characters (T, B) up to it."""
+        """Logits (T, B, characters) of the next character, for each of the characters (T, B)."""
 
     def gradients(self, inputs: Array, targets: Array) -> tuple[float, Mapping[str, Array]]:
         """The mean loss (nats) of characters (T, B), and the gradient of every parameter."""
@@ -51,14 +51,14 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Text:
-    """Characters as integers: those to learn from, those held out, and how many different ones there are."""
+    """Characters as integers: the training text, the held-out text, and the number of distinct characters."""
 
     training: Array
     held_out: Array
     characters: int
 
     def batch(self, rng: np.random.Generator, steps: int, batch: int) -> tuple[Array, Array]:
-        """Inputs and targets (T, B) from random places of the training text."""
+        """Inputs and targets (T, B) from random positions of the training text."""
         starts = rng.integers(0, len(self.training) - steps, batch)
         windows = self.training[np.arange(steps + 1)[:, None] + starts]
         return windows[:-1], windows[1:]
@@ -71,17 +71,17 @@ class Text:
 
 
 def python_help() -> Text:
-    """The text of Python's ``help()`` topics; of paragraphs that stand there several times the first, a fifth less."""
+    """The text of Python's ``help()`` topics without repeated paragraphs, which are a fifth of it."""
     from pydoc_data.topics import topics
 
-    paragraphs = dict.fromkeys("\n".join(topics.values()).split("\n\n"))  # or 8 % of the held-out text were known
+    paragraphs = dict.fromkeys("\n".join(topics.values()).split("\n\n"))  # else 8 % of the held-out text would be known
     vocabulary, ids = encode("\n\n".join(paragraphs))
     cut = round(len(ids) * (1 - _HELD_OUT))
     return Text(ids[:cut], ids[cut:], len(vocabulary))
 
 
 def counted(text: Text, steps: int) -> dict[str, float]:
-    """The loss (nats) on the held-out text of models that count single characters, and pairs; add-one smoothing."""
+    """The held-out loss (nats) of models that count single characters and pairs, with add-one smoothing."""
     inputs, targets = text.validation(steps)
     single = np.bincount(text.training, minlength=text.characters) + 1.0
     pairs = np.ones((text.characters, text.characters))
@@ -94,14 +94,14 @@ def counted(text: Text, steps: int) -> dict[str, float]:
 
 @dataclass
 class Run:
-    """What a training did; losses in nats."""
+    """The history of a training; losses in nats."""
 
     losses: list[float] = field(default_factory=list)  # of each step
-    validation: dict[int, float] = field(default_factory=dict)  # after so many steps
+    validation: dict[int, float] = field(default_factory=dict)  # by step
     seconds: float = 0.0
 
     def recent(self, step: int | None = None) -> float:
-        """The mean training loss of the last steps up to one."""
+        """The mean training loss of the last SPAN steps up to `step`."""
         last = self.losses[:step][-SPAN:]
         return sum(last) / len(last) if last else math.nan
 
@@ -112,7 +112,7 @@ class Run:
 
 
 def train(model: Model, text: Text, name: str, *, steps: int, window: int, batch: int, lr: float, seed: int) -> Run:
-    """Adam with a learning rate that falls to a tenth, on windows from random places; the same ones for one seed."""
+    """Adam with a learning rate that falls to a tenth, on random windows that depend only on the seed."""
     run, rng, optimizer, start = Run(), np.random.default_rng(seed), tt.optim.Adam(lr=lr), time.perf_counter()
     every = max(1, steps // _VALIDATIONS)
     with progress_bar("{task.fields[loss]:.3f} nats") as progress:
@@ -131,7 +131,7 @@ def train(model: Model, text: Text, name: str, *, steps: int, window: int, batch
 
 
 def validation_loss(model: Model, text: Text, window: int) -> float:
-    """The mean loss (nats) on the held-out text, each window from its beginning."""
+    """The mean loss (nats) on the held-out text, in windows without carried state."""
     inputs, targets = text.validation(window)
     total = 0.0
     for columns in _parts(inputs.shape[1], 128):
@@ -141,7 +141,7 @@ def validation_loss(model: Model, text: Text, window: int) -> float:
 
 
 def prepare(plot: Path | None, text: Text, window: int) -> None:
-    """Refuse what cannot end well, before the work starts."""
+    """Check the options before the training starts."""
     if plot is not None:
         check_plot_path(plot)
     if window >= len(text.held_out):
@@ -151,7 +151,7 @@ def prepare(plot: Path | None, text: Text, window: int) -> None:
 
 
 def draw_losses(axes: Axes, runs: Mapping[str, Run], counts: Mapping[str, float]) -> None:
-    """Training losses as lines, held-out ones as marks on them, counting models as level lines; bits per character."""
+    """Training losses as lines, held-out losses as marks, counting models as level lines; bits per character."""
     for index, (name, run) in enumerate(runs.items()):
         line = {"color": f"C{index}", "linestyle": STYLES[index]}
         marks = {"color": f"C{index}", "marker": MARKERS[index], "markersize": SIZES[index], "fillstyle": "none"}

@@ -1,8 +1,8 @@
-"""What residual blocks do for a deep stack of LSTMs.
+"""The effect of residual blocks on a deep stack of LSTMs.
 
-Eight LSTM layers learn the text of Python's ``help()``, character by character: one on top of the other, with residual
-additions, and with LayerNorm before each as well. Before the first update, the gradient of the loss is measured at the
-entrance of every layer; then all are trained alike.
+Eight LSTM layers learn the text of Python's ``help()``, character by character: as a plain stack, with residual
+additions, and with LayerNorm before each layer in addition. Before the first update, the gradient of the loss is
+measured at the input of every layer; then all models are trained in the same way.
 
     python examples/deep_lstm.py --plot deep_lstm.png
 """
@@ -62,7 +62,7 @@ class DeepLSTM:
         return loss, grads.parameters
 
     def gradient_norms(self, inputs: Array, targets: Array) -> list[float]:
-        """The norm of the loss's gradient at the entrance of every LSTM layer, the first one next to the text."""
+        """The norm of the loss's gradient at the input of every LSTM layer, the one next to the text first."""
         _, grads = self._backward(inputs, targets)
         return [tt.clip_grad_norm({"input": layer.input}, math.inf) for layer in grads.layers[1:-1]]
 
@@ -81,7 +81,7 @@ KINDS = {
 
 def main(
     layers: Annotated[int, typer.Option(min=1, help="LSTM layers.")] = 8,
-    hidden: Annotated[int, typer.Option(min=1, help="Units of each.")] = 64,
+    hidden: Annotated[int, typer.Option(min=1, help="Units of each layer.")] = 64,
     steps: Steps = 1000,
     context: Context = 64,
     batch: Batch = 32,
@@ -89,7 +89,7 @@ def main(
     seed: Seed = 0,
     plot: Plot = None,
 ) -> None:
-    """Train a deep LSTM plain, with residual additions, and with LayerNorm too; show the gradient at the start."""
+    """Train a deep LSTM: plain, residual, and residual with LayerNorm; show the gradient before training."""
     text = python_help()
     prepare(plot, text, context)
     counts = counted(text, context)
@@ -107,7 +107,7 @@ def main(
 
 
 def norm_table(norms: dict[str, list[float]]) -> Table:
-    """One row per layer, and how the first compares with the last."""
+    """One row per layer, and the ratio of the first to the last."""
     table = Table(title="Norm of the gradient entering each layer, before training")
     table.add_column("layer", justify="right")
     for kind in norms:
@@ -121,7 +121,7 @@ def norm_table(norms: dict[str, list[float]]) -> Table:
 
 def loss_table(runs: dict[str, Run], counts: dict[str, float], steps: int) -> Table:
     """One row per model."""
-    table = Table(title="Bits per character: training, after so many steps; held out, at the end")
+    table = Table(title="Bits per character: training, by step; held out, at the end")
     table.add_column("model", no_wrap=True)
     marks = sorted({max(1, steps * quarter // 4) for quarter in range(1, 5)})
     for column in (*(str(mark) for mark in marks), "held out", "seconds"):
@@ -135,7 +135,7 @@ def loss_table(runs: dict[str, Run], counts: dict[str, float], steps: int) -> Ta
 
 
 def save_figure(path: Path, runs: dict[str, Run], counts: dict[str, float], norms: dict[str, list[float]]) -> None:
-    """Left the loss by step, right the gradient by layer."""
+    """Left: the loss by step. Right: the gradient by layer."""
     from matplotlib.figure import Figure
 
     layers = len(norms["plain"])

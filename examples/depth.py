@@ -1,9 +1,9 @@
-"""What becomes of the gradient in stacks of 1 to 128 layers, before any training.
+"""The gradient in stacks of 1 to 128 layers, before any training.
 
-Each stack is made of MLPs with torch's default initial weights: bare, with LayerNorm or BatchNorm, with the residual
+Each stack consists of MLPs with torch's default initial weights: plain, with LayerNorm or BatchNorm, with the residual
 addition, with both, and with the addition of a branch that is scaled by one over the square root of the depth. Input
-and d_output are random; what is measured is the norm of dL/dx at the entrance of every block, and how much of the
-gradient of one row's output goes to other rows of the batch: none but with BatchNorm.
+and d_output are random. The example measures the norm of dL/dx at the input of every block, and the share of the
+gradient of one row's output that belongs to other rows of the batch: zero except with BatchNorm.
 
     python examples/depth.py --plot depth.png
 """
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 _SIZE, _HIDDEN = 64, 128
-_COUPLED = 8  # blocks of the stacks whose rows are looked at
-_STEPS, _BATCH = 8, 4  # products that OpenBLAS leaves to one thread: on a busy machine, two wait for each other
+_COUPLED = 8  # blocks of the stacks in `coupling`
+_STEPS, _BATCH = 8, 4  # so small that OpenBLAS uses one thread: on a busy machine, two wait for each other
 
 
 @dataclass(frozen=True)
 class Variant:
-    """How the blocks of a stack are made."""
+    """The kind of blocks in a stack."""
 
     norm: str | None
     residual: bool
@@ -45,7 +45,7 @@ class Variant:
     normalisation: str = "layer"
 
     def stack(self, depth: int, seed: int) -> tt.Sequential:
-        """So many blocks; the MLPs' weights are the same in every variant."""
+        """A stack of `depth` blocks; the weights of the MLPs are the same in every variant."""
         scale = depth**-0.5 if self.scaled else 1.0
         return tt.Sequential(
             *(
@@ -74,14 +74,14 @@ VARIANTS = {
 
 
 def measure(variant: Variant, depth: int, seed: int) -> Array:
-    """log10 of the norm of dL/dx at every block, the first first, for a random input and a random d_output."""
+    """log10 of the norm of dL/dx at every block, from the first on, for a random input and a random d_output."""
     rng = np.random.default_rng([seed, 1])
     x, d_output = (rng.standard_normal((_STEPS, _BATCH, _SIZE)).astype(np.float32) for _ in range(2))
     return tt.gradient_flow(variant.stack(depth, seed), x, d_output).depth_log10_norm[:-1]
 
 
 def coupling(variant: Variant, depth: int, seed: int) -> float:
-    """Of the squared gradient of one row's output with respect to the input, the share that is not in that row."""
+    """The share of the squared gradient of one row's output, with respect to x, that belongs to other rows."""
     rng = np.random.default_rng([seed, 1])
     x, d_output = (rng.standard_normal((_STEPS, _BATCH, _SIZE)).astype(np.float32) for _ in range(2))
     d_output[1:], d_output[0, 1:] = 0, 0
@@ -90,9 +90,9 @@ def coupling(variant: Variant, depth: int, seed: int) -> float:
 
 
 def main(
-    max_depth: Annotated[int, typer.Option(min=1, help="Depths are powers of two up to this one.")] = 128,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, input and d_output.")] = 0,
-    plot: Annotated[Path | None, typer.Option(help="Where a plot goes.", show_default=False)] = None,
+    max_depth: Annotated[int, typer.Option(min=1, help="Largest depth; depths are powers of two.")] = 128,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, input and d_output.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="File of the plot.", show_default=False)] = None,
 ) -> None:
     """Show the gradient at every block of deep stacks, plain, with LayerNorm, residual, and both."""
     if plot is not None:
@@ -111,7 +111,7 @@ def main(
 
 def table(measured: dict[str, dict[int, Array]]) -> Table:
     """One row per depth, one column per variant."""
-    table = Table(title="log10 of the gradient's norm at the first block over that at the last", padding=(0, 0, 0, 1))
+    table = Table(title="log10 of the gradient's norm at the first block relative to the last", padding=(0, 0, 0, 1))
     table.add_column("blocks", justify="center")
     for name in measured:
         table.add_column(name.replace(" ", "\n").replace("/", "/\n"), justify="right")
@@ -122,9 +122,9 @@ def table(measured: dict[str, dict[int, Array]]) -> Table:
 
 def coupling_table(seed: int) -> Table:
     """One row per variant that has a norm."""
-    table = Table(title="What of one row's gradient is in other rows")
+    table = Table(title="Share of one row's gradient in other rows")
     table.add_column(f"{_COUPLED} blocks, {_STEPS * _BATCH} rows")
-    table.add_column("share of its square", justify="right")
+    table.add_column("share of the square", justify="right")
     for name, variant in VARIANTS.items():
         if variant.norm is not None:
             table.add_row(name, f"{coupling(variant, _COUPLED, seed):z.3f}")
@@ -132,12 +132,12 @@ def coupling_table(seed: int) -> Table:
 
 
 def _ratio(log10_norms: Array) -> float:
-    """log10 of the first over the last."""
+    """log10 of the ratio of the first to the last."""
     return float(log10_norms[0] - log10_norms[-1])
 
 
 def save_figure(path: Path, measured: dict[str, dict[int, Array]]) -> None:
-    """Left the norms at each block of the deepest stack, right the ratios by depth; below without the plain stack."""
+    """Left: norms at each block of the deepest stack. Right: ratios by depth. Below: without the plain stack."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 8), layout="constrained")

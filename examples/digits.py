@@ -1,8 +1,8 @@
 """Handwritten digits, read pixel by pixel: 64 steps of one number each.
 
 RNN, GRU and LSTM learn scikit-learn's 1797 digits of 8 x 8 pixels, row after row, with the initial weights of torch and
-with others; a fifth is held out. The bar to clear is a linear classifier that sees all pixels at once. Beside the
-accuracy stands how much of the gradient reached the first pixel before training.
+with others; a fifth is held out. The baseline is a linear classifier that sees all pixels at once. The table has the
+accuracy, and the share of the gradient that reached the first pixel before training.
 
     python examples/digits.py --plot digits.png
 """
@@ -38,7 +38,7 @@ from throughtime.cli.output import check_plot_path
 
 Array = NDArray[Any]
 
-_HELD_OUT = 5  # one digit of so many
+_HELD_OUT = 5  # one digit in five
 _LINEAR_UPDATES = 1000
 CELLS = {
     "RNN, default": Cell("RNN", lr=1e-3, weights="torch"),
@@ -53,7 +53,7 @@ CELLS = {
 
 @dataclass(frozen=True)
 class Digits(Classification):
-    """Images (N, 64) of which to learn, brightness from 0 to 1, and the digit that each shows (N,)."""
+    """Training images (N, 64), brightness from 0 to 1, and the digit that each shows (N,)."""
 
     images: Array
     labels: Array
@@ -61,7 +61,7 @@ class Digits(Classification):
     outputs: int = 10
 
     def batch(self, rng: np.random.Generator, count: int) -> Batch:
-        """Random ones."""
+        """Random images."""
         chosen = rng.integers(0, len(self.labels), count)
         return pixels(self.images[chosen], self.labels[chosen])
 
@@ -72,7 +72,7 @@ def pixels(images: Array, labels: Array) -> Batch:
 
 
 def load() -> tuple[Array, Array]:
-    """The images (1797, 64), brightness from 0 to 1, and what they show."""
+    """The images (1797, 64), brightness from 0 to 1, and their digits."""
     try:
         from sklearn.datasets import load_digits
     except ImportError:
@@ -82,14 +82,14 @@ def load() -> tuple[Array, Array]:
 
 
 def split(images: Array, labels: Array, seed: int) -> tuple[Digits, Batch]:
-    """What to learn from, and a random fifth held out."""
+    """The training set, and a random fifth held out."""
     order = np.random.default_rng([seed, 2]).permutation(len(labels))
     held_out, rest = np.split(order, [len(order) // _HELD_OUT])
     return Digits(images[rest], labels[rest]), pixels(images[held_out], labels[held_out])
 
 
 def linear(task: Digits, test: Batch, seed: int) -> float:
-    """The share of the test digits that a linear classifier tells right, which sees whole images."""
+    """The share of test digits that a linear classifier of whole images recognises."""
     layer, optimizer = tt.Linear(task.images.shape[1], task.outputs, seed=seed), tt.optim.Adam(lr=0.01)
     for _ in range(_LINEAR_UPDATES):
         tape = layer.forward(task.images)
@@ -136,19 +136,19 @@ def table(runs: Mapping[str, Run], baseline: float) -> Table:
 
 
 def reported(runs: Mapping[str, Run]) -> list[tuple[str, str, str]]:
-    """What the literature says of a larger set of digits."""
+    """Figures from the literature for a larger set of digits."""
     return [
         (
             "Le et al. 2015",
-            "pixel by pixel MNIST, which is another set: 28 x 28 pixels, 784 steps, 60,000 digits to learn from; IRNN "
-            "of 100 units 97 %",
+            "pixel by pixel MNIST, which is another set: 28 x 28 pixels, 784 steps, 60,000 training digits; IRNN of "
+            "100 units 97 %",
             f"IRNN {100 * runs['IRNN'].right:.1f} %, LSTM, chrono {100 * runs['LSTM, chrono'].right:.1f} %",
         )
     ]
 
 
 def save_figure(path: Path, runs: Mapping[str, Run], baseline: float) -> None:
-    """Left the accuracy in the course of training, right the gradient by step before it."""
+    """Left: the accuracy during training. Right: the gradient by step before training."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 5.5), layout="constrained")

@@ -2,9 +2,9 @@
 
     torchrun --standalone --nproc-per-node 2 examples/distributed.py
 
-Every process takes its share of each batch; DistributedDataParallel averages the gradients while the backward runs.
-What a batch holds follows from the seed and the number of the update, so a run that was killed goes on from its last
-checkpoint as if nothing had happened: ``torchrun --max-restarts 1 ... --checkpoint FILE --die-at 60`` shows it.
+Every process takes its share of each batch; DistributedDataParallel averages the gradients while the backward runs. A
+batch depends only on the seed and the number of the update, so a run that was killed continues from its last checkpoint
+with the same result: ``torchrun --max-restarts 1 ... --checkpoint FILE --die-at 60`` demonstrates it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from characters import BITS, Batch, Context, Text, python_help
 from common import Seed, Steps, run_command
 
 _MAX_NORM = 1.0
-_LOGGED = 10  # lines of a run
+_LOGGED = 10  # lines per run
 
 
 class CharacterModel(nn.Module):
@@ -44,7 +44,7 @@ class CharacterModel(nn.Module):
         self.linear = nn.Linear(hidden, characters)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Logits (T, B, characters) of what follows each of the characters (T, B)."""
+        """Logits (T, B, characters) of the next character, for each of the characters (T, B)."""
         logits: Tensor = self.linear(self.lstm(self.embedding(ids))[0])
         return logits
 
@@ -57,12 +57,12 @@ def main(
     layers: Annotated[int, typer.Option(min=1, help="LSTM layers.")] = 2,
     lr: Annotated[float, typer.Option(min=0, help="Learning rate of Adam.")] = 2e-3,
     seed: Seed = 0,
-    double: Annotated[bool, typer.Option("--double", help="float64, to compare runs to many digits.")] = False,
+    double: Annotated[bool, typer.Option("--double", help="Use float64, to compare runs to many digits.")] = False,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="Where checkpoints go; if there is one, the run goes on from it.", show_default=False),
+        typer.Option(help="File of the checkpoint; if it exists, the run continues from it.", show_default=False),
     ] = None,
-    every: Annotated[int, typer.Option(min=1, help="Updates from one checkpoint to the next.")] = 25,
+    every: Annotated[int, typer.Option(min=1, help="Updates between checkpoints.")] = 25,
     die_at: Annotated[
         int | None,
         typer.Option(min=0, help="The last process kills itself before this update, once.", show_default=False),
@@ -100,15 +100,15 @@ def main(
     distributed.barrier()
     distributed.destroy_process_group()
     sys.stdout.flush()
-    os._exit(0)  # after a restart, torch 2.13 aborted one exit in four: a thread of its own was still there
+    os._exit(0)  # after a restart, torch 2.13 aborted one exit in four, because one of its threads was still running
 
 
 def _join() -> tuple[int, int]:
-    """Meet the other processes; this one's number, and how many they are."""
+    """Join the process group; return the rank of this process and the number of processes."""
     if not distributed.is_torchelastic_launched():
         raise SystemExit("start it with torchrun: torchrun --standalone --nproc-per-node 2 examples/distributed.py")
     store, rank, world = next(distributed.rendezvous("env://"))
-    # The store may outlive a restart, and with it the addresses of processes that are gone.
+    # The store may outlive a restart, with the addresses of processes that no longer exist.
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     distributed.init_process_group(
         "gloo", store=distributed.PrefixStore(f"restart {restart}", store), rank=rank, world_size=world
@@ -117,7 +117,7 @@ def _join() -> tuple[int, int]:
 
 
 def _update(parallel: DistributedDataParallel, optimizer: torch.optim.Optimizer, share: tuple[Tensor, Tensor]) -> float:
-    """One step of training; the mean loss of all processes."""
+    """Make one training step; return the mean loss of all processes."""
     inputs, targets = share
     optimizer.zero_grad()
     loss = cross_entropy(parallel(inputs).flatten(0, 1), targets.flatten())
@@ -130,21 +130,21 @@ def _update(parallel: DistributedDataParallel, optimizer: torch.optim.Optimizer,
 
 
 def _share(text: Text, seed: int, step: int, context: int, batch: int, rank: int, world: int) -> tuple[Tensor, Tensor]:
-    """This process's columns of the batch of a step: inputs and targets (T, B / world)."""
+    """The columns of a step's batch that belong to this process: inputs and targets (T, B / world)."""
     inputs, targets = text.batch(np.random.default_rng([seed, step]), context, batch)
     inputs, targets = (torch.from_numpy(np.ascontiguousarray(array[:, rank::world])) for array in (inputs, targets))
     return inputs, targets
 
 
 def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Written beside and renamed: whoever is killed here leaves the last one whole."""
+    """Write to another name, then rename: a process killed here leaves the last checkpoint intact."""
     fresh = path.with_name(path.name + ".new")
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, fresh)
     fresh.replace(path)
 
 
 def _resume(path: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """The number of updates that the checkpoint has seen, 0 where there is none."""
+    """Load the checkpoint; return its number of updates, 0 if there is none."""
     if path is None or not path.exists():
         return 0
     saved: dict[str, Any] = torch.load(path)

@@ -1,9 +1,9 @@
 """Is the first symbol of a sequence equal to the last one? XOR, stretched over time.
 
-RNN, GRU and LSTM read N random bits and answer at the end. What lies between is noise, so that a network has to keep
+RNN, GRU and LSTM read N random bits and answer at the end. The bits in between are noise, so a network must remember
 the first bit for N - 1 steps before it is of any use. The bias of the gate that keeps the state (forget gate of the
-LSTM, update gate of the GRU) starts at 0, at 1, or as "chrono" initialisation draws it for memories of up to N steps;
-beside the answers stands how much of the gradient reached the first step before training.
+LSTM, update gate of the GRU) starts at 0, at 1, or as "chrono" initialisation draws it for memories of up to N steps.
+The table also has the share of the gradient that reached the first step before training.
 
     python examples/first_equals_last.py --plot first_equals_last.png
 """
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
-_ENOUGH = 2000  # sequences right in a row end a training, as in Hochreiter and Schmidhuber's experiment 4
-_TEST = 2560  # sequences, as there
-_LEARNT = 0.99  # of them right
+_ENOUGH = 2000  # consecutive right sequences end a training, as in Hochreiter and Schmidhuber's experiment 4
+_TEST = 2560  # sequences, as in that experiment
+_LEARNT = 0.99  # share of right answers
 CELLS = {
     "RNN, default": Cell("RNN", lr=1e-3, weights="torch"),
     "RNN, orthogonal": Cell("RNN", lr=1e-3, input_deviation=0.1),
@@ -58,7 +58,7 @@ CELLS = {
 
 @dataclass(frozen=True)
 class FirstEqualsLast(Classification):
-    """So many symbols, one-hot; class 1 where the first is the last, half of the time."""
+    """`steps` symbols, one-hot; class 1 if the first equals the last, which is so for half of the sequences."""
 
     steps: int
     symbols: int
@@ -66,11 +66,11 @@ class FirstEqualsLast(Classification):
 
     @property
     def inputs(self) -> int:
-        """One for each symbol."""
+        """One feature per symbol."""
         return self.symbols
 
     def batch(self, rng: np.random.Generator, count: int) -> Batch:
-        """Random symbols; the last one drawn anew so that the classes are equally frequent."""
+        """Random symbols; the last one is redrawn so that the classes are equally frequent."""
         ids = rng.integers(0, self.symbols, (self.steps, count))
         equal = rng.integers(0, 2, count)
         other = (ids[0] + rng.integers(1, self.symbols, count)) % self.symbols
@@ -87,7 +87,7 @@ def main(
     seed: Seed = 0,
     plot: Plot = None,
 ) -> None:
-    """Train each cell on each length until 2000 sequences in a row are right, or for so many updates."""
+    """Train each cell on each length until 2000 consecutive sequences are right, or for --steps updates."""
     if plot is not None:
         check_plot_path(plot)
     runs: dict[int, dict[str, Run]] = {}
@@ -128,7 +128,7 @@ def table(runs: Mapping[int, Mapping[str, Run]]) -> Table:
 
 
 def reported(runs: Mapping[int, Mapping[str, Run]]) -> list[tuple[str, str, str]]:
-    """What the literature says of such tasks; none of them is this one."""
+    """Figures from the literature for similar tasks."""
 
     def reach(name: str) -> str:
         solved = [count for count, by_name in runs.items() if by_name[name].right > _LEARNT]
@@ -142,13 +142,13 @@ def reported(runs: Mapping[int, Mapping[str, Run]]) -> list[tuple[str, str, str]
         ),
         (
             "Hochreiter & Schmidhuber 1997, experiment 3a",
-            "one of two classes told by the first input, noise after it, T = 100: LSTM without forget gate (all is "
-            "kept) after 64,330 sequences; 1000: 452,460, three inputs telling",
+            "the first input determines one of two classes, noise after it, T = 100: LSTM without forget gate learns "
+            "it in 64,330 sequences; T = 1000, three such inputs: 452,460",
             reach("LSTM, chrono"),
         ),
         (
             "Gers et al. 2000; Jozefowicz et al. 2015",
-            "forget gates should start open: a bias of 1, lest the LSTM seem unable to learn long dependencies",
+            "forget gates should start open, with a bias of 1; else the LSTM seems unable to learn long dependencies",
             f"{reach('LSTM, bias 0')}; {reach('LSTM, bias 1')}",
         ),
         (
@@ -160,7 +160,7 @@ def reported(runs: Mapping[int, Mapping[str, Run]]) -> list[tuple[str, str, str]
 
 
 def save_figure(path: Path, runs: Mapping[int, Mapping[str, Run]]) -> None:
-    """Left what was learnt after how many updates, right the gradient at the first step before training."""
+    """Left: right answers and updates. Right: the gradient at the first step before training."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 5.5), layout="constrained")

@@ -1,8 +1,8 @@
-"""What initial weights make of the signal and of the gradient in a plain MLP of 100 layers, before any training.
+"""The effect of initial weights on signal and gradient in a plain MLP of 100 layers, before any training.
 
 100 x (Linear + ReLU) and 100 x (Linear + Tanh), with torch's default weights, Xavier's, Kaiming's and orthogonal ones.
-Input and d_output are random rows; what is measured is the norm of the output over that of the input, and the norm of
-dL/dx at the entrance of every Linear.
+Input and d_output are random rows. The example measures the ratio of the output's norm to that of the input, and the
+norm of dL/dx at the input of every Linear.
 
     python examples/initial_weights.py --plot initial_weights.png
 """
@@ -35,17 +35,17 @@ WEIGHTS = ("default", "xavier", "kaiming", "orthogonal")
 class Measured:
     """Logarithms to base 10."""
 
-    signal: float  # the output's norm over the input's
-    norms: Array  # of dL/dx at every Linear, the first first
+    signal: float  # ratio of the output's norm to the input's
+    norms: Array  # of dL/dx at every Linear, from the first on
 
     @property
     def gradient(self) -> float:
-        """The gradient's norm at the first Linear over that at the last."""
+        """The ratio of the gradient's norm at the first Linear to that at the last."""
         return float(self.norms[0] - self.norms[-1])
 
 
 def plain_mlp(activation: str, weights: str, depth: int, seed: int) -> tt.Sequential:
-    """So many times Linear and activation."""
+    """`depth` times Linear and activation."""
     make = ACTIVATIONS[activation]
     stack = tt.Sequential(
         *(layer for place in range(depth) for layer in (tt.Linear(_SIZE, _SIZE, seed=[seed, place]), make()))
@@ -64,8 +64,8 @@ def measure(activation: str, weights: str, depth: int, seed: int) -> Measured:
 
 def main(
     depth: Annotated[int, typer.Option(min=1, help="Layers of each stack.")] = 100,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, input and d_output.")] = 0,
-    plot: Annotated[Path | None, typer.Option(help="Where a plot goes.", show_default=False)] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, input and d_output.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="File of the plot.", show_default=False)] = None,
 ) -> None:
     """Show signal and gradient in deep plain MLPs with several initial weights."""
     if plot is not None:

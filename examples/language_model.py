@@ -1,9 +1,9 @@
-"""A character language model written for torch.nn.LSTM, and with one import changed.
+"""A character language model written for torch.nn.LSTM, and the same with one import changed.
 
-LSTM layers read the text of Python's ``help()`` in parallel streams: truncated backpropagation through time (the state
-goes on from window to window, its gradient does not), the embedding's weight is the output's as well, and the gradient
-is clipped. ``--layers`` says where LSTM is imported from; with ``both``, the two start from the same weights and see
-the same text, so their losses should be the same up to rounding.
+LSTM layers read the text of Python's ``help()`` in parallel streams, with truncated backpropagation through time (the
+state is carried from window to window, its gradient is not), tied weights of embedding and output, and a clipped
+gradient. ``--layers`` chooses the import of LSTM; with ``both``, the two models start from the same weights and see the
+same text, so their losses should be the same up to rounding.
 
     python examples/language_model.py --plot language_model.png
 """
@@ -27,7 +27,7 @@ from common import Plot, Seed, Steps, run_command
 
 
 class Layers(StrEnum):
-    """Where LSTM comes from."""
+    """The library of the LSTM."""
 
     TORCH = "torch"
     THROUGHTIME = "throughtime"
@@ -51,19 +51,19 @@ class LanguageModel(nn.Module):
         nn.init.normal_(self.embedding.weight, std=hidden**-0.5)
 
     def forward(self, ids: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Logits (T, B, characters) of what follows, and the state after the window."""
+        """Logits (T, B, characters) of the next characters, and the state after the window."""
         output, state = self.lstm(self.embedding(ids), state)
         return self.head(output), state
 
 
 def streams(text: Text, batch: int) -> Tensor:
-    """The training text as (steps, batch): as many stretches of it, one beside the other."""
+    """The training text as (steps, batch): consecutive parts of it as columns."""
     length = len(text.training) // batch
     return torch.tensor(np.ascontiguousarray(text.training[: length * batch].reshape(batch, length).T))
 
 
 def train(model: LanguageModel, ids: Tensor, *, steps: int, window: int, lr: float, max_norm: float) -> Run:
-    """Windows in order, the state detached between them; from the start again, with a zero state, at the end."""
+    """Train on windows in order, with the state detached between them; after the last, restart with a zero state."""
     run, optimizer, start = Run(), torch.optim.Adam(model.parameters(), lr=lr), time.perf_counter()
     windows = (len(ids) - 1) // window
     state = None
@@ -82,9 +82,9 @@ def train(model: LanguageModel, ids: Tensor, *, steps: int, window: int, lr: flo
 
 
 def main(
-    layers: Annotated[Layers, typer.Option(help="Where LSTM comes from.")] = Layers.BOTH,
+    layers: Annotated[Layers, typer.Option(help="Library of the LSTM.")] = Layers.BOTH,
     depth: Annotated[int, typer.Option(min=1, help="LSTM layers.")] = 2,
-    hidden: Annotated[int, typer.Option(min=1, help="Units of each.")] = 128,
+    hidden: Annotated[int, typer.Option(min=1, help="Units of each layer.")] = 128,
     steps: Steps = 200,
     context: Context = 64,
     batch: Batch = 32,
@@ -93,7 +93,7 @@ def main(
     seed: Seed = 0,
     plot: Plot = None,
 ) -> None:
-    """Train a character model with torch.nn.LSTM, with throughtime.torch.LSTM, or with both, one after the other."""
+    """Train a character model with torch.nn.LSTM, with throughtime.torch.LSTM, or with each of them."""
     text = python_help()
     prepare(plot, text, context)
     ids = streams(text, batch)
@@ -110,8 +110,8 @@ def main(
 
 
 def loss_table(runs: dict[str, Run], steps: int) -> Table:
-    """One row per model, and how far apart they are."""
-    table = Table(title="Training loss, bits per character, at so many steps")
+    """One row per model, and their largest difference."""
+    table = Table(title="Training loss, bits per character, by step")
     table.add_column("model", no_wrap=True)
     marks = sorted({max(1, steps * quarter // 4) for quarter in range(1, 5)})
     for column in (*(str(mark) for mark in marks), "seconds"):

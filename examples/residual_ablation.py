@@ -1,8 +1,8 @@
-"""What the residual additions do for a small transformer, of one block and of several.
+"""The effect of residual additions on a small transformer of one block, and of several.
 
 Causal character transformers (attention, then a feed-forward layer, LayerNorm before each) learn the text of Python's
-``help()``, once as they should be and once with ``residual=False``; nothing else differs. The bars to clear are tables
-of how often each character occurs, and each pair of them.
+``help()``, with residual additions and with ``residual=False``; nothing else differs. The baselines are the frequencies
+of characters and of pairs of characters.
 
     python examples/residual_ablation.py --plot residual_ablation.png
 """
@@ -77,7 +77,7 @@ def _named(tokens: Any, positions: Any, body: Any) -> dict[str, Array]:
 
 
 def main(
-    blocks: Annotated[list[int], typer.Option(min=1, help="Attention and feed-forward, so many times.")] = [1, 4],  # noqa: B006
+    blocks: Annotated[list[int], typer.Option(min=1, help="Blocks of attention and feed-forward.")] = [1, 4],  # noqa: B006
     steps: Steps = 1500,
     context: Context = 64,
     batch: Batch = 32,
@@ -85,7 +85,7 @@ def main(
     seed: Seed = 0,
     plot: Plot = None,
 ) -> None:
-    """Train character transformers with and without their residual additions, beside counting models."""
+    """Train character transformers with and without residual additions, and compare with counting models."""
     text = python_help()
     prepare(plot, text, context)
     counts = counted(text, context)

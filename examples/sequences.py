@@ -1,4 +1,4 @@
-"""What the examples that read a sequence and answer at its end share: cells, training, the gradient by step."""
+"""The common part of the examples that answer at the end of a sequence: cells, training, the gradient by step."""
 
 from __future__ import annotations
 
@@ -27,50 +27,50 @@ Array = NDArray[Any]
 Hidden = Annotated[int, typer.Option(min=1, help="Units of the recurrent layer.")]
 Size = Annotated[int, typer.Option(min=1, help="Sequences per update.")]
 
-# Per cell: they tell lines apart in black and white.
+# Per cell: they distinguish lines in black and white.
 STYLES = ((0, (1, 2)), "--", "-.", "-", (0, (6, 2, 1, 2, 1, 2)), (0, (4, 2)), "-")
 MARKERS = "ovsDP^X"
-_PART = 256  # sequences that are evaluated at once
-_TESTS = 10  # in a training, where it is asked for
-CAPTION = "before and after training: log10 of the norm of dL/dh at the first step over that at the last"
+_PART = 256  # sequences evaluated at once
+_TESTS = 10  # evaluations during a training with `watch`
+CAPTION = "before and after training: log10 of the norm of dL/dh at the first step relative to the last"
 _LAYERS: dict[str, Any] = {"RNN": tt.RNN, "IRNN": partial(tt.RNN, nonlinearity="relu"), "GRU": tt.GRU, "LSTM": tt.LSTM}
 _RECURRENT: dict[str, Any] = {"orthogonal": tt.init.orthogonal, "identity": tt.init.identity}
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs (T, B, I), what to answer (B, ...), and the sequences' lengths where they differ."""
+    """Inputs (T, B, I), targets (B, ...), and the lengths of the sequences if they differ."""
 
     x: Array
     target: Array
     lengths: Array | None = None
 
     def part(self, start: int) -> Batch:
-        """The sequences from one on, so many as are evaluated at once."""
+        """The sequences that are evaluated at once, from `start` on."""
         chosen = slice(start, start + _PART)
         lengths = None if self.lengths is None else self.lengths[chosen]
         return Batch(np.ascontiguousarray(self.x[:, chosen]), self.target[chosen], lengths)
 
 
 class Task(Protocol):
-    """What can be learnt here."""
+    """A task of sequences with an answer at the end."""
 
     @property
     def inputs(self) -> int:
-        """Features of a step."""
+        """Features per step."""
 
     @property
     def outputs(self) -> int:
-        """Features of an answer."""
+        """Features per answer."""
 
     def batch(self, rng: np.random.Generator, count: int) -> Batch:
-        """So many sequences to learn from."""
+        """`count` training sequences."""
 
     def loss(self, output: Array, target: Array) -> tuple[float, Array]:
         """The mean loss of outputs (B, outputs), and its gradient."""
 
     def right(self, output: Array, target: Array) -> Array:
-        """Which of the outputs are right (B,)."""
+        """Whether each output is right (B,)."""
 
 
 class Classification:
@@ -81,7 +81,7 @@ class Classification:
         return tt.cross_entropy(output, target)
 
     def right(self, output: Array, target: Array) -> Array:
-        """Where the largest output is that of the class."""
+        """Whether the largest output is that of the class."""
         correct: Array = output.argmax(axis=1) == target
         return correct
 
@@ -90,9 +90,9 @@ class Classification:
 class Cell:
     """A recurrent layer, its initial weights and the learning rate that suits it.
 
-    With weights "torch" they are as the constructor draws them. Else input weights are normal, biases zero, and the
-    recurrent weights of each gate "orthogonal", or the "identity" as in Le et al. (2015). `keep` is the bias of the
-    gate that keeps the old state (f of the LSTM, z of the GRU), "chrono" those of Tallec and Ollivier (2018).
+    With weights "torch" they are as the constructor draws them. Otherwise input weights are normal, biases zero, and
+    the recurrent weights of each gate "orthogonal", or the "identity" as in Le et al. (2015). `keep` is the bias of the
+    gate that keeps the old state (f of the LSTM, z of the GRU); "chrono" draws it as Tallec and Ollivier (2018) do.
     """
 
     kind: str
@@ -102,7 +102,7 @@ class Cell:
     keep: float | str = 0.0
 
     def layer(self, inputs: int, hidden: int, steps: int, rng: np.random.Generator) -> Any:
-        """With so many inputs and units, for sequences of so many steps."""
+        """The layer, for sequences of `steps` steps."""
         layer = _LAYERS[self.kind](inputs, hidden, seed=rng)
         if self.weights == "torch":
             return layer
@@ -119,7 +119,7 @@ class Cell:
 
 
 class Model:
-    """A recurrent layer, and a Linear on its last output."""
+    """A recurrent layer, then a Linear on its last output."""
 
     def __init__(self, cell: Cell, task: Task, hidden: int, steps: int, seed: int) -> None:
         rng = np.random.default_rng([seed, 0])
@@ -128,7 +128,7 @@ class Model:
         self.parameters = _named(self.layer, self.readout)
 
     def __call__(self, batch: Batch) -> Array:
-        """The answers (B, outputs), with no more kept on the way than has to be."""
+        """The answers (B, outputs), with as little memory as possible."""
         parts = (batch.part(start) for start in range(0, len(batch.target), _PART))
         return np.concatenate([self.readout(self._read(part, memory="checkpoint").output) for part in parts])
 
@@ -150,7 +150,7 @@ def _named(layer: Any, readout: Any) -> dict[str, Array]:
 
 
 def log10_gradient(layer: Any, batch: Batch) -> Array:
-    """log10 of the norm of dL/dh_t by step (T,), over that at the sequences' ends, where dL/dh is ones."""
+    """log10 of the norm of dL/dh_t by step (T,), relative to that at the end of the sequences, where dL/dh is ones."""
     flow = tt.gradient_flow(layer, batch.x, lengths=batch.lengths)
     log10_norm: Array = flow.log10_norm[0] - math.log10(math.sqrt(batch.x.shape[1] * layer.hidden_size))
     return log10_norm
@@ -158,30 +158,30 @@ def log10_gradient(layer: Any, batch: Batch) -> Array:
 
 @dataclass
 class Run:
-    """What a training did."""
+    """The history of a training."""
 
     size: int  # sequences per update
     before: Array  # `log10_gradient` before the first update
     after: Array  # and after the last one
     losses: list[float] = field(default_factory=list)  # of each update
-    shares: list[float] = field(default_factory=list)  # of each update's sequences, right before it
-    tests: dict[int, float] = field(default_factory=dict)  # share right of the test sequences after so many updates
+    shares: list[float] = field(default_factory=list)  # of right answers in each update's batch, before the update
+    tests: dict[int, float] = field(default_factory=dict)  # share of right test answers, by number of updates
     output: Array = field(default_factory=lambda: np.zeros(0))  # on the test sequences, at the end
     seconds: float = 0.0
 
     @property
     def updates(self) -> int:
-        """How many were made."""
+        """The number of updates."""
         return len(self.losses)
 
     @property
     def sequences(self) -> int:
-        """How many were learnt from."""
+        """The number of training sequences."""
         return self.updates * self.size
 
     @property
     def right(self) -> float:
-        """The share of the test sequences answered right at the end."""
+        """The share of right test answers at the end."""
         return self.tests[self.updates]
 
 
@@ -199,10 +199,10 @@ def train(
     enough: int | None = None,
     watch: bool = False,
 ) -> Run:
-    """Adam with a learning rate that falls to a tenth, on batches that are the same for one seed.
+    """Adam with a learning rate that falls to a tenth, on batches that depend only on the seed.
 
-    It ends before its time when as many sequences as are `enough` were answered right in a row. The test sequences are
-    answered at the end, with `watch` also on the way.
+    Training stops early once `enough` consecutive sequences were answered right. The test sequences are evaluated at
+    the end, and with `watch` also during training.
     """
     model, rng, optimizer = Model(cell, task, hidden, steps, seed), np.random.default_rng([seed, 1]), tt.optim.Adam()
     before = log10_gradient(model.layer, test.part(0))
@@ -233,7 +233,7 @@ def train(
 
 
 def literature(title: str, rows: list[tuple[str, str, str]]) -> Table:
-    """What others report beside what was found here: source, theirs, ours."""
+    """Published results and those found here: source, theirs, ours."""
     table = Table(title=title, show_lines=True)
     for column in ("source", "reported", "here"):
         table.add_column(column)
@@ -243,7 +243,7 @@ def literature(title: str, rows: list[tuple[str, str, str]]) -> Table:
 
 
 def line_style(index: int) -> dict[str, Any]:
-    """Colour, line and marker of a cell."""
+    """Colour, line style and marker of a cell."""
     return {
         "color": f"C{index}",
         "linestyle": STYLES[index],
@@ -254,5 +254,5 @@ def line_style(index: int) -> dict[str, Any]:
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:
-    """One legend for all panels, under them, whose lines are long enough to be told apart."""
+    """One legend for all panels, below them, with lines long enough to tell styles apart."""
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, handlelength=4)

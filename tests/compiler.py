@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import os
 import shlex
 import shutil
 import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,10 +30,40 @@ def compiler():
     )
 
 
+CACHE = Path(tempfile.gettempdir()) / f"throughtime-tests-{os.getuid()}"
+
+
 def compile_all(jobs):
-    """Compile each list of arguments, all at once, and fail with what the compiler said."""
-    cxx = [*compiler(), "-std=c++20", "-w", "-Wno-psabi"]
-    running = [subprocess.Popen([*cxx, *map(str, job)], stderr=subprocess.PIPE, text=True) for job in jobs]
-    said = [process.communicate()[1] for process in running]
-    for process, text in zip(running, said, strict=True):
-        assert process.returncode == 0, f"{shlex.join(process.args)}\n{text}"
+    """Compile each job, a pair of the result's file name and the compiler's arguments; returns the files' paths.
+
+    A file that the same arguments and sources made before is found in `CACHE`. Another process that compiles waits.
+    """
+    jobs = [(name, [*compiler(), "-std=c++20", "-w", "-Wno-psabi", *map(str, arguments)]) for name, arguments in jobs]
+    files = [CACHE / f"{_digest(command)}-{name}" for name, command in jobs]
+    CACHE.mkdir(exist_ok=True)
+    with open(CACHE / "lock", "w") as lock, ThreadPoolExecutor(os.cpu_count()) as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        list(pool.map(_compile, [command for _, command in jobs], files))
+    return files
+
+
+def _compile(command, file):
+    if file.exists():
+        return
+    done = subprocess.run([*command, "-o", f"{file}.part"], stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0, f"{shlex.join(command)}\n{done.stderr}"
+    os.replace(f"{file}.part", file)
+
+
+def _digest(command):
+    """Of the command and of all that it may read of ours."""
+    files = [Path(argument) for argument in command if Path(argument).is_file()]
+    digest = hashlib.sha256("\0".join(command).encode() + _headers())
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def _headers():
+    return b"".join(path.read_bytes() for path in sorted((ROOT / "cpp").rglob("*.hpp")))

@@ -1,23 +1,17 @@
-"""Random problems, the library's answer beside the reference's, and the bound within which they agree."""
+"""Settings of the session, and fixtures that several files share."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from functools import cached_property
 
-import numpy as np
 import pytest
 from hypothesis import settings
-from hypothesis import strategies as st
 
-import reference
+from emulation import EMULATES_AMX, emulate_amx
+from problems import FORMS
 from throughtime import _core
 
-EMULATES_AMX = bool(os.environ.get("THROUGHTIME_EMULATE_AMX"))  # the AMX kernels, for every number of sequences
 if EMULATES_AMX:
-    from emulation import emulate_amx
-
     emulate_amx()
 
 # jax reads this when it starts: two devices, among which the tests of sharding split arrays.
@@ -26,390 +20,6 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 # The same examples on every run: a failure in CI is a failure here, and no run is longer than another.
 settings.register_profile("stable", derandomize=True, deadline=None, database=None, max_examples=20)
 settings.load_profile("stable")
-
-KINDS = tuple(reference.CELLS)
-# Another activation of a cell that is there: the layers and kernels around it are the same. Tests of an equation take all
-# KINDS, others one of each form.
-VARIANTS = ("rnn_sigmoid", "rnn_tanh_layer_norm", "rnn_relu_layer_norm", "rnn_sigmoid_layer_norm")
-FORMS = tuple(kind for kind in KINDS if kind not in VARIANTS)
-NORMALISED = tuple(kind for kind in KINDS if kind.endswith("layer_norm"))
-RELUS = tuple(kind for kind in KINDS if kind.startswith("rnn_relu"))  # whose derivative jumps
-TORCH_KINDS = ("rnn_tanh", "rnn_relu", "gru", "lstm", "lstm_projected")
-GATES = {kind: cell.gates for kind, cell in reference.CELLS.items()}
-STATES = {kind: cell.states for kind, cell in reference.CELLS.items()}
-ALL_TIMESTEPS = ("hidden", "cell", "gates", "parameter_norms")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Sizes; the arrays follow from them and the seed, are of type `dtype`, and never change."""
-
-    kind: str
-    T: int = 7
-    B: int = 3
-    I: int = 5  # noqa: E741
-    H: int = 6
-    L: int = 1
-    D: int = 1
-    bias: bool = True
-    dtype: str = "float64"
-    seed: int = 0
-    P: int = 0  # of the projected LSTM; 0: half of H
-    zoneout: float | tuple[float, float] = 0.0
-    weight_dropout: float = 0.0
-
-    def random(self, what, shape):
-        """Standard normal numbers of their own for every name."""
-        values = np.random.default_rng([self.seed, *what.encode()]).standard_normal(shape).astype(self.dtype)
-        values.flags.writeable = False
-        return values
-
-    @property
-    def width(self):
-        """How wide h is: P with a projection, else H."""
-        return (self.P or (self.H + 1) // 2) if self.kind == "lstm_projected" else self.H
-
-    def states(self, what):
-        """What h_0 and final states look like; for LSTM a pair."""
-        LD, B = self.L * self.D, self.B
-        h = self.random(what + "h", (LD, B, self.width))
-        return (h, self.random(what + "c", (LD, B, self.H))) if STATES[self.kind] == 2 else h
-
-    @property
-    def suffixes(self):
-        return [f"_l{layer}{side}" for layer in range(self.L) for side in ("", "_reverse")[: self.D]]
-
-    @property
-    def shapes(self):
-        rows, H = GATES[self.kind] * self.H, self.H
-        own = {
-            "lstm_projected": {"weight_hr": (self.width, H)},
-            "lstm_peephole": {"weight_ci": (H,), "weight_cf": (H,), "weight_co": (H,)},
-            "lstm_layer_norm": {"weight_ln_c": (H,), "bias_ln_c": (H,)},
-        }.get(self.kind, {})
-        if self.kind in NORMALISED:
-            own = {"weight_ln_ih": (rows,), "weight_ln_hh": (rows,), **own}
-        biases = {"bias_ih": (rows,), "bias_hh": (rows,)} if self.bias else {}
-        shapes = {}
-        for index, suffix in enumerate(self.suffixes):
-            below = self.I if index < self.D else self.D * self.width
-            layer = {"weight_ih": (rows, below), "weight_hh": (rows, self.width), **biases, **own}
-            shapes |= {name + suffix: shape for name, shape in layer.items()}
-        return shapes
-
-    @cached_property
-    def parameters(self):
-        # Of this size a recurrent matrix has a spectral norm around 1: gradients neither vanish nor explode. Layer
-        # normalisation undoes the size of what it is given: gains hold what comes through h to a third of the rest.
-        scale = np.asarray(0.6 / np.sqrt(self.H), self.dtype)
-        values = {name: self.random(name, shape) * scale for name, shape in self.shapes.items()}
-        for name in values:
-            if name.startswith("weight_ln"):
-                values[name] = (1 + values[name]) * np.asarray(0.3 if "_hh" in name else 1, self.dtype)
-        return values
-
-    @cached_property
-    def masks(self):
-        """Of zoneout and weight dropout, where there are any: random ones at their rates."""
-        pair = self.zoneout if isinstance(self.zoneout, tuple) else (self.zoneout,) * STATES[self.kind]
-        wanted = {}
-        for suffix in self.suffixes:
-            for s, width, p in zip("hc", (self.width, self.H), pair, strict=False):
-                wanted[f"zoneout_{s}{suffix}"] = ((self.T, self.B, width), p)
-            wanted["weight_hh" + suffix] = (self.shapes["weight_hh" + suffix], self.weight_dropout)
-        rng = np.random.default_rng([self.seed, 3])
-        return {name: rng.random(shape) < p for name, (shape, p) in wanted.items() if p}
-
-    @cached_property
-    def x(self):
-        return self.random("x", (self.T, self.B, self.I))
-
-    @cached_property
-    def state(self):
-        return self.states("state")
-
-    @cached_property
-    def d_output(self):
-        return self.random("d_output", (self.T, self.B, self.D * self.width))
-
-    @cached_property
-    def d_final_state(self):
-        return self.states("d_final_state")
-
-    @cached_property
-    def d_cell(self):
-        shape = (self.L * self.D, self.T, self.B, self.H)
-        return self.random("d_cell", shape) if STATES[self.kind] == 2 else None
-
-    @cached_property
-    def lengths(self):
-        """From 0 to T, both among them where B allows."""
-        lengths = np.random.default_rng([self.seed, 1]).integers(0, self.T + 1, self.B)
-        lengths[-1] = 0
-        lengths[0] = self.T
-        return lengths
-
-    @cached_property
-    def resets(self):
-        return np.random.default_rng([self.seed, 2]).random((self.T, self.B)) < 0.25
-
-    @property
-    def loss(self):
-        """Every incoming gradient, by the name of `backward`'s argument."""
-        loss = {"d_output": self.d_output, "d_final_state": self.d_final_state}
-        return loss if self.d_cell is None else loss | {"d_cell": self.d_cell}
-
-    @property
-    def terms(self):
-        """Roundings on the longest way from an input to a gradient: forward, back, the sum over T and B."""
-        sums = self.I + (1 + self.D) * self.width + 2 * GATES[self.kind] * self.H
-        pointwise = 40  # of one cell, forward and backward, three to a sigmoid or tanh
-        more = {
-            "gru_original": self.H,  # the second product
-            "lstm_projected": self.H + self.width,  # the projection, there and back
-            "lstm_peephole": 10,
-        }.get(self.kind, 0)
-        if self.kind in NORMALISED:  # means and variances of gates, and of c, forward and backward, 20 by each unit
-            more = 2 * 2 * (GATES[self.kind] + STATES[self.kind] - 1) * self.H + 2 * 20
-        noise = 8 if self.zoneout or self.weight_dropout else 0
-        return self.L * self.T * (sums + pointwise + more + noise) + self.T * self.B
-
-    @property
-    def bound(self):
-        """For a run from `state`; of any other run of a layer-normalised cell, `check` finds it."""
-        bound = rounding_bound(self.dtype, self.terms)
-        if self.kind in NORMALISED:
-            bound *= magnification(reference_forward(self, {"state": self.state, "masks": self.masks}))
-        return bound
-
-    def layer(self, **options):
-        """The library's layer with these parameters."""
-        own = {
-            "gru_original": {"reset_after": False},
-            "lstm_projected": {"proj_size": self.width},
-            "lstm_peephole": {"peephole": True},
-        }.get(self.kind, {})
-        if self.kind.startswith("rnn"):
-            own["nonlinearity"] = self.kind.split("_")[1]
-        if self.kind in NORMALISED:
-            own["layer_norm"] = True
-        layer = layer_class(self.kind)(
-            self.I,
-            self.H,
-            num_layers=self.L,
-            bias=self.bias,
-            bidirectional=self.D == 2,
-            zoneout=self.zoneout,
-            weight_dropout=self.weight_dropout,
-            dtype=self.dtype,
-            **own,
-            **options,
-        )
-        layer.load_parameters(self.parameters)
-        return layer
-
-
-def layer_class(kind):
-    import throughtime as tt  # here, so that the reference can be tested where the library is not built
-
-    return {"rnn": tt.RNN, "gru": tt.GRU, "lstm": tt.LSTM}[kind.partition("_")[0]]
-
-
-def problems(kind, most_layers=3, noise=False, **fixed):
-    """Problems of one kind, many of them with a size of 1 or just beside a multiple of the vector lengths.
-
-    With `noise` some have zoneout or dropout of weights; their `masks` go with them.
-    """
-    narrowest = 2 if kind == "lstm_projected" else 1  # P is less than H
-    sizes = {
-        "T": st.one_of(st.just(1), st.integers(2, 12)),
-        "B": st.one_of(st.just(1), st.integers(2, 9)),
-        "I": st.one_of(st.just(1), st.integers(2, 9), st.sampled_from([15, 17])),
-        "H": st.one_of(st.just(narrowest), st.integers(2, 9), st.sampled_from([15, 16, 17, 33])),
-        "L": st.integers(1, most_layers),
-        "D": st.integers(1, 2),
-        "bias": st.booleans(),
-        "seed": st.integers(0, 99),
-    }
-    if kind == "lstm_projected":
-        sizes["P"] = st.sampled_from([0, 1])
-    if noise:
-        pairs = [(0.0, 0.4), (0.3, 0.0), (0.2, 0.1)] if STATES[kind] == 2 else []
-        sizes["zoneout"] = st.sampled_from([0.0, 0.3, *pairs])
-        sizes["weight_dropout"] = st.sampled_from([0.0, 0.2])
-    free = {name: values for name, values in sizes.items() if name not in fixed}
-    return st.builds(Problem, st.just(kind), **free, **{name: st.just(value) for name, value in fixed.items()})
-
-
-def rounding_bound(dtype, terms):
-    """The relative error that `terms` roundings in a row leave.
-
-    Roundings are as good as independent, so their sum grows with the square root of their number: it is
-    below lambda sqrt(terms) u, u = eps / 2, but for a probability of 2 exp(-lambda^2 / 2) (Higham and Mary
-    2019), which lambda = 10 makes 4e-22. What a step receives it hands on no larger (spectral norm around 1),
-    so that there is no other factor.
-    """
-    return 10 * np.sqrt(terms) * np.finfo(dtype).eps / 2
-
-
-def scales(record):
-    """Of a layer-normalised cell: the largest 1/std that W_ih x, W_hh h and of an LSTM c were multiplied by."""
-    norms = [step.saved[1] for direction in record.directions for step in direction.steps]
-    return [np.max([np.max(scale, initial=0) for _, scale in of]) for of in zip(*norms, strict=True)]
-
-
-def magnification(record):
-    """What layer normalisation makes of an error: the largest 1/std of what may be nearly equal in all units, so that
-    the error is not small beside what is left of it. That is c; of the 4H values of W_ih x and W_hh h in an LSTM the
-    own size cancels, but an RNN has H of them, and a GRU 3H.
-    """
-    kind = next(kind for kind, cell in reference.CELLS.items() if cell is record.cell)
-    if kind not in NORMALISED:
-        return 1
-    return max(1, *(scales(record)[2:] if kind.startswith("lstm") else scales(record)))
-
-
-def wide(values):
-    """The same values in float64; of arrays alone, in tuples and in dicts."""
-    if isinstance(values, dict):
-        return {name: wide(value) for name, value in values.items()}
-    if isinstance(values, tuple):
-        return tuple(wide(value) for value in values)
-    if isinstance(values, np.ndarray) and values.dtype.kind == "f":
-        return values.astype(np.float64)
-    return values
-
-
-def assert_close(ours, expected, bound, what="", floor=0):
-    """Shapes are equal, and no entry is off by more than `bound` times the largest of its tensor, or `floor`."""
-    if isinstance(expected, tuple):
-        assert isinstance(ours, tuple), f"{what}: {type(ours)} where a tuple is expected"
-        for k, (a, b) in enumerate(zip(ours, expected, strict=True)):
-            assert_close(a, b, bound, f"{what}[{k}]", floor)
-        return
-    if isinstance(expected, dict):
-        assert set(ours) == set(expected), what
-        for name in expected:
-            assert_close(ours[name], expected[name], bound, f"{what}[{name!r}]", floor)
-        return
-    assert ours.shape == expected.shape, f"{what}: shape {ours.shape}, expected {expected.shape}"
-    if expected.dtype == bool:
-        assert np.array_equal(ours, expected), what
-        return
-    largest = np.max(np.abs(expected), initial=floor)
-    error = np.max(np.abs(ours - expected), initial=0)
-    assert error <= bound * largest, f"{what}: off by {error:.3g}, allowed {bound:.3g} times {largest:.3g}"
-
-
-def assert_norms_close(ours, expected, problem, found, bound, record):
-    """Norms from Gram matrices: <d d^T, x x^T> may cancel, so the error of the square, summed in float64, is relative
-    to |d|^2 |x|^2 (Frobenius norms of the step), and that of its root the same over the root. Where layer normalisation
-    takes a gradient away, rounding of what came in is left.
-    """
-    initial, *_ = reference.as_tuple(problem.state)
-    rows = [problem.x, initial, *np.moveaxis(found["tape.hidden"], 1, 0)]
-    delta, ones = np.linalg.norm(found["gates"]), problem.B
-    if problem.kind == "lstm_peephole":
-        rows += [problem.state[1], *np.moveaxis(found["tape.cell"], 1, 0)]
-    if problem.kind == "lstm_projected":
-        delta, ones = max(delta, np.linalg.norm(found["hidden"])), problem.B * problem.H  # o tanh(c) is below 1
-    if problem.kind in NORMALISED:  # a normalised row has norm sqrt(G H)
-        delta, ones = delta * max(1, *scales(record)), problem.B * GATES[problem.kind] * problem.H
-    operand = max(np.linalg.norm(row) for row in rows) * problem.D + np.sqrt(ones)
-    exact = rounding_bound("float64", problem.terms) * (delta * operand) ** 2
-    left = bound * np.max(np.abs(found["hidden"]), initial=0) * operand if problem.kind in NORMALISED else 0
-    assert set(ours) == set(expected)
-    for name, norms in expected.items():
-        allowed = bound * np.max(norms) + left + np.minimum(exact / np.maximum(norms, 1e-300), np.sqrt(exact))
-        assert np.all(np.abs(ours[name] - norms) <= allowed), f"parameter_norms[{name!r}]"
-
-
-def assert_same_bits(a, b, what=""):
-    if isinstance(a, (tuple, dict)):
-        pairs = a.items() if isinstance(a, dict) else enumerate(a)
-        assert len(a) == len(b), what
-        for key, value in pairs:
-            assert_same_bits(value, b[key], f"{what}[{key!r}]")
-        return
-    assert (a.dtype, a.shape) == (b.dtype, b.shape), what
-    assert a.tobytes() == b.tobytes(), f"{what}: other bits in {np.sum(a != b)} of {a.size} places"
-
-
-def results(tape, grads):
-    """Everything that a forward and a backward with timesteps=ALL_TIMESTEPS gave, by name."""
-    found = {
-        "output": tape.output,
-        "final_state": tape.final_state,
-        "tape.hidden": tape.hidden,
-        "input": grads.input,
-        "parameters": grads.parameters,
-        "initial_state": grads.initial_state,
-        "hidden": grads.hidden,
-        "gates": grads.gates,
-        "parameter_norms": grads.parameter_norms,
-    }
-    return found | ({"tape.cell": tape.cell, "cell": grads.cell} if isinstance(tape.final_state, tuple) else {})
-
-
-def run(layer, x, options=None, asked=None, loss=None):
-    """The library, forward with `options`, backward of `loss` with the options `asked`: all by name."""
-    tape = layer.forward(x, **(options or {}))
-    grads = tape.backward(**loss, **{"timesteps": ALL_TIMESTEPS, **(asked or {})})
-    found = results(tape, grads)
-    return found | ({"clipped": grads.clipped} if asked and asked.get("clip") is not None else {})
-
-
-def reference_forward(problem, options=None, dropout=0.0):
-    """The reference's record; without masks among the options it is inference, zoneout then its expectation."""
-    return reference.forward(
-        problem.kind,
-        wide(problem.parameters),
-        wide(problem.x),
-        **wide(options or {}),
-        dropout=dropout,
-        zoneout=problem.zoneout,
-        weight_dropout=problem.weight_dropout,
-    )
-
-
-def reference_results(problem, record, asked=None, loss=None):
-    """Everything that `run` gives, from the reference."""
-    grads = reference.backward(record, **wide(loss or problem.loss), **(asked or {}))
-    found = {
-        "output": record.output,
-        "final_state": record.final_state,
-        "tape.hidden": record.hidden,
-        "input": grads.input,
-        "parameters": grads.parameters,
-        "initial_state": grads.initial_state,
-        "hidden": grads.hidden,
-        "gates": grads.gates,
-        "parameter_norms": grads.parameter_norms,
-    }
-    if STATES[problem.kind] == 2:
-        found |= {"tape.cell": record.cell_state, "cell": grads.cell}
-    return found | ({"clipped": grads.clipped} if asked and asked.get("clip") is not None else {})
-
-
-def run_reference(problem, options=None, asked=None, loss=None, dropout=0.0):
-    """What `run` gives, from the reference."""
-    return reference_results(problem, reference_forward(problem, options, dropout), asked, loss)
-
-
-def check(problem, options=None, asked=None, loss=None, bound=None):
-    """The library and the reference agree in everything they return; a problem's masks go with it."""
-    loss = loss or problem.loss
-    if problem.masks:
-        options = {"masks": problem.masks, **(options or {})}
-    ours = run(problem.layer(), problem.x, options, asked, loss)
-    record = reference_forward(problem, options)
-    expected = reference_results(problem, record, asked, loss)
-    bound = bound or rounding_bound(problem.dtype, problem.terms) * magnification(record)
-    norms = expected.pop("parameter_norms")
-    assert_norms_close(ours.pop("parameter_norms"), norms, problem, expected, bound, record)
-    # Where every unit saturates, 1 - y^2 cancels: what is left of a gradient keeps the error of what came in.
-    incoming = np.max(np.abs(expected["hidden"]), initial=0)
-    assert_close(ours, expected, bound, floor=incoming)
 
 
 @pytest.fixture(params=FORMS)
@@ -446,14 +56,19 @@ def teams(threads, free):
     return each
 
 
-def interrupt_second_call(monkeypatch, module, name):
-    """Ctrl-C when a function of a module is called for the second time."""
-    real, calls = getattr(module, name), []
+@pytest.fixture
+def interrupt_second_call(monkeypatch):
+    """A function after which the second call of a module's function is Ctrl-C."""
 
-    def interrupt(*arguments):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return real(*arguments)
+    def replace(module, name):
+        real, calls = getattr(module, name), []
 
-    monkeypatch.setattr(module, name, interrupt)
+        def interrupt(*arguments):
+            calls.append(1)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return real(*arguments)
+
+        monkeypatch.setattr(module, name, interrupt)
+
+    return replace

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ import pytest
 from compiler import LEVEL_OPTIONS, ROOT, compile_all
 from throughtime import _core
 
+EMULATES_AMX = bool(os.environ.get("THROUGHTIME_EMULATE_AMX"))  # the AMX kernels, for every number of sequences
 LINUX = sys.platform == "linux" and platform.machine() == "x86_64"
 FLAGS = set(Path("/proc/cpuinfo").read_text().split()) if LINUX else set()
 HAS_AMX = {"amx_tile", "amx_bf16", "amx_int8"} <= FLAGS
@@ -21,17 +22,15 @@ HAS_AVX512 = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"} <= FLAG
 needs_avx2 = pytest.mark.skipif(not EMULATES, reason="the emulator of AMX needs x86-64 Linux with AVX2")
 
 
-def build_emulator(folder):
-    """The emulator as a shared library in this folder."""
-    library = Path(folder) / "amx_emulator.so"
+def build_emulator():
+    """The emulator as a shared library."""
     flags = ["-O2", *LEVEL_OPTIONS["v3"], "-shared", "-fPIC"]
-    compile_all([[*flags, ROOT / "tests" / "amx_emulator.cpp", "-o", library]])
+    (library,) = compile_all([("amx_emulator.so", [*flags, ROOT / "tests" / "amx_emulator.cpp"])])
     return library
 
 
 def emulate_amx():
     """Before anything else is computed in this process: the AMX kernels, for every number of sequences."""
-    with tempfile.TemporaryDirectory() as folder:
-        ctypes.CDLL(str(build_emulator(folder))).install_amx_emulator()
+    ctypes.CDLL(str(build_emulator())).install_amx_emulator()
     _core.assume_level("amx")
     _core.force(family="amx")

@@ -13,7 +13,8 @@ import numpy as np
 
 import reference
 import throughtime as tt
-from conftest import STATES, magnification, rounding_bound, wide
+from comparison import magnification, rounding_bound, wide
+from problems import STATES
 
 DIGITS = 30  # of mpmath's numbers: 14 more than float64 has, so that their rounding is never seen
 LEAST = -(2**40)  # below every exponent

@@ -15,8 +15,7 @@ import jax.test_util
 
 import throughtime as tt
 import throughtime.jax
-from conftest import GATES, STATES
-
+from problems import GATES, STATES
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import throughtime as tt
-from conftest import assert_close, assert_same_bits
+from comparison import assert_close, assert_same_bits
 
 KINDS = {"ReLU": tt.ReLU, "Tanh": tt.Tanh, "Sigmoid": tt.Sigmoid, "GELU": tt.GELU}
 DTYPES = ("float32", "float64")
@@ -33,6 +33,7 @@ def torch_of(layer):
     return getattr(torch.nn, type(layer).__name__)()
 
 
+@pytest.mark.per_level
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(shape=st.lists(st.integers(0, 9), max_size=4).map(tuple))
@@ -65,6 +66,7 @@ def test_inputs_may_be_views_that_nobody_may_write(kind):
         assert_same_bits(tape.backward(d).input, copied.backward(d).input)
 
 
+@pytest.mark.per_level
 @pytest.mark.parametrize("name", ["Tanh", "GELU"])
 def test_a_negative_zero_stays_one(name):
     assert np.signbit(KINDS[name]()(np.array([-0.0])))[0]
@@ -144,7 +146,7 @@ def test_lengths_reach_through_an_activation():
 
 
 def test_features_are_checked_across_an_activation():
-    with pytest.raises(ValueError, match=r"layers\[3\].*takes 7 features, but layers\[0\].*gives 5"):
+    with pytest.raises(ValueError, match=r"layers\[3\].*expects 7 features, but layers\[0\].*returns 5"):
         tt.Sequential(tt.Linear(3, 5), tt.ReLU(), tt.Tanh(), tt.Linear(7, 2))
 
 
@@ -162,6 +164,7 @@ def test_d_output_must_fit():
         tape.backward(numbers(4, 3, dtype="float32"))
 
 
+@pytest.mark.per_level
 def test_the_same_bits_for_any_number_of_threads(kind, threads):
     x, d_output = numbers(999, 37, dtype="float32"), numbers(999, 37, seed=1, dtype="float32")
     found = []

@@ -72,16 +72,15 @@ run(code) if code else os.kill(os.getpid(), signal.SIGILL)
 
 
 @pytest.fixture(scope="module")
-def emulator(tmp_path_factory):
-    return build_emulator(tmp_path_factory.mktemp("amx"))
+def emulator():
+    return build_emulator()
 
 
 @pytest.fixture(scope="module")
-def check(tmp_path_factory):
-    made = tmp_path_factory.mktemp("amx") / "amx_emulator_check"
+def check():
     source = ROOT / "tests" / "amx_emulator_check.cpp"
-    compile_all([["-O1", *AMX_ON_AVX2, "-mamx-int8", "-pthread", source, "-ldl", "-o", made]])
-    return made
+    (program,) = compile_all([("amx_emulator_check", ["-O1", *AMX_ON_AVX2, "-mamx-int8", "-pthread", source, "-ldl"])])
+    return program
 
 
 def run(*command):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import throughtime as tt
-from conftest import Problem, assert_same_bits, layer_class
+from comparison import assert_same_bits
+from problems import Problem, layer_class
 
 F32 = np.float32
 PROBLEM = Problem("lstm", T=7, B=3, I=5, H=6, L=2, D=2, dtype="float32")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import reference
 import throughtime as tt
-from conftest import assert_close, assert_same_bits, rounding_bound, wide
+from comparison import assert_close, assert_same_bits, rounding_bound, wide
 
 DTYPES = ("float32", "float64")
 
@@ -117,6 +117,7 @@ def test_agrees_with_torch(sizes, causal, window):
     assert_close(ours, (output.detach().numpy(), x.grad.numpy(), parameters), 1e-10)
 
 
+@pytest.mark.per_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(
     st.builds(
@@ -137,6 +138,7 @@ def test_agrees_with_the_reference(dtype, problem, some_lengths):
     check(problem, lengths)
 
 
+@pytest.mark.per_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("causal", "window"), [(True, None), (False, None), (True, 300), (False, 77)])
 def test_several_segments_agree_with_the_reference(dtype, causal, window):
@@ -146,6 +148,7 @@ def test_several_segments_agree_with_the_reference(dtype, causal, window):
     check(problem, np.array([700, 513]))
 
 
+@pytest.mark.per_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("causal", "window"), [(True, None), (False, 5)])
 def test_padding_is_not_seen_whatever_it_holds(dtype, causal, window):
@@ -163,6 +166,7 @@ def test_padding_is_not_seen_whatever_it_holds(dtype, causal, window):
     assert_same_bits(problem.layer()(x, lengths), expected[0])
 
 
+@pytest.mark.per_level
 def test_a_sequence_is_what_it_is_alone():
     problem = Problem(T=70, B=3)
     lengths = [70, 20, 65]
@@ -172,6 +176,7 @@ def test_a_sequence_is_what_it_is_alone():
         assert_close((output[:length, b], d_input[:length, b]), alone[:2], problem.bound(problem.layer()))
 
 
+@pytest.mark.per_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("causal", "window"), [(True, None), (False, None), (True, 100)])
 def test_same_bits_for_any_number_of_threads(dtype, causal, window, threads, teams):
@@ -188,6 +193,7 @@ def kernel(x, layer):
     return layer.forward(x)._attended
 
 
+@pytest.mark.per_level
 def test_the_future_and_what_left_the_window_change_no_bit():
     problem = Problem(T=300, B=1, window=40, dtype="float32")
     layer, x = problem.layer(), problem.x
@@ -200,6 +206,7 @@ def test_the_future_and_what_left_the_window_change_no_bit():
     assert not np.array_equal(after[200], before[200])
 
 
+@pytest.mark.per_level
 def test_a_window_of_one_passes_its_value_on():
     """One probability, 1: exactly."""
     problem = Problem(T=70, window=1, dtype="float32")
@@ -209,6 +216,7 @@ def test_a_window_of_one_passes_its_value_on():
     assert np.array_equal(kernel(problem.x, layer), projection(problem.x)[..., 2 * layer.size :])
 
 
+@pytest.mark.per_level
 def test_equal_scores_give_the_mean():
     """Of small integers over a power of two of keys: exactly. The window in both directions has 2w - 1 steps."""
     layer = tt.SelfAttention(1, 1, causal=False, window=3, dtype="float64")
@@ -218,6 +226,7 @@ def test_equal_scores_give_the_mean():
     assert kernel(x, layer)[:, 0, 0] == pytest.approx(expected, rel=1e-15)
 
 
+@pytest.mark.per_level
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_huge_scores_do_not_overflow(dtype):
     """Scores of 1e8 and more: each query attends to its best key alone, and gradients are finite."""
@@ -235,6 +244,7 @@ def test_huge_scores_do_not_overflow(dtype):
     assert all(np.isfinite(array).all() for array in parameters.values())
 
 
+@pytest.mark.per_level
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_an_infinite_input_gives_nan_where_it_is_seen(dtype):
     problem = Problem(T=200, B=2, window=20, dtype=dtype)

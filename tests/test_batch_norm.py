@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import throughtime as tt
-from conftest import assert_close, assert_same_bits, rounding_bound
+from comparison import assert_close, assert_same_bits, rounding_bound
 
 DTYPES = ("float32", "float64")
 F = 6
@@ -380,7 +380,7 @@ X = numbers(4, F)
         (lambda: made().forward(numbers(5, 2, F), lengths=[5]), ValueError, "lengths has shape"),
         (lambda: made().forward(X).backward(X[:2]), ValueError, "d_output"),
         (lambda: tt.ResidualBlock(tt.Linear(3, 3), 3, normalisation="group"), ValueError, "normalisation must be"),
-        (lambda: tt.Sequential(made(5), made(6)), ValueError, r"layers\[1\].*takes 6"),
+        (lambda: tt.Sequential(made(5), made(6)), ValueError, r"layers\[1\].*expects 6"),
     ],
 )
 def test_errors_name_the_argument(call, error, words):
@@ -395,7 +395,7 @@ def test_a_forward_that_finds_no_memory_leaves_the_statistics_alone(monkeypatch)
     def fails(*_):
         raise MemoryError
 
-    monkeypatch.setattr("throughtime.batch_norm.Saved.placed", fails)
+    monkeypatch.setattr("throughtime.layers.batch_norm.Saved.placed", fails)
     with pytest.raises(MemoryError):
         norm.forward(np.ones((4, 2, 3), np.float32))
     assert_same_bits(norm.buffers, before)

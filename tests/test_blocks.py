@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import throughtime as tt
-from conftest import assert_close, assert_same_bits, rounding_bound
-from throughtime import layer_norm
+from comparison import assert_close, assert_same_bits, rounding_bound
+from throughtime.layers import add_layer_norm as layer_norm
 
 DTYPES = ("float32", "float64")
 ACTIVATIONS = ("relu", "gelu", "tanh", "sigmoid")
@@ -123,6 +123,7 @@ def sublayers(dtype="float64"):
 # Against torch
 
 
+@pytest.mark.per_level
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @given(leading=st.lists(st.integers(1, 5), max_size=3).map(tuple), size=st.integers(1, 20), hidden=st.integers(1, 40))
 def test_mlp_agrees_with_torch(activation, leading, size, hidden):
@@ -204,6 +205,7 @@ def test_a_state_dict_of_torchs_encoder_layer_fits():
 # Activations
 
 
+@pytest.mark.per_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_same_bits_for_any_number_of_threads(activation, dtype, threads, teams):
@@ -224,6 +226,7 @@ def test_same_bits_for_any_number_of_threads(activation, dtype, threads, teams):
         assert_same_bits(run(), one, team)
 
 
+@pytest.mark.per_level
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gelu_keeps_its_digits_where_it_vanishes(dtype):
     """Of 1 + erf(x / sqrt 2), as frameworks have it, nothing is left at -9 in float64 nor at -6 in float32. The bound
@@ -238,6 +241,7 @@ def test_gelu_keeps_its_digits_where_it_vanishes(dtype):
     assert np.all(np.abs(mlp(x) - true) <= (9 * unit + (2 + 144) * 2.3e-16) * np.abs(true))
 
 
+@pytest.mark.per_level
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_nan_and_infinity_stay_in_their_row(activation):
     mlp = tt.MLP(5, 9, activation, seed=0)
@@ -403,7 +407,7 @@ def test_options_reach_the_recurrent_layers():
     assert grads.layers[2].clipped.any()
     with pytest.raises(AttributeError, match="cell"):
         _ = grads.layers[0].sublayer.cell
-    with pytest.raises(TypeError, match=r"backward got d_weight, which no layer here takes.*clip"):
+    with pytest.raises(TypeError, match=r"backward got d_weight, expected one of .*clip"):
         tape.backward(d_output, d_weight=1)
     with pytest.raises(TypeError, match="backward got clip"):
         tt.Sequential(tt.Linear(2, 2)).forward(np.ones((1, 2), np.float32)).backward(
@@ -556,7 +560,7 @@ LINEAR = tt.Linear(3, 3)
         (
             lambda: tt.ResidualBlock(tt.Linear(3, 4), 3),
             ValueError,
-            "sublayer takes 3 and gives 4 features, expected size=3",
+            "sublayer has 3 inputs and 4 outputs, expected size=3",
         ),
         (lambda: tt.ResidualBlock(LINEAR, 3, norm="in"), ValueError, "norm must be one of 'pre', 'post'"),
         (lambda: tt.ResidualBlock(LINEAR, 3, residual=1), TypeError, "residual"),
@@ -574,7 +578,7 @@ LINEAR = tt.Linear(3, 3)
         (
             lambda: tt.Sequential(tt.LSTM(3, 4, bidirectional=True), tt.GRU(4, 4)),
             ValueError,
-            r"layers\[1\] \(GRU\(4, 4\)\) takes 4 features, but layers\[0\] \(LSTM\(3, 4, .* gives 8",
+            r"layers\[1\] \(GRU\(4, 4\)\) expects 4 features, but layers\[0\] \(LSTM\(3, 4, .* returns 8",
         ),
         (
             lambda: tt.Sequential(LINEAR, tt.Linear(3, 3, dtype="float64")),
@@ -585,12 +589,12 @@ LINEAR = tt.Linear(3, 3)
         (
             lambda: tt.Sequential(tt.GRU(3, 3), tt.ResidualBlock(tt.GRU(3, 3, batch_first=True), 3)),
             ValueError,
-            "batch_first is not the same",
+            "batch_first differs",
         ),
         (
             lambda: tt.Sequential(tt.LSTM(4, 4, batch_first=True), tt.ResidualBlock(tt.SelfAttention(4, 2), 4)),
             ValueError,
-            r"batch_first is not the same in LSTM\(.*\) and SelfAttention\(4, 2\)",
+            r"batch_first differs between LSTM\(.*\) and SelfAttention\(4, 2\)",
         ),
         (lambda: tt.ResidualBlock(tt.Embedding(5, 3), 3), ValueError, r"sublayer takes integers.*Embedding\(5, 3\)"),
         (lambda: tt.Sequential(tt.GRU(3, 3)).forward(X, masks={3: 1}), TypeError, r"masks must be a dict.*\{3: 1\}"),
@@ -623,7 +627,7 @@ def test_a_sublayer_that_changes_the_shape_is_found_out():
             return super().__call__(x)[:1]
 
     layer = Half(4, 4, seed=0)
-    with pytest.raises(ValueError, match=r"sublayer gave shape \(1, 4\), expected \(3, 4\)"):
+    with pytest.raises(ValueError, match=r"sublayer returned shape \(1, 4\), expected \(3, 4\)"):
         tt.ResidualBlock(layer, 4)(np.ones((3, 4), np.float32))
 
 

@@ -7,8 +7,7 @@ import subprocess
 import pytest
 
 from compiler import AMX_ON_AVX2, LEVEL_OPTIONS, ROOT, compile_all
-from conftest import EMULATES_AMX
-from emulation import EMULATES, HAS_AVX512
+from emulation import EMULATES, EMULATES_AMX, HAS_AVX512
 
 CELLS = 16
 WIDTHS = (16, 32, 64)  # of v2 and neon, v3, v4
@@ -16,18 +15,15 @@ RUNS_AMX = EMULATES and (HAS_AVX512 or EMULATES_AMX)  # on registers of 32 bytes
 
 
 @pytest.fixture(scope="module")
-def programs(tmp_path_factory):
+def programs():
     """By width; compilers lower what is wider than this machine's registers."""
-    folder = tmp_path_factory.mktemp("cells")
     source = ROOT / "tests" / "cells.cpp"
     options = ["-O1", "-pthread", f"-I{ROOT / 'cpp'}", source]
     jobs = {width: [*options, f"-DTT_VECTOR_BYTES={width}"] for width in WIDTHS}
     if RUNS_AMX:
         level = LEVEL_OPTIONS["amx"] if HAS_AVX512 else AMX_ON_AVX2
         jobs["amx"] = [*options, *level, ROOT / "tests" / "amx_emulator.cpp"]
-    programs = {name: folder / f"cells_{name}" for name in jobs}
-    compile_all([*job, "-o", programs[name]] for name, job in jobs.items())
-    return programs
+    return dict(zip(jobs, compile_all((f"cells_{name}", job) for name, job in jobs.items()), strict=True))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from typer import Exit
 from typer.testing import CliRunner
 
 import throughtime as tt
-from conftest import rounding_bound
+from comparison import rounding_bound
 from throughtime.cli import app
 from throughtime.cli import text as text_module
 from throughtime.cli import train as train_module
@@ -251,7 +251,7 @@ def test_a_model_that_says_no_numbers_writes_nothing(folder, saved):
     model.save(folder / "model")
     result = call("sample", "model")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "is not finite" in result.stderr
+    assert "are not finite" in result.stderr
 
 
 def test_version():

@@ -9,7 +9,8 @@ import pytest
 
 import reference
 import throughtime as tt
-from conftest import KINDS, Problem, assert_close, assert_same_bits, rounding_bound
+from comparison import assert_close, assert_same_bits, rounding_bound
+from problems import KINDS, Problem
 from reference import sigmoid
 from throughtime import convert
 
@@ -437,8 +438,8 @@ def test_nodes_and_initializers_that_do_not_fit_are_refused():
         (make_node("Conv", node.input), arrays, ValueError, "node.op_type .*'Conv'"),
         (node, None, TypeError, "initializers .*NoneType"),
         (node, {"w": arrays["w"], "r": arrays["r"]}, ValueError, r"node.input\[3\] \(B\) is 'b'.*'w', 'r'"),
-        (make_node("LSTM", ["x", "", "r"]), arrays, ValueError, r"node.input\[1\] \(W\) is left out"),
-        (make_node("LSTM", ["x", "w"]), arrays, ValueError, r"node.input\[2\] \(R\) is left out"),
+        (make_node("LSTM", ["x", "", "r"]), arrays, ValueError, r"node.input\[1\] \(W\) is missing"),
+        (make_node("LSTM", ["x", "w"]), arrays, ValueError, r"node.input\[2\] \(R\) is missing"),
         (node, arrays | {"b": np.zeros((1, 5))}, ValueError, r"'b'\] \(B\) has shape \(1, 5\), expected \(1, 24\)"),
         (node, arrays | {"r": np.float64(3)}, ValueError, r"'r'\] \(R\) has shape \(\)"),
         (node, arrays | {"w": [1.0]}, TypeError, r"'w'\] \(W\) must be a NumPy array"),

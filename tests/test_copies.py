@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import throughtime as tt
-from conftest import assert_same_bits
+from comparison import assert_same_bits
 
 F = 4
 LAYERS = {

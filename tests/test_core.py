@@ -21,19 +21,20 @@ def recurrent():
     saved = array(T, *(B if size is None else size for size in saved_shape()))
     return {
         "x": array(T, B, I),
-        "weight_ih": array(4 * H, I),
-        "weight_hh": array(4 * H, H),
-        "bias_ih": array(4 * H),
-        "bias_hh": array(4 * H),
-        "hidden": array(T + 2, B, H),
-        "cell": array(T + 2, B, H),
-        "output": array(T, B, H),
+        "parameters": {
+            "weight_ih": array(4 * H, I),
+            "weight_hh": array(4 * H, H),
+            "bias_ih": array(4 * H),
+            "bias_hh": array(4 * H),
+        },
+        "states": {"hidden": array(T + 2, B, H), "cell": array(T + 2, B, H)},
         "lengths": np.array([5, 0, 3]),
         "resets": np.zeros((T, B), bool),
         "saved": saved,
         "every": 0,
         "reverse": False,
         "zoneout": {"hidden": np.zeros((T, B, H), bool), "cell": 0.0},
+        "terms": 3,
     }
 
 
@@ -43,19 +44,18 @@ def saved_shape():
 
 
 def recurrent_gradients():
-    parameters = {name: array(*values.shape) for name, values in recurrent().items() if name[:4] in ("weig", "bias")}
+    parameters = {name: array(*values.shape) for name, values in recurrent()["parameters"].items()}
     return {
-        "output": array(T, B, H),
-        "input": array(T, B, I),
+        "d_output": array(T, B, H),
+        "d_input": array(T, B, I),
         "d_cell": array(T, B, H),
-        "hidden": array(T, B, H),
-        "cell": array(T, B, H),
-        "gates": array(T, B, 4 * H),
+        "d_states": {"hidden": array(T, B, H), "cell": array(T, B, H)},
+        "d_gates": array(T, B, 4 * H),
         "clipped": np.zeros((T, B), bool),
         "dropped": np.zeros((4 * H, H), bool),
-        "final_state": {"hidden": array(B, H), "cell": array(B, H)},
-        "initial_state": {"hidden": array(B, H), "cell": array(B, H)},
-        "parameters": parameters,
+        "d_final_state": {"hidden": array(B, H), "cell": array(B, H)},
+        "d_initial_state": {"hidden": array(B, H), "cell": array(B, H)},
+        "d_parameters": parameters,
         "norms": {name: array(T, dtype=np.float64) for name in parameters},
         "truncate": 2,
         "clip": 1.0,
@@ -74,10 +74,10 @@ def rows(*names):
 
 
 CALLS = {
-    "forward": lambda: ["lstm", recurrent()],
+    "forward": lambda: ["lstm", recurrent() | {"output": array(T, B, H)}],
     "backward": lambda: ["lstm", recurrent(), recurrent_gradients()],
     "attention_forward": lambda: [attention()],
-    "attention_backward": lambda: [attention(), {name: array(T, B, H) for name in ("output", "q", "k", "v")}],
+    "attention_backward": lambda: [attention(), {name: array(T, B, H) for name in ("d_output", "d_q", "d_k", "d_v")}],
     "layer_norm_forward": lambda: [
         {
             **rows("x", "branch", "sum", "normalised"),
@@ -204,6 +204,24 @@ def test_wrong_arguments_are_errors(name, change):
     for path in places(CALLS[name]()):
         arguments = replaced(CALLS[name](), path, CHANGES[change])
         with suppress(TypeError, ValueError):
+            getattr(_core, name)(*arguments)
+
+
+def dicts(value):
+    """All dicts in the arguments of a call."""
+    for inner in value.values() if isinstance(value, dict) else value:
+        if isinstance(inner, dict):
+            yield inner
+            yield from dicts(inner)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_an_unknown_entry_is_an_error(name):
+    """In each dict of the arguments: a misspelt name must not count as a missing entry."""
+    for i in range(len(list(dicts(CALLS[name]())))):
+        arguments = CALLS[name]()
+        list(dicts(arguments))[i]["resetz"] = 1
+        with pytest.raises(ValueError, match="unknown entry 'resetz'"):
             getattr(_core, name)(*arguments)
 
 

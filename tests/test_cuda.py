@@ -10,54 +10,21 @@ import pytest
 import torch
 
 import throughtime as tt
-from conftest import (
-    ALL_TIMESTEPS,
-    FORMS,
-    KINDS,
-    Problem,
-    assert_close,
-    assert_norms_close,
-    assert_same_bits,
-    reference_forward,
-    results,
-    rounding_bound,
-)
-from stand_in import load_cuda
+from comparison import assert_close, assert_norms_close, assert_same_bits, rounding_bound
+from comparison import wide as in_float64
+from cuda_side import KERNELS, on_host, placed
+from problems import ALL_TIMESTEPS, FORMS, KINDS, Problem, reference_forward, results
 from throughtime import cuda
-from throughtime.cuda.backend import force
+from throughtime.backend.cuda import force
 
-DEVICE = "cpu" if load_cuda().is_stand_in else "cuda"
+DEVICE = "cpu" if KERNELS.is_stand_in else "cuda"
 FLOATS = ("float32", "bfloat16", "float16")
 HALVES = {"bfloat16": 2.0**-8, "float16": 2.0**-11}  # unit roundoffs
 
 
-def placed(value, dtype):
-    """Arrays of floats on the device, alone, in pairs and in dicts; others as they are."""
-    if isinstance(value, dict):
-        return {name: placed(inner, dtype) for name, inner in value.items()}
-    if isinstance(value, tuple):
-        return tuple(placed(inner, dtype) for inner in value)
-    return cuda.to_device(value, dtype) if isinstance(value, np.ndarray) and value.dtype.kind == "f" else value
-
-
-def on_host(value):
-    if isinstance(value, dict):
-        return {name: on_host(inner) for name, inner in value.items()}
-    if isinstance(value, tuple):
-        return tuple(on_host(inner) for inner in value)
-    return value.numpy() if isinstance(value, cuda.DeviceArray) else value
-
-
 def wide(value):
     """The numbers of the device's arrays, as the CPU's layer in float64 takes them."""
-    if isinstance(value, dict):
-        return {name: wide(inner) for name, inner in value.items()}
-    if isinstance(value, tuple):
-        return tuple(wide(inner) for inner in value)
-    if isinstance(value, cuda.DeviceArray):
-        value = value.numpy()
-        return value.astype(np.float64) if value.dtype.kind == "f" else value
-    return value
+    return in_float64(on_host(value))
 
 
 def layers(problem, dtype, **options):
@@ -101,9 +68,7 @@ def root_mean_square(array):
 def run(layer, x, options, loss, asked):
     tape = layer.forward(x, **options)
     grads = tape.backward(**loss, **{"timesteps": ALL_TIMESTEPS, **asked})
-    states_kept = not tape._every
-    found = results(tape, grads) if states_kept else {"output": tape.output, **vars(grads)}
-    return tape, on_host(found | ({"clipped": grads.clipped} if "clip" in asked else {}))
+    return tape, on_host(results(tape, grads) | ({"clipped": grads.clipped} if "clip" in asked else {}))
 
 
 def check(problem, dtype="float32", options=None, asked=None, loss=None, x=None, **of_layer):
@@ -337,10 +302,10 @@ def test_dropped_units_have_numpy_s_bits(dtype):
     assert tape.masks["dropout_l0"].dtype == "bool"
     below = tape.hidden[0].numpy().astype(np.float32)
     scaled = np.where(mask, np.float32(0), below) * (np.float32(1) / np.float32(0.7))
-    assert_same_bits(tape._inputs[1].numpy(), cuda.to_device(scaled, dtype).numpy())
+    assert_same_bits(tape.record.inputs[1].numpy(), cuda.to_device(scaled, dtype).numpy())
     weight = layer.parameters[name].numpy().astype(np.float32)
     scaled = np.where(tape.masks[name].numpy(), np.float32(0), weight) * (np.float32(1) / np.float32(0.8))
-    assert_same_bits(tape._parameters[name].numpy(), cuda.to_device(scaled, dtype).numpy())
+    assert_same_bits(tape.record.parameters[name].numpy(), cuda.to_device(scaled, dtype).numpy())
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -417,9 +382,9 @@ def test_the_kernels_are_told_stream_and_way(monkeypatch):
     layer.forward(x).backward(cuda.to_device(np.ones((7, 3, 6)), "float32"))
     with force(mode="stepwise", chunk=2):
         layer(x)
-    assert [(p["type"], p["stream"], p["terms"], p.get("mode"), p.get("chunk")) for p in told] == [
-        ("float32", 0, 3, None, None),
-        ("float32", 0, 3, None, None),
+    assert [(p["type"], p["stream"], p["terms"], p["mode"], p["chunk"]) for p in told] == [
+        ("float32", 0, 3, "free", 0),
+        ("float32", 0, 3, "free", 0),
         ("float32", 0, 3, "stepwise", 2),
     ]
     with force(mode="by hand"), pytest.raises(ValueError, match="mode"):

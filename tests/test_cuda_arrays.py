@@ -306,7 +306,8 @@ def test_addition_rounds_once(dtype):
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("probability", [0.3, 0.5, 1.0])
 def test_dropout_is_numpy_s_in_float32_and_rounds_once(dtype, probability):
-    from throughtime._backend import Host, backend_of
+    from throughtime.backend.choose import backend_of
+    from throughtime.backend.host import Host
 
     on_device = cuda.to_device(numbers((300, 7)), dtype)
     values = on_device.numpy().astype(np.float32)
@@ -321,7 +322,7 @@ def test_dropout_is_numpy_s_in_float32_and_rounds_once(dtype, probability):
 @pytest.mark.parametrize("probability", [0.0, 0.1, 0.5, 1.0])
 def test_masks_are_drawn_at_their_rate_and_follow_from_the_seed(probability):
     """Counts, also of neighbours both true, are within six standard deviations of those of independent draws."""
-    from throughtime._backend import backend_of
+    from throughtime.backend.choose import backend_of
 
     def draw(seed):
         return backend_of("cuda").random_mask(np.random.default_rng(seed), (50, 401), probability).numpy()
@@ -335,7 +336,7 @@ def test_masks_are_drawn_at_their_rate_and_follow_from_the_seed(probability):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_what_is_not_finite_is_found_row_by_row(dtype):
-    from throughtime._backend import backend_of
+    from throughtime.backend.choose import backend_of
 
     values = numbers((9, 5, 31))
     values[2, 4, 30], values[3, 0, 0], values[7, 2, 7] = np.nan, np.inf, -np.inf

@@ -7,23 +7,10 @@ from functools import cached_property
 import numpy as np
 import pytest
 
-from conftest import (
-    KINDS,
-    NORMALISED,
-    RELUS,
-    STATES,
-    Problem,
-    assert_close,
-    assert_norms_close,
-    assert_same_bits,
-    magnification,
-    reference_forward,
-    reference_results,
-    rounding_bound,
-    run_reference,
-)
-from cuda_side import BITS, Tape, rounded, run_cuda
-from stand_in import load_cuda
+from comparison import assert_close, assert_norms_close, assert_same_bits, magnification, rounding_bound
+from cuda_side import BITS, KERNELS, calls_of, each, on_host, placed, rounded, run_cuda, way
+from problems import KINDS, RELUS, STATES, Problem, reference_forward, reference_results, run_reference
+from reference import NORMALISED
 from test_exact import SmallIntegers
 from test_lengths import poisoned
 
@@ -89,10 +76,12 @@ def test_every_memory_mode_agrees_with_the_reference(kind, memory, zoneout):
 
 def test_inference_gives_the_output_and_the_final_state(kind):
     problem = problem_of(kind, D=2, T=9)
-    options = options_of(problem, ragged(problem))
-    found = Tape(problem, options, memory=None, chunk=4, **STEPWISE).results()
+    options = {"state": problem.state, "lengths": problem.lengths}
+    layer = problem.layer().to("cuda")
+    with way(chunk=4, **STEPWISE):
+        output, final = on_host(layer(**placed({"x": problem.x, **options}, "float32")))
     expected = run_reference(problem, options)
-    assert_close(found, {name: expected[name] for name in found}, problem.bound)
+    assert_close((output, final), (expected["output"], expected["final_state"]), problem.bound)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5])
@@ -103,7 +92,7 @@ def test_chunks_of_any_length_give_the_same_bits(kind, chunk):
     problem = problem_of(kind, D=2, T=11, B=2)
     options = options_of(problem, ragged(problem))
     for memory in ("full", "states"):
-        if not load_cuda().is_stand_in:
+        if not KERNELS.is_stand_in:
             check(problem, ragged(problem), memory=memory, chunk=chunk)
             continue
         found, whole = (run_cuda(problem, options, memory=memory, chunk=n, **STEPWISE) for n in (chunk, 0))
@@ -135,15 +124,32 @@ def test_arrays_whose_batch_comes_first(kind):
     check(problem, ragged(problem), batch_first=True)
 
 
-@pytest.mark.parametrize("wants", [("input",), ("parameters",), ("initial_state",)])
-def test_only_what_is_wanted(kind, wants):
+FILLED = {"d_input", "d_parameters", "norms", "d_initial_state", "d_states", "d_gates"}
+
+
+@pytest.mark.parametrize("wanted", ["d_input", "d_parameters", "d_initial_state"])
+def test_only_what_is_wanted(kind, wanted, monkeypatch):
     """And of the incoming gradients only one: the same bits as with all of the others."""
     problem = problem_of(kind, D=2)
-    tape = Tape(problem, options_of(problem), **STEPWISE)
-    for name, loss in problem.loss.items():
-        found, everything = tape.backward({name: loss}, wants=wants), tape.backward({name: loss})
-        assert set(found) == set(wants)
-        assert_same_bits(found, {of: everything[of] for of in wants})
+    _, calls = calls_of(problem, options_of(problem), monkeypatch)
+
+    def backward(loss, unwanted):
+        for given, gradients in calls:
+            absent = dict.fromkeys((problem.loss.keys() - {loss}) | unwanted)
+            KERNELS.backward(problem.layer().architecture.cell, given, gradients | absent)
+        return [each(read, gradients[wanted], np.ndarray) for _, gradients in calls]
+
+    for loss in problem.loss:
+        for found, expected in zip(backward(loss, FILLED - {wanted}), backward(loss, set()), strict=True):
+            assert_same_bits(found, expected)
+
+
+def read(view):
+    """A copy of what lies on the device."""
+    host = np.empty_like(view)
+    KERNELS.copy_bytes(host, view, 0)
+    KERNELS.synchronise(0)
+    return host
 
 
 def test_infinite_weights_reach_nothing_that_takes_no_part(kind):
@@ -208,8 +214,10 @@ class Ones(Problem):
 def test_a_skinny_deep_product_counts_its_rows(type_, terms, T, B, sizes):
     """Thousands of them, no multiple of 32, and a number that the type holds."""
     problem = Ones("rnn_relu", T=T, B=B, dtype="float32", **sizes)
-    tape = Tape(problem, {"state": problem.state}, type_=type_, terms=terms, **STEPWISE)
-    found = tape.backward({"d_output": problem.d_output}, wants=("parameters",))["parameters"]
+    layer = problem.layer().to("cuda", dtype=type_)
+    x, state, d_output = placed((problem.x, problem.state, problem.d_output), type_)
+    with way(terms, **STEPWISE):
+        found = on_host(layer.forward(x, state).backward(d_output, timesteps=()).parameters)
     assert_close(found, {name: np.full(shape, np.float32(T * B)) for name, shape in problem.shapes.items()}, 0)
 
 
@@ -229,9 +237,8 @@ class BetweenOnes(Problem):
 def test_products_have_the_terms_of_their_precision(terms, product):
     """The input's, dx, dW_ih, dW_hh: of two terms all but the product of the second ones, exactly."""
     problem = BetweenOnes("rnn_relu", T=1, B=1, I=5, H=5, dtype="float32")
-    tape = Tape(problem, {"state": problem.state}, terms=terms, **STEPWISE)
-    found = tape.backward({"d_output": problem.d_output}, wants=("input", "parameters"))
-    assert_close(tape.device.get(tape.output), np.full((1, 1, 5), product, np.float32), 0)
+    found = run_cuda(problem, {"state": problem.state}, loss={"d_output": problem.d_output}, terms=terms, **STEPWISE)
+    assert_close(found["output"], np.full((1, 1, 5), product, np.float32), 0)
     assert_close(found["input"], np.full((1, 1, 5), product, np.float32), 0)
     for name in ("weight_ih_l0", "weight_hh_l0"):
         assert_close(found["parameters"][name], np.full((5, 5), product, np.float32), 0)
@@ -274,11 +281,10 @@ def test_sixteen_bits_agree_within_their_roundings(kind, type_, memory):
     """Of few steps, so that the bound says something in bfloat16 too."""
     problem = OfType(type_, kind, T=3, B=3, I=5, H=7, D=2)
     options = options_of(problem, {"lengths": np.array([3, 1, 2])})
-    tape = Tape(problem, options, type_=type_, memory=memory, chunk=2, **STEPWISE)
-    found = tape.results() | tape.backward()
+    found = run_cuda(problem, options, type_=type_, memory=memory, chunk=2, **STEPWISE)
     record = reference_forward(problem, options)
     expected = reference_results(problem, record)
-    bound = problem.bound_of(tape.device.cuda.saved_shape(tape.layer._cell, 7)[0]) * magnification(record)
+    bound = problem.bound_of(KERNELS.saved_shape(problem.layer().architecture.cell, 7)[0]) * magnification(record)
     assert bound < 0.25
     assert_close(found, {name: expected[name] for name in found}, bound)
 
@@ -286,12 +292,16 @@ def test_sixteen_bits_agree_within_their_roundings(kind, type_, memory):
 @pytest.mark.parametrize("mode", ["cluster", "grid"])
 def test_a_mode_that_no_kernel_has_is_an_error(mode):
     problem = problem_of("lstm_layer_norm")
-    with pytest.raises(ValueError, match=r"mode: no persistent kernel for lstm_layer_norm of B = 3, H = 7"):
-        Tape(problem, mode=mode)
-    tape = Tape(problem, **STEPWISE)
-    tape.call["mode"] = mode
-    with pytest.raises(ValueError, match=r"mode: no persistent kernel for lstm_layer_norm of B = 3, H = 7"):
-        tape.backward()
+    layer, (x, d_output) = problem.layer().to("cuda"), placed((problem.x, problem.d_output), "float32")
+    with way(mode=mode), pytest.raises(ValueError, match=NO_KERNEL):
+        layer.forward(x)
+    with way(**STEPWISE):
+        tape = layer.forward(x)
+    with way(mode=mode), pytest.raises(ValueError, match=NO_KERNEL):
+        tape.backward(d_output)
+
+
+NO_KERNEL = r"mode: no persistent kernel for lstm_layer_norm of B = 3, H = 7"
 
 
 @pytest.mark.parametrize(
@@ -306,20 +316,19 @@ def test_a_mode_that_no_kernel_has_is_an_error(mode):
         ({"x": np.zeros((6, 0, 5), np.float32)}, "x: expected at least one sequence and one feature"),
     ],
 )
-def test_wrong_entries_name_themselves(entry, words):
-    tape = Tape(problem_of("gru"), **STEPWISE)
+def test_wrong_entries_name_themselves(entry, words, monkeypatch):
+    (given,), _ = calls_of(problem_of("gru"), {}, monkeypatch)
     with pytest.raises(ValueError, match=words):
-        tape.device.cuda.forward("gru", tape._given(0) | entry)
+        KERNELS.forward("gru", given | entry)
 
 
-def test_the_gradients_flow_is_not_there():
-    tape = Tape(problem_of("gru"), **STEPWISE)
-    exponent = tape.device.empty((6, 3), np.int32)
+def test_the_gradients_flow_is_not_there(monkeypatch):
+    _, ((given, gradients),) = calls_of(problem_of("gru"), {}, monkeypatch)
     with pytest.raises(ValueError, match="exponent: the flow of the gradient is not found on CUDA"):
-        tape.device.cuda.backward("gru", tape._given(0), {"exponent": exponent})
+        KERNELS.backward("gru", given, gradients | {"exponent": np.zeros((6, 3), np.int32)})
 
 
-def test_an_unknown_cell_names_itself():
-    tape = Tape(problem_of("gru"), **STEPWISE)
+def test_an_unknown_cell_names_itself(monkeypatch):
+    _, ((given, gradients),) = calls_of(problem_of("gru"), {}, monkeypatch)
     with pytest.raises(ValueError, match="no cell is named gru_2"):
-        tape.device.cuda.backward("gru_2", tape._given(0), {})
+        KERNELS.backward("gru_2", given, gradients)

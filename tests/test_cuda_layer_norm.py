@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 import reference
 import throughtime as tt
-from conftest import assert_same_bits, rounding_bound, wide
+from comparison import assert_same_bits, rounding_bound, wide
 from stand_in import load_cuda
 from test_layer_norm import EPS, NAMES, arguments, gradients, normalised_bound
-from throughtime import cuda, layer_norm
-from throughtime.cuda.backend import force
+from throughtime import cuda
+from throughtime.backend.cuda import force
+from throughtime.layers import add_layer_norm as layer_norm
 
 load_cuda()
 DTYPES = ("float32", "bfloat16", "float16")

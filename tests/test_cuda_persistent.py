@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from conftest import assert_close, assert_same_bits, magnification, reference_forward, reference_results, run_reference
-from cuda_side import BITS, run_cuda
-from stand_in import load_cuda
+from comparison import assert_close, assert_same_bits, magnification
+from cuda_side import BITS, KERNELS, run_cuda
+from problems import reference_forward, reference_results, run_reference
 from test_cuda_kernels import OfType, options_of, problem_of, ragged
 from test_exact import SmallIntegers
 from test_lengths import poisoned
@@ -37,7 +37,7 @@ def bound_of(problem, terms, type_):
     they grow with T and not with its root.
     """
     if type_ != "float32":
-        return problem.bound_of(load_cuda().saved_shape(problem.layer()._cell, problem.H)[0])
+        return problem.bound_of(KERNELS.saved_shape(problem.layer().architecture.cell, problem.H)[0])
     return problem.bound * LOSS[PRECISIONS[3 - terms]] if terms > 1 else 10 * np.sqrt(8) * problem.T * 2.0**-9
 
 

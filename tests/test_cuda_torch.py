@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 
 import throughtime as tt
-from conftest import ALL_TIMESTEPS, TORCH_KINDS, Problem, assert_close
+from comparison import assert_close
+from problems import ALL_TIMESTEPS, TORCH_KINDS, Problem
 from stand_in import load_cuda
 from test_cuda import assert_near, bound
 from torch_side import EXTRAS, laid_out, module_of, together, torch
 
 ours = pytest.importorskip("throughtime.torch")
 
-from throughtime.cuda.backend import force  # noqa: E402
+from throughtime.backend.cuda import force  # noqa: E402
 from throughtime.torch import places  # noqa: E402
 from throughtime.torch.add_layer_norm import operator as add_layer_norm  # noqa: E402
 from throughtime.torch.add_layer_norm import operator_backward as add_layer_norm_backward  # noqa: E402
@@ -259,7 +260,7 @@ def test_our_options_give_what_the_layer_gives(name, options, memory, dtype):
     with ours.record(module) as timesteps:
         output.backward(d)
     torch.manual_seed(1)
-    masks = dict(zip(layer._mask_shapes((9, 4)), module._masks(x, False), strict=True))
+    masks = dict(zip(layer.architecture.mask_shapes(9, 4), module._masks(x, False), strict=True))
     tape = layer.forward(x, masks=masks, memory=memory)
     grads = tape.backward(d, timesteps=ALL_TIMESTEPS)
     same({"output": output, "final": final}, {"output": tape.output, "final": tape.final_state})

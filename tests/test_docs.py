@@ -1,8 +1,7 @@
-"""What the docs show runs: the examples of every docstring, and the README's ten lines."""
+"""The docs: the examples of docstrings and pages run, and the files that pages name exist."""
 
 import doctest
 import importlib
-import pkgutil
 import re
 from pathlib import Path
 
@@ -11,8 +10,22 @@ import pytest
 
 import throughtime as tt
 
-MODULES = [module.name for module in pkgutil.iter_modules(tt.__path__) if module.name not in ("_core", "cli", "torch")]
-TORCH = ["torch", *(f"torch.{path.stem}" for path in Path(tt.__path__[0], "torch").glob("[a-z]*.py"))]
+PACKAGE = Path(tt.__path__[0])
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "examples" / "README.md"]
+FOLDERS = ("benchmarks", "cpp", "docs", "examples", "python", "tests", ".ci")
+
+
+def modules():
+    """All of them, subpackages' too. None is imported here: after torch's, all tests would run on torch's threads."""
+    files = (path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py"))
+    names = sorted(".".join(file.parts).removesuffix("__init__").rstrip(".") for file in files)
+    return [name for name in names if name and name.partition(".")[0] != "cli"]
+
+
+def prose(page):
+    """A page without its fenced code."""
+    return re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
 def import_jax():
@@ -21,11 +34,12 @@ def import_jax():
     )
 
 
-@pytest.mark.parametrize("name", MODULES + TORCH)
+@pytest.mark.parametrize("name", modules())
 def test_examples_of_docstrings_run(name):
-    if name == "jax":
+    package = name.partition(".")[0]
+    if package == "jax":
         import_jax()
-    if name in TORCH:
+    if package == "torch":
         pytest.importorskip("torch")
     module = importlib.import_module(f"throughtime.{name}")
     found = doctest.testmod(module, extraglobs={"np": np, "tt": tt}, optionflags=doctest.NORMALIZE_WHITESPACE)
@@ -90,15 +104,39 @@ def test_the_examples_of_jax_run(capsys):
     assert all(last > before > long_before > 0 for _, last, before, long_before in steps)
 
 
-def test_the_lines_of_the_readme_run(capsys):
-    """They print three norms, which fall towards the beginning, and a timestep."""
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    exec(compile(code, "README.md", "exec"), {})
-    norms, step = capsys.readouterr().out.splitlines()
-    last, middle, first = map(float, norms.strip("[]").split())
-    assert last > middle > first >= 0
-    assert 0 <= int(step) < 1000
+def test_the_lines_of_the_readme_print_what_stands_below_them(capsys):
+    """Up to the last digit, where kernels round differently."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    ((code, shown),) = re.findall(r"```python\n(.*?)```\n\n((?:    [^\n]+\n)+)", readme, re.DOTALL)
+    assert len([line for line in code.splitlines() if line]) == 10
+    with np.printoptions():  # the lines set their own
+        exec(compile(code, "README.md", "exec"), {})
+    for ours, theirs in zip(capsys.readouterr().out.splitlines(), shown.splitlines(), strict=True):
+        numbers = [[float(number) for number in line.strip(" []").split()] for line in (ours, theirs)]
+        assert numbers[0] == pytest.approx(numbers[1], rel=0.02)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_names_only_files_that_exist(page):
+    """Between back-ticks: a path from the repository's root, which may be a pattern, or the bare name of a source."""
+    names = set(re.findall(r"`([\w.*/-]+)`", prose(page)))
+    paths = {name for name in names if "/" in name and (name.split("/")[0] in FOLDERS or Path(name).suffix)}
+    sources = {name for name in names if "/" not in name and Path(name).suffix in (".cpp", ".cu", ".hpp", ".py", ".sh")}
+    missing = {path for path in paths if not any(ROOT.glob(path.rstrip("/")))}
+    missing |= {name for name in sources if not any(file for folder in FOLDERS for file in (ROOT / folder).rglob(name))}
+    assert missing == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_links_of_a_page_lead_somewhere(page):
+    """To a file, and to a heading in it if they name one."""
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", prose(page)):
+        path, _, anchor = target.partition("#")
+        file = page.parent / path if path else page
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings], target
 
 
 def test_the_page_of_the_gpu_says_of_every_file_where_it_ran():

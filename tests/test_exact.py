@@ -12,8 +12,13 @@ import pytest
 
 import reference
 import throughtime as tt
-from conftest import KINDS, Problem, assert_close, assert_same_bits, run, run_reference, wide
+from comparison import assert_close, assert_same_bits, wide
+from problems import KINDS, Problem, run, run_reference
 from throughtime import _core
+
+pytestmark = [pytest.mark.per_level, pytest.mark.amx]
+
+USES_AMX = "amx" in _core.bfloat16_terms()
 
 # Small sizes around every register and tile, with T, B, I and H all different; then some of many tiles.
 SIZES = [
@@ -133,7 +138,7 @@ def test_any_number_of_threads_gives_the_same_bits(kind, T, B, I, H, dtype, thre
 @pytest.mark.parametrize(("T", "B", "H"), [(12, 1, 150), (70, 1, 256), (12, 9, 150), (12, 40, 192)])
 def test_threads_that_exchange_halves_of_a_sum_give_the_same_bits(kind, T, B, H, dtype, threads, free):
     """Without `clip`, a thread begins a step's sums with its own units, while the other finishes the step before."""
-    _core.force(family="amx" if _core.level() == "amx" and B > 1 else "", chunk=5)
+    _core.force(family="amx" if USES_AMX and B > 1 else "", chunk=5)
     problem = Problem(kind, T=T, B=B, I=7, H=H, dtype=dtype)
     layer = problem.layer()
 
@@ -151,7 +156,7 @@ def test_threads_that_exchange_halves_of_a_sum_give_the_same_bits(kind, T, B, H,
 @pytest.mark.parametrize("memory", ["full", "checkpoint"])
 def test_threads_that_rest_and_return_give_the_same_bits(kind, T, B, H, memory, split, threads, free):
     """A thread leaves its part to the others after every few phases, and comes back at a chunk's end."""
-    family = "amx" if _core.level() == "amx" and B > 1 else ""
+    family = "amx" if USES_AMX and B > 1 else ""
     problem = Problem(kind, T=T, B=B, I=7, H=H, dtype="float32")
     layer = problem.layer()
 

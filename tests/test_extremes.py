@@ -6,16 +6,18 @@ import numpy as np
 import pytest
 
 import throughtime as tt
-from conftest import FORMS, Problem, layer_class
+from problems import FORMS, Problem, layer_class
 from throughtime import _core
 
 
+@pytest.mark.per_level
+@pytest.mark.amx
 @pytest.mark.parametrize("kind", ["rnn_tanh", "gru", "lstm"])  # a relu hands an infinity on
 @pytest.mark.parametrize("hidden", [3, 6, 8, 31])
 def test_an_infinite_input_does_not_leak_through_padded_lanes(kind, hidden):
     """tanh and sigmoid of an infinity are finite, so is every gradient but that of the step's own weights. On AMX a
     float32 infinity is a sum, and NaN."""
-    dtype = "float64" if _core.level() == "amx" else "float32"
+    dtype = "float64" if "amx" in _core.bfloat16_terms() else "float32"
     layer = layer_class(kind)(4, hidden, dtype=dtype, seed=0)
     x = np.random.default_rng(0).standard_normal((9, 2, 4)).astype(dtype)
     x[4, 0, 1] = np.inf
@@ -26,6 +28,8 @@ def test_an_infinite_input_does_not_leak_through_padded_lanes(kind, hidden):
     assert np.isfinite(grads.hidden).all()
 
 
+@pytest.mark.per_level
+@pytest.mark.amx
 @pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0"])
 def test_padding_is_zero_whatever_the_weights_hold(kind, name):
     layer = layer_class(kind)(4, 6, bidirectional=True, seed=0)
@@ -50,6 +54,8 @@ def test_a_tape_does_not_see_later_changes_of_its_arguments():
     assert np.array_equal(tape.backward(**problem.loss).input, before)
 
 
+@pytest.mark.per_level
+@pytest.mark.amx
 @pytest.mark.parametrize("output", ["all", "last"])
 def test_an_empty_batch_gives_empty_results_and_zero_gradients(kind, output):
     layer = layer_class(kind)(4, 6, num_layers=2, bidirectional=True)
@@ -60,6 +66,8 @@ def test_an_empty_batch_gives_empty_results_and_zero_gradients(kind, output):
     assert all(np.all(array == 0) for array in grads.parameters.values())
 
 
+@pytest.mark.per_level
+@pytest.mark.amx
 @pytest.mark.parametrize(("dtype", "size"), [("float64", 1e200), ("float64", 1e-200), ("float32", 1e30)])
 def test_clipping_where_squares_leave_the_range(kind, dtype, size):
     """What is carried is scaled to the norm `clip`, be its square infinite or zero."""
@@ -73,6 +81,8 @@ def test_clipping_where_squares_leave_the_range(kind, dtype, size):
     assert np.all(norms <= 1 + 100 * np.finfo(dtype).eps if kind != "lstm" else norms > 0)
 
 
+@pytest.mark.per_level
+@pytest.mark.amx
 @pytest.mark.parametrize(("dtype", "exponent"), [("float32", 70), ("float64", 800)])
 @pytest.mark.parametrize("name", ["x", "weight_ih_l0", "weight_hh_l0"])
 @pytest.mark.parametrize("B", [1, 9])
@@ -98,6 +108,8 @@ def test_layer_normalised_products_of_any_size_are_alike(kind, dtype, exponent, 
         np.testing.assert_array_equal(d_large[key], gradient, err_msg=key)
 
 
+@pytest.mark.per_level
+@pytest.mark.amx
 def test_clip_below_the_smallest_float32_still_clips():
     problem = Problem("gru", dtype="float32")
     tape = problem.layer().forward(problem.x)
@@ -105,6 +117,8 @@ def test_clip_below_the_smallest_float32_still_clips():
     assert grads.clipped[:, :-1].all()
 
 
+@pytest.mark.per_level
+@pytest.mark.amx
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_unaligned_arrays_are_as_good_as_others(dtype):
     problem = Problem("lstm", dtype=dtype)
@@ -122,6 +136,8 @@ def test_unaligned_arrays_are_as_good_as_others(dtype):
     assert np.array_equal(found.input, expected.input)
 
 
+@pytest.mark.per_level
+@pytest.mark.amx
 @pytest.mark.parametrize("kind", FORMS)
 def test_large_batches_have_the_norms_of_small_ones(kind):
     """Both ways to a norm agree, Gram matrices and the gradient row by row: 40 times the batch is 40 times the norm."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import throughtime as tt
-from conftest import Problem
+from problems import Problem
 from test_arguments import LSTM_STATE, PROBLEM, X, cases, raises, zeros
 
 D_OUTPUT = zeros(7, 3, 12)

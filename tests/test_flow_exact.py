@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 
 import reference
 import throughtime as tt
-from conftest import FORMS, Problem, assert_same_bits, problems
+from comparison import assert_same_bits
 from flow_truth import along, assert_flow_close, assert_logs_close, check_flow, gradients, norms, on_last
+from problems import FORMS, Problem, problems
 from throughtime import _core
+
+pytestmark = [pytest.mark.per_level, pytest.mark.amx]
 
 NAMES = ("log10_norm", "log10_norm_per_sequence", "log10_unit")
 MODES = ["full", "states", "checkpoint", 1, 4, 50]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import throughtime as tt
-from conftest import assert_same_bits, magnification, rounding_bound
+from comparison import assert_same_bits, magnification, rounding_bound
 from flow_problems import CHAINS, Chain, Weak
 from flow_truth import (
     EPS,

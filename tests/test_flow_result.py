@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import throughtime as tt
-from throughtime.flow_result import GradientFlow, StackFlow
+from throughtime.analysis.flow_result import GradientFlow, StackFlow
 
 EPS = np.finfo(np.float64).eps
 ZERO = -np.inf
@@ -449,7 +449,7 @@ def test_no_figure_is_higher_than_1600_pixels(tmp_path, rows):
 )
 def test_ticks_of_a_narrow_range_are_numbers(low, high, texts):
     figures = pytest.importorskip("matplotlib.figure")
-    from throughtime.flow_figures import label_powers
+    from throughtime.analysis.flow_figures import label_powers
 
     axes = figures.Figure().add_subplot()
     axes.set_ylim(low, high)
@@ -533,7 +533,7 @@ def test_without_matplotlib_a_plot_says_what_to_install():
         "import sys\n"
         "sys.modules['matplotlib'] = None\n"
         "import numpy as np\n"
-        "from throughtime.flow_result import GradientFlow\n"
+        "from throughtime.analysis.flow_result import GradientFlow\n"
         "flow = GradientFlow(np.zeros((1, 2, 1)), reverse=[False], names=['a'], title='')\n"
         "flow.summary()\n"
         "flow.plot()\n"

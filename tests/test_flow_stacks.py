@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import throughtime as tt
-from conftest import assert_same_bits, rounding_bound
+from comparison import assert_same_bits, rounding_bound
 from flow_truth import EPS, assert_flow_close, assert_logs_close, exact, log10_norm, log10_of_squares
 
 DTYPES = ("float32", "float64")
@@ -346,7 +346,7 @@ def test_a_stack_says_where_the_forward_stops_being_finite(batch_first):
     assert fault(layers(), x) == "x is not finite at timestep 5, in sequence 2"
     x = numbers(7, 3, 4, dtype="float32")
     for name, place in (
-        ("0.weight", r"layers[0] (Linear(4, 6)): parameter weight is not finite, and so the output at timestep 0, "),
+        ("0.weight", r"layers[0] (Linear(4, 6)): parameter weight is not finite, nor is the output at timestep 0, "),
         ("1.sublayer.linear1.weight", r"sublayer (MLP(6, 5)): parameter linear1.weight is not finite, "),
         ("2.weight_hh_l1", r"layers[2] (LSTM("),
         ("3.bias", r"layers[3] (Linear(6, 2)): parameter bias is not finite, "),

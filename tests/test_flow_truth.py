@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import FORMS, NORMALISED, Problem, assert_close, problems, reference_forward
+from comparison import assert_close
 from flow_problems import CHAINS, Chain, Weak
 from flow_truth import (
     DIGITS,
@@ -22,6 +22,8 @@ from flow_truth import (
     norms,
     on_last,
 )
+from problems import FORMS, Problem, problems, reference_forward
+from reference import NORMALISED
 from test_reference import PLAIN_KINDS, new_cell, torch_cell
 
 BOUND = 1e-10  # float64 on both sides: rounding takes 1e-13, and no error in a formula hides below this

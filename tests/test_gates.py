@@ -9,17 +9,9 @@ from hypothesis import strategies as st
 
 import reference
 import throughtime as tt
-from conftest import (
-    KINDS,
-    NORMALISED,
-    Problem,
-    assert_close,
-    assert_same_bits,
-    magnification,
-    problems,
-    reference_forward,
-    rounding_bound,
-)
+from comparison import assert_close, assert_same_bits, magnification, rounding_bound
+from problems import KINDS, Problem, problems, reference_forward
+from reference import NORMALISED
 
 
 def gates_of(kind, direction, step):

@@ -7,8 +7,9 @@ from functools import partial
 import numpy as np
 import pytest
 
-from conftest import Problem, assert_close
+from comparison import assert_close
 from jax_side import function_of, jax, jnp, settings, tt, zeros_of  # noqa: F401
+from problems import Problem
 
 P = jax.sharding.PartitionSpec
 AXIS = "data"

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 import reference
 import throughtime as tt
-from conftest import assert_close, assert_same_bits, rounding_bound, wide
+from comparison import assert_close, assert_same_bits, rounding_bound, wide
+
+pytestmark = pytest.mark.per_level
 
 DTYPES = ("float32", "float64")
 NAMES = ("d_x", "d_branch", "d_weight", "d_bias")

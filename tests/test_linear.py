@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 import throughtime as tt
-from conftest import assert_close, assert_same_bits, rounding_bound, wide
+from comparison import assert_close, assert_same_bits, rounding_bound, wide
 from test_precision import HERE, LOSS, PRECISIONS
 from throughtime import _core
+
+pytestmark = [pytest.mark.per_level, pytest.mark.amx]
 
 DTYPES = ("float32", "float64")
 
@@ -235,13 +237,15 @@ PRODUCTS = {
     "correlate",
     "convolve",
 }
-# What analyses a trained model, or gives initial weights.
-APART = {"_products.py", "_scaled.py", "init.py", "lyapunov.py"}
+# Files that analyse a trained model, or give initial weights.
+APART = {"products.py", "_scaled.py", "init.py", "lyapunov.py"}
 
 
 def test_the_source_of_the_layers_has_no_product_of_numpys():
-    files = {path for path in Path(tt.__path__[0]).glob("*.py") if path.name not in APART}
-    assert {"modules.py", "mlp.py", "attention.py", "tape.py", "losses.py", "optim.py"} <= {path.name for path in files}
+    package = Path(tt.__path__[0])
+    folders = [package, *(package / name for name in ("analysis", "backend", "layers", "recurrent"))]
+    files = {path for folder in folders for path in folder.glob("*.py") if path.name not in APART}
+    assert {"linear.py", "mlp.py", "attention.py", "backward.py", "losses.py", "optim.py"} <= {p.name for p in files}
     for path in files:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             product = isinstance(node, ast.BinOp | ast.AugAssign) and isinstance(node.op, ast.MatMult)
@@ -285,7 +289,7 @@ def test_a_training_step_calls_no_product_of_numpys(monkeypatch):
     empty = _core.empty
     watched = lambda shape, dtype: empty(shape, dtype).view(Watched)  # noqa: E731
     monkeypatch.setattr(_core, "empty", watched)
-    monkeypatch.setattr(tt._backend.Host, "empty", staticmethod(watched))
+    monkeypatch.setattr(tt.backend.host.Host, "empty", staticmethod(watched))
     monkeypatch.setattr(tt._arguments, "plain", lambda array: array)  # which would end the watch
     embedding = tt.Embedding(11, 8, seed=0)
     stack = tt.Sequential(

@@ -6,7 +6,7 @@ import mpmath
 import numpy as np
 import pytest
 
-from conftest import STATES, Problem
+from problems import STATES, Problem
 
 # Their keeping gate, z or f, comes second.
 KINDS = ("gru", "gru_original", "lstm", "lstm_peephole", "lstm_projected", "lstm_layer_norm", "gru_layer_norm")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import throughtime as tt
-from conftest import assert_close, assert_same_bits, rounding_bound
+from comparison import assert_close, assert_same_bits, rounding_bound
 
 DTYPES = ("float32", "float64")
 
@@ -19,6 +19,7 @@ def numbers(shape, dtype="float64", scale=1.0, seed=0):
     return (scale * np.random.default_rng(seed).standard_normal(shape)).astype(dtype)
 
 
+@pytest.mark.per_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(
     shape=st.lists(st.integers(1, 7), max_size=3),
@@ -62,6 +63,7 @@ def cross_entropy_in_numpy(logits, targets):
     return float(np.mean(np.log(sums[:, 0]) - shifted[rows, targets])), d_logits / len(logits)
 
 
+@pytest.mark.per_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", ODD_SIZES)
 def test_cross_entropy_agrees_with_numpy_for_any_number_of_threads(dtype, shape, threads, teams):
@@ -89,6 +91,7 @@ def test_cross_entropy_is_the_derivative_of_itself():
         assert abs(difference / (2 * step) - d_logits[at]) <= step**2 + 4 * np.finfo(np.float64).eps / step
 
 
+@pytest.mark.per_level
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_cross_entropy_of_logits_of_1e30(dtype):
     logits = np.array([[1e30, 0, -1e30], [1e30, 1e30, 0]], dtype)
@@ -97,6 +100,7 @@ def test_cross_entropy_of_logits_of_1e30(dtype):
     assert np.array_equal(d_logits, [[0.5, 0, -0.5], [0.25, -0.25, 0]])
 
 
+@pytest.mark.per_level
 @pytest.mark.parametrize("row", [[-np.inf] * 3, [np.inf, 0.0, 1.0], [0.0, np.nan, -np.inf]])
 def test_a_row_without_a_softmax_has_a_nan_loss_and_gradient_and_leaves_others_alone(row):
     logits = np.array([row, [1.0, 2.0, 3.0]])
@@ -125,6 +129,7 @@ def test_losses_of_views_are_those_of_copies(dtype):
     assert_same_bits(ours[1], expected[1])
 
 
+@pytest.mark.per_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [1, 33, 16384, 100_001])
 def test_mse_agrees_with_numpy_for_any_number_of_threads(dtype, size, threads, teams):
@@ -140,6 +145,7 @@ def test_mse_agrees_with_numpy_for_any_number_of_threads(dtype, size, threads, t
         assert_same_bits(again[1], d_prediction, team)
 
 
+@pytest.mark.per_level
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_cross_entropy_of_extreme_logits(dtype):
     """The largest logits of the type, whose exponential and whose differences overflow or vanish."""
@@ -156,6 +162,7 @@ def test_cross_entropy_of_extreme_logits(dtype):
     assert np.array_equal(d_logits, [[-0.5, 0.5]])
 
 
+@pytest.mark.per_level
 def test_cross_entropy_with_impossible_and_broken_logits():
     masked = np.array([[0.0, -np.inf], [0.0, 0.0]])
     loss, d_logits = tt.cross_entropy(masked, np.array([0, 1]))
@@ -165,6 +172,7 @@ def test_cross_entropy_with_impossible_and_broken_logits():
     assert math.isnan(tt.cross_entropy(np.array([[np.nan, 0.0]]), np.array([1]))[0])
 
 
+@pytest.mark.per_level
 def test_ignored_targets_change_nothing_even_where_logits_are_nan():
     logits, targets = numbers((6, 4)), np.array([0, 1, 2, 3, 0, 1])
     loss, d_logits = tt.cross_entropy(logits[:4], targets[:4])
@@ -216,6 +224,7 @@ def test_mse_agrees_with_torch(dtype, shape):
     assert_close(d_prediction, wide.grad.numpy(), 2 * np.finfo(dtype).eps)
 
 
+@pytest.mark.per_level
 def test_mse_of_large_and_of_no_values():
     big = np.full(2, 3e38, np.float32)
     loss, _ = tt.mse(big, -big)
@@ -270,6 +279,7 @@ def test_clip_grad_norm_agrees_with_torch(dtype, max_norm):
         assert_close(grad, tensor.grad.numpy(), 1e-6 / expected + 2 * np.finfo(dtype).eps)
 
 
+@pytest.mark.per_level
 @pytest.mark.parametrize(
     ("dtype", "size"), [("float32", 1e-44), ("float32", 3e38), ("float64", 1e-320), ("float64", 1e307)]
 )
@@ -282,6 +292,7 @@ def test_norm_neither_underflows_nor_overflows(dtype, size):
     assert np.abs(np.abs(grads["a"]).astype(float) - entry / 2).max() <= max(entry * np.finfo(dtype).eps, tiny)
 
 
+@pytest.mark.per_level
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
 def test_non_finite_gradients_are_reported_and_left_alone(broken):
     grads = {"a": np.array([1.0, broken]), "b": np.array([2.0])}
@@ -291,6 +302,7 @@ def test_non_finite_gradients_are_reported_and_left_alone(broken):
     assert grads["b"][0] == 2.0
 
 
+@pytest.mark.per_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [1e-200, 1.0, 1e200])
 def test_clipping_is_the_same_bits_for_any_number_of_threads(dtype, size, threads, teams):
@@ -315,6 +327,7 @@ def test_clipping_is_the_same_bits_for_any_number_of_threads(dtype, size, thread
         assert_same_bits(arrays, clipped, team)
 
 
+@pytest.mark.per_level
 def test_an_infinite_entry_beside_squares_that_overflow_is_an_infinite_norm():
     assert tt.clip_grad_norm({"a": np.array([1e200, -np.inf])}, 1.0) == math.inf
     assert math.isnan(tt.clip_grad_norm({"a": np.array([1e200, -np.inf]), "b": np.array([np.nan])}, 1.0))

@@ -10,9 +10,10 @@ import pytest
 
 import reference
 import throughtime as tt
-from conftest import FORMS, STATES, Problem, assert_close, assert_same_bits, reference_forward, wide
-from throughtime import lyapunov
-from throughtime._products import log_singular_values, lyapunov_exponents
+from comparison import assert_close, assert_same_bits, wide
+from problems import FORMS, STATES, Problem, reference_forward
+from throughtime.analysis import lyapunov
+from throughtime.analysis.products import log_singular_values, lyapunov_exponents
 
 EPS = np.finfo(np.float64).eps
 
@@ -47,7 +48,7 @@ def reference_states(problem):
 
 
 def bound(problem, matrices):
-    """In nats: errors of the Jacobians, and 5 N eps of a column in QR (see `_products._times`), relative to the
+    """In nats: errors of the Jacobians, and 5 N eps of a column in QR (see `products._times`), relative to the
     smallest singular value of a step.
     """
     return (problem.bound + 5 * len(matrices[0]) * EPS) * max(map(np.linalg.cond, matrices))

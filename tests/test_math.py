@@ -34,61 +34,19 @@ import pytest
 from compiler import LEVEL_OPTIONS, ROOT, compile_all
 from throughtime import _core
 
-LEVELS = [name for name, supported in _core.levels() if supported and name != "amx"]  # whose registers are v4's
+LEVELS = [name for name, supported in _core.levels() if supported]
 BOUND = {"exp": 3, "sigmoid": 3, "tanh": 3, "density": 3, "distribution": 7}  # ulp
 FUNCTIONS = ("exp", "sigmoid", "tanh")
 NORMAL = ("density", "distribution")
 DTYPES = ("float32", "float64")
 
-# Standard input through one function, in the machine's own format. Subnormals are zero, as in the kernels.
-SOURCE = """
-#include <stdio.h>
-#include <string.h>
-
-#include "cpu/team.hpp"
-#include "math.hpp"
-
-using namespace throughtime::TT_ISA;
-
-template <class S, class Function>
-void pass(Function function) {
-  const FlushSubnormals flush;
-  for (Vec<S> x; fread(&x, sizeof x, 1, stdin) == 1;) {
-    const Vec<S> y = function(x);
-    fwrite(&y, sizeof y, 1, stdout);
-  }
-}
-
-template <class S>
-void run(const char* function) {
-  const auto is = [=](const char* name) { return !strcmp(function, name); };
-  if (is("exp")) pass<S>([](Vec<S> x) { return exp(x); });
-  if (is("sigmoid")) pass<S>([](Vec<S> x) { return sigmoid(x); });
-  if (is("tanh")) pass<S>([](Vec<S> x) { return tanh(x); });
-  if (is("density") || is("distribution"))
-    pass<S>([&](Vec<S> x) {
-      Vec<S> density, distribution;
-      normal(x, density, distribution);
-      return is("density") ? density : distribution;
-    });
-}
-
-int main(int, char** argument) { !strcmp(argument[1], "float32") ? run<float>(argument[2]) : run<double>(argument[2]); }
-"""
-
 
 @pytest.fixture(scope="module")
-def programs(tmp_path_factory):
+def programs():
     """By level, with the options that decide rounding in the build: above v2, products and sums are fused."""
-    folder = tmp_path_factory.mktemp("math")
-    source = folder / "math.cpp"
-    source.write_text(SOURCE)
-    options = ["-O2", "-ffp-contract=fast", f"-I{ROOT / 'cpp'}", source]
-    programs = {level: folder / level for level in LEVELS}
-    compile_all(
-        [*options, *LEVEL_OPTIONS[level], f"-DTT_ISA={level}", "-o", program] for level, program in programs.items()
-    )
-    return programs
+    options = ["-O2", "-ffp-contract=fast", f"-I{ROOT / 'cpp'}", ROOT / "tests" / "math.cpp"]
+    jobs = [(f"math_{level}", [*options, *LEVEL_OPTIONS[level], f"-DTT_ISA={level}"]) for level in LEVELS]
+    return dict(zip(LEVELS, compile_all(jobs), strict=True))
 
 
 def cases(functions):

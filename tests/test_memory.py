@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 
 import throughtime as tt
-from conftest import ALL_TIMESTEPS, GATES, KINDS, NORMALISED, STATES, Problem, assert_close
+from comparison import assert_close
+from problems import ALL_TIMESTEPS, GATES, KINDS, STATES, Problem
+from reference import NORMALISED
 from throughtime import _core
+
+pytestmark = [pytest.mark.per_level, pytest.mark.amx]
 
 MODES = ["states", "checkpoint", 1, 4, 12, 13, 50]  # T is 13
 
@@ -156,9 +160,9 @@ def test_backward_only_reads_the_tape(memory, free):
     """What is computed again goes elsewhere, even where other kernels round it differently."""
     problem = Problem("lstm", T=20, B=9, I=20, H=24, dtype="float32")
     tape = problem.layer().forward(problem.x, problem.state, memory=memory)
-    kept = [array.tobytes() for array in tape._states]
+    kept = [array.tobytes() for array in tape.record.states]
     _core.force(family="one_row", chunk=4)
     first = everything(tape.backward(**problem.loss, timesteps=ALL_TIMESTEPS))
     second = everything(tape.backward(**problem.loss, timesteps=ALL_TIMESTEPS))
-    assert kept == [array.tobytes() for array in tape._states]
+    assert kept == [array.tobytes() for array in tape.record.states]
     assert all(np.array_equal(values, second[name]) for name, values in first.items())

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import throughtime as tt
-from conftest import assert_close, assert_same_bits, rounding_bound
+from comparison import assert_close, assert_same_bits, rounding_bound
 
 DTYPES = ("float32", "float64")
 LEADING = st.lists(st.integers(1, 6), max_size=3).map(tuple)
@@ -101,6 +101,7 @@ def test_initial_values_are_torchs():
     assert abs(np.mean(embedding.astype(float) ** 2) - 1) <= 7 * np.sqrt(2 / embedding.size)
 
 
+@pytest.mark.per_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(leading=LEADING, count=st.integers(1, 9), size=st.integers(1, 9))
 def test_embedding_agrees_with_torch(dtype, leading, count, size):
@@ -125,6 +126,7 @@ def test_embedding_agrees_with_torch(dtype, leading, count, size):
     assert grads.input is None
 
 
+@pytest.mark.per_level
 def test_embedding_gradient_of_integers_is_exact():
     tape = tt.Embedding(5, 2, seed=0).forward(np.array([[3, 0], [3, 4], [3, 3]]))
     d_output = np.arange(12, dtype=np.float32).reshape(3, 2, 2)
@@ -138,6 +140,7 @@ def test_embedding_of_any_integer_type(dtype):
     assert np.array_equal(embedding(x.astype(dtype)), embedding(x))
 
 
+@pytest.mark.per_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("count", "size", "leading"), [(1, 1, ()), (103, 128, (64, 32)), (300, 77, (999,)), (3, 130, (500,))]

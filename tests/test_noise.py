@@ -8,7 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import throughtime as tt
-from conftest import FORMS, KINDS, STATES, Problem, assert_close, assert_same_bits, check, problems, run, run_reference
+from comparison import assert_close, assert_same_bits
+from problems import FORMS, KINDS, STATES, Problem, check, problems, run, run_reference
+
+pytestmark = [pytest.mark.per_level, pytest.mark.amx]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import throughtime as tt
-from conftest import assert_close, assert_same_bits, rounding_bound
+from comparison import assert_close, assert_same_bits, rounding_bound
 
 STEPS = 12
 SHAPES = {"weight": (7, 5), "bias": (7,), "scalar": (), "none": (0, 3)}
@@ -104,6 +104,7 @@ def odd_arrays(seed, dtype):
     return {str(shape): np.asarray(rng.standard_normal(shape), dtype) for shape in ODD_SIZES}
 
 
+@pytest.mark.per_level
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", MAKERS)
 def test_steps_agree_with_the_formulas(name, dtype):
@@ -116,6 +117,7 @@ def test_steps_agree_with_the_formulas(name, dtype):
     assert_close(ours, expected, 2 * rounding_bound(dtype, 60))
 
 
+@pytest.mark.per_level
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", MAKERS)
 def test_same_bits_for_any_number_of_threads_and_any_grouping(name, dtype, threads, teams):
@@ -154,6 +156,7 @@ def test_a_parameter_under_two_names_is_updated_twice(threads):
     assert (shared[50_000:] == -1).all()
 
 
+@pytest.mark.per_level
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_subnormal_moments_are_kept(dtype):
     """Adam divides by the root of a mean square: with zero in its place and no eps, there would be a NaN."""
@@ -164,6 +167,7 @@ def test_subnormal_moments_are_kept(dtype):
     assert_close(p["p"], np.full(9, -0.5), 2.0**-13)
 
 
+@pytest.mark.per_level
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_broken_gradient_breaks_its_own_entry_alone(name, broken):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import re
 
 import numpy as np
@@ -219,3 +220,19 @@ def test_times_are_neither_integers_nor_floats(dtype):
         with pytest.raises(TypeError) as caught:
             call()
         assert re.search(rf"\b{name}\b", str(caught.value)), caught.value
+
+
+def test_options_may_be_changed_between_calls():
+    """The next forward, and a copy of the layer, have the new ones."""
+    layer, x = tt.LSTM(2, 3, num_layers=2, zoneout=0.5, seed=0), np.ones((4, 1, 2), np.float32)
+    assert not any(name.startswith("dropout") for name in layer.forward(x).masks)
+    layer.dropout, layer.zoneout = 0.5, 0.0
+    copied = pickle.loads(pickle.dumps(layer))
+    for one in (layer, copied):
+        assert set(one.forward(x).masks) == {"dropout_l0"}
+        assert one.architecture == layer.architecture
+    layer.batch_first = True
+    assert layer.forward(x.swapaxes(0, 1)).output.shape == (1, 4, 3)
+    layer.dropout = 2
+    with pytest.raises(ValueError, match=r"dropout must be in \[0, 1\], got 2"):
+        layer.forward(x)

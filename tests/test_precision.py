@@ -6,15 +6,18 @@ import numpy as np
 import pytest
 
 import throughtime as tt
-from conftest import ALL_TIMESTEPS, FORMS, Problem, assert_close, assert_same_bits, results, run, run_reference
-from test_exact import SmallIntegers, check_equal
+from comparison import assert_close, assert_same_bits
+from problems import ALL_TIMESTEPS, FORMS, Problem, results, run, run_reference
+from test_exact import USES_AMX, SmallIntegers, check_equal
 from test_process import run_python
 from throughtime import _core
 
+pytestmark = [pytest.mark.per_level, pytest.mark.amx]
+
 PRECISIONS = ("highest", "high", "medium")
 HERE = tt.show_config("dicts")["matmul precisions"]
-on_amx = pytest.mark.skipif(_core.level() != "amx", reason="the AMX kernels are not in use")
-on_dot = pytest.mark.skipif(not _core.has_dot(), reason="no AVX512_BF16, or its kernels are not in use")
+on_amx = pytest.mark.skipif(not USES_AMX, reason="the AMX kernels are not in use")
+on_dot = pytest.mark.skipif("dot" not in _core.bfloat16_terms(), reason="no AVX512_BF16, or its kernels are not in use")
 
 # What a product may lose, relative to itself, in units of float32's roundoff 2^-24. Three terms hold a float, and
 # the dropped products are below 3 * 2^-26. Of two terms the second is at most 2^-9 and the rest at most 2^-18 of the
@@ -158,7 +161,7 @@ def test_the_largest_floats_stay_finite(precision):
 @pytest.mark.parametrize("precision", HERE, indirect=True)
 @pytest.mark.parametrize("bad", [np.inf, np.nan, *np.array([0x7FFFFFFF, 0xFFFFFFFF], np.uint32).view(np.float32)])
 def test_what_is_not_finite_stays_in_its_sequence_and_after_it(bad, precision):
-    if bad == np.inf and (precision == "medium" or _core.level() != "amx"):
+    if bad == np.inf and (precision == "medium" or not USES_AMX):
         pytest.skip("one term of an infinity is that infinity, and its tanh is finite")
     layer = tt.GRU(4, 6, seed=0)
     x = np.random.default_rng(0).standard_normal((7, 16, 4), np.float32)
@@ -174,7 +177,7 @@ def test_what_is_not_finite_stays_in_its_sequence_and_after_it(bad, precision):
 @pytest.mark.parametrize("kind", FORMS)
 @pytest.mark.parametrize("B", [1, 20, 70])
 def test_a_precision_gives_the_same_bits_for_any_threads_and_split(kind, B, precision, threads, free):
-    family = "amx" if _core.level() == "amx" else ""
+    family = "amx" if USES_AMX else ""
     problem = Problem(kind, T=9, B=B, I=21, H=70, dtype="float32")
     found = []
     for split, count in (("", 1), ("sequences", 2), ("sequences", 3), ("units", 2), ("units", 5)):

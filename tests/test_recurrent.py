@@ -8,23 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import throughtime as tt
-from conftest import (
-    KINDS,
-    RELUS,
-    STATES,
-    Problem,
-    assert_close,
-    assert_same_bits,
-    check,
-    layer_class,
-    problems,
-    run,
-    run_reference,
-)
+from comparison import assert_close, assert_same_bits
+from problems import KINDS, RELUS, STATES, Problem, check, layer_class, problems, run, run_reference
 
 DTYPES = ("float32", "float64")
 
 
+@pytest.mark.per_level
+@pytest.mark.amx
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
@@ -34,9 +25,9 @@ def test_agrees_with_the_reference(kind, dtype, data):
     check(problem, {"state": problem.state})
 
 
-@pytest.mark.parametrize(
-    ("kind", "dtype"), [(k, d) for k in KINDS for d in DTYPES if k not in RELUS or d != "float32"]
-)
+@pytest.mark.per_level
+@pytest.mark.amx
+@pytest.mark.parametrize(("kind", "dtype"), [(k, d) for k in KINDS for d in DTYPES if k not in RELUS or d != "float32"])
 def test_agrees_on_a_long_sequence(kind, dtype):
     """Many chunks of time, and a batch and sizes of many tiles with tails.
 
@@ -47,6 +38,8 @@ def test_agrees_on_a_long_sequence(kind, dtype):
     check(problem, {"state": problem.state})
 
 
+@pytest.mark.per_level
+@pytest.mark.amx
 @pytest.mark.parametrize("loss", ["d_output", "d_final_state", "d_cell"])
 def test_each_incoming_gradient_alone(kind, loss):
     problem = Problem(kind, L=2, D=2)
@@ -92,6 +85,8 @@ def test_writing_into_a_parameter_changes_the_layer_and_no_earlier_tape(kind):
     assert_close(run(layer, problem.x, loss=problem.loss), run_reference(changed), problem.bound)
 
 
+@pytest.mark.per_level
+@pytest.mark.amx
 def test_backward_again_gives_the_same_bits(kind):
     """Also after a backward that asked for other things."""
     problem = Problem(kind, T=20, B=9, H=24, L=2, D=2, dtype="float32")
@@ -169,6 +164,8 @@ def test_unbatched_drops_the_batch_everywhere(kind, batch_first):
         assert_same_bits(found[name], without_batch, name)
 
 
+@pytest.mark.per_level
+@pytest.mark.amx
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("directions", [1, 2])
 def test_last_output_is_the_last_layers_final_state(kind, directions, dtype):
@@ -242,6 +239,8 @@ def test_without_training_nothing_is_dropped(kind):
     )
 
 
+@pytest.mark.per_level
+@pytest.mark.amx
 def test_dropping_everything_leaves_zeros_and_no_nan(kind):
     """p = 1, which torch allows, would scale by 1 / 0."""
     problem = Problem(kind, L=2)
@@ -305,6 +304,8 @@ def test_inputs_are_never_modified(kind):
         assert not any(np.shares_memory(found[name], a) for a in (x, d_output))
 
 
+@pytest.mark.per_level
+@pytest.mark.amx
 def test_an_empty_batch_gives_empty_results_and_zero_gradients(kind):
     problem = Problem(kind, B=0, L=2, D=2, dtype="float32")
     found = run(problem.layer(), problem.x, {"state": problem.state}, {"clip": 1.0}, problem.loss)
@@ -351,6 +352,8 @@ def test_repr_tells_what_the_layer_is():
     assert eval("tt." + shown).parameters.keys() == tt.RNN(5, 7, 2, bidirectional=True).parameters.keys()
 
 
+@pytest.mark.per_level
+@pytest.mark.amx
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_saturated_gates_are_exactly_0_and_1(dtype):
     """With pre-activations of +-1e4 an LSTM counts: c' = f c + i g, i and f being 0 or 1, g -1 or 1; nothing
@@ -376,6 +379,8 @@ def test_saturated_gates_are_exactly_0_and_1(dtype):
     assert np.abs(grads.gates).max() < 1e-30
 
 
+@pytest.mark.per_level
+@pytest.mark.amx
 @pytest.mark.parametrize("kind", ["rnn_tanh", "gru", "lstm"])  # relu does not saturate
 def test_extreme_inputs_saturate_and_give_no_nan(kind):
     """Of pre-activations whose exponentials overflow by far."""

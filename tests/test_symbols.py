@@ -45,27 +45,19 @@ def read_symbols(made, *options):
 
 
 @pytest.fixture(scope="module")
-def symbols(tmp_path_factory):
+def symbols():
     """Of the code of each level. Unoptimised, it still has what inlining would hide; without exceptions, a `throw` does
     not compile."""
-    folder = tmp_path_factory.mktemp("symbols")
-    flags = ["-O0", "-fPIC", "-fno-exceptions", "-fno-math-errno"]
-    compile_all(
-        [
-            *LEVEL_OPTIONS[level],
-            *flags,
-            f"-DTT_ISA={level}",
-            "-c",
-            ROOT / f"cpp/cpu/{source}.cpp",
-            "-o",
-            folder / (source + level),
-        ]
-        for level in LEVELS
-        for source in SOURCES
-    )
-    return {
-        level: [found for source in SOURCES for found in read_symbols(folder / (source + level))] for level in LEVELS
-    }
+    flags = ["-O0", "-fPIC", "-fno-exceptions", "-fno-math-errno", "-c"]
+    pairs = [(source, level) for source in SOURCES for level in LEVELS]
+    jobs = [
+        (f"{source}_{level}.o", [*LEVEL_OPTIONS[level], *flags, f"-DTT_ISA={level}", ROOT / f"cpp/cpu/{source}.cpp"])
+        for source, level in pairs
+    ]
+    found = {level: [] for level in LEVELS}
+    for (_, level), made in zip(pairs, compile_all(jobs), strict=True):
+        found[level] += read_symbols(made)
+    return found
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -8,22 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import throughtime as tt
-from conftest import (
-    FORMS,
-    KINDS,
-    NORMALISED,
-    STATES,
-    Problem,
-    assert_close,
-    assert_same_bits,
-    check,
-    problems,
-    rounding_bound,
-    run,
-    run_reference,
-)
+from comparison import assert_close, assert_same_bits, rounding_bound
+from problems import FORMS, KINDS, STATES, Problem, check, problems, run, run_reference
+from reference import NORMALISED
 
 
+@pytest.mark.per_level
+@pytest.mark.amx
 @pytest.mark.parametrize("kind", KINDS)
 @given(
     data=st.data(),
@@ -38,6 +29,8 @@ def test_truncation_agrees_with_the_reference(kind, data, dtype, truncate, ragge
     check(problem, options | ({"lengths": problem.lengths} if ragged else {}), {"truncate": truncate})
 
 
+@pytest.mark.per_level
+@pytest.mark.amx
 @pytest.mark.parametrize("kind", FORMS)
 @given(
     data=st.data(),
@@ -53,6 +46,8 @@ def test_clipping_agrees_with_the_reference(kind, data, clip, truncate, ragged):
     check(problem, options | ragged_given, {"clip": clip, "truncate": truncate})
 
 
+@pytest.mark.per_level
+@pytest.mark.amx
 def test_clipping_in_float32(kind):
     """In value only: a norm within rounding of the limit may fall on either side of it."""
     problem = Problem(kind, T=20, B=9, H=20, L=2, D=2, dtype="float32")
@@ -64,6 +59,8 @@ def test_clipping_in_float32(kind):
     assert_close(ours, expected, problem.bound)
 
 
+@pytest.mark.per_level
+@pytest.mark.amx
 def test_a_clip_that_nothing_reaches_changes_nothing(kind):
     problem = Problem(kind, L=2, D=2, dtype="float32")
     layer = problem.layer()
@@ -72,6 +69,8 @@ def test_a_clip_that_nothing_reaches_changes_nothing(kind):
     assert_close(found, run(layer, problem.x, loss=problem.loss), problem.bound)
 
 
+@pytest.mark.per_level
+@pytest.mark.amx
 def test_a_window_of_all_steps_truncates_nothing(kind):
     problem = Problem(kind, L=2, D=2)
     layer = problem.layer()
@@ -79,6 +78,8 @@ def test_a_window_of_all_steps_truncates_nothing(kind):
     assert_close(run(layer, problem.x, asked={"truncate": problem.T}, loss=problem.loss), whole, problem.bound)
 
 
+@pytest.mark.per_level
+@pytest.mark.amx
 def test_truncation_is_training_window_by_window(kind):
     """The same gradient as of a loop over windows that passes only the state on."""
     problem = Problem(kind, T=10, L=1)
@@ -95,6 +96,8 @@ def test_truncation_is_training_window_by_window(kind):
     assert_close(grads.parameters, total, problem.bound)
 
 
+@pytest.mark.per_level
+@pytest.mark.amx
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("batch", [1, 2, 7, 40])
 def test_parameter_norms_are_those_of_materialised_gradients(kind, batch, dtype):
@@ -106,6 +109,8 @@ def test_parameter_norms_are_those_of_materialised_gradients(kind, batch, dtype)
     assert_close(found, expected, problem.bound)
 
 
+@pytest.mark.per_level
+@pytest.mark.amx
 def test_a_parameter_norm_that_cancels_is_zero_and_no_nan():
     """Two sequences that are each other's negative add nothing; a Gram matrix may then sum below zero."""
     problem = Problem("rnn_tanh", T=4, B=1, bias=False, dtype="float32")
@@ -122,6 +127,8 @@ def test_a_parameter_norm_that_cancels_is_zero_and_no_nan():
         assert (norm <= allowed * largest[name].max()).all()
 
 
+@pytest.mark.per_level
+@pytest.mark.amx
 @pytest.mark.parametrize(("dtype", "exponent"), [("float32", -80), ("float64", -600)])
 def test_parameter_norms_where_squares_underflow(kind, dtype, exponent):
     """A gradient of 2^-80 (8e-25) in float32, 2^-600 (2e-181) in float64: squared it would be 0."""
@@ -186,6 +193,8 @@ def test_products_are_the_gates_but_for_layer_normalisation(kind):
     assert np.array_equal(both.products, both.gates) == (kind not in NORMALISED)
 
 
+@pytest.mark.per_level
+@pytest.mark.amx
 def test_asking_for_timesteps_changes_no_other_result(kind):
     problem = Problem(kind, T=20, B=5, H=24, L=2, D=2, dtype="float32")
     tape = problem.layer().forward(problem.x)

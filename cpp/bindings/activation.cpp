@@ -30,6 +30,7 @@ void forward(const std::string& name, const Arrays& from) {
   p.bias = from.required<const S>("bias", {p.F});
   p.x = from.required<S>("x", shape);
   p.y = from.required<S>("y", shape);
+  from.done();
   run(entries<S>(name).forward, p);
 }
 
@@ -41,6 +42,7 @@ void backward(const std::string& name, const Arrays& from) {
   p.saved = from.required<const S>("saved", shape);
   p.d = from.required<S>("d", shape);
   p.d_bias = from.required<S>("d_bias", {p.F});
+  from.done();
   run(entries<S>(name).backward, p);
 }
 

@@ -37,6 +37,7 @@ void forward(const Arrays& from) {
   AttentionForward<S> p{};
   describe(from, p);
   p.output = from.required_view<S>("output", {p.T, p.B, p.heads * p.size});
+  from.done();
   run(entries<S>().forward, p);
 }
 
@@ -46,10 +47,12 @@ void backward(const Arrays& from, const Arrays& gradients) {
   describe(from, p);
   const Sizes shape{p.T, p.B, p.heads * p.size};
   p.output = from.required_view<const S>("output", shape);
-  p.d_output = gradients.required_view<const S>("output", shape);
-  p.d_q = gradients.required_view<S>("q", shape);
-  p.d_k = gradients.required_view<S>("k", shape);
-  p.d_v = gradients.required_view<S>("v", shape);
+  p.d_output = gradients.required_view<const S>("d_output", shape);
+  p.d_q = gradients.required_view<S>("d_q", shape);
+  p.d_k = gradients.required_view<S>("d_k", shape);
+  p.d_v = gradients.required_view<S>("d_v", shape);
+  from.done();
+  gradients.done();
   run(entries<S>().backward, p);
 }
 

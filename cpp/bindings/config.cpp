@@ -42,13 +42,20 @@ double peak(double seconds) {
 }  // namespace
 
 void register_config(pybind11::module_& m) {
+  m.attr("compiler") = __VERSION__;
   m.def("levels", [] {
     std::vector<std::pair<std::string, bool>> found;
     for (const Level& level : levels()) found.emplace_back(level.name, level.supported());
     return found;
   });
   m.def("level", [] { return level().name; });
-  m.def("has_dot", &has_dot);
+  // The families whose products are of bfloat16 numbers, where they are there: into how many of those they can split a float.
+  m.def("bfloat16_terms", [] {
+    std::map<std::string, int> most;
+    if (level().kernels->amx) most["amx"] = 3;
+    if (has_dot()) most["dot"] = 1;
+    return most;
+  });
   m.def("get_num_threads", &get_num_threads);
   m.def("set_num_threads", [](int count) {
     if (count < 1 || count > most_threads) throw pybind11::value_error("count: expected 1 to " + std::to_string(most_threads));

@@ -20,6 +20,7 @@ template <class Problem>
 void run_read(const Arrays& from, void (*entry)(const Problem&, const Host&)) {
   Problem p{};
   read(from, p);
+  from.done();
   run(entry, p);
 }
 

@@ -31,6 +31,7 @@ void forward(const Arrays& from) {
   describe<S>(from, p);
   p.bias = from.optional<const S>("bias", {p.O});
   p.y = from.required<S>("y", {p.N, p.O});
+  from.done();
   run(entries<S>().forward, p);
 }
 
@@ -42,6 +43,7 @@ void backward(const Arrays& from) {
   p.d_x = from.required<S>("d_x", {p.N, p.I});
   p.d_weight = from.required<S>("d_weight", {p.O, p.I});
   p.d_bias = from.optional<S>("d_bias", {p.O});
+  from.done();
   run(entries<S>().backward, p);
 }
 

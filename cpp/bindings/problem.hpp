@@ -10,7 +10,8 @@ namespace throughtime {
 // `saved_shape(B, H)` is what the cell saves of one step.
 template <class S, class Cell, class SavedShape>
 void describe(const Cell& cell, const Arrays& from, const SavedShape& saved_shape, Recurrence<S>& p) {
-  const Sizes x = from.shape("x", 3), weight = from.shape("weight_hh", 2);
+  const Arrays weights = from.group("parameters"), states = from.group("states");
+  const Sizes x = from.shape("x", 3), weight = weights.shape("weight_hh", 2);
   p.T = x[0], p.B = x[1], p.I = x[2], p.H = weight[0] / cell.gates, p.P = weight[1];
   if (!cell.projects && p.H != p.P) throw py::value_error("weight_hh: expected G H rows for H columns");
   p.reverse = from.truth("reverse");
@@ -19,7 +20,7 @@ void describe(const Cell& cell, const Arrays& from, const SavedShape& saved_shap
   for (int i = 0; i < max_parameters; ++i) {
     if (!named[size_t(i)].name) continue;
     const auto& [name, shape] = named[size_t(i)];
-    p.weights[i] = may_be_missing(i) ? from.optional<const S>(name, shape) : from.required<const S>(name, shape);
+    p.weights[i] = may_be_missing(i) ? weights.optional<const S>(name, shape) : weights.required<const S>(name, shape);
   }
   p.resets = from.optional<const uint8_t>("resets", {p.T, p.B});
   p.every = from.integer("every");
@@ -28,7 +29,7 @@ void describe(const Cell& cell, const Arrays& from, const SavedShape& saved_shap
   const Arrays zoneout = from.group("zoneout");
   for (int i = 0; i < cell.states; ++i) {
     const int64_t width = i == 0 ? p.P : p.H;
-    p.states[i] = from.required<S>(state_names[i], {kept, p.B, width});
+    p.states[i] = states.required<S>(state_names[i], {kept, p.B, width});
     if (zoneout.is_array(state_names[i])) p.zoneout_mask[i] = zoneout.optional<const uint8_t>(state_names[i], {p.T, p.B, width});
     else p.zoneout[i] = zoneout.number(state_names[i]);
   }
@@ -49,6 +50,14 @@ void describe_parameters(const Cell& cell, const Arrays& gradients, const Arrays
   }
 }
 
+// How many bfloat16 terms the call splits a float32 into, or `otherwise` if it does not say.
+inline int terms_of(const Arrays& from, int otherwise) {
+  if (!from.has("terms")) return otherwise;
+  const int64_t terms = from.integer("terms");
+  if (terms < 1 || terms > 3) throw py::value_error("terms: expected 1 to 3");
+  return int(terms);
+}
+
 // What a backward is given and what it fills, of a problem that is described.
 template <class S, class Cell>
 void describe_gradients(const Cell& cell, const Arrays& gradients, Backward<S>& p) {
@@ -56,21 +65,21 @@ void describe_gradients(const Cell& cell, const Arrays& gradients, Backward<S>& 
   p.truncate = gradients.integer("truncate");
   if (p.truncate < 0 || p.truncate > p.T) throw py::value_error("truncate: expected 0 to T");
   p.clip = gradients.number("clip");
-  p.d_output = gradients.view<const S>("output", {p.T, p.B, p.P});
+  p.d_output = gradients.view<const S>("d_output", {p.T, p.B, p.P});
   p.d_cell = gradients.optional<const S>("d_cell", {p.T, p.B, p.H});
-  p.d_input = gradients.view<S>("input", {p.T, p.B, p.I});
+  p.d_input = gradients.view<S>("d_input", {p.T, p.B, p.I});
   p.add_to_input = gradients.truth("add_to_input");
   for (int i = 0; i < cell.states; ++i) {
     const int64_t width = i == 0 ? p.P : p.H;
-    p.d_final[i] = gradients.group("final_state").optional<const S>(state_names[i], {p.B, width});
-    p.d_initial[i] = gradients.group("initial_state").optional<S>(state_names[i], {p.B, width});
-    p.d_states[i] = gradients.optional<S>(state_names[i], {p.T, p.B, width});
-    if (!p.d_initial[i] != !p.d_initial[0]) throw py::value_error("initial_state: expected all or none");
+    p.d_final[i] = gradients.group("d_final_state").optional<const S>(state_names[i], {p.B, width});
+    p.d_initial[i] = gradients.group("d_initial_state").optional<S>(state_names[i], {p.B, width});
+    p.d_states[i] = gradients.group("d_states").optional<S>(state_names[i], {p.T, p.B, width});
+    if (!p.d_initial[i] != !p.d_initial[0]) throw py::value_error("d_initial_state: expected all or none");
   }
-  p.d_gates = gradients.optional<S>("gates", {p.T, p.B, rows});
+  p.d_gates = gradients.optional<S>("d_gates", {p.T, p.B, rows});
   p.clipped = p.clip > 0 ? gradients.required<uint8_t>("clipped", {p.T, p.B}) : nullptr;
   p.dropped = gradients.optional<const uint8_t>("dropped", {rows, p.P});
-  if (gradients.has("parameters")) describe_parameters(cell, gradients.group("parameters"), gradients.group("norms"), p);
+  if (gradients.has("d_parameters")) describe_parameters(cell, gradients.group("d_parameters"), gradients.group("norms"), p);
 }
 
 }  // namespace throughtime

@@ -25,16 +25,18 @@ void forward(const CellKernels& cell, const Arrays& from) {
   Forward<S> p{};
   describe(cell, from, p);
   p.output = from.view<S>("output", {p.T, p.B, p.P});
-  run(entries<S>(cell).forward, p, operations(cell, p));
+  const int terms = terms_of(from, get_terms());
+  from.done();
+  run(entries<S>(cell).forward, p, operations(cell, p), terms);
 }
 
 template <class S>
 void describe_flow(const Arrays& from, Backward<S>& p) {
   p.exponent = from.required<int32_t>("exponent", {p.T, p.B});
-  p.d_output_exponent = from.required<const int32_t>("output_exponent", {p.T, p.B});
+  p.d_output_exponent = from.required<const int32_t>("d_output_exponent", {p.T, p.B});
   p.log10_sequence = from.required<double>("log10_sequence", {p.T, p.B});
   p.log10_unit = from.required<double>("log10_unit", {p.T, p.P});
-  if (!p.d_output.data) throw py::value_error("output: expected an array");
+  if (!p.d_output.data) throw py::value_error("d_output: expected an array");
 }
 
 template <class S>
@@ -43,7 +45,10 @@ void backward(const CellKernels& cell, const Arrays& from, const Arrays& gradien
   describe(cell, from, p);
   describe_gradients(cell, gradients, p);
   if (gradients.has("exponent")) describe_flow(gradients, p);
-  run(entries<S>(cell).backward, p, 2 * operations(cell, p));
+  const int terms = terms_of(from, get_terms());
+  from.done();
+  gradients.done();
+  run(entries<S>(cell).backward, p, 2 * operations(cell, p), terms);
 }
 
 // An array in the pool's memory, which goes back there with the last reference.

@@ -23,9 +23,9 @@ inline void take_gil(PyThreadState* state) {
 #endif
 }
 
-// Runs the kernel without the GIL, but for a look at signals now and then. `operations`: see Call.
+// Runs the kernel without the GIL, but for a look at signals now and then. `operations` and `terms`: see Call.
 template <class Problem>
-void run(void (*kernel)(const Problem&, const Host&), const Problem& problem, double operations = 0) {
+void run(void (*kernel)(const Problem&, const Host&), const Problem& problem, double operations = 0, int terms = get_terms()) {
   PyThreadState* state = PyEval_SaveThread();
   bool stopped = false;
   try {
@@ -36,7 +36,7 @@ void run(void (*kernel)(const Problem&, const Host&), const Problem& problem, do
           state = PyEval_SaveThread();
           return interrupted;
         },
-        operations);
+        operations, terms);
     kernel(problem, call.host());
     stopped = call.stopped();
   } catch (...) {

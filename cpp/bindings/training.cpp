@@ -41,6 +41,7 @@ bool embedding_forward(const Arrays& from) {
   p.weight = from.required<const S>("weight", shape);
   p.output = from.required<S>("output", {p.N, p.F});
   if (!in_range(p.indices, p.N, p.count)) return false;
+  from.done();
   run(entries<S>().embedding_forward, p);
   return true;
 }
@@ -54,6 +55,7 @@ bool embedding_backward(const Arrays& from) {
   p.d_output = from.required<const S>("d_output", {p.N, p.F});
   p.d_weight = from.required<S>("d_weight", shape);
   if (!in_range(p.indices, p.N, p.count)) return false;
+  from.done();
   run(entries<S>().embedding_backward, p);
   return true;
 }
@@ -75,6 +77,7 @@ py::tuple cross_entropy(const Arrays& from) {
     if (uint64_t(p.targets[n]) >= uint64_t(p.C)) return py::make_tuple(0.0, 0, n);
     ++p.kept;
   }
+  from.done();
   run(entries<S>().cross_entropy, p);
   return py::make_tuple(total, p.kept, -1);
 }
@@ -88,6 +91,7 @@ double squared_error(const Arrays& from) {
   p.target = from.required<const S>("target", {p.N});
   p.d_prediction = from.required<S>("d_prediction", {p.N});
   p.total = &total;
+  from.done();
   run(entries<S>().squared_error, p);
   return total;
 }

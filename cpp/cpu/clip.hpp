@@ -1,7 +1,7 @@
-// The norm of what is carried from one step into another, per sequence, for clipping. Squares may leave the range, so a norm is
-// largest * sqrt(squares), in float64.
+// The norm of what is carried from one step into another, per sequence and in float64, for clipping (step/norms.hpp).
 #pragma once
 
+#include "../step/norms.hpp"
 #include "plan.hpp"
 
 namespace throughtime::TT_ISA {
@@ -18,8 +18,8 @@ class CarriedNorms {
     }
   }
 
-  // Takes note of vector j of state i of sequence b.
-  void gather(int i, int64_t b, int64_t j, const S* values) const {
+  // Records the size of vector j of state i of sequence b.
+  void observe(int i, int64_t b, int64_t j, const S* values) const {
     Size& size = sizes[i][b * vectors[i] + j];
     size = {0, 0};
     for (int lane = 0; lane < L; ++lane) {
@@ -43,7 +43,7 @@ class CarriedNorms {
       const double part = all.largest > 0 ? size.largest / all.largest : 0;
       all.squares += size.squares * part * part;
     });
-    return all.largest * __builtin_sqrt(all.squares);
+    return norm_of(all.largest, all.squares);
   }
 
  private:

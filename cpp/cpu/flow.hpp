@@ -24,20 +24,20 @@ class Flow {
     powers = scratch<int64_t>(host, threads * p->P);
   }
 
-  // Before what is carried into a step is gathered.
+  // Before what is carried into a step is observed.
   void clear(int thread, Range b) const {
     __builtin_memset(largest + (thread * p->B + b.begin) * L, 0, size_t((b.end - b.begin) * L) * sizeof(S));
   }
 
-  // Takes note of a vector of sequence b.
-  TT_INLINE void gather(int thread, int64_t b, V value) const {
+  // Records the largest magnitudes of a vector of sequence b.
+  TT_INLINE void observe(int thread, int64_t b, V value) const {
     S* into = largest + (thread * p->B + b) * L;
     const V magnitude = value < 0 ? -value : value, before = load<V>(into);
     store(into, before < magnitude ? magnitude : before);
   }
 
-  // The exponent of sequence b at timestep t, where a loss may arrive; `parts` threads from `first` on gathered what is carried,
-  // and each of them asks. Returns what that is to be multiplied with.
+  // Returns the factor that rescales the carried gradient of sequence b to its exponent at timestep t, where a loss may arrive,
+  // from the maxima that threads first..first + parts - 1 observed. Every one of these threads calls it.
   S rescale(int thread, int first, int parts, int64_t t, int64_t b, bool idle) const {
     V all = {};
     for (int i = first; i < first + parts; ++i) {

@@ -1,10 +1,10 @@
-// Where the state after q steps lies, and what the cell saved at a step. Kept at all timesteps: row t + 1 is the state after
-// timestep t; the initial one is row 0, in the reverse direction row T + 1. Kept every so many steps: row n is the state after
-// n * every steps and the last row the final one; those between lie in a window of scratch, used again and again.
+// Where the state after q steps lies, and what the cell saved at a step. States that the tape does not keep (step/windows.hpp)
+// lie in a window of scratch, used again and again.
 #pragma once
 
 #include "../cells/cell.hpp"
-#include "../steps.hpp"
+#include "../step/rules.hpp"
+#include "../step/windows.hpp"
 
 namespace throughtime::TT_ISA {
 
@@ -18,25 +18,27 @@ TT_INLINE int64_t saved_place(int64_t b, int64_t j, int64_t B, int64_t vectors) 
 template <class S>
 struct History {
   const Recurrence<S>& p;
-  int64_t saved_size;  // of one step, all sequences
-  int64_t apart = 0;   // from a kept state that this loop starts from to the next, some multiple of `every`; 0: all are kept
+  int64_t saved_size;               // of one step, all sequences
+  int64_t checkpoint_interval = 0;  // steps between the kept states that this loop starts from, a multiple of `every`; 0: all
+                                    // are kept
   S* window[max_states] = {};
   int64_t window_rows = 0;
   S* saved_window = nullptr;  // where the tape has no saved values
   int64_t saved_rows = 0;
-  bool again = false;  // the tape is only read: every state goes to the window
+  bool recompute = false;  // the tape is only read: every state goes to the window
 
   int64_t width(int i) const { return i == 0 ? p.P : p.H; }
 
   S* state(int i, int64_t q) const {
     const int64_t size = p.B * width(i);
-    if (!apart) return p.states[i] + (p.reverse ? p.T + 1 - q : q) * size;
-    if (q % apart == 0 || q == p.T) return p.states[i] + (q + p.every - 1) / p.every * size;
+    if (keeps_state(checkpoint_interval, p.T, q)) return p.states[i] + kept_row(p, q) * size;
     return window[i] + q % window_rows * size;
   }
 
   // Where the state after q steps goes. Row 0 of a window is free, and the row of the last state.
-  S* after(int i, int64_t q) const { return again && apart ? window[i] + q % window_rows * p.B * width(i) : state(i, q); }
+  S* after(int i, int64_t q) const {
+    return recompute && checkpoint_interval ? window[i] + q % window_rows * p.B * width(i) : state(i, q);
+  }
 
   bool keeps() const { return p.saved || saved_window; }
 
@@ -45,9 +47,6 @@ struct History {
     if (p.saved) return p.saved + steps.time(s) * saved_size;
     return saved_window ? saved_window + s % saved_rows * saved_size : nullptr;
   }
-
-  // The first step of the window that ends before step `end`.
-  int64_t window_before(int64_t end) const { return apart ? (end - 1) / apart * apart : 0; }
 };
 
 }  // namespace throughtime::TT_ISA

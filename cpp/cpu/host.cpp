@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -132,7 +131,7 @@ class KernelAside {
   struct alignas(64) Shapes {
     uint8_t palette, others[63];
   } shapes_{};
-  const bool has_tiles_ = std::strcmp(level().name, "amx") == 0;
+  const bool has_tiles_ = level().kernels->amx;
 #endif
 };
 
@@ -161,7 +160,7 @@ void set_num_threads(int count) {
   threads_are_set() = true;
 }
 
-Call::Call(std::function<bool()> poll, double operations)
+Call::Call(std::function<bool()> poll, double operations, int terms)
     : operations_(operations),
       caller_mode_(get_mode()),
       forks_(forks),
@@ -174,7 +173,7 @@ Call::Call(std::function<bool()> poll, double operations)
            .crowded = count > usable_cores(),
            .patience = int64_t(50e3 * ticks_per_nanosecond()),
            .l2_bytes = l2_bytes(),
-           .terms = get_terms(),
+           .terms = terms,
            .dot = has_dot(),
            .forced = forced,
            .allocate = allocate,

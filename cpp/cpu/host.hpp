@@ -18,7 +18,7 @@ constexpr int most_threads = 1024;  // of a call
 int get_num_threads();
 void set_num_threads(int count);
 int usable_cores();
-int get_terms();  // see Host
+int get_terms();  // see Host; of calls that do not say
 void set_terms(int count);
 void force(const Forced& choices);
 
@@ -34,8 +34,8 @@ class Call {
  public:
   // `poll` is asked now and then, on the calling thread and in the floating-point mode that this had, whether the call is to
   // stop. It may fork: in the child a call of one thread goes on, any other stops by a Forked. `operations` is the number of the
-  // call's floating-point operations where that is known: a call that is short stays on one thread.
-  explicit Call(std::function<bool()> poll, double operations = 0);
+  // call's floating-point operations where that is known: a call that is short stays on one thread. `terms`: see Host.
+  explicit Call(std::function<bool()> poll, double operations = 0, int terms = get_terms());
   ~Call();
   Call(const Call&) = delete;
 

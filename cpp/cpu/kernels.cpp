@@ -60,8 +60,8 @@ struct Table {
   }
   static constexpr CellKernels cells[] = {describe(C::name, C::gates, C::states, C::saved, C::projects, C::phases == Phases::rows,
                                                    C::unit_weights, entries<C, float>, entries<C, double>)...};
-  static constexpr Kernels kernels = {vector_bytes, has_dot,     sizeof...(C), cells,     multiply_add,
-                                      &attention,   &layer_norm, activations,  &training, &linear};
+  static constexpr Kernels kernels = {vector_bytes, has_amx,     has_dot,     sizeof...(C), cells,  multiply_add,
+                                      &attention,   &layer_norm, activations, &training,    &linear};
 };
 
 template <class... C>

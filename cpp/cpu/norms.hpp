@@ -3,6 +3,7 @@
 // a power of two and everything is float64, so that no square leaves the range.
 #pragma once
 
+#include "../step/norms.hpp"
 #include "pack.hpp"
 
 namespace throughtime::TT_ISA {
@@ -35,13 +36,13 @@ class StepNorms {
   template <class Dropped>
   double of_weight(const S* const* delta, int64_t delta_size, const S* const* operand, int64_t size, int64_t count,
                    const Dropped& dropped) {
-    if (dropped(0) || count * (delta_size + size) > delta_size * size)
+    if (norm_of_elements(count, delta_size, size, dropped(0) != nullptr))
       return of_product(delta, delta_size, operand, size, count, dropped);
     const double scale_delta = gram(delta, delta_size, count, gram_delta);
     const double scale_operand = gram(operand, size, count, gram_operand);
     double sum = 0;
     for (int64_t i = 0; i < count * count; ++i) sum += gram_delta[i] * gram_operand[i];
-    return __builtin_sqrt(sum > 0 || sum != sum ? sum : 0) * scale_delta * scale_operand;  // rounding may leave it below zero
+    return __builtin_sqrt(not_negative(sum)) * scale_delta * scale_operand;
   }
 
   double of_bias(const S* const* delta, int64_t size, int64_t count) {

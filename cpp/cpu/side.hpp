@@ -8,7 +8,7 @@
 namespace throughtime::TT_ISA {
 
 template <class S, class Tiles>
-class Side {
+class WeightGradient {
   using V = Vec<S>;
   using Engine = typename Tiles::ChunkEngine;
   using Product = typename Tiles::Product;
@@ -18,16 +18,16 @@ class Side {
  public:
   Interleaved order;
   int64_t features;
-  Operand<S, Engine> delta;  // (places, row_size)
+  Operand<S, Engine> delta;  // (slots, row_size)
 
-  // Rows of delta take turns in so many places. `shared` has the same delta already.
+  // The rows of delta are a ring of so many slots. `shared` has the same delta already.
   void prepare(const Engine& engine, const Host& host, Interleaved gates, int64_t of_features, int64_t number,
-               int64_t padded_rows, bool readable, const Side* shared = nullptr) {
-    order = gates, features = of_features, places = number, shares = shared;
+               int64_t padded_rows, bool readable, const WeightGradient* shared = nullptr) {
+    order = gates, features = of_features, slots = number, shares = shared;
     if (shared) {
       delta = shared->delta, bias = shared->bias;
     } else {
-      delta = {engine, host, places, row_size(), readable};
+      delta = {engine, host, slots, row_size(), readable};
       bias = scratch<double>(host, row_size());
     }
     const int64_t size = Engine::splits ? engine.room_size(features, padded_rows) : features * padded_rows;
@@ -55,10 +55,10 @@ class Side {
     }
   }
 
-  // A panel of the delta of `height` rows, which begin at place `first` and go on at 0 after the last. The bias's gradient is
+  // A panel of the delta of `height` rows, which begin at slot `first` and go on at 0 after the last. The bias's gradient is
   // their sum.
   void pack(const Engine& engine, int64_t first, int64_t height, int64_t panel, Weight* packed) const {
-    const int64_t wrap = places - first, q = panel * Product::vectors;
+    const int64_t wrap = slots - first, q = panel * Product::vectors;
     const int count = int(order.vectors() - q < Product::vectors ? order.vectors() - q : Product::vectors);
     const auto row = [=](int64_t r) { return r < wrap ? first + r : r - wrap; };
     double total[Product::vectors * L] = {};
@@ -137,8 +137,8 @@ class Side {
   typename Engine::Columns columns;  // (features, padded rows)
   double* sums;  // (panels, features, Product::vectors, lanes): weight gradient so far, transposed, gates interleaved
   double* bias;  // (row_size): its gradient so far
-  int64_t places;
-  const Side* shares;
+  int64_t slots;
+  const WeightGradient* shares;
 };
 
 }  // namespace throughtime::TT_ISA

@@ -1,20 +1,10 @@
-// Parameters that each unit has for itself, in vectors of units: (units, values, lanes), biases first where the cell wants them
-// there; and the part of a parameter that a second product uses.
+// Parameters that each unit has for itself, in vectors of units: (units, values, lanes); and their gradients.
 #pragma once
 
+#include "../step/unit_parameters.hpp"
 #include "plan.hpp"
 
 namespace throughtime::TT_ISA {
-
-// Calls take(value, row (H)) for every number that a unit of this cell has for itself; a bias may be there twice, or not at all.
-template <class C, class Weights, class Take>
-void for_unit_values(const Weights& weights, int64_t H, const Take& take) {
-  for (int bias = bias_ih; C::bias_inside && bias <= bias_hh; ++bias)
-    for (int g = 0; weights[bias] && g < C::gates; ++g) take(first_value<C>(bias) + g, weights[bias] + g * H);
-  int value = bias_values<C>();
-  for (int i = 0; i < max_unit_weights; ++i)
-    for (int k = 0; k < C::unit_weights[i].count; ++k) take(value++, weights[unit_weights + i] + k * H);
-}
 
 template <class C, class S>
 S* pack_unit_weights(const Recurrence<S>& p, const Host& host) {
@@ -28,16 +18,10 @@ S* pack_unit_weights(const Recurrence<S>& p, const Host& host) {
   return packed;
 }
 
-template <class V, int n>
-struct UnitValues {
-  V value[n];
-};
-
-template <int n, class S>
-TT_INLINE UnitValues<Vec<S>, n> load_units(const S* packed, int64_t j) {
-  UnitValues<Vec<S>, n> values;
-  for (int k = 0; k < n; ++k) values.value[k] = load<Vec<S>>(packed + (j * n + k) * lanes<S>);
-  return values;
+// Those of vector j of units.
+template <int count, class S>
+TT_INLINE void load_units(const S* packed, int64_t j, Vec<S>* w) {
+  for (int k = 0; k < count; ++k) w[k] = load<Vec<S>>(packed + (j * count + k) * lanes<S>);
 }
 
 // The gradients of the unit weights: of each sequence in the chunk, and of all so far in float64. Where norms are asked for, each
@@ -111,13 +95,5 @@ class UnitGradients {
   double* sums;  // (values, units)
   int64_t B, H, places, units;
 };
-
-// What the second product multiplies with: weight_hr, or the last rows of weight_hh; and its bias.
-template <class C, class S, class Weights>
-auto second_part(const Weights& weights, const Recurrence<S>& p, Parameter parameter) {
-  const auto whole = weights[C::projects && parameter == weight_hh ? weight_hr : parameter];
-  if (C::projects) return parameter == weight_hh ? whole : nullptr;
-  return whole ? whole + C::recurrent * p.H * (parameter == weight_hh ? p.P : 1) : nullptr;
-}
 
 }  // namespace throughtime::TT_ISA

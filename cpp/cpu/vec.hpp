@@ -34,6 +34,18 @@ TT_INLINE void store_some(S* to, V value, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = buffer[i];
 }
 
+// Bytes as numbers; those from `count` on are zero.
+template <class S>
+TT_INLINE Vec<S> load_bytes(const uint8_t* from, int64_t count) {
+  constexpr int L = lanes<S>;
+  typedef uint8_t Bytes __attribute__((vector_size(L)));
+  uint8_t some[L] = {};
+  for (int64_t lane = 0; count < L && lane < count; ++lane) some[lane] = from[lane];
+  Bytes bytes;
+  __builtin_memcpy(&bytes, count < L ? some : from, sizeof bytes);
+  return __builtin_convertvector(bytes, Vec<S>);
+}
+
 // Stores past the cache, to an address aligned to the register: memory that nobody reads soon need not be read first. Others see
 // it after `stream_fence`. Where the compiler has no such store, an ordinary one.
 template <class V, class S>

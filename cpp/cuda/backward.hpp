@@ -28,16 +28,16 @@ class BackwardLoop {
     unit_rows = gather_unit_rows<C, S>(p, scratch, call.queue);
     if (p.saved) saved = by_step<S>(p, p.saved, saved_size());
     if (p.every) prepare_windows();
-    else if (C::saved && !p.saved) again.emplace(p, call, chunk_size, unit_rows, scratch);
+    else if (C::saved && !p.saved) recompute.emplace(p, call, chunk_size, unit_rows, scratch);
   }
 
   void run() {
     for (int i = 0; i < N; ++i) receive_final(i);
     for (int64_t end = p.T; end > 0;) {
-      const int64_t first = p.every ? (end - 1) / window * window : 0;
+      const int64_t first = window_begin(window, end);
       if (p.every) run_window(first, end);
-      for (; end > first; end = end > first + chunk_size ? end - chunk_size : first)
-        run_chunk(chunk_of<S>(p, end > first + chunk_size ? end - chunk_size : first, end));
+      for (; end > first; end = chunk_begin(first, end, chunk_size))
+        run_chunk(chunk_of<S>(p, chunk_begin(first, end, chunk_size), end));
     }
     finish_pending();
     for (int i = 0; i < N && p.d_initial[0]; ++i)
@@ -60,9 +60,9 @@ class BackwardLoop {
     return made;
   }
 
-  // States that were not kept are made again in windows of at least a chunk, for products of few rows are slow.
+  // States that were not kept are made again in windows.
   void prepare_windows() {
-    window = ceil_div(chunk_size, p.every) * p.every;
+    window = window_steps(p.every, chunk_size);
     if (window > p.T) window = p.T;
     for (int i = 0; i < N; ++i) states.rows[i] = scratch.get<S>((window + 1) * state_size<S>(p, i));
     if (C::saved && !p.saved) saved_window = scratch.get<S>(window * saved_size());
@@ -99,7 +99,7 @@ class BackwardLoop {
     const Deltas<S>* const before = pending;
     if (before) beside.follow();
     own.chunk = chunk, own.hidden = find_hidden(own);
-    if (again) saved = again->run(chunk, own.hidden, states);
+    if (recompute) saved = recompute->run(chunk, own.hidden, states);
     run_steps<C>(steps_of(own), call);
     if (before) products.run(*before, beside.queue());
     pending = &own, turn = deltas[1].x ? turn ^ 1 : 0;
@@ -136,7 +136,7 @@ class BackwardLoop {
   const S* find_hidden(const Deltas<S>& own) const {
     const View<const S> all{states.before(p, 0, 0), p.B * p.P, p.P};
     if (!masks_hidden()) return all.data + own.chunk.t0 * all.time;
-    const ChunkRows<S> rows{p, own.chunk.t0, p.P, inactive | fresh};
+    const ChunkRows<S> rows{p, own.chunk.t0, p.P, inactive | reset};
     launch(call.queue, over(own.chunk.count() * p.B, p.P), gather_rows<S>, rows, all, own.gathered);
     return own.gathered;
   }
@@ -150,9 +150,9 @@ class BackwardLoop {
   Deltas<S> deltas[2] = {};  // in turns
   const Deltas<S>* pending = nullptr;
   int turn = 0;
-  BackwardProducts<C, S> products;
-  std::optional<ForwardLoop<C, S>> forward;  // where states were not kept
-  std::optional<SavedAgain<C, S>> again;     // where only saved values were not
+  ChunkGradients<C, S> products;
+  std::optional<ForwardLoop<C, S>> forward;        // where states were not kept
+  std::optional<RecomputedGates<C, S>> recompute;  // where only saved values were not
   S* saved_window = nullptr;
   float* carried[max_states];
   const float* unit_rows;

@@ -57,7 +57,7 @@ struct StateRows {
   S* after(const Recurrence<S>& p, int i, int64_t t) const { return rows[i] + (t - t0 + (p.reverse ? 0 : 1)) * state_size(p, i); }
 };
 
-// Those that a tape keeps of all timesteps; see cpu/history.hpp.
+// Those that a tape keeps of all timesteps; see step/windows.hpp.
 template <class S>
 StateRows<S> kept_states(const Recurrence<S>& p) {
   StateRows<S> kept{{}, 0};
@@ -68,8 +68,7 @@ StateRows<S> kept_states(const Recurrence<S>& p) {
 // The state after q steps, which the tape must keep.
 template <class S>
 S* kept_state(const Recurrence<S>& p, int i, int64_t q) {
-  if (!p.every) return p.states[i] + (p.reverse ? p.T + 1 - q : q) * state_size(p, i);
-  return p.states[i] + ceil_div(q, p.every) * state_size(p, i);
+  return p.states[i] + kept_row(p, q) * state_size(p, i);
 }
 
 }  // namespace throughtime::cuda

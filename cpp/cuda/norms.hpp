@@ -3,6 +3,7 @@
 // of that. A block finds a step's. All is float64, whose range holds products of four numbers of float32's.
 #pragma once
 
+#include "../step/norms.hpp"
 #include "places.hpp"
 #include "reduce.hpp"
 
@@ -51,17 +52,15 @@ struct WeightNorms {
   }
 };
 
-// Rounding may leave the square below zero; a NaN stays.
-TT_DEVICE double root(double square) { return __builtin_sqrt(square > 0 || square != square ? square : 0.0); }
+TT_DEVICE double root(double square) { return __builtin_sqrt(not_negative(square)); }
 
 template <class S>
 TT_KERNEL void weight_norms(WeightNorms<S> of) {
-  const bool elements = of.dropped || of.B * (of.m + of.n) > of.m * of.n;
-  const double sum = elements ? of.of_elements() : of.of_grams();
+  const double sum = norm_of_elements(of.B, of.m, of.n, of.dropped != nullptr) ? of.of_elements() : of.of_grams();
   double square = over_block(sum, reinterpret_cast<double*>(shared_memory()), Add());
   if (thread() != 0) return;
   double& norm = of.norms[block()];
-  if (of.joins) square = (square > 0 || square != square ? square : 0.0) + norm * norm;
+  if (of.joins) square = not_negative(square) + norm * norm;
   norm = root(square);
 }
 

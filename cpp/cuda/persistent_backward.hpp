@@ -6,6 +6,7 @@
 // before somebody writes there again. Two places take turns in a cluster, three in a grid.
 #pragma once
 
+#include "../step/backward.hpp"
 #include "persistent_forward.hpp"
 
 namespace throughtime::cuda {
@@ -99,7 +100,7 @@ class BackwardBlock {
   // Of one unit of one sequence at one step, loaded while the step after it runs.
   struct Ahead {
     float a[saved], old[C::states], next, loss[C::states];
-    int rule, later;
+    int flags, later_flags;
   };
 
   // What a step leaves in memory, written when its parts are on the way.
@@ -108,12 +109,39 @@ class BackwardBlock {
     int64_t s, b = -1;  // none
   };
 
+  // This thread's unit of one sequence at one step, whose numbers are in registers and shared memory; see step/backward.hpp.
+  struct At {
+    using V = float;
+    BackwardBlock& block;
+    int n, flags;
+
+    TT_DEVICE float carried(int i) const { return block.carry(i, n); }
+    TT_DEVICE void set_carried(int i, float d) const { block.carry(i, n) = d; }
+    TT_DEVICE void load_saved(float* a) const {
+      for (int i = 0; i < C::saved; ++i) a[i] = block.ahead.a[i];
+    }
+    TT_DEVICE float old_state(int i) const { return block.ahead.old[i]; }
+    TT_DEVICE float new_state(int i) const { return i == 0 ? block.ahead.next : 0.0f; }
+    TT_DEVICE static bool has_output_loss() { return true; }
+    TT_DEVICE float output_loss() const { return block.ahead.loss[0]; }
+    TT_DEVICE static bool has_cell_loss() { return C::states == 2; }
+    TT_DEVICE float cell_loss() const { return block.ahead.loss[C::states - 1]; }
+    TT_DEVICE static bool zoned(int) { return false; }
+    TT_DEVICE static float fraction(int) { return 0; }
+    TT_DEVICE static float keep(float value) { return value; }
+    TT_DEVICE void set_state_gradient(int i, float total) const { block.results.dn[i] = total; }
+    TT_DEVICE void set_deltas(const float*, const float* dx, const float* dr) const {
+      for (int g = 0; g < G; ++g) block.results.dx[g] = dx[g];
+      for (int g = 0; g < R; ++g) block.results.dr[g] = C::split ? dr[g] : dx[g];
+    }
+  };
+
   TT_DEVICE const Backward<S>& p() const { return f.steps.p; }
   TT_DEVICE int64_t H() const { return p().H; }
   TT_DEVICE int64_t sequence(int n) const { return (int64_t(group) * plan.column_tiles + n) * columns + column; }
   TT_DEVICE bool exists(int n) const { return working && unit < H() && sequence(n) < p().B; }
   TT_DEVICE float& carry(int i, int n) const { return carried[(i * plan.column_tiles + n) * pairs + thread()]; }
-  TT_DEVICE int rule(int64_t s, int64_t b) const { return s >= 0 && s < p().T && rules.ruled() ? rules.rule(s, b) : 0; }
+  TT_DEVICE int flags(int64_t s, int64_t b) const { return s >= 0 && s < p().T && rules.ruled() ? rules.flags(s, b) : 0; }
   // What block `from` has for block `to`'s units, in the order of memory: of this block's own exchange in a cluster.
   TT_DEVICE uint32_t* part(int64_t k, int n, int from, int to) const {
     const int64_t of_block = clustered ? 0 : int64_t(to - rank) * places_in_turn * place_words;
@@ -124,10 +152,10 @@ class BackwardBlock {
     ahead = {};
     if (s < f.steps.begin || !exists(n)) return;
     const int64_t b = sequence(n), t = rules.time(s), at = b * H() + unit;
-    ahead.rule = rule(s, b), ahead.later = rule(s + 1, b);
-    if (ahead.rule & inactive) return;  // padding is not read
+    ahead.flags = flags(s, b), ahead.later_flags = flags(s + 1, b);
+    if (ahead.flags & inactive) return;  // padding is not read
     for (int i = 0; i < C::saved; ++i) ahead.a[i] = to_float(f.steps.saved.at(s)[(b * C::saved + i) * H() + unit]);
-    for (int i = 0; i < C::states; ++i) ahead.old[i] = ahead.rule & fresh ? 0.0f : to_float(f.steps.before[i].at(s)[at]);
+    for (int i = 0; i < C::states; ++i) ahead.old[i] = ahead.flags & reset ? 0.0f : to_float(f.steps.before[i].at(s)[at]);
     ahead.next = to_float(f.steps.after[0].at(s)[at]);
     const View<const S>& dy = p().d_output;
     if (dy.data) ahead.loss[0] = to_float(dy.data[t * dy.time + b * dy.batch + unit]);
@@ -140,7 +168,7 @@ class BackwardBlock {
 
   TT_DEVICE void finish(int n) const {
     if (!exists(n)) return;
-    carry(0, n) += rule(f.steps.begin, sequence(n)) ? 0.0f : received(f.steps.end - 1 - f.steps.begin, n);
+    carry(0, n) += crosses(flags(f.steps.begin, sequence(n))) ? received(f.steps.end - 1 - f.steps.begin, n) : 0.0f;
     for (int i = 0; i < C::states; ++i) f.steps.carried[i][sequence(n) * H() + unit] = carry(i, n);
   }
 
@@ -204,20 +232,15 @@ class BackwardBlock {
   }
 
   TT_DEVICE void step(int64_t s, int n, int turn) {
-    const Ahead& now = ahead;
-    if (s + 1 < f.steps.end) carry(0, n) += now.later ? 0.0f : received(f.steps.end - 2 - s, n);
-    Results& to = results;
-    to = {};
-    to.s = s, to.b = exists(n) ? sequence(n) : -1;
-    if (exists(n) && !(now.rule & inactive)) {
-      float dn[C::states], next[C::states] = {now.next}, ds[C::states];
-      for (int i = 0; i < C::states; ++i) dn[i] = carry(i, n) + now.loss[i];
-      C::backward(now.a, now.old, next, dn, ds, to.dx, to.dr);
-      if constexpr (!C::split)
-        for (int g = 0; g < R; ++g) to.dr[g] = to.dx[g];
-      for (int i = 0; i < C::states; ++i) to.dn[i] = dn[i], carry(i, n) = now.rule & (fresh | cut) ? 0.0f : ds[i];
+    results = {};
+    results.s = s;
+    if (exists(n)) {
+      results.b = sequence(n);
+      float dh = carry(0, n);
+      if (s + 1 < f.steps.end) dh += crosses(ahead.later_flags) ? received(f.steps.end - 2 - s, n) : 0.0f;
+      BackwardStep<C, At>{{*this, n, ahead.flags}}.run(dh);
     }
-    for (int g = 0; g < R; ++g) put_delta(g, to.dr[g], turn);
+    for (int g = 0; g < R; ++g) put_delta(g, results.dr[g], turn);
   }
 
   // The right factor of the block's product: two neighbouring units are one word.

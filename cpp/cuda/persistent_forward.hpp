@@ -6,6 +6,7 @@
 // anybody looks there again.
 #pragma once
 
+#include "../step/forward.hpp"
 #include "persistent_weights.hpp"
 #include "recurrence.hpp"
 
@@ -114,14 +115,35 @@ class ForwardBlock {
   // Of one unit of one sequence at one step, loaded while the step before it runs.
   struct Ahead {
     float x[G];
-    int rule, next_rule;
+    int flags, next_flags;
   };
 
   // What a step leaves in memory, written when its h is on the way.
   struct Results {
-    float next[C::states], saved[C::saved + 1];
+    float next[C::states], saved[C::saved + 1], output;
     int64_t s, b = -1;  // none
-    bool active;
+  };
+
+  // This thread's unit of one sequence at one step, whose numbers are in registers and shared memory; see step/forward.hpp.
+  // Where there is no such unit or sequence, it is a unit of zeros.
+  struct At {
+    using V = float;
+    ForwardBlock& block;
+    int n, flags;
+
+    TT_DEVICE float old_state(int i) const { return block.state(i, n); }
+    TT_DEVICE void load_inputs(float* x) const {
+      for (int g = 0; g < G; ++g) x[g] = C::split ? block.ahead.x[g] + block.input_bias[g] : block.ahead.x[g];
+    }
+    TT_DEVICE static bool zoned(int) { return false; }
+    TT_DEVICE static float fraction(int) { return 0; }
+    TT_DEVICE void save(const float* a) const {
+      for (int i = 0; i < C::saved; ++i) block.results.saved[i] = a[i];
+    }
+    TT_DEVICE void set_output(float y) const { block.results.output = y; }
+    TT_DEVICE void set_state(int i, float after) const {
+      block.state(i, n) = block.results.next[i] = block.exists(n) ? after : 0.0f;
+    }
   };
 
   TT_DEVICE int64_t H() const { return f.steps.p.H; }
@@ -132,7 +154,7 @@ class ForwardBlock {
   TT_DEVICE int64_t sequence(int n) const { return (int64_t(group) * plan.column_tiles + n) * columns + column; }
   TT_DEVICE bool exists(int n) const { return working && unit < H() && sequence(n) < f.steps.p.B; }
   TT_DEVICE float& state(int i, int n) const { return states[(i * plan.column_tiles + n) * pairs + thread()]; }
-  TT_DEVICE int rule(int64_t s, int64_t b) const { return s < f.steps.p.T && rules.ruled() ? rules.rule(s, b) : 0; }
+  TT_DEVICE int flags(int64_t s, int64_t b) const { return s < f.steps.p.T && rules.ruled() ? rules.flags(s, b) : 0; }
   TT_DEVICE uint32_t* words(int64_t k, int n, int unit_tile) const {
     const int64_t in_turn = clustered ? k % 2 : k % 4;
     return places + in_turn * place_words + (int64_t(n) * Room::padded_tiles(plan) + unit_tile) * terms * 64;
@@ -143,16 +165,15 @@ class ForwardBlock {
     if (s >= f.steps.end || !exists(n)) return;
     const float* const x = f.steps.input.at(s) + sequence(n) * G * H() + unit;
     for (int g = 0; g < G; ++g) ahead.x[g] = x[g * H()];
-    ahead.rule = rule(s, sequence(n));
-    ahead.next_rule = rule(s + 1, sequence(n));
+    ahead.flags = flags(s, sequence(n));
+    ahead.next_flags = flags(s + 1, sequence(n));
   }
 
   // The state that the launch begins with.
   TT_DEVICE void start(int n) {
     if (!working) return;
     for (int i = 0; i < C::states; ++i) state(i, n) = exists(n) ? f.steps.carried[i][sequence(n) * H() + unit] : 0.0f;
-    const bool starts = exists(n) && rule(f.steps.begin, sequence(n)) & fresh;
-    hand_on(0, n, starts ? 0.0f : state(0, n));
+    hand_on(0, n, state_before(exists(n) ? flags(f.steps.begin, sequence(n)) : 0, state(0, n)));
   }
 
   TT_DEVICE void finish(int n) const {
@@ -233,26 +254,18 @@ class ForwardBlock {
   TT_DEVICE float* parts_of(int turn) const { return parts + turn * Room::parts_floats; }
 
   TT_DEVICE void step(int64_t s, int n, int turn) {
-    Ahead now = ahead;
-    for (int g = 0; C::split && g < G; ++g) now.x[g] += input_bias[g];
     const int q = thread() / result_floats;
     const float* const from = parts_of(turn) + q * R * result_floats + number_of(thread() % tile, column);
-    float r[R], old[C::states];
+    float r[R];
 #pragma unroll
     for (int g = 0; g < R; ++g) {
       r[g] = bias[g];
 #pragma unroll
       for (int w = 0; w < Room::warps; ++w) r[g] += from[(w * tiles + g) * result_floats];
     }
-    for (int i = 0; i < C::states; ++i) old[i] = now.rule & fresh ? 0.0f : state(i, n);
-    results.s = s, results.b = exists(n) ? sequence(n) : -1, results.active = !(now.rule & inactive);
-    C::forward(now.x, r, old, results.next, results.saved);
-    for (int i = 0; i < C::states; ++i) {
-      if (!results.active) results.next[i] = state(i, n);
-      if (!exists(n)) results.next[i] = 0;
-      state(i, n) = results.next[i];
-    }
-    if (s + 1 < f.steps.end) hand_on(s + 1 - f.steps.begin, n, now.next_rule & fresh ? 0.0f : results.next[0]);
+    results.s = s, results.b = exists(n) ? sequence(n) : -1;
+    ForwardStep<C, At>{{*this, n, ahead.flags}}.run(r);
+    if (s + 1 < f.steps.end) hand_on(s + 1 - f.steps.begin, n, state_before(ahead.next_flags, results.next[0]));
   }
 
   TT_DEVICE void keep() {
@@ -264,7 +277,7 @@ class ForwardBlock {
     if (f.steps.saved.data)
       for (int i = 0; i < C::saved; ++i) from_float(results.saved[i], f.steps.saved.at(s)[(b * C::saved + i) * H() + unit]);
     const View<S>& y = f.steps.output;
-    if (y.data) from_float(results.active ? results.next[0] : 0.0f, y.data[rules.time(s) * y.time + b * y.batch + unit]);
+    if (y.data) from_float(results.output, y.data[rules.time(s) * y.time + b * y.batch + unit]);
   }
 
   const PersistentForward<S>& f;

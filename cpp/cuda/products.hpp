@@ -23,12 +23,12 @@ struct Deltas {
 };
 
 template <class C, class S>
-class BackwardProducts {
+class ChunkGradients {
   static constexpr int G = C::gates, R = C::recurrent, values = unit_values<C>();
   static constexpr bool two_products = C::phases == Phases::two_products;
 
  public:
-  BackwardProducts(const Backward<S>& problem, int of_terms, int64_t chunk, Scratch& scratch)
+  ChunkGradients(const Backward<S>& problem, int of_terms, int64_t chunk, Scratch& scratch)
       : p(problem),
         terms(of_terms),
         x_stride(p.lengths ? 0 : matrix_stride(p.x, p.B, p.I)),
@@ -97,25 +97,25 @@ class BackwardProducts {
   }
 
   void find_norms(const Deltas<S>& of, Matrix<const S> x, Queue queue) const {
-    side_norms(of.chunk, inputs, of.x, x, nullptr, weight_ih, bias_ih, false, queue);
-    side_norms(of.chunk, recurrent, of.r, {of.hidden, p.P}, p.dropped, weight_hh, bias_hh, false, queue);
+    product_norms(of.chunk, inputs, of.x, x, nullptr, weight_ih, bias_ih, false, queue);
+    product_norms(of.chunk, recurrent, of.r, {of.hidden, p.P}, p.dropped, weight_hh, bias_hh, false, queue);
     if constexpr (two_products) {
       const uint8_t* dropped = p.dropped && !C::projects ? p.dropped + R * p.H * p.P : nullptr;
-      side_norms(of.chunk, *second, of.second, {of.middle, p.H}, dropped, C::projects ? weight_hr : weight_hh, bias_hh,
-                 !C::projects, queue);
+      product_norms(of.chunk, *second, of.second, {of.middle, p.H}, dropped, C::projects ? weight_hr : weight_hh, bias_hh,
+                    !C::projects, queue);
     }
     if constexpr (values > 0) unit_norms(of, queue);
   }
 
   // `joins`: to the norms that are there already.
-  void side_norms(const Chunk& chunk, const Side<S>& side, const S* delta, Matrix<const S> operand, const uint8_t* dropped,
-                  Parameter weight, Parameter bias, bool joins, Queue queue) const {
-    const Launch shape = over_steps(chunk.count(), side.rows);
+  void product_norms(const Chunk& chunk, const WeightGradient<S>& product, const S* delta, Matrix<const S> operand,
+                     const uint8_t* dropped, Parameter weight, Parameter bias, bool joins, Queue queue) const {
+    const Launch shape = over_steps(chunk.count(), product.rows);
     double* const of_weight = p.norms[weight] + chunk.t0;
     launch(queue, shape, weight_norms<S>,
-           WeightNorms<S>{p.B, side.rows, side.features, delta, operand.data, operand.stride, dropped, of_weight, joins});
+           WeightNorms<S>{p.B, product.rows, product.features, delta, operand.data, operand.stride, dropped, of_weight, joins});
     if (weight != weight_hr)
-      launch(queue, shape, bias_norms<S>, delta, side.rows, p.B, side.rows, p.norms[bias] + chunk.t0, joins);
+      launch(queue, shape, bias_norms<S>, delta, product.rows, p.B, product.rows, p.norms[bias] + chunk.t0, joins);
   }
 
   void unit_norms(const Deltas<S>& of, Queue queue) const {
@@ -132,8 +132,8 @@ class BackwardProducts {
   const Backward<S> p;
   int terms;
   int64_t x_stride, d_input_stride;  // as matrices; 0: they are gathered and scattered
-  Side<S> inputs, recurrent;
-  std::optional<Side<S>> second;
+  WeightGradient<S> inputs, recurrent;
+  std::optional<WeightGradient<S>> second;
   S* x_gathered = nullptr;     // (chunk rows, I)
   float* d_x = nullptr;        // (chunk rows, I)
   float* unit_sums = nullptr;  // (values, H)

@@ -2,7 +2,8 @@
 // as one persistent launch (persistent.hpp), are both told. Steps count in processing order.
 #pragma once
 
-#include "../steps.hpp"
+#include "../step/rules.hpp"
+#include "../step/windows.hpp"
 #include "kernels.hpp"
 
 namespace throughtime::cuda {
@@ -29,9 +30,8 @@ struct ForwardSteps {
 
   // Where state i after a step goes, or null.
   TT_INLINE S* kept(int i, int64_t step) const {
-    const int64_t q = step + 1;
-    if (!after[i].data || (every && q % every && q != p.T)) return nullptr;
-    return after[i].at(every ? (q + every - 1) / every : step);
+    if (!after[i].data || !keeps_state(every, p.T, step + 1)) return nullptr;
+    return after[i].at(every ? checkpoint_row(every, step + 1) : step);
   }
 };
 

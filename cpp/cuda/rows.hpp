@@ -2,7 +2,7 @@
 // sequence r % B at timestep t0 + r / B.
 #pragma once
 
-#include "../steps.hpp"
+#include "../step/rules.hpp"
 #include "places.hpp"
 
 namespace throughtime::cuda {
@@ -34,12 +34,12 @@ template <class S>
 struct ChunkRows {
   Recurrence<S> p;
   int64_t t0, columns;
-  int without;  // the rules under which a row is zeros
+  int without;  // the flags under which a row is zeros
 
   TT_DEVICE bool idle(int64_t row) const {
     const Steps<S> steps{p, 0};
     const int64_t t = t0 + row / p.B;
-    return without && steps.rule(p.reverse ? p.T - 1 - t : t, row % p.B) & without;
+    return without && steps.flags(p.reverse ? p.T - 1 - t : t, row % p.B) & without;
   }
   template <class View>
   TT_DEVICE auto at(const View& of, int64_t row) const {

@@ -2,6 +2,7 @@
 // are one.
 #pragma once
 
+#include "../step/forward.hpp"
 #include "cell_step.hpp"
 #include "projection.hpp"
 #include "unit_values.hpp"
@@ -10,8 +11,7 @@ namespace throughtime::cuda {
 
 // Rows are those of the chunk, in order of timesteps.
 template <class C, class S>
-struct SavedRows {
-  static constexpr int G = C::gates, R = C::recurrent, N = C::states, saved = C::saved, values = unit_values<C>();
+struct RecomputedRows {
   static constexpr bool finishes = C::phases == Phases::two_products && !C::projects;
 
   Recurrence<S> p;
@@ -19,42 +19,72 @@ struct SavedRows {
   float *input, *recurrent, *second;  // (rows, G, H), (rows, R, H), (rows, P)
   const S *input_bias, *bias, *second_bias;
   const float* unit_rows;
-  S* middle;                   // (rows, H): what the second product multiplies with
-  PerStep<const S> before[N];  // (B, P), (B, H)
-  PerStep<S> into;             // (B, saved, H)
+  S* middle;                           // (rows, H): what the second product multiplies with
+  PerStep<const S> before[C::states];  // (B, P), (B, H)
+  PerStep<S> into;                     // (B, saved, H)
+};
 
-  TT_DEVICE void save(int64_t row, int64_t j, bool again) const {
-    const Steps<S> steps{p, 0};
-    const int64_t t = t0 + row / p.B, b = row % p.B, step = p.reverse ? p.T - 1 - t : t;
-    const bool starts = steps.rule(step, b) & fresh;
-    float x[G], r[R], w[values + 1] = {}, old[N], next[N], a[saved + 1], m = 0;
-    load_product<G>(input + row * G * p.H, input_bias, p.H, j, x);
-    load_product<R>(recurrent + row * R * p.H, bias, p.H, j, r);
-    load_unit<values>(unit_rows, p.H, j, w);
-    for (int i = 0; i < N; ++i) old[i] = starts || (i == 0 && C::projects) ? 0.0f : to_float(before[i].at(step)[b * p.H + j]);
-    run_cell<C>(x, r, old, w, next, a, &m);
-    if constexpr (finishes) {
-      if (!again) return from_float(m, middle[row * p.H + j]);
-      float s = second[row * p.P + j];
-      if (second_bias) s += to_float(second_bias[j]);
-      C::finish(x, &s, old, next, a);
-    }
-    store_unit<saved>(into.at(step) + b * saved * p.H, p.H, j, a);
+// Unit j of one row; see step/forward.hpp.
+template <class C, class S>
+struct RecomputedAt {
+  using V = float;
+  static constexpr bool keeps_first_phase = false;
+
+  const RecomputedRows<C, S>& all;
+  int64_t row, j, step, b;
+  int flags;
+
+  TT_DEVICE float old_state(int i) const { return to_float(all.before[i].at(step)[b * all.p.H + j]); }
+  TT_DEVICE void load_inputs(float* x) const {
+    load_product<C::gates>(all.input + row * C::gates * all.p.H, all.input_bias, all.p.H, j, x);
   }
+  TT_DEVICE void load_recurrent(float* r) const {
+    load_product<C::recurrent>(all.recurrent + row * C::recurrent * all.p.H, all.bias, all.p.H, j, r);
+  }
+  TT_DEVICE float second_product() const {
+    const float r = all.second[row * all.p.P + j];
+    return all.second_bias ? r + to_float(all.second_bias[j]) : r;
+  }
+  TT_DEVICE void load_unit_parameters(float* w) const { load_unit<unit_values<C>()>(all.unit_rows, all.p.H, j, w); }
+  TT_DEVICE void set_middle(float m) const {
+    if constexpr (RecomputedRows<C, S>::finishes) from_float(m, all.middle[row * all.p.H + j]);
+  }
+  TT_DEVICE void save(const float* a) const { store_unit<C::saved>(all.into.at(step) + b * C::saved * all.p.H, all.p.H, j, a); }
 };
 
 template <class C, class S>
-TT_KERNEL void save_rows(SavedRows<C, S> of, bool again) {
-  const Place at = place(of.p.H);
-  if (at.column < of.p.H) of.save(at.row, at.column, again);
+TT_DEVICE ForwardStep<C, RecomputedAt<C, S>> recomputed_step(const RecomputedRows<C, S>& all, int64_t row, int64_t j) {
+  const Steps<S> steps{all.p, 0};
+  const int64_t b = row % all.p.B, step = steps.time(all.t0 + row / all.p.B);  // the inverse of itself
+  return {{all, row, j, step, b, steps.flags(step, b)}};
 }
 
 template <class C, class S>
-class SavedAgain {
-  using Rows = SavedRows<C, S>;
+TT_KERNEL void recompute_first(RecomputedRows<C, S> all) {
+  const Place of = place(all.p.H);
+  if (of.column >= all.p.H) return;
+  const auto step = recomputed_step(all, of.row, of.column);
+  float r[C::recurrent], old[C::states], next[C::states];
+  step.at.load_recurrent(r);
+  step.evaluate(r, old, next);
+}
+
+template <class C, class S>
+TT_KERNEL void recompute_second(RecomputedRows<C, S> all) {
+  const Place of = place(all.p.H);
+  if (of.column >= all.p.H) return;
+  const auto step = recomputed_step(all, of.row, of.column);
+  const float r = step.at.second_product();
+  float old[C::states], next[C::states];
+  step.evaluate_second(&r, old, next);
+}
+
+template <class C, class S>
+class RecomputedGates {
+  using Rows = RecomputedRows<C, S>;
 
  public:
-  SavedAgain(const Recurrence<S>& problem, const Call& of_call, int64_t chunk, const float* unit_rows, Scratch& scratch)
+  RecomputedGates(const Recurrence<S>& problem, const Call& of_call, int64_t chunk, const float* unit_rows, Scratch& scratch)
       : p(problem), call(of_call), projection(p, call, chunk, scratch) {
     rows.p = p;
     rows.input = scratch.get<float>(chunk * p.B * C::gates * p.H);
@@ -78,12 +108,12 @@ class SavedAgain {
     projection.run(chunk, rows.input, call.queue);
     chunk_product<S, float>(count, columns, p.P, {hidden, p.P}, {p.weights[weight_hh], p.P, true}, {rows.recurrent, columns},
                             false, call.terms, call.queue);
-    launch(call.queue, over(count, p.H), save_rows<C, S>, rows, false);
+    launch(call.queue, over(count, p.H), recompute_first<C, S>, rows);
     if constexpr (Rows::finishes) {
       const S* weight = second_part<C>(p.weights, p, weight_hh);
       chunk_product<S, float>(count, p.P, p.H, {rows.middle, p.H}, {weight, p.H, true}, {rows.second, p.P}, false, call.terms,
                               call.queue);
-      launch(call.queue, over(count, p.H), save_rows<C, S>, rows, true);
+      launch(call.queue, over(count, p.H), recompute_second<C, S>, rows);
     }
     return rows.into;
   }

@@ -8,10 +8,10 @@
 namespace throughtime::cuda {
 
 template <class S>
-class Side {
+class WeightGradient {
  public:
   // The weight is (rows, features). `shared` has the same delta, and so the same bias.
-  Side(int64_t of_rows, int64_t of_features, S* of_weight, Scratch& scratch, const Side* shared = nullptr)
+  WeightGradient(int64_t of_rows, int64_t of_features, S* of_weight, Scratch& scratch, const WeightGradient* shared = nullptr)
       : rows(of_rows), features(of_features), d_weight(of_weight), owns_bias(!shared) {
     if (!d_weight) return;
     if constexpr (__is_same(S, float)) weight_sums = d_weight;

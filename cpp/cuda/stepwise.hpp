@@ -14,32 +14,32 @@ void stepwise_forward(const ForwardSteps<S>& of, const Call& call) {
   const int64_t rows = C::recurrent * p.H;
   const bool coarse = call.terms == 1;
   Scratch scratch(call.queue);
-  ForwardStep<C, S> at{};
-  at.of = of;
-  if (!C::bias_inside) at.input_bias = p.weights[bias_ih], at.bias = p.weights[bias_hh];
-  at.recurrent = scratch.get<float>(p.B * rows);
-  at.hidden = scratch.get<S>(p.B * p.P);
+  StepwiseForward<C, S> all{};
+  all.of = of;
+  if (!C::bias_inside) all.input_bias = p.weights[bias_ih], all.bias = p.weights[bias_hh];
+  all.recurrent = scratch.get<float>(p.B * rows);
+  all.hidden = scratch.get<S>(p.B * p.P);
   if constexpr (C::phases == Phases::two_products) {
-    at.second_bias = second_part<C>(p.weights, p, bias_hh);
-    at.second = scratch.get<float>(p.B * p.P);
-    at.middle = scratch.get<S>(p.B * p.H);
+    all.second_bias = second_part<C>(p.weights, p, bias_hh);
+    all.second = scratch.get<float>(p.B * p.P);
+    all.middle = scratch.get<S>(p.B * p.H);
   }
-  if constexpr (C::phases == Phases::rows) at.notes = scratch.get<float>(p.B * C::notes * p.H);
+  if constexpr (C::phases == Phases::rows) all.notes = scratch.get<float>(p.B * C::notes * p.H);
 
-  at.step = of.begin;
-  launch(call.queue, over(p.B, p.P), forward_start<C, S>, at);
-  for (; at.step < of.end; ++at.step) {
-    multiply<S, float>(p.B, rows, p.P, {at.hidden, p.P}, {p.weights[weight_hh], p.P, true}, {at.recurrent, rows}, false, coarse,
+  all.step = of.begin;
+  launch(call.queue, over(p.B, p.P), forward_start<C, S>, all);
+  for (; all.step < of.end; ++all.step) {
+    multiply<S, float>(p.B, rows, p.P, {all.hidden, p.P}, {p.weights[weight_hh], p.P, true}, {all.recurrent, rows}, false, coarse,
                        call.queue);
     if constexpr (C::phases == Phases::rows) {
-      launch(call.queue, over_sequences(p.B, p.H), forward_whole_row<C, S>, at);
+      launch(call.queue, over_sequences(p.B, p.H), forward_whole_row<C, S>, all);
     } else {
-      launch(call.queue, over(p.B, p.H), forward_first<C, S>, at);
+      launch(call.queue, over(p.B, p.H), forward_first<C, S>, all);
     }
     if constexpr (C::phases == Phases::two_products) {
       const S* weight = second_part<C>(p.weights, p, weight_hh);
-      multiply<S, float>(p.B, p.P, p.H, {at.middle, p.H}, {weight, p.H, true}, {at.second, p.P}, false, coarse, call.queue);
-      launch(call.queue, over(p.B, p.P), forward_finish<C, S>, at);
+      multiply<S, float>(p.B, p.P, p.H, {all.middle, p.H}, {weight, p.H, true}, {all.second, p.P}, false, coarse, call.queue);
+      launch(call.queue, over(p.B, p.P), forward_second<C, S>, all);
     }
   }
 }
@@ -50,35 +50,35 @@ void stepwise_backward(const BackwardSteps<S>& of, const Call& call) {
   const int64_t rows = C::recurrent * p.H;
   const bool coarse = call.terms == 1;
   Scratch scratch(call.queue);
-  BackwardStep<C, S> at{};
-  at.of = of;
-  at.through = scratch.get<float>(p.B * p.P);
-  at.is_carried = true;
-  if constexpr (C::phases == Phases::two_products) at.d_middle = scratch.get<float>(p.B * p.H);
-  if constexpr (C::phases == Phases::rows) at.notes = scratch.get<float>(p.B * C::notes * p.H);
+  StepwiseBackward<C, S> all{};
+  all.of = of;
+  all.through = scratch.get<float>(p.B * p.P);
+  all.is_carried = true;
+  if constexpr (C::phases == Phases::two_products) all.d_middle = scratch.get<float>(p.B * p.H);
+  if constexpr (C::phases == Phases::rows) all.notes = scratch.get<float>(p.B * C::notes * p.H);
 
-  for (at.step = of.end - 1; at.step >= of.begin; --at.step) {
+  for (all.step = of.end - 1; all.step >= of.begin; --all.step) {
     if (p.clip > 0) {
-      launch(call.queue, over_sequences(p.B, p.P > p.H ? p.P : p.H), clip_carried<C, S>, at);
-      at.is_carried = true;
+      launch(call.queue, over_sequences(p.B, p.P > p.H ? p.P : p.H), clip_carried<C, S>, all);
+      all.is_carried = true;
     }
     if constexpr (C::phases == Phases::one) {
-      launch(call.queue, over(p.B, p.H), backward_whole<C, S>, at);
+      launch(call.queue, over(p.B, p.H), backward_whole<C, S>, all);
     } else if constexpr (C::phases == Phases::two_products) {
-      launch(call.queue, over(p.B, p.P), backward_arrive<C, S>, at);
+      launch(call.queue, over(p.B, p.P), backward_second_delta<C, S>, all);
       const S* weight = second_part<C>(p.weights, p, weight_hh);
-      multiply<S, float>(p.B, p.H, p.P, {of.delta_second.at(at.step), p.P}, {weight, p.H}, {at.d_middle, p.H}, false, coarse,
+      multiply<S, float>(p.B, p.H, p.P, {of.delta_second.at(all.step), p.P}, {weight, p.H}, {all.d_middle, p.H}, false, coarse,
                          call.queue);
-      launch(call.queue, over(p.B, p.H), backward_finish<C, S>, at);
+      launch(call.queue, over(p.B, p.H), backward_first<C, S>, all);
     } else {
-      launch(call.queue, over_sequences(p.B, p.H), backward_whole_row<C, S>, at);
+      launch(call.queue, over_sequences(p.B, p.H), backward_whole_row<C, S>, all);
     }
     const PerStep<S>& delta = C::split ? of.delta_r : of.delta_x;
-    multiply<S, float>(p.B, p.P, rows, {delta.at(at.step), rows}, {p.weights[weight_hh], p.P}, {at.through, p.P}, false, coarse,
+    multiply<S, float>(p.B, p.P, rows, {delta.at(all.step), rows}, {p.weights[weight_hh], p.P}, {all.through, p.P}, false, coarse,
                        call.queue);
-    at.is_carried = false;
+    all.is_carried = false;
   }
-  launch(call.queue, over(p.B, p.P), backward_end<C, S>, at);
+  launch(call.queue, over(p.B, p.P), backward_end<C, S>, all);
 }
 
 }  // namespace throughtime::cuda

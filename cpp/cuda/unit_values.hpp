@@ -1,21 +1,10 @@
-// Parameters that each unit has for itself, as float32 in rows: (values, H), biases first where the cell wants them there; and
-// the part of a parameter that a second product uses.
+// Parameters that each unit has for itself, as float32 in rows: (values, H).
 #pragma once
 
-#include "../cells/cell.hpp"
+#include "../step/unit_parameters.hpp"
 #include "rows.hpp"
 
 namespace throughtime::cuda {
-
-// Calls take(value, row (H)) for every number that a unit of this cell has for itself; a bias may be there twice, or not at all.
-template <class C, class Weights, class Take>
-void for_unit_values(const Weights& weights, int64_t H, const Take& take) {
-  for (int bias = bias_ih; C::bias_inside && bias <= bias_hh; ++bias)
-    for (int g = 0; weights[bias] && g < int(C::gates); ++g) take(first_value<C>(bias) + g, weights[bias] + g * H);
-  int value = bias_values<C>();
-  for (int i = 0; i < max_unit_weights; ++i)
-    for (int k = 0; k < C::unit_weights[i].count; ++k) take(value++, weights[unit_weights + i] + k * H);
-}
 
 template <class C, class S>
 const float* gather_unit_rows(const Recurrence<S>& p, Scratch& scratch, Queue queue) {
@@ -27,14 +16,6 @@ const float* gather_unit_rows(const Recurrence<S>& p, Scratch& scratch, Queue qu
     launch(queue, over(1, p.H), add_to_row<S>, from, gathered + value * p.H, p.H);
   });
   return gathered;
-}
-
-// What the second product multiplies with: weight_hr, or the last rows of weight_hh; and its bias.
-template <class C, class S, class Weights>
-auto second_part(const Weights& weights, const Recurrence<S>& p, Parameter parameter) {
-  const auto whole = weights[C::projects && parameter == weight_hh ? weight_hr : parameter];
-  if (C::projects) return parameter == weight_hh ? whole : nullptr;
-  return whole ? whole + C::recurrent * p.H * (parameter == weight_hh ? p.P : 1) : nullptr;
 }
 
 }  // namespace throughtime::cuda

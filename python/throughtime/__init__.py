@@ -1,10 +1,9 @@
 """Fused backpropagation through time for RNN, GRU and LSTM, with the gradient at every timestep."""
 
-from . import convert, cuda, init, optim
-from .activations import GELU, ReLU, Sigmoid, Tanh
-from .attention import SelfAttention
-from .batch_norm import BatchNorm
-from .blocks import LayerNorm, ResidualBlock, Sequential
+from . import _renamed, convert, cuda, init, optim
+from .analysis.flow_result import plot_flows
+from .analysis.gradient_flow import gradient_flow
+from .analysis.lyapunov import jacobian_singular_values, lyapunov_spectrum
 from .clipping import clip_grad_norm
 from .config import (
     __version__,
@@ -15,17 +14,22 @@ from .config import (
     set_num_threads,
     show_config,
 )
-from .flow import gradient_flow
-from .flow_result import plot_flows
 from .gradcheck import gradcheck
-from .layer import load
-from .layer_norm import add_layer_norm, add_layer_norm_backward
+from .layers.activations import GELU, ReLU, Sigmoid, Tanh
+from .layers.add_layer_norm import add_layer_norm, add_layer_norm_backward
+from .layers.attention import SelfAttention
+from .layers.batch_norm import BatchNorm
+from .layers.embedding import Embedding
+from .layers.layer import load
+from .layers.layer_norm import LayerNorm
+from .layers.linear import Linear
+from .layers.mlp import MLP
+from .layers.residual import ResidualBlock
+from .layers.sequential import Sequential
 from .losses import cross_entropy, mse
-from .lyapunov import jacobian_singular_values, lyapunov_spectrum
-from .mlp import MLP
-from .modules import Embedding, Linear
-from .recurrent import GRU, LSTM, RNN
-from .tape import Gradients, Tape
+from .recurrent import GRU, LSTM, RNN, Gradients, Tape
+
+_renamed.remember()
 
 __all__ = [
     "GELU",

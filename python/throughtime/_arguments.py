@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from ._memory import with_room
 
 Array = NDArray[Any]
 
+TIMESTEPS = ("hidden", "cell", "gates", "products", "parameter_norms")  # what a backward may return of each
 LARGEST_SIZE = 1 << 47  # bytes that a process can address
 UNBOUNDED = sys.maxsize  # for what counts no more than something else, such as the steps of a sequence
 
@@ -260,3 +261,15 @@ def flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     return bool(value)
+
+
+def check_timesteps(timesteps: Iterable[str], known: tuple[str, ...] = TIMESTEPS) -> set[str]:
+    """`timesteps` as a set of those words that are known."""
+    try:
+        asked = {timesteps} if isinstance(timesteps, str) else set(timesteps)
+    except TypeError:
+        raise TypeError(f"timesteps must be a tuple of {', '.join(map(repr, known))}, got {timesteps!r}") from None
+    unknown = sorted(asked - set(known), key=str)
+    if unknown:
+        raise ValueError(f"timesteps has {unknown[0]!r}, expected some of {', '.join(map(repr, known))}")
+    return asked

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ._arguments import as_array, contiguous
-from .blocks import ResidualBlock
-from .layer import Layer
+from .layers.layer import Layer
+from .layers.residual import ResidualBlock
 from .recurrent import GRU, LSTM, RNN
 
 _PUBLIC = {  # where classes are defined, and where users find them

@@ -1,4 +1,4 @@
-"""The norm of all gradients together, and scaling them down to a largest norm."""
+"""The joint norm of all gradients, and scaling them down to a maximum norm."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 
 from . import _core
 from ._arguments import native_floats, number
-from ._backend import check_floats
 from ._ties import are_plain, by_memory, may_share
+from .backend.choose import check_floats
 
 __all__ = ["clip_grad_norm"]
 
-_OWNERS = {type(None), type(_core.empty((1,), np.dtype(np.float32)).base)}  # of NumPy's memory, and of the pool's
+_OWNERS = {type(None), type(_core.empty((1,), np.dtype(np.float32)).base)}  # in NumPy's memory; in the pool's
 
 
 def clip_grad_norm(grads: Any, max_norm: float) -> float:
@@ -23,26 +23,26 @@ def clip_grad_norm(grads: Any, max_norm: float) -> float:
 
     Parameters
     ----------
-    grads : dict of str to array, or what ``backward`` returned
-        The arrays that are scaled; of the latter, ``grads.parameters``.
+    grads : dict of str to array, or the result of ``backward``
+        The arrays to scale; for the result of ``backward``, its ``grads.parameters``.
     max_norm : float
         The largest norm allowed; ``math.inf`` only measures.
 
     Returns
     -------
     norm : float
-        Of all arrays together before scaling, computed in float64, so that tiny and huge gradients neither underflow
-        nor overflow (where those of float64 would, they are divided by the largest entry first). NaN or infinity where
-        an entry is: the gradients are then left as they are, and the caller can skip the step. (torch would scale by
-        zero or NaN.)
+        The joint norm before scaling, computed in float64, so that tiny and huge gradients neither underflow nor
+        overflow (float64 gradients that would are divided by their largest entry first). If an entry is NaN or
+        infinite, so is the norm; the gradients are then left unchanged, and the caller can skip the step. (torch would
+        scale by zero or NaN.)
 
     Raises
     ------
     TypeError
-        If `grads` is neither, or an entry is no array of floating-point numbers.
+        If `grads` is neither, or an entry is not an array of floating-point numbers.
     ValueError
-        If `max_norm` is negative or NaN, an array cannot be written to, or two share a part of their memory. (One array
-        under two names counts, and is scaled, once.)
+        If `max_norm` is negative or NaN, an array is read-only, or two arrays overlap in part. (One array under two
+        names counts once, and is scaled once.)
 
     Examples
     --------
@@ -56,7 +56,7 @@ def clip_grad_norm(grads: Any, max_norm: float) -> float:
     """
     mapping = getattr(grads, "parameters", grads)
     if not isinstance(mapping, Mapping):
-        raise TypeError(f"grads must be a dict of arrays or what backward returned, got {type(grads).__name__}")
+        raise TypeError(f"grads must be a dict of arrays or the result of backward, got {type(grads).__name__}")
     limit = number("max_norm", max_norm, 0, math.inf)
     if may_share(mapping.values(), _OWNERS):
         mapping = _once(mapping)
@@ -66,14 +66,14 @@ def clip_grad_norm(grads: Any, max_norm: float) -> float:
 
 
 def _once(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays, each under one name."""
+    """The mapping, with each array under one name only."""
     for name, array in mapping.items():
         check_floats("clip_grad_norm", f"grads[{name!r}]", array)
     return {first: mapping[first] for first, *_ in by_memory("grads", mapping, apart=True)}
 
 
 def _clip_converted(mapping: Mapping[str, Any], limit: float) -> float:
-    """Where not all arrays are as kernels take them: copies are scaled, and copied back."""
+    """Scale copies and copy them back, if the kernels cannot use all arrays themselves."""
     for name, array in mapping.items():
         check_floats("clip_grad_norm", f"grads[{name!r}]", array)
         if not array.flags.writeable:

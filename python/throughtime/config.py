@@ -57,9 +57,8 @@ def set_matmul_precision(precision: str) -> None:
 
 def _precisions_here() -> list[str]:
     """Those that have products of their own on this processor."""
-    if _core.level() == "amx":
-        return list(_PRECISIONS)
-    return ["highest", "medium"] if _core.has_dot() else ["highest"]
+    most = max(_core.bfloat16_terms().values(), default=0)
+    return ["highest", *(name for name, terms in (("high", 2), ("medium", 1)) if terms <= most)]
 
 
 def empty_cache() -> None:

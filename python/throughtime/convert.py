@@ -1,4 +1,4 @@
-"""Parameters from Keras, layers from ONNX: the same cells with gates in another order and biases in other places."""
+"""Parameters from Keras, layers from ONNX: the same cells, but with another order of gates and other biases."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 
 from ._arguments import Array, as_host_floats, check_shape, choice
-from .recurrent import GRU, LSTM, NONLINEARITIES, RNN, Recurrent
+from .recurrent import GRU, LSTM, RNN, Recurrent
+from .recurrent.arguments import NONLINEARITIES
 
 __all__ = ["from_keras", "from_onnx"]
 
-# Where each of our gates stands in the other's order
+# The position of each of our gates in the other library's order
 _KERAS = {"SimpleRNN": (0,), "RNN": (0,), "GRU": (1, 0, 2), "LSTM": (0, 1, 2, 3)}  # z r h, i f c o
 _ONNX = {"RNN": (0,), "GRU": (1, 0, 2), "LSTM": (0, 2, 3, 1)}  # z r h, i o f c
 _ONNX_ACTIVATIONS = {"RNN": ["tanh"], "GRU": ["sigmoid", "tanh"], "LSTM": ["sigmoid", "tanh", "tanh"]}
-_ONNX_ATTRIBUTES = {  # and the field of the attribute that holds the value
+_ONNX_ATTRIBUTES = {  # name, and the field that holds the value
     "activation_alpha": "floats",  # of activations that are refused
     "activation_beta": "floats",
     "activations": "strings",
@@ -30,36 +31,36 @@ _ONNX_ATTRIBUTES = {  # and the field of the attribute that holds the value
 
 
 def from_keras(kind: str, weights: Sequence[Any]) -> dict[str, Array]:
-    """Turn what ``get_weights()`` of a Keras layer gives into parameters of a layer here.
+    """Convert the result of a Keras layer's ``get_weights()`` to parameters of a layer here.
 
     Parameters
     ----------
     kind : {"LSTM", "GRU", "SimpleRNN", "RNN"}
-        Keras's layer; ``"RNN"`` is another word for ``"SimpleRNN"``.
+        Keras's layer; ``"RNN"`` means ``"SimpleRNN"``.
     weights : sequence of arrays
-        ``kernel (I, G*H)``, ``recurrent_kernel (H, G*H)`` and, unless ``use_bias=False``, ``bias``: ``(G*H,)``, for a
-        GRU with ``reset_after=True`` ``(2, 3*H)``. Of a ``Bidirectional`` layer the forward arrays, then the backward
-        ones. Stacked layers are converted one by one.
+        ``kernel (I, G*H)``, ``recurrent_kernel (H, G*H)`` and, unless ``use_bias=False``, ``bias``: ``(G*H,)``, or
+        ``(2, 3*H)`` for a GRU with ``reset_after=True``. For a ``Bidirectional`` layer, the forward arrays, then the
+        backward arrays. Stacked layers are converted one at a time.
 
     Returns
     -------
     dict of str to array
-        What ``load_parameters`` of a layer takes that has one level and the same sizes, directions and bias:
-        ``weight_ih_l0``, ``weight_hh_l0``, ``bias_ih_l0``, ``bias_hh_l0`` (zeros where Keras has one bias), the second
-        direction's with ``_reverse``. A GRU is to be built with Keras's ``reset_after``.
+        Input of ``load_parameters`` of a layer with ``num_layers=1`` and the same sizes, directions and bias:
+        ``weight_ih_l0``, ``weight_hh_l0``, ``bias_ih_l0``, ``bias_hh_l0`` (zeros if Keras has one bias); names of the
+        second direction end in ``_reverse``. Build a GRU with Keras's ``reset_after``.
 
     Raises
     ------
     TypeError
-        If `weights` is no sequence of arrays.
+        If `weights` is not a sequence of arrays.
     ValueError
         If their number or a shape does not fit `kind`.
 
     Notes
     -----
-    Activations do not show in the weights. Those here are Keras's defaults, tanh and sigmoid; a
-    ``SimpleRNN(activation="relu")`` becomes an ``RNN`` with ``nonlinearity="relu"``, and so does ``"sigmoid"``; others
-    have no layer here.
+    The weights do not contain the activations. The layers here have Keras's defaults, tanh and sigmoid. A
+    ``SimpleRNN(activation="relu")`` corresponds to an ``RNN`` with ``nonlinearity="relu"``, and ``"sigmoid"`` to
+    ``"sigmoid"``; other activations have no layer here.
 
     Examples
     --------
@@ -70,7 +71,7 @@ def from_keras(kind: str, weights: Sequence[Any]) -> dict[str, Array]:
     >>> lstm.parameters["weight_ih_l0"].shape
     (12, 5)
 
-    A stack of two gives a layer with ``num_layers=2``:
+    Two stacked layers become one with ``num_layers=2``:
 
     >>> second = tt.convert.from_keras("LSTM", [np.ones((3, 12)), recurrent_kernel, bias])
     >>> sorted({name.replace("_l0", "_l1"): array for name, array in second.items()})
@@ -78,11 +79,11 @@ def from_keras(kind: str, weights: Sequence[Any]) -> dict[str, Array]:
     """
     order = _KERAS[choice("kind", kind, tuple(_KERAS))]
     if not isinstance(weights, Sequence) or isinstance(weights, str):
-        raise TypeError(f"weights must be the list of arrays that get_weights() gives, got {type(weights).__name__}")
+        raise TypeError(f"weights must be the list of arrays that get_weights() returns, got {type(weights).__name__}")
     arrays = [as_host_floats(f"weights[{k}]", array) for k, array in enumerate(weights)]
     if len(arrays) not in (2, 3, 4, 6):
         raise ValueError(
-            "weights must be kernel, recurrent_kernel and, where there is one, bias, of one direction or of two "
+            "weights must be kernel, recurrent_kernel and optionally bias, of one direction or of two "
             f"(2, 3, 4 or 6 arrays), got {len(arrays)}"
         )
     each = len(arrays) if len(arrays) < 4 else len(arrays) // 2
@@ -95,7 +96,7 @@ def from_keras(kind: str, weights: Sequence[Any]) -> dict[str, Array]:
 def _keras_direction(
     kind: str, order: tuple[int, ...], arrays: list[Array], start: int, suffix: str
 ) -> dict[str, Array]:
-    """The parameters of one direction, whose arrays are `weights[start:]`."""
+    """The parameters of one direction, from `weights[start:]`."""
     kernel, recurrent, *bias = arrays
     gates, units = len(order), len(recurrent) if recurrent.ndim else 0
     names = (f"weights[{start}] (kernel)", f"weights[{start + 1}] (recurrent_kernel)")
@@ -114,23 +115,23 @@ def _keras_direction(
 
 
 def _gates(array: Array, order: tuple[int, ...]) -> Array:
-    """A copy of `array`, a block of rows for each gate, with the blocks in `order`."""
+    """A copy of `array` with its blocks of rows, one per gate, in `order`."""
     blocks = np.split(array, len(order))
     return np.concatenate([blocks[k] for k in order])
 
 
 def from_onnx(node: Any, initializers: Mapping[str, Any]) -> Recurrent:
-    """Make a layer of an ONNX node RNN, GRU or LSTM.
+    """Convert an ONNX node RNN, GRU or LSTM to a layer.
 
-    The layer has ``batch_first=True`` where the node has ``layout=1``, no bias where it has no B, and the dtype of W
-    (float32 for those of 16 bits). What the node takes as ``sequence_lens``, ``initial_h`` and ``initial_c`` is no part
-    of a layer: give it as ``lengths`` and ``state`` when you call it. Where the output is ``(T, B, D*H)``, ONNX's Y is
+    The layer has ``batch_first=True`` if the node has ``layout=1``, no bias if the node has no B, and the dtype of W
+    (float32 for 16-bit types). The node's inputs ``sequence_lens``, ``initial_h`` and ``initial_c`` are not part of a
+    layer: pass them as ``lengths`` and ``state`` in each call. The output is ``(T, B, D*H)``; ONNX's Y is
     ``(T, D, B, H)``.
 
     Parameters
     ----------
     node : onnx.NodeProto
-        Or anything with its ``op_type``, ``input`` and ``attribute``.
+        Or any object with its fields ``op_type``, ``input`` and ``attribute``.
     initializers : mapping of str to array
         Name to array of the node's W, R, B and P, as
         ``{t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}``.
@@ -138,22 +139,22 @@ def from_onnx(node: Any, initializers: Mapping[str, Any]) -> Recurrent:
     Returns
     -------
     RNN, GRU or LSTM
-        With one level; ``direction="reverse"`` is ``reverse=True``, ``linear_before_reset=0``, ONNX's default,
-        ``GRU(reset_after=False)``, P makes ``LSTM(peephole=True)``, and the activations Relu and Sigmoid
-        ``RNN(nonlinearity="relu")`` and ``"sigmoid"``.
+        With ``num_layers=1``. ``direction="reverse"`` becomes ``reverse=True``; ``linear_before_reset=0``, ONNX's
+        default, ``GRU(reset_after=False)``; a node with P, ``LSTM(peephole=True)``; the activations Relu and Sigmoid,
+        ``RNN(nonlinearity="relu")`` and ``RNN(nonlinearity="sigmoid")``.
 
     Raises
     ------
     TypeError
-        If `initializers` is no dict or an entry no array of floats.
+        If `initializers` is not a dict, or an entry is not an array of floats.
     ValueError
-        If an attribute asks for what the layers here do not do: other activations than the default, ``clip``,
-        ``input_forget``. If an initializer is missing or misshapen.
+        If an attribute requests a feature that the layers here do not have: activations other than the default,
+        ``clip``, ``input_forget``. If an initializer is missing or has the wrong shape.
 
     Examples
     --------
     >>> import numpy as np, throughtime as tt
-    >>> from types import SimpleNamespace  # as onnx.NodeProto, which has the same fields
+    >>> from types import SimpleNamespace  # in place of onnx.NodeProto, which has the same fields
     >>> node = SimpleNamespace(op_type="LSTM", input=["x", "W", "R", "B"], attribute=[])
     >>> arrays = {"W": np.ones((1, 12, 5)), "R": np.ones((1, 12, 3)), "B": np.ones((1, 24))}
     >>> tt.convert.from_onnx(node, arrays)
@@ -199,7 +200,7 @@ def _read_node(node: Any, initializers: Mapping[str, Any]) -> tuple[type[Recurre
 
 
 def _attributes(node: Any) -> dict[str, Any]:
-    """The node's attributes by name, but for those that a layer here cannot follow: each is a ValueError."""
+    """The node's attributes by name. An attribute that the layers here do not support is a ValueError."""
     found: dict[str, Any] = {}
     for attribute in node.attribute:
         name = choice("the name of a node.attribute", attribute.name, tuple(_ONNX_ATTRIBUTES))
@@ -215,7 +216,7 @@ def _attributes(node: Any) -> dict[str, Any]:
 
 
 def _activations(kind: str, given: Any, directions: int) -> list[str]:
-    """The activations of one direction, in lower case: the default ones, or any of an RNN."""
+    """The activations of one direction, in lower case: the defaults, or any that an RNN has."""
     default = _ONNX_ACTIVATIONS[kind]
     words = [word.decode() if isinstance(word, bytes) else word for word in given or default * directions]
     allowed = [[word] for word in NONLINEARITIES] if kind == "RNN" else [default]
@@ -231,17 +232,17 @@ def _activations(kind: str, given: Any, directions: int) -> list[str]:
 def _arrays(
     node: Any, initializers: Mapping[str, Any], gates: int, directions: int, hidden_size: Any
 ) -> dict[str, Array]:
-    """W, R, B and P, those that the node has, of the right shapes."""
+    """W, R, B and P, as far as the node has them, with their shapes checked."""
     place = {"W": 1, "R": 2, "B": 3, "P": 7}
     inputs = dict(enumerate(node.input))
     names = {letter: inputs[k] for letter, k in place.items() if inputs.get(k)}
     for letter in "WR":
         if letter not in names:
-            raise ValueError(f"node.input[{place[letter]}] ({letter}) is left out, expected a name in initializers")
+            raise ValueError(f"node.input[{place[letter]}] ({letter}) is missing, expected a name in initializers")
     for letter, name in names.items():
         if name not in initializers:
             raise ValueError(
-                f"node.input[{place[letter]}] ({letter}) is {name!r}, which initializers does not have; "
+                f"node.input[{place[letter]}] ({letter}) is {name!r}, which is not in initializers; "
                 f"expected one of {', '.join(map(repr, initializers)) or 'none'}"
             )
     labels = {letter: f"initializers[{name!r}] ({letter})" for letter, name in names.items()}
@@ -264,7 +265,7 @@ def _arrays(
 
 
 def _onnx_direction(arrays: dict[str, Array], order: tuple[int, ...]) -> dict[str, Array]:
-    """The parameters of one direction, names without their suffix."""
+    """The parameters of one direction, with names without suffix."""
     found = {"weight_ih": _gates(arrays["W"], order), "weight_hh": _gates(arrays["R"], order)}
     if "B" in arrays:
         found["bias_ih"], found["bias_hh"] = (_gates(half, order) for half in np.split(arrays["B"], 2))

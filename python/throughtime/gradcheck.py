@@ -1,4 +1,4 @@
-"""Any layer's ``backward`` against central finite differences in float64."""
+"""Compare any layer's ``backward`` with central finite differences in float64."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from ._arguments import UNBOUNDED, Array, as_array, generator, is_layer_dtype, number, size
-from .blocks import ResidualBlock, Sequential
-from .layer import Layer
+from .backend.choose import require_host
+from .layers.layer import Layer
+from .layers.residual import ResidualBlock
+from .layers.sequential import Sequential
 from .recurrent import Recurrent
 
 __all__ = ["gradcheck"]
@@ -28,40 +30,40 @@ def gradcheck(
 ) -> dict[str, float]:
     """Compare a layer's `backward` with central finite differences, in float64.
 
-    The loss is a fixed random linear function of the output and the final state. Checked are the gradients of the
-    input, the initial state (zeros where not given) and every parameter; of layers in layers the states only where
-    `state` is given. The layer itself is left alone: a float64 copy is used. Random masks, such as dropout's, are drawn
-    once and kept.
+    The loss is a fixed random linear function of the output and the final state. The function checks the gradients of
+    the input, of every parameter and of the initial state (zeros by default; for nested layers only if `state` is
+    given). It works on a float64 copy and does not change the layer. Random masks, such as dropout's, are drawn once
+    and reused.
 
     Parameters
     ----------
     layer : Layer
         Anything with ``forward(x) -> tape`` and ``tape.backward(d_output) -> grads``.
     x : array
-        As for ``layer.forward``, in float32 or float64; integers where the layer takes integers.
+        As for ``layer.forward``, in float32 or float64; integers if the layer takes integers.
     state : array or tuple of arrays, optional
         As for ``layer.forward``.
     lengths, resets : arrays, optional
         As for ``layer.forward``.
     eps : float
-        Step of the differences, relative to entries larger than 1. An activation with a kink (relu) may be crossed
-        by a step; the error is then that of the difference, not of the gradient.
+        Step of the differences; relative for entries larger than 1. A step may cross the kink of an activation (relu);
+        the error is then that of the difference, not of the gradient.
     samples : int or None
-        So many randomly chosen entries of each tensor are compared (each costs two forwards); None compares all.
+        Number of randomly chosen entries to compare per tensor (each costs two forward passes); None compares all.
     seed : optional
-        Of the random loss and the choice of entries: whatever ``numpy.random.default_rng`` takes.
+        Seed of the random loss and the choice of entries: anything that ``numpy.random.default_rng`` accepts.
 
     Returns
     -------
     errors : dict of str to float
-        For ``"input"`` (unless it is integer), ``"h_0"``, ``"c_0"`` (in a stack with their place before them, as
-        parameters have it) and every parameter: the largest difference, divided by the tensor's largest gradient where
-        that is above 1. A right gradient gives about 1e-9.
+        For ``"input"`` (unless it is integer), ``"h_0"``, ``"c_0"`` (in a stack with the layer's position as prefix,
+        like parameters) and every parameter: the largest difference, divided by the tensor's largest gradient if that
+        is above 1. A correct gradient has an error of about 1e-9.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit; the layer's own checks apply.
+        If an argument does not fit; the layer's checks apply.
 
     Examples
     --------
@@ -78,7 +80,7 @@ def gradcheck(
     step = number("eps", eps, 0, 1, open_low=True)
     count = None if samples is None else size("samples", samples, most=UNBOUNDED)
     rng = generator("seed", seed)
-    layer._needs_host("gradcheck")
+    require_host("gradcheck", layer.device)
     wide: Any = layer.astype("float64")
     x = _copy_in_float64("x", x)
     arguments = {name: value for name, value in (("lengths", lengths), ("resets", resets)) if value is not None}
@@ -118,14 +120,14 @@ def _copy_in_float64(name: str, value: Any) -> Array:
 
 
 def _map(function: Callable[[Any], Any], state: Any) -> Any:
-    """`function` of every array in a state: one, or a tuple of them or of states, with None where there is none."""
+    """Apply `function` to every array in a state: an array, None, or a tuple of states."""
     if isinstance(state, tuple | list):
         return tuple(_map(function, part) for part in state)
     return None if state is None else function(state)
 
 
 def _filled(state: Any, like: Any) -> Any:
-    """The state with zeros in place of what is left out."""
+    """The state with zeros in place of None."""
     if state is None:
         return _map(np.zeros_like, like)
     if isinstance(state, tuple | list):
@@ -147,11 +149,12 @@ def _named(layer: Any, state: Any, prefix: str = "") -> list[tuple[str, Array]]:
     if isinstance(layer, Sequential) and state is not None:
         parts = enumerate(zip(layer.layers, state, strict=True))
         return [named for i, (inner, part) in parts for named in _named(inner, part, f"{prefix}{i}.")]
-    return [(prefix + name, array) for name, array in zip(("h_0", "c_0"), _flat(state), strict=False)]
+    states = layer.architecture.states if isinstance(layer, Recurrent) else ("hidden", "cell")
+    return [(f"{prefix}{name[0]}_0", array) for name, array in zip(states, _flat(state), strict=False)]
 
 
 def _outputs(tape: Any, with_state: bool) -> list[Array]:
-    """The output and, where asked for, the final states."""
+    """The output, and the final states if requested."""
     return [tape.output, *(_flat(tape.final_state) if with_state else ())]
 
 
@@ -172,7 +175,7 @@ def _entries(array: Array, count: int | None, rng: np.random.Generator) -> Array
 def _largest_error(
     array: Array, gradient: Array, forward: Callable[[], list[Array]], seeds: list[Array], eps: float, entries: Array
 ) -> float:
-    """Perturbs one entry after the other in place, and puts each back."""
+    """Perturb the entries in place, one at a time, and restore each."""
     numeric = np.array(
         [_difference(array, np.unravel_index(entry, array.shape), forward, seeds, eps) for entry in entries]
     )
@@ -193,6 +196,6 @@ def _difference(
         below = forward()
     finally:
         array[index] = value
-    # Outputs are subtracted before they are summed: the sums agree in most of their digits.
+    # Subtract before summing: the two sums would agree in most of their digits.
     change = sum(float(((high - low) * d).sum()) for high, low, d in zip(above, below, seeds, strict=True))
     return change / (2 * step)

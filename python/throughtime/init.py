@@ -1,22 +1,23 @@
 """Initial weights: `apply` sets those of a whole layer or stack in place; the other functions draw one array.
 
-Fans, gains and defaults are those of ``torch.nn.init``; an array that is returned is to be written into a layer's
-parameters.
+Fans, gains and defaults are those of ``torch.nn.init``. The functions that return an array change no layer: the caller
+writes the array into the layer's parameters.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
 from ._arguments import Array, check_shapes, choice, float_dtype, generator, number, size
-from .batch_norm import BatchNorm
-from .blocks import LayerNorm
-from .layer import Composite, Layer
+from .backend.choose import require_host
+from .layers.batch_norm import BatchNorm
+from .layers.layer import Layer, check_parameters, owners
+from .layers.layer_norm import LayerNorm
 from .recurrent import LSTM, Recurrent
 
 __all__ = [
@@ -43,47 +44,47 @@ def apply(layer: L, recipe: str, *, max_steps: float | None = None, seed: Any = 
     """Set the initial weights of a layer, and of every layer inside it, in place.
 
     Matrices are ``weight_ih``, ``weight_hh`` and ``weight_hr`` of recurrent layers, the weights of `Linear`, `MLP` and
-    `SelfAttention`, and the table of an `Embedding`. What belongs to several gates is drawn gate by gate, with the fans
-    of one gate, and so are queries, keys and values. Norms and peepholes stay as they are.
+    `SelfAttention`, and the table of an `Embedding`. Matrices of several gates are drawn gate by gate, with the fans of
+    one gate; queries, keys and values likewise. Norms and peepholes stay unchanged.
 
-    ==============  =======================================  ========================================
+    ==============  =======================================  ==========================================
     `recipe`        matrices                                 biases
-    ==============  =======================================  ========================================
+    ==============  =======================================  ==========================================
     "xavier"        `xavier_uniform`                         zero
     "kaiming"       `kaiming_uniform`, the gain of a ReLU    zero
     "orthogonal"    `orthogonal`                             zero
     "identity"      `identity`, but weight_ih as "xavier"    zero
-    "chrono"        as they are                              gates of LSTM and GRU by `chrono`
-    "good"          weight_hh alone, orthogonal              of recurrent layers, chrono or else zero
-    ==============  =======================================  ========================================
+    "chrono"        unchanged                                gates of LSTM and GRU by `chrono`
+    "good"          only weight_hh, orthogonal               of recurrent layers: `chrono`, the rest zero
+    ==============  =======================================  ==========================================
 
-    "good" is what ``throughtime flow`` compares with the default weights. It sets recurrent layers alone; where these
-    have LayerNorm, the gain ``weight_ln_hh`` becomes 0.5. "chrono" and "good" write `chrono` into ``bias_ih`` and zeros
+    ``throughtime flow`` compares "good" with the default weights. "good" sets recurrent layers only; if they have
+    LayerNorm, it sets the gain ``weight_ln_hh`` to 0.5. "chrono" and "good" write `chrono` into ``bias_ih`` and zeros
     into ``bias_hh``.
 
     Parameters
     ----------
     layer : Layer
-        Recurrent or not, a block, or a stack.
+        Any layer, block or stack.
     recipe : {"xavier", "kaiming", "orthogonal", "identity", "chrono", "good"}
-        Which weights.
+        See the table.
     max_steps : float, optional
-        The longest dependency expected, at least 2 steps, for the gate biases of "chrono" and "good"; the other recipes
-        have no use for it.
+        The longest expected dependency, at least 2 steps, for the gate biases of "chrono" and "good"; the other recipes
+        ignore it.
     seed : optional
-        Whatever ``numpy.random.default_rng`` takes.
+        Anything that ``numpy.random.default_rng`` accepts.
 
     Returns
     -------
     layer
-        The same one.
+        The layer itself.
 
     Raises
     ------
     TypeError
-        If `layer` is no layer, or `seed` is none.
+        If `layer` is not a layer, or `seed` not a seed.
     ValueError
-        If there is no such recipe, the recipe sets nothing in this layer, or it needs `max_steps`.
+        If the recipe does not exist, sets nothing in this layer, or needs `max_steps`.
 
     Examples
     --------
@@ -101,14 +102,14 @@ def apply(layer: L, recipe: str, *, max_steps: float | None = None, seed: Any = 
     choice("recipe", recipe, _RECIPES)
     steps = None if max_steps is None else number("max_steps", max_steps, 2, _LARGEST)
     rng = generator("seed", seed)
-    leaves = list(_leaves(layer))
+    leaves = list(owners(layer))
     for leaf in leaves:
-        leaf._needs_host("tt.init.apply")
-        leaf._check_parameters()
+        require_host("tt.init.apply", leaf.device)
+        check_parameters(leaf)
     chosen = [leaf for leaf in leaves if _is_set(leaf, recipe)]
     if not chosen:
         what = {"chrono": "the gate biases of LSTM and GRU", "good": "recurrent layers"}.get(recipe, "matrices")
-        raise ValueError(f"recipe {recipe!r} sets {what}, of which there are none in {layer!r}")
+        raise ValueError(f"recipe {recipe!r} sets {what}, but there are none in {layer!r}")
     if recipe in ("chrono", "good") and steps is None and any(map(_has_gate_biases, chosen)):
         raise ValueError(f"max_steps must be given for recipe {recipe!r}: the longest dependency expected, in steps")
     for leaf in chosen:
@@ -117,15 +118,6 @@ def apply(layer: L, recipe: str, *, max_steps: float | None = None, seed: Any = 
             if new is not None:
                 array[...] = new
     return layer
-
-
-def _leaves(layer: Layer) -> Iterator[Layer]:
-    """The layers that have parameters of their own, those inside of others."""
-    if isinstance(layer, Composite):
-        for inner in layer._inner.values():
-            yield from _leaves(inner)
-    else:
-        yield layer
 
 
 def _is_set(leaf: Layer, recipe: str) -> bool:
@@ -138,13 +130,13 @@ def _is_set(leaf: Layer, recipe: str) -> bool:
 
 
 def _has_gate_biases(leaf: Layer) -> bool:
-    return isinstance(leaf, Recurrent) and leaf._gates > 1 and leaf.bias
+    return isinstance(leaf, Recurrent) and leaf.architecture.gates > 1 and leaf.bias
 
 
 def _initial(
     leaf: Layer, name: str, array: Array, recipe: str, max_steps: float | None, rng: np.random.Generator
 ) -> Array | float | None:
-    """What a recipe makes of a parameter; None: nothing."""
+    """The new value of a parameter; None if the recipe does not change it."""
     if array.ndim > 1:
         return _matrix(leaf, name, array, recipe, rng)
     if recipe == "good" and name.startswith("weight_ln_hh"):
@@ -175,14 +167,14 @@ def _matrix(leaf: Layer, name: str, array: Array, recipe: str, rng: np.random.Ge
 
 
 def _blocks(leaf: Layer, name: str) -> int:
-    """How many matrices lie on top of each other in a parameter."""
+    """The number of matrices that are stacked in a parameter."""
     if isinstance(leaf, Recurrent) and name.startswith(("weight_ih", "weight_hh")):
-        return leaf._gates
+        return leaf.architecture.gates
     return 3 if name == "in_proj_weight" else 1  # queries, keys and values
 
 
 def _returns_an_array(function: Callable[P, Array]) -> Callable[P, Array]:
-    """Where a layer is given, or the weights to be set, the error says what the function does instead."""
+    """If the caller passes a layer, or the weights to be set, raise an error that explains what the function does."""
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> Array:
@@ -202,7 +194,7 @@ def _returns_an_array(function: Callable[P, Array]) -> Callable[P, Array]:
 
 
 def _is_weights(value: Any) -> bool:
-    """Whether this is an array that is no list of sizes: of NumPy, or of another library such as torch."""
+    """Whether this is an array of weights, not of sizes: NumPy's, or that of another library such as torch."""
     if not isinstance(value, np.ndarray):
         return hasattr(value, "shape") and hasattr(value, "dtype")
     return value.ndim != 1 or not np.issubdtype(value.dtype, np.integer)
@@ -216,18 +208,18 @@ def _recipe_of(name: str) -> str:
 def xavier_uniform(
     shape: Sequence[int], rng: np.random.Generator, gain: float = 1.0, *, dtype: Any = "float32"
 ) -> Array:
-    """Draw from U(-b, b), b = gain sqrt(6 / (fan_in + fan_out)), which keeps variances in both directions.
+    """Draw from U(-b, b), b = gain sqrt(6 / (fan_in + fan_out)), which preserves variances in both directions.
 
     Parameters
     ----------
     shape : (rows, columns, ...)
-        fan_out is ``rows`` and fan_in ``columns``, each times whatever axes follow.
+        fan_out is ``rows`` and fan_in ``columns``, each times the sizes of the remaining axes.
     rng : numpy.random.Generator
-        Where the numbers come from.
+        Source of the random numbers.
     gain : float
         Scale of the result; 5/3 suits tanh.
     dtype : {"float32", "float64"}
-        Of the result.
+        Type of the result.
 
     Returns
     -------
@@ -289,22 +281,22 @@ def kaiming_uniform(
     *,
     dtype: Any = "float32",
 ) -> Array:
-    """Draw from U(-b, b), b = gain sqrt(3 / fan), which keeps the variance through rectifiers.
+    """Draw from U(-b, b), b = gain sqrt(3 / fan), which preserves the variance through rectifiers.
 
     Parameters
     ----------
     shape : (rows, columns, ...)
-        fan_out is ``rows`` and fan_in ``columns``, each times whatever axes follow.
+        fan_out is ``rows`` and fan_in ``columns``, each times the sizes of the remaining axes.
     rng : numpy.random.Generator
-        Where the numbers come from.
+        Source of the random numbers.
     a : float
         Slope of the leaky ReLU below zero, gain = sqrt(2 / (1 + a^2)); other nonlinearities ignore it.
     mode : {"fan_in", "fan_out"}
-        Whether variances are kept forward or backward.
+        Whether to preserve variances forward or backward.
     nonlinearity : {"linear", "sigmoid", "tanh", "relu", "leaky_relu", "selu"}
-        Gives the gain: 1, 1, 5/3, sqrt(2), see `a`, 3/4.
+        Determines the gain: 1, 1, 5/3, sqrt(2), see `a`, 3/4.
     dtype : {"float32", "float64"}
-        Of the result.
+        Type of the result.
 
     Returns
     -------
@@ -371,17 +363,17 @@ def orthogonal(
     Parameters
     ----------
     shape : (rows, columns, ...)
-        Axes after the first are taken as one. With more rows than columns, the columns are orthonormal; with fewer,
-        the rows.
+        Axes after the first are flattened. With more rows than columns, the columns are orthonormal; with fewer, the
+        rows.
     rng : numpy.random.Generator
-        Where the numbers come from.
+        Source of the random numbers.
     gain : float
         Scale of the result.
     gates : int
-        Makes the result a stack of this many matrices along the first axis, each orthogonal by itself: 4 for the
-        ``weight_hh`` of an LSTM, 3 for a GRU's.
+        Number of matrices that are stacked along the first axis, each of them orthogonal: 4 for the ``weight_hh`` of an
+        LSTM, 3 for a GRU's.
     dtype : {"float32", "float64"}
-        Of the result.
+        Type of the result.
 
     Returns
     -------
@@ -424,20 +416,20 @@ def identity(
     gates: int = 1,
     dtype: Any = "float32",
 ) -> Array:
-    """Return `scale` times the identity: the IRNN's recurrent weights, with which a ReLU unit keeps what it holds.
+    """Return `scale` times the identity: the IRNN's recurrent weights, with which a ReLU unit keeps its value.
 
     Parameters
     ----------
     shape : (rows, columns)
-        Beyond the square, zeros.
+        Entries outside the square are zero.
     rng : numpy.random.Generator, optional
-        Not used; there so that all initialisers are called alike.
+        Unused; present so that all initialisers have the same signature.
     scale : float
-        Value of the diagonal; below 1, what a unit holds decays.
+        Value of the diagonal; below 1, the value of a unit decays.
     gates : int
-        Makes the result a stack of this many such matrices along the first axis.
+        Number of such matrices that are stacked along the first axis.
     dtype : {"float32", "float64"}
-        Of the result.
+        Type of the result.
 
     Returns
     -------
@@ -446,7 +438,7 @@ def identity(
     Raises
     ------
     ValueError
-        If `shape` has other than two axes, or `gates` does not divide the rows.
+        If `shape` does not have two axes, or `gates` does not divide the rows.
 
     References
     ----------
@@ -474,7 +466,7 @@ def identity(
 def chrono(
     shape: Sequence[int], rng: np.random.Generator, max_steps: float, *, cell: str = "lstm", dtype: Any = "float32"
 ) -> Array:
-    """Draw gate biases with which units remember between 1 and `max_steps` steps.
+    """Draw gate biases that make units remember for between 1 and `max_steps` steps.
 
     LSTM (gates i f g o): ``b_f = log u, b_i = -b_f``, with u from U(1, max_steps - 1), the rest zero.
     GRU (gates r z n; z keeps the old state): ``b_z = log u``, the rest zero.
@@ -482,16 +474,16 @@ def chrono(
     Parameters
     ----------
     shape : (G*H,)
-        Of the bias: 4H for an LSTM, 3H for a GRU. Write it into ``bias_ih`` and zero into ``bias_hh``: the two are
-        added.
+        Shape of the bias: 4H for an LSTM, 3H for a GRU. Write the bias into ``bias_ih`` and zeros into ``bias_hh``: the
+        cell adds the two.
     rng : numpy.random.Generator
-        Where the numbers come from.
+        Source of the random numbers.
     max_steps : float
-        The longest dependency expected, at least 2 steps.
+        The longest expected dependency, at least 2 steps.
     cell : {"lstm", "gru"}
-        Whose bias it is.
+        The cell of the bias.
     dtype : {"float32", "float64"}
-        Of the result.
+        Type of the result.
 
     Returns
     -------

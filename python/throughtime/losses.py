@@ -20,8 +20,8 @@ def cross_entropy(logits: Any, targets: Any, ignore_index: int = -100) -> tuple[
     """Return the mean cross entropy of integer classes, in nats, and its gradient.
 
     ``loss = mean(log(sum_j exp(logits_j)) - logits_target)`` and
-    ``d_logits = (softmax(logits) - onehot(target)) / count``, over the targets that are not `ignore_index`; computed
-    in float64 with the largest logit taken out first.
+    ``d_logits = (softmax(logits) - onehot(target)) / count``, over the targets that are not `ignore_index`; computed in
+    float64, with the largest logit subtracted first.
 
     Parameters
     ----------
@@ -30,22 +30,22 @@ def cross_entropy(logits: Any, targets: Any, ignore_index: int = -100) -> tuple[
     targets : (...) integer array
         Classes, each in [0, C) or `ignore_index`.
     ignore_index : int
-        Targets of this value count for nothing: not in the loss, not in the mean, and their gradient is zero.
+        Targets of this value are ignored: they do not count in the loss or the mean, and their gradient is zero.
 
     Returns
     -------
     loss : float
-        0.0 where every target is ignored or there is none. (torch gives NaN with a zero gradient, which poisons
-        averages of the loss; a batch of nothing but padding is no error.)
+        0.0 if every target is ignored or there are none. (torch returns NaN with a zero gradient, which makes averages
+        of the loss NaN; a batch that contains only padding is not an error.)
     d_logits : (..., C) array
-        dL/dlogits, of the dtype of `logits`.
+        dL/dlogits, in the dtype of `logits`.
 
     Raises
     ------
     TypeError
-        If `logits` is not float32 or float64, or `targets` not integer.
+        If `logits` is not float32 or float64, or `targets` are not integers.
     ValueError
-        If shapes do not fit, or a target is no class.
+        If shapes do not fit, or a target is not a class.
 
     Examples
     --------
@@ -90,14 +90,14 @@ def mse(prediction: Any, target: Any) -> tuple[float, Array]:
     prediction : (...) array
         float32 or float64.
     target : (...) array
-        Of the same shape and dtype: nothing is broadcast, nothing is cast.
+        Has the same shape and dtype: nothing is broadcast or cast.
 
     Returns
     -------
     loss : float
         0.0 for empty arrays.
     d_prediction : (...) array
-        dL/dprediction, of the dtype of `prediction`.
+        dL/dprediction, in the dtype of `prediction`.
 
     Raises
     ------
@@ -141,7 +141,7 @@ def _floats(name: str, value: Any) -> Array:
 
 
 def _integers(targets: Any, shape: tuple[int, ...], ignore_index: Any) -> Array:
-    """The targets as an array of integers of the right shape, whether classes or not."""
+    """The targets as an array of integers of the right shape; their values are not checked."""
     array = as_array("targets", targets)
     if not is_integer(ignore_index):
         raise TypeError(f"ignore_index must be an int, got {ignore_index!r}")
@@ -153,7 +153,9 @@ def _integers(targets: Any, shape: tuple[int, ...], ignore_index: Any) -> Array:
 
 
 def _as_int64(integers: Array) -> Array:
-    """In C order; unsigned integers past the range become its largest: no negative one, which may be ignored."""
+    """As int64 in C order. Unsigned integers beyond its range become its largest value, not a negative one, which might
+    equal ignore_index.
+    """
     if integers.dtype.kind == "u" and integers.itemsize == 8:
         integers = np.minimum(integers, np.uint64(_INT64.max))
     converted: Array = contiguous(integers.astype(np.int64, copy=False))

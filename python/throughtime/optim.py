@@ -10,17 +10,17 @@ import numpy as np
 
 from . import _core
 from ._arguments import Array, native_floats, number
-from ._backend import check_floats
 from ._memory import with_room
 from ._ties import are_plain, by_memory, from_memory_order, in_memory_order, may_share
+from .backend.choose import check_floats
 
 __all__ = ["SGD", "Adam", "AdamW"]
 
 
 class _Optimizer:
-    """Checks of what `step` gets, and a state per parameter."""
+    """Checks of the arguments of `step`, and a state per parameter."""
 
-    _linear = False  # whether two steps of one parameter are a step by the sum of the gradients
+    _linear = False  # whether two steps of one parameter equal one step with the sum of the gradients
 
     def __init__(self) -> None:
         self._states: dict[str, tuple[Array, ...]] = {}
@@ -31,19 +31,19 @@ class _Optimizer:
         Parameters
         ----------
         parameters : dict of str to array
-            Float arrays, such as ``layer.parameters``. What is remembered (momentum) goes by name. An array under two
-            names, or two views of all of one (such as its transpose), is one parameter: it takes one step, by the sum
-            of the gradients.
+            Float arrays, such as ``layer.parameters``. The state (momentum) belongs to the name. An array under two
+            names, or two views of the whole of one (such as its transpose), is one parameter: it takes one step, with
+            the sum of the gradients.
         grads : dict of str to array
             Gradients of the same names, shapes and dtypes, such as ``grads.parameters``.
 
         Raises
         ------
         TypeError
-            If an entry is no array, or its dtype does not fit.
+            If an entry is not an array, or its dtype does not fit.
         ValueError
-            If names or shapes differ, a parameter is read-only, or (Adam and AdamW) two share a part of their memory.
-            Nothing is updated then.
+            If names or shapes differ, a parameter is read-only, or (Adam and AdamW) two parameters overlap in part. In
+            that case nothing is updated.
         """
         grads = getattr(grads, "parameters", grads)
         _check_names(parameters, grads)
@@ -58,7 +58,7 @@ class _Optimizer:
     def _untied(
         self, parameters: Mapping[str, Array], grads: Mapping[str, Array]
     ) -> tuple[dict[str, Array], dict[str, Array]]:
-        """The same, with parameters of the same memory as one, whose gradient is the sum of theirs."""
+        """Merge parameters that are the same memory into one, with the sum of their gradients."""
         for name, parameter in parameters.items():
             _check_pair(name, parameter, grads[name])
         groups = by_memory("parameters", parameters, apart=not self._linear)
@@ -67,14 +67,14 @@ class _Optimizer:
         return own, {names[0]: _sum_of(names, parameters, grads) for names in groups}
 
     def _step_converted(self, parameters: Mapping[str, Array], grads: Mapping[str, Array]) -> None:
-        """Check everything; then update each parameter, or a copy where kernels do not take the array as it is."""
+        """Check everything; then update each parameter, through a copy if the kernels cannot use the array itself."""
         for name, parameter in parameters.items():
             _check_pair(name, parameter, grads[name])
             state = self._states.get(name)
             if state is not None and state[0].shape != parameter.shape:
                 raise ValueError(
-                    f"parameters[{name!r}] has shape {parameter.shape}, but had {state[0].shape} in the "
-                    "steps before; use one optimiser per model, or different names"
+                    f"parameters[{name!r}] has shape {parameter.shape}, but had {state[0].shape} in "
+                    "earlier steps; use one optimiser per model, or different names"
                 )
         for name, parameter in parameters.items():
             copy, grad = native_floats(parameter), native_floats(grads[name])
@@ -83,16 +83,16 @@ class _Optimizer:
                 state = tuple(array.astype(copy.dtype) if array.dtype.kind == "f" else array for array in state)
             self._states[name] = state
             if not self._update([(copy, grad, *state)]):
-                raise AssertionError(f"no kernel takes parameters[{name!r}]")
+                raise AssertionError(f"no kernel accepts parameters[{name!r}]")
             if copy is not parameter:
                 parameter[...] = copy
 
     def _new_state(self, parameter: Array) -> tuple[Array, ...]:
-        """What is remembered of a parameter, the first array of its shape and dtype."""
+        """The initial state of a parameter; its first array has the parameter's shape and dtype."""
         raise NotImplementedError
 
     def _update(self, rows: list[tuple[Array, ...]]) -> bool:
-        """Update parameters, given (parameter, gradient, *state) of each; False where kernels do not take an array."""
+        """Update parameters, given (parameter, gradient, *state) of each; False if the kernels cannot use an array."""
         raise NotImplementedError
 
 
@@ -128,7 +128,7 @@ class SGD(_Optimizer):
 
     @with_room
     def _new_state(self, parameter: Array) -> tuple[Array, ...]:
-        return (np.zeros(parameter.shape, parameter.dtype),)  # without momentum not touched, and pages not there
+        return (np.zeros(parameter.shape, parameter.dtype),)  # not written without momentum, so without pages
 
     def _update(self, rows: list[tuple[Array, ...]]) -> bool:
         return _core.sgd(rows, _learning_rate(self.lr), self.momentum)
@@ -190,7 +190,7 @@ class Adam(_Optimizer):
 
 
 class AdamW(Adam):
-    """AdamW (Loshchilov and Hutter 2019), as ``torch.optim.AdamW``: weight decay apart from the gradient.
+    """AdamW (Loshchilov and Hutter 2019), as ``torch.optim.AdamW``: Adam with decoupled weight decay.
 
     At step t::
 
@@ -206,7 +206,7 @@ class AdamW(Adam):
     eps : float
         Added to the denominator.
     weight_decay : float
-        Times `lr`, the part of every parameter that a step takes away.
+        Each step subtracts ``lr * weight_decay`` times the parameter.
 
     Examples
     --------
@@ -237,7 +237,7 @@ def _learning_rate(lr: Any) -> float:
 
 
 def _sum_of(names: list[str], parameters: Mapping[str, Array], grads: Mapping[str, Array]) -> Array:
-    """The gradients of parameters in the same memory, as one of the first."""
+    """The sum of the gradients of parameters in the same memory, in the layout of the first."""
     if len(names) == 1:
         return grads[names[0]]
     total = in_memory_order(grads[names[0]], parameters[names[0]])

@@ -22,6 +22,7 @@ template <class S>
 void forward(const Arrays& from) {
   const auto p = read_of_device<cuda::LayerNormForward<S>>(from);
   const cuda::Queue queue = queue_of(uintptr_t(from.integer("stream")));
+  from.done();
   const py::gil_scoped_release unlocked;
   cuda::layer_norm_forward(p, queue);
 }
@@ -31,19 +32,21 @@ void backward(const Arrays& from) {
   const auto p = read_of_device<cuda::LayerNormBackward<S>>(from);
   const int64_t blocks = from.integer("blocks");
   const cuda::Queue queue = queue_of(uintptr_t(from.integer("stream")));
+  from.done();
   const py::gil_scoped_release unlocked;
   cuda::layer_norm_backward(p, blocks, queue);
 }
 
-std::string type_of(const py::dict& problem) { return problem["type"].cast<std::string>(); }
-
 }  // namespace
 
 void register_cuda_layer_norm(py::module_& m) {
-  m.def("layer_norm_forward",
-        [](const py::dict& problem) { of_type(type_of(problem), [&](auto zero) { forward<decltype(zero)>(Arrays(problem)); }); });
+  m.def("layer_norm_forward", [](const py::dict& problem) {
+    const Arrays from(problem);
+    of_type(from.text("type"), [&](auto zero) { forward<decltype(zero)>(from); });
+  });
   m.def("layer_norm_backward", [](const py::dict& problem) {
-    of_type(type_of(problem), [&](auto zero) { backward<decltype(zero)>(Arrays(problem)); });
+    const Arrays from(problem);
+    of_type(from.text("type"), [&](auto zero) { backward<decltype(zero)>(from); });
   });
 }
 

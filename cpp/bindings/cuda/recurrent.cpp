@@ -30,12 +30,10 @@ cuda::Mode find_mode(const std::string& name) {
   throw py::value_error("mode: expected free, stepwise, cluster or grid, got " + name);
 }
 
-cuda::Call describe_call(const py::dict& problem) {
-  const Arrays from(problem);
+cuda::Call describe_call(const Arrays& from) {
   cuda::Call call{queue_of(uintptr_t(from.integer("stream")))};
-  if (from.has("terms")) call.terms = int(from.integer("terms"));
-  if (call.terms < 1 || call.terms > 3) throw py::value_error("terms: expected 1 to 3");
-  if (from.has("mode")) call.mode = find_mode(problem["mode"].cast<std::string>());
+  call.terms = terms_of(from, call.terms);
+  if (from.has("mode")) call.mode = find_mode(from.text("mode"));
   call.chunk = from.integer("chunk");
   call.multiprocessors = int(from.integer("multiprocessors"));
   call.shared_bytes = from.integer("shared_bytes");
@@ -58,29 +56,32 @@ void run(void (*kernel)(const Problem&, const cuda::Call&), const Problem& probl
 }
 
 template <class S>
-void forward(const Cell& cell, const cuda::Entries<S>& entries, const py::dict& problem) {
-  const Arrays from(problem);
+void forward(const Cell& cell, const cuda::Entries<S>& entries, const Arrays& from) {
   Forward<S> p{};
   describe_problem(cell, from, p);
   p.output = from.view<S>("output", {p.T, p.B, p.P});
-  run<S>(entries.forward, p, describe_call(problem));
+  const cuda::Call call = describe_call(from);
+  from.done();
+  run<S>(entries.forward, p, call);
 }
 
 template <class S>
-void backward(const Cell& cell, const cuda::Entries<S>& entries, const py::dict& problem, const py::dict& gradients) {
+void backward(const Cell& cell, const cuda::Entries<S>& entries, const Arrays& from, const Arrays& gradients) {
   Backward<S> p{};
-  describe_problem(cell, Arrays(problem), p);
-  const Arrays asked(gradients);
-  if (asked.has("exponent")) throw py::value_error("exponent: the flow of the gradient is not found on CUDA");
-  describe_gradients(cell, asked, p);
-  run<S>(entries.backward, p, describe_call(problem));
+  describe_problem(cell, from, p);
+  if (gradients.has("exponent")) throw py::value_error("exponent: the flow of the gradient is not found on CUDA");
+  describe_gradients(cell, gradients, p);
+  const cuda::Call call = describe_call(from);
+  from.done();
+  gradients.done();
+  run<S>(entries.backward, p, call);
 }
 
 // Calls take(cell, entries) with those of the problem's type.
 template <class Take>
-void with_entries(const std::string& name, const py::dict& problem, const Take& take) {
+void with_entries(const std::string& name, const Arrays& from, const Take& take) {
   const Cell& cell = find(name);
-  of_type(problem.contains("type") ? problem["type"].cast<std::string>() : "float32", [&](auto zero) {
+  of_type(from.has("type") ? from.text("type") : "float32", [&](auto zero) {
     using S = decltype(zero);
     if constexpr (std::is_same_v<S, float>) take(cell, cell.f32);
     else if constexpr (std::is_same_v<S, cuda::BFloat16>) take(cell, cell.bf16);
@@ -92,10 +93,12 @@ void with_entries(const std::string& name, const py::dict& problem, const Take& 
 
 void register_cuda_recurrent(py::module_& m) {
   m.def("forward", [](const std::string& cell, const py::dict& problem) {
-    with_entries(cell, problem, [&](const Cell& found, const auto& entries) { forward(found, entries, problem); });
+    const Arrays from(problem);
+    with_entries(cell, from, [&](const Cell& found, const auto& entries) { forward(found, entries, from); });
   });
   m.def("backward", [](const std::string& cell, const py::dict& problem, const py::dict& gradients) {
-    with_entries(cell, problem, [&](const Cell& found, const auto& entries) { backward(found, entries, problem, gradients); });
+    const Arrays from(problem);
+    with_entries(cell, from, [&](const Cell& found, const auto& entries) { backward(found, entries, from, Arrays(gradients)); });
   });
   m.def("saved_shape",
         [](const std::string& cell, int64_t hidden_size) { return py::make_tuple(find(cell).saved, hidden_size); });

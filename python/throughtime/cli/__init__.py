@@ -1,4 +1,4 @@
-"""The command `throughtime`, and what it needs: ``pip install "throughtime[cli]"``."""
+"""The command `throughtime`. Its dependencies: ``pip install "throughtime[cli]"``."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import throughtime as tt
 from throughtime._files import replacing, sync
-from throughtime.flow_result import GradientFlow
+from throughtime.analysis.flow_result import GradientFlow
 
 from .errors import fail
 
@@ -38,7 +38,7 @@ class CharacterModel:
 
     @classmethod
     def new(cls, vocabulary: str, cell: str, layers: int, hidden: int, seed: int) -> CharacterModel:
-        """With the layers' own initial weights."""
+        """A model with the layers' default initial weights."""
         kind = {"rnn": tt.RNN, "gru": tt.GRU, "lstm": tt.LSTM}[cell]
         return cls(
             vocabulary,
@@ -49,7 +49,7 @@ class CharacterModel:
 
     @classmethod
     def load(cls, path: Path, option: str = "") -> CharacterModel:
-        """Read what `save` wrote, or fail with the reason, which names the path and the option that it came with."""
+        """Read a saved model, or fail with a reason that names the path and the option that gave it."""
         called = f"{option} {path}".lstrip()
         parts = {name: _load_part(path / f"{name}.npz", kind, called) for name, kind in _KINDS.items()}
         try:
@@ -70,7 +70,7 @@ class CharacterModel:
         return model
 
     def save(self, path: Path) -> None:
-        """Write the parts as files that `tt.load` reads, and the vocabulary; an old model goes when all is written."""
+        """Write the vocabulary and the parts, as files for `tt.load`; they replace an old model only once complete."""
         path.mkdir(exist_ok=True)
         with ExitStack() as stack:
             files = {name: stack.enter_context(replacing(path / name)) for name in FILES}
@@ -91,7 +91,7 @@ class CharacterModel:
         return _merged({part: layer.parameters for part, layer in self.parts.items()})
 
     def gradients(self, inputs: Array, targets: Array, state: Any) -> tuple[float, dict[str, Array], Any]:
-        """The loss (nats) of characters (T, B), the gradient of every parameter, and the state to go on from."""
+        """The loss (nats) of characters (T, B), the gradient of every parameter, and the final state."""
         embedded = self.embedding.forward(inputs)
         tape = self.recurrent.forward(embedded.output, state)
         logits = self.linear.forward(tape.output)
@@ -103,19 +103,19 @@ class CharacterModel:
         return loss, _merged(grads), tape.final_state
 
     def write_on(self, ids: Array, length: int, temperature: float, rng: np.random.Generator) -> str:
-        """So many characters after some (T,), each drawn at a temperature; at 0 it is the likeliest."""
+        """Continue characters (T,) by `length` more, each drawn at this temperature; 0 takes the likeliest."""
         state, written = None, []
         for _ in range(length):
             output, state = self.recurrent(self.embedding(ids[:, None]), state)
             logits = self.linear(output[-1:])[0, 0].astype(np.float64)
             if not np.isfinite(logits).all():
-                fail("what the model says of the next character is not finite: its weights are not, or too large", 1)
+                fail("the model's logits are not finite: its weights are not, or are too large", 1)
             ids = np.array([_draw(logits, temperature, rng)])
             written.append(self.vocabulary[ids[0]])
         return "".join(written)
 
     def loss(self, ids: Array, streams: int, window: int, most: int) -> float:
-        """The mean loss (nats) on characters (N,), read as so many streams, of each at most so many, in windows."""
+        """The mean loss (nats) on characters (N,), read in windows, as streams of at most `most` characters."""
         length = (len(ids) - 1) // streams
         inputs, targets = (ids[skip : skip + streams * length].reshape(streams, length)[:, :most].T for skip in (0, 1))
         state, total = None, 0.0
@@ -127,7 +127,7 @@ class CharacterModel:
         return total / targets.size
 
     def flow(self, ids: Array) -> GradientFlow:
-        """The flow through the recurrent layers for characters (T + 1, B), the loss on the last of them alone."""
+        """The flow through the recurrent layers for characters (T + 1, B), with a loss on the last of them only."""
         x = self.embedding(ids[:-1])
         output, _ = self.recurrent(x)
         last = self.linear.forward(output[-1])

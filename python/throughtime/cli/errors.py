@@ -1,4 +1,4 @@
-"""How a command ends that cannot go on: one line on the standard error, with nothing raw in it, and an exit code."""
+"""How a command fails: one line on the standard error, with control characters escaped, and an exit code."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import typer
 FAILED, INTERRUPTED, BROKEN_PIPE = 1, 130, 141  # exit codes; the last two are a shell's for SIGINT and SIGPIPE
 _WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EPIPE)
 _CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories of controls, lone surrogates, separators of lines
-_DIRECTIONS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # they turn around what stands beside
+_DIRECTIONS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # which reorder the text around them
 
 
 def visible(text: str, keep: str = "") -> str:
-    """`text` with Python's escapes in place of what a terminal obeys, but for the characters to keep."""
+    """`text` with Python's escapes for characters that control a terminal, except those in `keep`."""
     return "".join(
         repr(character)[1:-1] if character not in keep and _acts(character) else character for character in text
     )
@@ -30,16 +30,16 @@ def _acts(character: str) -> bool:
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
-    """End the command with one line on the standard error; code 2 is typer's own for arguments that it refuses."""
+    """End the command with one line on the standard error; code 2 is typer's own for invalid arguments."""
     _complain(message)
     raise typer.Exit(code)
 
 
 class OneLineErrors:
-    """Of typer's commands and groups: whatever goes wrong is one line, and an exit code."""
+    """For typer's commands and groups: every error is one line, and an exit code."""
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Run with the arguments of typer's own `main`, and leave."""
+        """Run with the arguments of typer's own `main`, and exit."""
         run = super().main  # type: ignore[misc]
         sys.exit(_exit_code(lambda: run(*args, **{**kwargs, "standalone_mode": False})))
 
@@ -61,11 +61,11 @@ def _exit_code(run: Callable[[], int | None]) -> int:
         _complain(": ".join(filter(None, ("not enough memory", str(error)))))
         return FAILED
     except SystemExit as error:
-        if isinstance(error.__context__, BrokenPipeError):  # where typer and rich leave by themselves
+        if isinstance(error.__context__, BrokenPipeError):  # typer and rich exit by themselves
             return _end(error.__context__, output)
         raise
     except Exception as error:
-        if not hasattr(error, "format_message"):  # of arguments that typer refuses
+        if not hasattr(error, "format_message"):  # which typer's errors about arguments have
             raise
         _complain(" ".join(error.format_message().split()))
         return int(getattr(error, "exit_code", FAILED))
@@ -81,7 +81,7 @@ def _end(error: OSError, output: TextIO) -> int:
 
 
 def _silence(output: TextIO) -> None:
-    """What is still to be written goes nowhere: at its end the interpreter tries once more, and would complain."""
+    """Discard pending output: the interpreter would try to write it again on exit, and complain."""
     with suppress(OSError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, output.fileno())
@@ -89,5 +89,5 @@ def _silence(output: TextIO) -> None:
 
 
 def _complain(message: str) -> None:
-    with suppress(OSError):  # of a standard error that cannot be written nobody can be told
+    with suppress(OSError):  # if the standard error cannot be written, there is nowhere to report it
         typer.echo(f"throughtime: error: {visible(message)}", err=True)

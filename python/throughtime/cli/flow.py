@@ -1,8 +1,9 @@
-"""`throughtime flow`: how gradients fare on their way back: in cells and stacks side by side, or in a trained model."""
+"""`throughtime flow`: the gradient at every timestep of several cells and stacks, or of a trained model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,12 +14,12 @@ from rich import box
 from rich.table import Table
 
 import throughtime as tt
-from throughtime.flow_result import COLUMNS, GradientFlow, StackFlow, factor_text, fault_text
+from throughtime.analysis.flow_result import COLUMNS, GradientFlow, StackFlow, factor_text, fault_text
 
 from .character_model import CharacterModel
 from .errors import fail
-from .flow_models import INPUT_SIZE, MODELS, WEIGHTS, build, lowest
-from .options import Force, given
+from .flow_models import INPUT_SIZE, MODELS, WEIGHTS, Sizes, build, lowest
+from .options import Force, given, with_options
 from .output import Output, check_new_file, check_plot_path, say
 from .text import read_ids, stretches, text_name
 
@@ -31,24 +32,29 @@ _NOTE = (
 _MODELS_OWN = {"hidden": "its own units", "layers": "its own layers", "seed": "nothing random"}
 
 
-def flow(
-    context: typer.Context,
-    steps: Annotated[int, typer.Option(min=2, help="Timesteps of the sequence.")] = 1000,
-    hidden: Annotated[int, typer.Option(min=1, help="Units of each layer.")] = 64,
-    layers: Annotated[int, typer.Option(min=1, help="LSTM layers of the stacks.")] = 8,
-    batch: Annotated[int, typer.Option(min=1, help="Sequences; norms are over all of them.")] = 4,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights and sequence.")] = 0,
+@dataclass
+class Options:
+    """The command's options."""
+
+    steps: Annotated[int, typer.Option(min=2, help="Timesteps of the sequence.")] = 1000
+    hidden: Annotated[int, typer.Option(min=1, help="Units of each layer.")] = 64
+    layers: Annotated[int, typer.Option(min=1, help="LSTM layers of the stacks.")] = 8
+    batch: Annotated[int, typer.Option(min=1, help="Sequences; norms are over all of them.")] = 4
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights and sequence.")] = 0
     text: Annotated[
-        Path | None, typer.Option(help="A UTF-8 text to run on, not on random numbers.", show_default=False)
-    ] = None,
+        Path | None, typer.Option(help="Run on this UTF-8 text instead of random numbers.", show_default=False)
+    ] = None
     model: Annotated[
-        Path | None, typer.Option(help="What `throughtime train --save` wrote, to look at.", show_default=False)
-    ] = None,
-    plot: Annotated[
-        Path, typer.Option(help="Where the plot goes; a file that you name is replaced with --force only.")
-    ] = Path("throughtime-flow.png"),
-    force: Force = False,
-) -> None:
+        Path | None, typer.Option(help="Show this model, written by `throughtime train --save`.", show_default=False)
+    ] = None
+    plot: Annotated[Path, typer.Option(help="File for the plot; if you name one that exists, --force replaces it.")] = (
+        Path("throughtime-flow.png")
+    )
+    force: Force = False
+
+
+@with_options
+def flow(context: typer.Context, options: Options) -> None:
     """Show the gradient at every timestep, with a loss on the last step only.
 
     RNN, GRU, LSTM, LSTM with LayerNorm, and stacks of LSTMs without and with residual additions run on the same random
@@ -56,43 +62,46 @@ def flow(
     as long as the sequence (chrono), other biases zero. Or, with --model, a trained character model on a text (without
     --text that of Python's help()).
     """
-    check_plot_path(plot)
+    check_plot_path(options.plot)
     if given(context, "plot"):
-        check_new_file("--plot", plot, force)
+        check_new_file("--plot", options.plot, options.force)
     console = Output()
-    if model is None:
-        _compare(console, _inputs(text, steps, batch, seed), hidden, layers, seed, plot)
-    else:
-        for option, what in _MODELS_OWN.items():
-            if given(context, option):
-                fail(f"--{option}: a saved model has {what}; --model goes with --steps, --batch, --text and --plot")
-        _look(console, model, text, steps, batch, plot)
+    if options.model is None:
+        _compare(console, options)
+        return
+    for option, what in _MODELS_OWN.items():
+        if given(context, option):
+            fail(f"--{option}: a saved model has {what}; --model goes with --steps, --batch, --text and --plot")
+    _look(console, options.model, options)
 
 
-def _compare(console: Output, x: Array, hidden: int, layers: int, seed: int, plot: Path) -> None:
+def _compare(console: Output, options: Options) -> None:
+    x = _inputs(options.text, options.steps, options.batch, options.seed)
+    sizes = Sizes(options.hidden, options.layers, options.seed)
     flows = {
-        name: {weights: tt.gradient_flow(build(name, weights, hidden, layers, len(x), seed), x) for weights in WEIGHTS}
+        name: {weights: tt.gradient_flow(build(name, weights, sizes, len(x)), x) for weights in WEIGHTS}
         for name in MODELS
     }
-    about = f"loss on the last of {len(x)} steps, {hidden} units"
+    about = f"loss on the last of {len(x)} steps, {options.hidden} units"
     console.print(_table(flows, f"log10 of the norm of dL/dh_t: {about}"))
-    say(console, f"{_NOTE} Of a stack, all in its first LSTM.")
+    say(console, f"{_NOTE} For a stack: in its first LSTM.")
     for name, of_weights in flows.items():
         for weights, found in of_weights.items():
             _say_fault(console, f"{name}, {weights} weights: ", found)
-    console.print(_depth_table(flows, layers))
+    console.print(_depth_table(flows, options.layers))
     from .plots import save_flow_figure
 
-    save_flow_figure(plot, flows, f"Gradient flow: {about}")
-    say(console, f"plot: {plot}")
+    save_flow_figure(options.plot, flows, f"Gradient flow: {about}")
+    say(console, f"plot: {options.plot}")
 
 
-def _look(console: Output, path: Path, text: Path | None, steps: int, batch: int, plot: Path) -> None:
+def _look(console: Output, path: Path, options: Options) -> None:
+    text, steps = options.text, options.steps
     model = CharacterModel.load(path, "--model")
     ids = _known(console, model.vocabulary, text)
     if len(ids) <= steps:
         fail(f"{text_name(text)} has {len(ids)} characters that the model knows, --steps {steps} needs {steps + 1}")
-    found = model.flow(stretches(ids, steps + 1, batch))
+    found = model.flow(stretches(ids, steps + 1, options.batch))
     title = f"{path}: {model.recurrent!r} on {text_name(text)}, loss on the character after {steps}"
     table = _new_table("log10 of the norm of dL/dh_t", "layer")
     for row, name in enumerate(found.names):
@@ -103,8 +112,8 @@ def _look(console: Output, path: Path, text: Path | None, steps: int, batch: int
     _say_fault(console, "", found)
     from .plots import save_model_figure
 
-    save_model_figure(plot, found, title)
-    say(console, f"plot: {plot}")
+    save_model_figure(options.plot, found, title)
+    say(console, f"plot: {options.plot}")
 
 
 def _say_fault(console: Output, whose: str, flow: GradientFlow) -> None:
@@ -123,7 +132,7 @@ def _inputs(text: Path | None, steps: int, batch: int, seed: int) -> Array:
 
 
 def _known(console: Output, vocabulary: str, text: Path | None) -> Array:
-    """The text's characters as the model numbers them, without those that it does not know."""
+    """The text as the model's indices, without characters that the model does not know."""
     found, ids = read_ids(text)
     number = {character: index for index, character in enumerate(vocabulary)}
     smallest = np.promote_types(np.int8, np.min_scalar_type(len(vocabulary)))
@@ -153,8 +162,8 @@ def _new_table(title: str, *names: str) -> Table:
 
 
 def _depth_table(flows: Mapping[str, Mapping[str, GradientFlow]], layers: int) -> Table:
-    """How much of the gradient that leaves the last LSTM arrives at what enters the first."""
-    title = f"Gradient of what enters the first of {layers} layers, over that of the output"
+    """The gradient of the first LSTM's input over that of the output."""
+    title = f"Gradient of the first of {layers} layers' input, over that of the output"
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("model")
     for weights in WEIGHTS:

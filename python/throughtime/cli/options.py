@@ -1,14 +1,16 @@
-"""Commands as typer has them, but for three things.
+"""Typer's commands, with four differences.
 
-Options take several values: ``--cells LSTM GRU`` means what ``--cells LSTM --cells GRU`` does. Errors are one line.
-What the environment says of threads and kernels is checked before the work starts.
+Options take several values: ``--cells LSTM GRU`` means ``--cells LSTM --cells GRU``. Options may be the fields of a
+dataclass. Errors are one line. Environment variables for threads and kernels are checked before the work starts.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import math
-from collections.abc import Collection, Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -19,11 +21,11 @@ from .errors import OneLineErrors, fail
 
 
 class Commands(OneLineErrors, TyperGroup):
-    """All of them together."""
+    """The group of all commands."""
 
 
 class Command(OneLineErrors, TyperCommand):
-    """One command. If it has lists, it has no positional arguments: a bare word belongs to the list before it."""
+    """One command. With list options, it has no positional arguments: a bare word belongs to the list before it."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Repeat the name of a list option before each of its values."""
@@ -31,7 +33,7 @@ class Command(OneLineErrors, TyperCommand):
         return super().parse_args(ctx, repeat_names(args, lists))
 
     def invoke(self, ctx: Any) -> Any:
-        """Run it, if kernels and threads are such as there are here."""
+        """Run it, if the requested kernels and threads exist on this machine."""
         try:
             _core.level()
             _core.get_num_threads()
@@ -53,17 +55,41 @@ def about(
         raise typer.Exit(2)
 
 
-Force = Annotated[bool, typer.Option("--force", help="Replace files of these names.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace existing files.")]
+
+
+def with_options(function: Callable[..., None]) -> Callable[..., None]:
+    """A command for typer: the dataclass that `function` takes last becomes one parameter per field."""
+    hints = get_type_hints(function, include_extras=True)
+    *others, name = inspect.signature(function).parameters
+    kind = hints[name]
+
+    def command(**values: Any) -> None:
+        passed = [values.pop(other) for other in others]
+        function(*passed, kind(**values))
+
+    def parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+    fields = get_type_hints(kind, include_extras=True)
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            *(parameter(other, hints[other]) for other in others),
+            *(parameter(field.name, fields[field.name], field.default) for field in dataclasses.fields(kind)),
+        ]
+    )
+    command.__name__, command.__doc__, command.__annotations__ = function.__name__, function.__doc__, {}
+    return command
 
 
 def given(context: typer.Context, option: str) -> bool:
-    """Whether the user gave it."""
+    """Whether the user gave the option."""
     source = context.get_parameter_source(option)
     return source is not None and source.name == "COMMANDLINE"
 
 
 def check_finite(options: Mapping[str, float]) -> None:
-    """Fail unless all are finite numbers."""
+    """Fail unless all options are finite numbers."""
     for option, value in options.items():
         if not math.isfinite(value):
             fail(f"{option} must be a finite number, got {value}")
@@ -86,7 +112,7 @@ def repeat_names(arguments: Sequence[str], lists: Collection[str]) -> list[str]:
 
 
 def pick(option: str, given: Sequence[str] | None, valid: tuple[str, ...], default: tuple[str, ...]) -> list[str]:
-    """The values of a list option: what was given, in the spelling of `valid` and once each, or the default."""
+    """The values of a list option, in the spelling of `valid` and without duplicates, or the default."""
     spelling = {name.lower(): name for name in valid}
     for name in given or ():
         if name.lower() not in spelling:

@@ -1,4 +1,4 @@
-"""What the commands share: plain lines on the console, files, checks of paths before the work starts."""
+"""Shared by the commands: plain lines on the console, files, checks of paths before the work starts."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from .errors import fail, visible
 
 
 class Output(Console):
-    """The standard output, where nothing is markup. What cannot be written is an error, as that of any file is."""
+    """The standard output, without markup. A failure to write raises an error, as for any file."""
 
     def __init__(self, width: int | None = None) -> None:
         super().__init__(width=width, markup=False, emoji=False, highlight=False)
 
     def on_broken_pipe(self) -> NoReturn:
-        """Go on with the error that brought us here; rich would leave without a word."""
+        """Re-raise the current error; rich would exit silently."""
         raise
 
 
 def say(console: Console, text: str, keep: str = "") -> None:
-    """Print a line as it is: no markup, no wrapping; escapes for controls, but for the characters to keep.
+    """Print a line as it is: no markup, no wrapping; control characters are escaped, except those in `keep`.
 
-    Whatever the terminal cannot show is a question mark.
+    Characters that the terminal cannot show become question marks.
     """
     shown = visible(text, keep).encode(console.encoding, "replace").decode(console.encoding)
     console.file.write(f"{shown}\n")  # rich would turn tabs into spaces
@@ -41,9 +41,9 @@ def say(console: Console, text: str, keep: str = "") -> None:
 
 @contextmanager
 def progress(total: int, console: Console) -> Iterator[Callable[[str], None]]:
-    """A bar of so many parts, and what to call after each; nothing where the output is no terminal.
+    """A progress bar of `total` parts; yields a function to call after each. No bar if the output is no terminal.
 
-    It is drawn only then: a thread that draws all the time would take a core from what is timed.
+    The bar is drawn by these calls only: a drawing thread would take a core from the program being timed.
     """
     shown = Progress(
         TextColumn("{task.description}", markup=False),
@@ -61,7 +61,7 @@ def progress(total: int, console: Console) -> Iterator[Callable[[str], None]]:
 
 
 def save_json(path: Path, data: dict[str, Any]) -> None:
-    """Write a document of plain data."""
+    """Write plain data as JSON."""
     text = json.dumps(data, indent=1, allow_nan=False) + "\n"
     with replacing(path) as file:
         file.write(text.encode())
@@ -81,7 +81,7 @@ def check_plot_path(path: Path) -> None:
     figure.text(0, 0, "a")
     try:
         figure.savefig(BytesIO(), format=ending)
-    except (KeyError, OSError, RuntimeError, ValueError) as error:  # of a format that needs another program, or library
+    except (KeyError, OSError, RuntimeError, ValueError) as error:  # the format needs another program or library
         fail(f"--plot {path}: matplotlib cannot draw it: {error}")
 
 
@@ -95,14 +95,14 @@ def check_file_path(option: str, path: Path) -> None:
 
 
 def check_new_file(option: str, path: Path, force: bool = False) -> None:
-    """Fail unless a file can be made there and none is there yet, or may be replaced."""
+    """Fail unless a file can be written there, and none exists or it may be replaced."""
     check_file_path(option, path)
     if path.is_file() and not force:
         fail(f"{option} {path}: exists already; choose another name, or replace it with --force")
 
 
 def check_directory_path(option: str, path: Path) -> None:
-    """Fail unless a directory is there or can be made there."""
+    """Fail unless the directory exists or can be made."""
     if path.exists() and not path.is_dir():
         fail(f"{option} {path}: is a file, expected a directory")
     if path.is_dir():

@@ -1,4 +1,4 @@
-"""The commands' figures: loss and gradient of a training, gradients side by side. Legible in black and white."""
+"""Figures of `train` and `flow`. Legible in black and white."""
 
 from __future__ import annotations
 
@@ -13,15 +13,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from throughtime._files import save_figure
-from throughtime.flow_figures import draw_curve, draw_depth, label_curves, label_depth, legend_in_headroom, literal
-from throughtime.flow_result import GradientFlow, StackFlow
+from throughtime.analysis.flow_figures import (
+    draw_curve,
+    draw_depth,
+    label_curves,
+    label_depth,
+    legend_in_headroom,
+    literal,
+)
+from throughtime.analysis.flow_result import GradientFlow, StackFlow
 
 from .errors import visible
 from .flow_models import WEIGHTS, lowest
 
 
 def save_training_figure(path: Path, losses: Sequence[float], unigram: float, flow: GradientFlow, title: str) -> None:
-    """Left the loss per step (bits per character), right the gradient per timestep."""
+    """On the left the loss per step (bits per character), on the right the gradient per timestep."""
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     figure.suptitle(title, parse_math=False)
     left, right = figure.subplots(1, 2)
@@ -39,7 +46,7 @@ def save_model_figure(path: Path, flow: GradientFlow, title: str) -> None:
 
 
 def save_flow_figure(path: Path, flows: Mapping[str, Mapping[str, GradientFlow]], title: str) -> None:
-    """Norms over time, a panel for each choice of initial weights and a curve per model; of stacks also over depth."""
+    """Norms over time, a panel per choice of initial weights and a curve per model; for stacks also over depth."""
     figure = Figure(figsize=(15, 6.5), layout="constrained")
     figure.suptitle(title)
     *panels, depth = figure.subplots(1, len(WEIGHTS) + 1, width_ratios=(*(1.2 for _ in WEIGHTS), 1))
@@ -59,25 +66,25 @@ def save_flow_figure(path: Path, flows: Mapping[str, Mapping[str, GradientFlow]]
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """A character that the font lacks is drawn as a box, without a warning: the names are the user's."""
+    """Characters that the font lacks are drawn as boxes, without a warning: the user chose the names."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         save_figure(figure, path)
 
 
 def _handles(*panels: Axes) -> list[Artist]:
-    """What a legend of panels shows, once by each name."""
+    """The legend entries of all panels, one per name."""
     named = {line.get_label(): line for axes in panels for line in axes.get_legend_handles_labels()[0]}
     return list(named.values())
 
 
 def _draw_depths(axes: Axes, flows: Mapping[str, Mapping[str, GradientFlow]]) -> None:
-    """Of every stack and choice of weights, what enters each recurrent layer, and the output."""
+    """For each stack and choice of weights, the gradient of each recurrent layer's input, and of the output."""
     rows = 0
     for place, (name, of_weights) in enumerate(flows.items()):
         for (weights, flow), width in zip(of_weights.items(), (1.0, 2.5), strict=True):
             if isinstance(flow, StackFlow):
-                norms = flow.depth_log10_norm[1:]  # without what enters the Linear
+                norms = flow.depth_log10_norm[1:]  # without the input of the Linear
                 draw_depth(axes, norms, f"{name}, {weights}", place, linewidth=width)
                 rows = len(norms)
     step = 1 + rows // 20

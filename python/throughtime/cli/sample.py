@@ -1,4 +1,4 @@
-"""`throughtime sample`: let a trained character model write on from a prompt."""
+"""`throughtime sample`: continue a prompt with a trained character model."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from .output import Output, say
 
 
 def sample(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="What `throughtime train --save DIR` wrote.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A model from `throughtime train --save DIR`.")],
     prompt: Annotated[
-        str, typer.Option(help="How the text begins.", show_default="the model begins, as after the end of a line")
+        str, typer.Option(help="Beginning of the text.", show_default="none: the model starts as if on a new line")
     ] = "",
     length: Annotated[int, typer.Option(min=0, help="Characters to write after the prompt.")] = 400,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest character.")] = 0.7,
-    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random choices.")] = 0,
 ) -> None:
-    """Print a prompt and what a trained character model writes after it."""
+    """Print a prompt and its continuation by a trained character model."""
     check_finite({"--temperature": temperature})
     model = CharacterModel.load(directory)
     number = {character: index for index, character in enumerate(model.vocabulary)}

@@ -1,4 +1,4 @@
-"""Texts as sequences: a file, or the text that Python brings; characters as integers; stretches of equal length."""
+"""Texts as sequences: from a file or Python's help(); characters as integers; stretches of equal length."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from .errors import fail
 
 Array = NDArray[Any]
 
-_LARGEST = 1 << 30  # bytes of a text: what has no end is refused as well
-_PIECE = 1 << 20  # bytes that are read, decoded or counted at once
-_CHARACTERS = 0x110000  # of Unicode
+_LARGEST = 1 << 30  # bytes of a text; endless input is refused too
+_PIECE = 1 << 20  # bytes read, decoded or counted at a time
+_CHARACTERS = 0x110000  # in Unicode
 
 
 def text_name(file: Path | None) -> str:
-    """What a text is called."""
+    """The name of a text in messages."""
     return "Python help() topics" if file is None else str(file)
 
 
 def read_ids(file: Path | None) -> tuple[str, Array]:
-    """The distinct characters of a UTF-8 file in order, and the text as indices into them, in the fewest bytes.
+    """The sorted distinct characters of a UTF-8 file, and the text as indices into them, of the smallest type.
 
-    Without a file, of the text of Python's help(). The peak of memory is a byte per byte of the text, and the indices.
+    Without a file, reads the text of Python's help(). Peak memory is the text's bytes plus the indices.
     """
     if file is None:
         from pydoc_data.topics import topics
@@ -46,7 +46,7 @@ def read_ids(file: Path | None) -> tuple[str, Array]:
 
 
 def encode(text: str) -> tuple[str, Array]:
-    """The distinct characters in order, and the text as indices into them."""
+    """The sorted distinct characters, and the text as indices into them."""
     vocabulary, ids = _encode(lambda: iter([text]))
     return vocabulary, ids.astype(np.int64)
 
@@ -60,19 +60,19 @@ def counts(ids: Array) -> Array:
 
 
 def stretches(ids: Array, length: int, count: int) -> Array:
-    """As many stretches (length, count) from all over the text; they overlap where it is short."""
+    """Stretches (length, count), evenly spread over the text; they overlap if it is short."""
     starts = np.linspace(0, len(ids) - length, count).astype(np.int64)
     return np.ascontiguousarray(ids[starts + np.arange(length)[:, None]], np.int64)
 
 
 def _read(file: Path) -> bytearray:
-    """All bytes of a file or a pipe; a device, and what is too large, is refused."""
+    """All bytes of a file or a pipe; refuses devices and texts that are too large."""
     data = bytearray()
     with open(file, "rb", buffering=0) as stream:
         status = os.fstat(stream.fileno())
         if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
             fail(f"{file}: is a device, expected a file")
-        size = status.st_size  # 0 of a pipe
+        size = status.st_size  # 0 for a pipe
         while size <= _LARGEST and (piece := stream.read(_PIECE)):
             data += piece
             size = max(size, len(data))
@@ -82,7 +82,7 @@ def _read(file: Path) -> bytearray:
 
 
 def _decoded(data: bytearray) -> Iterator[str]:
-    """A text piece by piece, without its byte order mark, and with line ends as Python has them."""
+    """A text piece by piece, without its byte order mark, and with "\\n" as line end."""
     start = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
     while start < len(data):
         end = _end_of_piece(data, start + _PIECE)
@@ -95,16 +95,16 @@ def _decoded(data: bytearray) -> Iterator[str]:
 
 
 def _end_of_piece(data: bytearray, end: int) -> int:
-    """At `end` or a little before it: not within a character, and not within the end of a line."""
+    """`end`, or a little less so as to split neither a character nor a line end."""
     if end >= len(data):
         return len(data)
-    for _ in range(3):  # a character has at most so many bytes after its first
+    for _ in range(3):  # the most bytes that a character has after its first
         end -= data[end] & 0xC0 == 0x80
     return end - (data[end - 1 : end + 1] == b"\r\n")
 
 
 def _encode(pieces: Callable[[], Iterator[str]]) -> tuple[str, Array]:
-    """Once through the text to see which characters there are, once more to number them."""
+    """One pass over the text to find its characters, a second one to number them."""
     occurs, length = np.zeros(_CHARACTERS, bool), 0
     for piece in pieces():
         for codes in _codes(piece):

@@ -1,4 +1,4 @@
-"""`throughtime train`: a character model of a text, by truncated BPTT with carried state."""
+"""`throughtime train`: trains a character model on a text, by truncated BPTT with carried state."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import throughtime as tt
-from throughtime.flow_result import GradientFlow
+from throughtime.analysis.flow_result import GradientFlow
 
 from .character_model import FILES, CharacterModel
 from .errors import INTERRUPTED, fail
-from .options import Force, check_finite, given
+from .options import Force, check_finite, given, with_options
 from .output import Output, check_directory_path, check_new_file, check_plot_path, say
 from .text import counts, read_ids, text_name
 
@@ -29,8 +29,12 @@ Array = NDArray[Any]
 _BITS = 1 / math.log(2)  # nats to bits
 _FLOW_STEPS = 1000
 _MAX_NORM = 1.0
-_HELD_OUT = 20  # the last one of so many characters is not learnt from
-_STREAMS, _WINDOW, _MOST = 32, 64, 1 << 17  # in how many, in what pieces, and how much of it is read for its loss
+_HELD_OUT = 20  # the last of this many equal parts of a text is held out
+_STREAMS, _WINDOW, _MOST = (
+    32,
+    64,
+    1 << 17,
+)  # of the held-out text; _MOST characters of it are read
 _REPORTS = 5.0  # seconds between lines where the output is no terminal
 
 
@@ -42,68 +46,69 @@ class Cell(StrEnum):
     rnn = "rnn"
 
 
-def train(
-    context: typer.Context,
+@dataclass
+class Options:
+    """The command's options."""
+
     file: Annotated[
         Path | None, typer.Argument(help="A UTF-8 text; without it, the text of Python's help().", show_default=False)
-    ] = None,
-    cell: Annotated[Cell, typer.Option(case_sensitive=False, help="Recurrent layer.")] = Cell.lstm,
-    layers: Annotated[int, typer.Option(min=1, help="Recurrent layers.")] = 1,
-    hidden: Annotated[int, typer.Option(min=1, help="Units of each layer.")] = 256,
-    steps: Annotated[int, typer.Option(min=1, help="Parameter updates.")] = 500,
-    batch: Annotated[int, typer.Option(min=1, help="Parallel streams, fewer if the text is short.")] = 32,
-    window: Annotated[int, typer.Option(min=1, help="Characters per stream and update (truncated BPTT).")] = 64,
-    lr: Annotated[float, typer.Option(min=0, help="Learning rate of Adam at the start; falls to a tenth.")] = 4e-3,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights and sample.")] = 0,
-    sample_length: Annotated[int, typer.Option(min=0, help="Characters of the sample.")] = 400,
-    temperature: Annotated[float, typer.Option(min=0, help="Of the sample; 0 takes the likeliest character.")] = 0.7,
-    plot: Annotated[
-        Path, typer.Option(help="Where the plot goes; a file that you name is replaced with --force only.")
-    ] = Path("throughtime-train.png"),
+    ] = None
+    cell: Annotated[Cell, typer.Option(case_sensitive=False, help="Recurrent layer.")] = Cell.lstm
+    layers: Annotated[int, typer.Option(min=1, help="Recurrent layers.")] = 1
+    hidden: Annotated[int, typer.Option(min=1, help="Units of each layer.")] = 256
+    steps: Annotated[int, typer.Option(min=1, help="Parameter updates.")] = 500
+    batch: Annotated[int, typer.Option(min=1, help="Parallel streams, fewer if the text is short.")] = 32
+    window: Annotated[int, typer.Option(min=1, help="Characters per stream and update (truncated BPTT).")] = 64
+    lr: Annotated[float, typer.Option(min=0, help="Learning rate of Adam at the start; falls to a tenth.")] = 4e-3
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights and sample.")] = 0
+    sample_length: Annotated[int, typer.Option(min=0, help="Length of the sample in characters.")] = 400
+    temperature: Annotated[float, typer.Option(min=0, help="Of the sample; 0 takes the likeliest character.")] = 0.7
+    plot: Annotated[Path, typer.Option(help="File for the plot; if you name one that exists, --force replaces it.")] = (
+        Path("throughtime-train.png")
+    )
     save: Annotated[
         Path | None,
         typer.Option(
             help="A directory for the model: embedding.npz, recurrent.npz and linear.npz for tt.load, vocabulary.json.",
             show_default=False,
         ),
-    ] = None,
-    force: Force = False,
-) -> None:
+    ] = None
+    force: Force = False
+
+
+@with_options
+def train(context: typer.Context, options: Options) -> None:
     """Train a character model on a text, print a sample, plot the loss and the gradient at every timestep.
 
-    The last 5 % of the text are held out: the loss on them tells what was learnt from what was memorised.
+    The last 5 % of the text are held out: the loss on them shows how much was learnt rather than memorised.
     """
-    check_finite({"--lr": lr, "--temperature": temperature})
-    vocabulary, ids = read_ids(file)
-    check_plot_path(plot)
-    if given(context, "plot"):
-        check_new_file("--plot", plot, force)
-    if save is not None:
-        _check_model_path(save, force)
-    training, held_out = split(ids, window)
-    streams = _streams(training, batch, window, len(vocabulary))
-    model = CharacterModel.new(vocabulary, cell, layers, hidden, seed)
+    check_finite({"--lr": options.lr, "--temperature": options.temperature})
+    vocabulary, ids = read_ids(options.file)
+    _check_paths(options, given(context, "plot"))
+    training, held_out = split(ids, options.window)
+    streams = _streams(training, options.batch, options.window, len(vocabulary))
+    model = CharacterModel.new(vocabulary, options.cell, options.layers, options.hidden, options.seed)
     console = Output()
     say(
         console,
-        f"{text_name(file)}: {len(ids):,} characters, {len(vocabulary)} "
+        f"{text_name(options.file)}: {len(ids):,} characters, {len(vocabulary)} "
         f"distinct; {model.recurrent!r}, {sum(map(np.size, model.parameters.values())):,} parameters; "
         f"{streams.inputs.shape[1]} streams",
     )
-
-    run = _train(model, streams, steps, window, lr, console)
-    if save is not None and run.losses:
-        model.save(save)  # before anything that may fail
+    run = _train(model, streams, options, console)
+    if options.save is not None and run.losses:
+        model.save(options.save)  # before anything that may fail
     if run.error is not None:
         raise run.error
     unigram = unigram_bits(ids)
     _report(run, unigram, held_out_bits(model, held_out), console)
-    if save is not None and run.losses:
-        say(console, f"model: {save}")
+    if options.save is not None and run.losses:
+        say(console, f"model: {options.save}")
     if run.losses:
-        title = f"Character model: {cell.value.upper()}, {layers} x {hidden} units"
-        _plot(plot, run.losses, unigram, model.flow(ids[: _FLOW_STEPS + 1, None]), title, console)
-        say(console, model.write_on(ids[:1], sample_length, temperature, np.random.default_rng(seed)), keep="\n\t")
+        title = f"Character model: {options.cell.value.upper()}, {options.layers} x {options.hidden} units"
+        _plot(options.plot, run.losses, unigram, model.flow(ids[: _FLOW_STEPS + 1, None]), title, console)
+        rng = np.random.default_rng(options.seed)
+        say(console, model.write_on(ids[:1], options.sample_length, options.temperature, rng), keep="\n\t")
     if run.interrupted:
         raise typer.Exit(INTERRUPTED)
 
@@ -116,7 +121,7 @@ class Streams:
     targets: Array
 
     def windows(self, length: int) -> Iterator[tuple[Array, Array, bool]]:
-        """Windows (T, B) one after the other, for ever; true where one starts at the beginning again."""
+        """Consecutive windows (T, B), endlessly; true if the window is the first of the text."""
         while True:
             for start in range(0, len(self.inputs) - length + 1, length):
                 steps = slice(start, start + length)
@@ -126,13 +131,13 @@ class Streams:
 
 @dataclass
 class Run:
-    """What a training did so far."""
+    """The state of a training run."""
 
     losses: list[float] = field(default_factory=list)  # bits per character, one per step
     characters: int = 0
     seconds: float = 0.0
     interrupted: bool = False
-    error: OSError | None = None  # of the output, which ends a training as well
+    error: OSError | None = None  # a failure to write the output, which ends the training
 
     @property
     def rate(self) -> float:
@@ -146,20 +151,20 @@ class Run:
 
 
 def unigram_bits(ids: Array) -> float:
-    """Bits per character of a model that knows how frequent characters are, and nothing else."""
+    """Bits per character of a model that knows the frequencies of characters only."""
     shares = counts(ids) / len(ids)
     shares = shares[shares > 0]
     return float(-(shares * np.log2(shares)).sum())
 
 
 def split(ids: Array, window: int) -> tuple[Array, Array]:
-    """What to learn from, and the last 5 % of a text, or less where no window would be left to learn from."""
+    """The part to train on, and the last 5 % of the text, or less if no window would remain for training."""
     cut = len(ids) - max(0, min(len(ids) // _HELD_OUT, len(ids) - window - 1))
-    return ids[:cut], ids[max(0, cut - 1) :]  # with the character from which the first one held out is told
+    return ids[:cut], ids[max(0, cut - 1) :]  # with the character before, from which the first is predicted
 
 
 def held_out_bits(model: CharacterModel, ids: Array) -> float:
-    """Bits per character on what was held out, of a large text on some of it from all over; nan of nothing."""
+    """Bits per character on the held-out text, on samples spread over it if it is large; nan if it is empty."""
     characters = len(ids) - 1
     if characters < 1:
         return math.nan
@@ -168,7 +173,7 @@ def held_out_bits(model: CharacterModel, ids: Array) -> float:
 
 
 def _streams(ids: Array, batch: int, window: int, characters: int) -> Streams:
-    """As many streams, up to `batch`, as the text has windows for."""
+    """At most `batch` streams, fewer if the text has fewer windows."""
     if not characters:
         fail("the text is empty")
     if characters < 2:
@@ -180,15 +185,15 @@ def _streams(ids: Array, batch: int, window: int, characters: int) -> Streams:
     return Streams(*(ids[skip : skip + streams * length].reshape(streams, length).T for skip in (0, 1)))
 
 
-def _train(model: CharacterModel, streams: Streams, steps: int, window: int, lr: float, console: Output) -> Run:
-    """Train until done, or Ctrl-C, or the output fails."""
-    run, progress = Run(), _progress(console)
+def _train(model: CharacterModel, streams: Streams, options: Options, console: Output) -> Run:
+    """Train until all steps are done, Ctrl-C, or a failure to write the output."""
+    run, progress, steps, lr = Run(), _progress(console), options.steps, options.lr
     optimizer, parameters, state = tt.optim.Adam(lr=lr), model.parameters, None
     task = progress.add_task("training", total=steps, loss=math.nan, rate=0.0)
     start = last = time.perf_counter()
     try:
         with progress:
-            for step, (inputs, targets, first) in zip(range(steps), streams.windows(window), strict=False):
+            for step, (inputs, targets, first) in zip(range(steps), streams.windows(options.window), strict=False):
                 loss, grads, state = model.gradients(inputs, targets, None if first else state)
                 if not math.isfinite(loss):
                     fail(f"the loss is {loss} at step {step + 1}; a smaller --lr may help", code=1)
@@ -214,7 +219,7 @@ def _train(model: CharacterModel, streams: Streams, steps: int, window: int, lr:
 
 
 def _progress(console: Output) -> Progress:
-    """The bar; nothing where the output is no terminal, which gets lines."""
+    """The progress bar; none if the output is no terminal, which gets lines instead."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -240,11 +245,17 @@ def _report(run: Run, unigram: float, held_out: float, console: Output) -> None:
     )
 
 
-def _check_model_path(path: Path, force: bool) -> None:
-    """Fail unless a model can be written there, and none is there, or may be replaced."""
+def _check_paths(options: Options, plot_given: bool) -> None:
+    """Fail unless plot and model can be written without replacing files, or with --force."""
+    check_plot_path(options.plot)
+    if plot_given:
+        check_new_file("--plot", options.plot, options.force)
+    path = options.save
+    if path is None:
+        return
     check_directory_path("--save", path)
     found = [name for name in FILES if (path / name).exists()]
-    if found and not force:
+    if found and not options.force:
         fail(f"--save {path}: holds {', '.join(found)} already; choose another name, or replace them with --force")
 
 

@@ -15,7 +15,7 @@ except ModuleNotFoundError as error:
     raise ImportError('throughtime.jax needs jax: THROUGHTIME_JAX=1 pip install ".[jax]"') from error
 
 from .._arguments import choice, flag
-from ..recurrent import NONLINEARITIES
+from ..recurrent.arguments import NONLINEARITIES
 from .layers import run
 
 __all__ = ["gru", "lstm", "rnn"]
@@ -71,7 +71,7 @@ def lstm(
     >>> d_params["weight_hh_l0"].shape, d["hidden"].shape
     ((64, 16), (1, 100, 4, 16))
     """
-    output, (h_n, c_n) = run(params, x, state, lengths, perturbations, cell="lstm", gates=4, states=2)
+    output, (h_n, c_n) = run(params, x, state, lengths, perturbations, cell="lstm", gates=4)
     return output, (h_n, c_n)
 
 
@@ -121,7 +121,7 @@ def gru(
     ((10, 4, 32), (2, 4, 16))
     """
     cell = "gru" if flag("reset_after", reset_after) else "gru_original"
-    output, (h_n,) = run(params, x, state, lengths, perturbations, cell=cell, gates=3, states=1)
+    output, (h_n,) = run(params, x, state, lengths, perturbations, cell=cell, gates=3)
     return output, h_n
 
 
@@ -167,5 +167,5 @@ def rnn(
     ((10, 16), (1, 16))
     """
     cell = f"rnn_{choice('nonlinearity', nonlinearity, NONLINEARITIES)}"
-    output, (h_n,) = run(params, x, state, lengths, perturbations, cell=cell, gates=1, states=1)
+    output, (h_n,) = run(params, x, state, lengths, perturbations, cell=cell, gates=1)
     return output, h_n

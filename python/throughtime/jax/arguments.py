@@ -3,42 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _core
 from .._arguments import check_dtype, check_shape, sequence_lengths
+from ..recurrent.architecture import Architecture
 
 _VARIANTS = {"weight_hr_l0": "_projected", "weight_ci_l0": "_peephole"}  # of the LSTM
-
-
-@dataclass(frozen=True)
-class Layers:
-    """What the names and shapes of the parameters say."""
-
-    cell: str  # as the kernels call it
-    gates: int
-    states: int
-    bias: bool
-    suffixes: tuple[str, ...]  # in the order of h_n
-    directions: int
-    units: int
-    width: int  # of h: P with a projection, else H
-    names: tuple[str, ...]  # of one layer and direction's parameters, in the kernels' order
-
-    @property
-    def state_widths(self) -> tuple[int, ...]:
-        return (self.width, self.units)[: self.states]
-
-    @property
-    def widths(self) -> dict[str, int]:
-        """Features of what has a gradient at every timestep."""
-        states = dict(zip(("hidden", "cell"), self.state_widths, strict=False))
-        return {**states, "gates": self.gates * self.units}
 
 
 def check_x(x: Any) -> Any:
@@ -55,7 +29,7 @@ def check_x(x: Any) -> Any:
     return jnp.asarray(x)
 
 
-def check_params(params: Any, cell: str, gates: int, states: int, x: Any) -> Layers:
+def check_params(params: Any, cell: str, gates: int, x: Any) -> Architecture:
     """What `params` describe; raises unless they are all there, fit together and fit `x`."""
     if not isinstance(params, Mapping):
         raise TypeError(f"params must be a dict of name to array, got {type(params).__name__}")
@@ -68,52 +42,41 @@ def check_params(params: Any, cell: str, gates: int, states: int, x: Any) -> Lay
         check_array(f"params[{name!r}]", array)
         check_dtype(f"params[{name!r}]", array, x.dtype)
     check_shape("params['weight_hh_l0']", params["weight_hh_l0"], (f"{gates}*H", "H"))
-    layers = _read(params, cell, gates, states)
-    _check_shapes(params, layers, x)
-    return layers
+    described = _read(params, cell, gates, x)
+    _check_shapes(params, described, x)
+    return described
 
 
-def _read(params: Mapping[str, Any], cell: str, gates: int, states: int) -> Layers:
+def _read(params: Mapping[str, Any], cell: str, gates: int, x: Any) -> Architecture:
     rows, width = params["weight_hh_l0"].shape
-    units = max(1, rows // gates)
     variant = next((of for name, of in _VARIANTS.items() if name in params), "") if cell == "lstm" else ""
     if not variant and "weight_ln_ih_l0" in params:
         if cell == "gru_original":
             raise ValueError(
-                "params has 'weight_ln_ih_l0' and reset_after=False was given, but a GRU with layer normalisation resets "
-                "after the recurrent product: expected reset_after=True, or params without gains"
+                "params has 'weight_ln_ih_l0', of a GRU with layer normalisation, but reset_after=False was given: "
+                "expected reset_after=True, or params without it"
             )
         variant = "_layer_norm"
-    width = width if variant == "_projected" else units
-    directions = ("", "_reverse") if "weight_ih_l0_reverse" in params else ("",)
-    count = sum(name.startswith("weight_ih_l") and not name.endswith("_reverse") for name in params)
-    bias = "bias_ih_l0" in params
-    names = _core.parameter_shapes(cell + variant, 1, units, width)
-    return Layers(
+    return Architecture(
+        name=cell.partition("_")[0],
         cell=cell + variant,
-        gates=gates,
-        states=states,
-        bias=bias,
-        suffixes=tuple(f"_l{layer}{direction}" for layer in range(count) for direction in directions),
-        directions=len(directions),
-        units=units,
-        width=width,
-        names=tuple(name for name in names if bias or name not in ("bias_ih", "bias_hh")),
+        input_size=x.shape[-1],
+        hidden_size=max(1, rows // gates),
+        num_layers=sum(name.startswith("weight_ih_l") and not name.endswith("_reverse") for name in params),
+        num_directions=2 if "weight_ih_l0_reverse" in params else 1,
+        proj_size=width if variant == "_projected" else 0,
+        bias="bias_ih_l0" in params,
     )
 
 
-def _check_shapes(params: Mapping[str, Any], layers: Layers, x: Any) -> None:
+def _check_shapes(params: Mapping[str, Any], described: Architecture, x: Any) -> None:
     features = params["weight_ih_l0"].shape[-1:]
     if x.shape[-1:] != features and len(params["weight_ih_l0"].shape) == 2:
         raise ValueError(
             f"x has {x.shape[-1]} features in its last axis, but params['weight_ih_l0'] has {features[0]} columns "
             f"(x.shape == {x.shape})"
         )
-    expected: dict[str, tuple[int, ...]] = {}
-    for index, suffix in enumerate(layers.suffixes):
-        below = x.shape[-1] if index < layers.directions else layers.directions * layers.width
-        shapes = _core.parameter_shapes(layers.cell, below, layers.units, layers.width)
-        expected |= {name + suffix: shapes[name] for name in layers.names}
+    expected = described.parameter_shapes
     faults = [f"missing {name!r} {shape}" for name, shape in expected.items() if name not in params]
     faults += [f"unexpected {name!r} {array.shape}" for name, array in params.items() if name not in expected]
     faults += [
@@ -125,18 +88,23 @@ def _check_shapes(params: Mapping[str, Any], layers: Layers, x: Any) -> None:
         raise ValueError(f"params do not fit together: {'; '.join(faults)}")
 
 
-def check_state(state: Any, layers: Layers, x: Any) -> list[Any]:
+def widths_of(described: Architecture) -> dict[str, int]:
+    """Features of what has a gradient at every timestep."""
+    return {**dict(zip(described.states, described.widths, strict=True)), "gates": described.gate_rows}
+
+
+def check_state(state: Any, described: Architecture, x: Any) -> list[Any]:
     """The initial states (L*D, B, P), (L*D, B, H), without B where x has none; zeros for None."""
-    shapes = [(len(layers.suffixes), *x.shape[1:-1], width) for width in layers.state_widths]
+    shapes = [(described.count, *x.shape[1:-1], width) for width in described.widths]
     if state is None:
         return [jnp.zeros(shape, x.dtype) for shape in shapes]
-    labels = ["state"]
-    if layers.states == 2:
-        if not isinstance(state, tuple | list) or len(state) != 2:
+    labels, given = ["state"], [state]
+    if len(shapes) > 1:
+        if not isinstance(state, tuple | list) or len(state) != len(shapes):
             got = f"{len(state)} entries" if isinstance(state, tuple | list) else type(state).__name__
-            raise TypeError(f"state must be a pair (h_0, c_0) for lstm, got {got}")
-        labels = ["state[0]", "state[1]"]
-    given = list(state) if layers.states == 2 else [state]
+            symbols = ", ".join(f"{name[0]}_0" for name in described.states)
+            raise TypeError(f"state must be a pair ({symbols}) for {described.name}, got {got}")
+        labels, given = [f"state[{i}]" for i in range(len(shapes))], list(state)
     return [_checked(label, one, x.dtype, shape) for label, one, shape in zip(labels, given, shapes, strict=True)]
 
 
@@ -170,20 +138,21 @@ def _known(lengths: Any) -> Any:
     return lengths
 
 
-def check_perturbations(perturbations: Any, layers: Layers, x: Any) -> dict[str, Any]:
+def check_perturbations(perturbations: Any, described: Architecture, x: Any) -> dict[str, Any]:
     """Arrays (L*D, T, B, ...) by name, in the order of the kernels' results."""
     if perturbations is None:
         return {}
     if not isinstance(perturbations, Mapping):
         raise TypeError(f"perturbations must be a dict of name to array, got {type(perturbations).__name__}")
-    unknown = sorted(set(perturbations) - set(layers.widths), key=str)
+    widths = widths_of(described)
+    unknown = sorted(set(perturbations) - set(widths), key=str)
     if unknown:
-        raise ValueError(f"perturbations has {unknown[0]!r}, expected some of {', '.join(map(repr, layers.widths))}")
+        raise ValueError(f"perturbations has {unknown[0]!r}, expected some of {', '.join(map(repr, widths))}")
     return {
         name: _checked(
-            f"perturbations[{name!r}]", perturbations[name], x.dtype, (len(layers.suffixes), *x.shape[:-1], width)
+            f"perturbations[{name!r}]", perturbations[name], x.dtype, (described.count, *x.shape[:-1], width)
         )
-        for name, width in layers.widths.items()
+        for name, width in widths.items()
         if name in perturbations
     }
 

@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from .. import _core
-from .._backend import Host
+from ..backend.host import Host
+from ..recurrent.architecture import Architecture
+from ..recurrent.record import saved_shape
 from .sharding import vary, varying_axes
 
 if not hasattr(_core, "jax_handlers"):
@@ -23,6 +25,7 @@ for _target, _handler in _core.jax_handlers().items():
     jax.ffi.register_ffi_target(_target, _handler, platform="cpu")
 
 Operands = Sequence[Any]
+_TIMESTEPS = ("hidden", "cell", "gates")  # what the kernels may return of each
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,19 @@ class Kind:
     kernels' order, the initial states (B, P), (B, H), and a perturbation (T, B, ...) for each name in `timesteps`.
     """
 
-    cell: str
+    architecture: Architecture
     reverse: bool
-    bias: bool
-    parameters: int  # how many
-    states: int
     timesteps: tuple[str, ...]
+
+    @property
+    def parameters(self) -> int:
+        """How many there are."""
+        return len(self.architecture.parameter_names)
+
+    @property
+    def states(self) -> int:
+        """How many there are."""
+        return len(self.architecture.states)
 
     def split(self, operands: Operands) -> tuple[Operands, Operands, Operands]:
         """What every call begins with, the initial states, and the perturbations."""
@@ -48,28 +58,26 @@ class Kind:
     @property
     def saved_axis(self) -> int:
         """Where B is in what the cell saves."""
-        return 1 if _core.sees_whole_rows(self.cell) else 2
+        return 1 if _core.sees_whole_rows(self.architecture.cell) else 2
 
     @property
     def common_axes(self) -> tuple[int | None, ...]:
         """Where B is in what every call begins with."""
         return (1, 0, *(None,) * self.parameters)
 
-    def widths(self, weight_hh: Any) -> tuple[int, ...]:
-        """Features of h, and of c, which only the LSTM has, with four gates."""
-        return (weight_hh.shape[1], weight_hh.shape[0] // 4)[: self.states]
-
 
 def forward(kind: Kind, common: Operands, state: Operands, *, keep: bool) -> list[Any]:
     """Output (T, B, P); then the states, (T + 2, B, P or H) with `keep`, else the initial and the final one alone;
     then, with `keep`, what the cell saves for its backward.
     """
-    x, weight_hh = common[0], common[3]
+    x, described = common[0], kind.architecture
     steps, batch = x.shape[:2]
-    widths = kind.widths(weight_hh)
-    shapes = [(steps, batch, widths[0]), *((steps + 2 if keep else 2, batch, width) for width in widths)]
+    shapes: list[tuple[int, ...]] = [
+        (steps, batch, described.width),
+        *((steps + 2 if keep else 2, batch, width) for width in described.widths),
+    ]
     if keep:
-        shapes.append((steps, *Host.saved_shape(kind.cell, x.dtype, batch, widths[-1])))
+        shapes.append(saved_shape(described, Host, x.dtype, steps, batch))
     return _call("throughtime_forward", kind, shapes, [*common, *state])
 
 
@@ -80,14 +88,13 @@ def backward(
 
     `kept` is what `forward` returned after the output, `loss` the gradients of the output and of the final states.
     """
-    x, weight_hh = common[0], common[3]
-    widths, steps = kind.widths(weight_hh), x.shape[:2]
-    per_step = {"hidden": widths[0], "cell": widths[-1], "gates": weight_hh.shape[0]}
-    shapes = [(x.shape[1], width) for width in widths]
+    x, described, steps = common[0], kind.architecture, common[0].shape[:2]
+    per_step = {**dict(zip(described.states, described.widths, strict=True)), "gates": described.gate_rows}
+    shapes = [(x.shape[1], width) for width in described.widths]
     shapes += [x.shape] if input else []
     shapes += [weight.shape for weight in common[2:]] if parameters else []
     shapes += [(*steps, per_step[name]) for name in kind.timesteps]
-    asked = {f"d_{name}": name in kind.timesteps for name in per_step}
+    asked = {f"d_{name}": name in kind.timesteps for name in _TIMESTEPS}
     return _call(
         "throughtime_backward", kind, shapes, [*common, *kept, *loss], d_input=input, d_parameters=parameters, **asked
     )
@@ -98,7 +105,7 @@ def _call(target: str, kind: Kind, shapes: Sequence[tuple[int, ...]], operands: 
     if operands[0].shape[1] == 0:  # no kernel runs where there is no sequence: what is not empty is a sum of nothing
         return vary([jnp.zeros(shape, dtype) for shape in shapes], varying_axes(*operands))
     results = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
-    attributes = {"cell": kind.cell, "reverse": kind.reverse, "bias": kind.bias, **asked}
+    attributes = {"cell": kind.architecture.cell, "reverse": kind.reverse, "bias": kind.architecture.bias, **asked}
 
     def call(*buffers: Any) -> list[Any]:
         found = jax.ffi.ffi_call(target, results)(*buffers, **attributes)

@@ -7,49 +7,49 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from .arguments import Layers, check_lengths, check_params, check_perturbations, check_state, check_x
+from ..recurrent.architecture import Architecture
+from .arguments import check_lengths, check_params, check_perturbations, check_state, check_x, widths_of
 from .kernels import Kind
 from .recurrence import recurrence
 from .sharding import by_sequences
 
 
 def run(
-    params: Any, x: Any, state: Any, lengths: Any, perturbations: Any, *, cell: str, gates: int, states: int
+    params: Any, x: Any, state: Any, lengths: Any, perturbations: Any, *, cell: str, gates: int
 ) -> tuple[Any, tuple[Any, ...]]:
     """Output of the last layer, and the final states, in the layout of `x` and `state`."""
     x = check_x(x)
-    layers = check_params(params, cell, gates, states, x)
-    initial = check_state(state, layers, x)
+    described = check_params(params, cell, gates, x)
+    initial = check_state(state, described, x)
     lengths = check_lengths(lengths, x)
-    taps = check_perturbations(perturbations, layers, x)
+    taps = check_perturbations(perturbations, described, x)
     weights = {name: jnp.asarray(array) for name, array in params.items()}
     batched = x.ndim == 3
     if not batched:
         x, initial = x[:, None], [one[:, None] for one in initial]
         taps = {name: one[:, :, None] for name, one in taps.items()}
     operands = (weights, x, initial, lengths, taps)
-    output, final = by_sequences(_stack, layers, x, operands, axes=(None, 1, 1, 0, 2))
+    output, final = by_sequences(_stack, described, x, operands, axes=(None, 1, 1, 0, 2))
     return (output, final) if batched else (output[:, 0], tuple(one[:, 0] for one in final))
 
 
 def _stack(
-    layers: Layers, params: Mapping[str, Any], x: Any, initial: list[Any], lengths: Any, taps: dict[str, Any]
+    described: Architecture, params: Mapping[str, Any], x: Any, initial: list[Any], lengths: Any, taps: dict[str, Any]
 ) -> tuple[Any, tuple[Any, ...]]:
-    timesteps = tuple(name for name in layers.widths if name in taps)  # a pytree's own order is by name
+    timesteps = tuple(name for name in widths_of(described) if name in taps)  # a pytree's own order is by name
     outputs: list[Any] = []
     final: list[Any] = []
-    for index, suffix in enumerate(layers.suffixes):
-        direction = index % layers.directions
-        if direction == 0 and outputs:
+    for index, names in enumerate(described.own_parameters):
+        if index % described.num_directions == 0 and outputs:
             x, outputs = _side_by_side(outputs), []
         operands = [
             x,
             lengths,
-            *(params[name + suffix] for name in layers.names),
+            *(params[name] for name in names.values()),
             *(one[index] for one in initial),
             *(taps[name][index] for name in timesteps),
         ]
-        kind = Kind(layers.cell, direction == 1, layers.bias, len(layers.names), layers.states, timesteps)
+        kind = Kind(described, described.goes_back[index], timesteps)
         output, *last = recurrence(kind, operands)
         outputs.append(output)
         final.append(last)

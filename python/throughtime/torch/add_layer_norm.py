@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .. import layer_norm
-from ..layer_norm import Saved
+from ..layers import add_layer_norm as layer_norm
+from ..layers.add_layer_norm import Saved
 from .base import check_is_tensor
 from .compiling import is_traced
 from .places import PLACES, check_tensor, check_weight, tensor_of

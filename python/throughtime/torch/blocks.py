@@ -11,7 +11,7 @@ from torch.nn import LayerNorm, Module, Parameter
 
 from .._arguments import choice, flag, number
 from .._arguments import size as positive_int
-from ..layer_norm import check_eps
+from ..layers.add_layer_norm import check_eps
 from .add_layer_norm import add_layer_norm
 from .base import Base, as_node, check_is_tensor, kind_of, plain
 

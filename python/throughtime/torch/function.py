@@ -7,9 +7,10 @@ from typing import Any
 from torch import Tensor
 from torch.autograd import Function
 
-from . import kernels, recording
+from . import kernels
 from .kernels import Call
 from .plan import Plan
+from .recorder import active, address_of
 from .unsupported import once, unsupported
 
 
@@ -33,10 +34,10 @@ class RecurrentFunction(Function):
     ) -> tuple[Tensor, ...]:
         state, weights = state_and_weights[:states], state_and_weights[states:]
         results = kernels.forward(Call(plan, medium, weights, lengths, masks), x, state)
-        visible = 1 + plan.states
+        visible = 1 + len(plan.architecture.states)
         ctx.save_for_backward(x, *state_and_weights, *masks, *results[visible:])
         ctx.call = plan, medium, lengths
-        ctx.address = recording.address_of(weights)  # before hooks put copies in the place of what is saved
+        ctx.address = address_of(weights)  # before hooks put copies in the place of what is saved
         ctx.states, ctx.counts = states, (len(weights), len(masks))
         ctx.set_materialize_grads(False)
         return tuple(results[:visible])
@@ -52,7 +53,7 @@ class RecurrentFunction(Function):
         needs_state, needs_weights = needs[: ctx.states], needs[ctx.states :]
         call = Call(plan, medium, weights, lengths, saved[weights_end:masks_end])
         wanted = [needs_input, any(needs_state), *needs_weights]
-        recorder = recording.active(ctx.address)
+        recorder = active(ctx.address)
         found = iter(kernels.backward(call, x, saved[masks_end:], d_results, wanted, recorder))
         every = [needs_input, *(any(needs_state) for _ in needs_state), *needs_weights]
         gradients = [next(found) if needs else None for needs in every]

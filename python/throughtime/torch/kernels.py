@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from .._arguments import Array
-from ..tape import Gradients, Tape, Wanted, _Backward, kept_shapes
-from . import precision
+from ..recurrent.arguments import Inputs, time_major
+from ..recurrent.backward import Asked, Gradients, Loss, run_backward
+from ..recurrent.forward import run_forward
+from ..recurrent.record import Record, kept_shapes
 from .places import tensor_of
 from .plan import Plan
-from .recording import Timesteps
+from .recorder import Timesteps
 
 
 class Call(NamedTuple):
@@ -28,45 +29,60 @@ class Call(NamedTuple):
     lengths: Tensor | None
     masks: Sequence[Tensor]
 
-    def arrays(self) -> dict[str, Any]:
-        """As `Tape` takes them."""
-        names, place = self.plan.mask_names(len(self.masks)), self.plan.place
-        weights = zip(self.plan.names, self.weights, strict=True)
-        return {
-            "lengths": None if self.lengths is None else place.array_of(self.lengths),
-            "masks": {name: place.array_of(mask) for name, mask in zip(names, self.masks, strict=True)},
-            "parameters": {name: place.contiguous_array_of(weight) for name, weight in weights},
-            "memory": self.plan.memory,
-        }
+    def inputs(self, x: Tensor, state: Any = None) -> Inputs:
+        """Of a forward; `state` as the NumPy interface takes it."""
+        checks, array_of = self.plan.checks, self.plan.place.array_of
+        array, batched = checks.x(array_of(x), "input")
+        initial = checks.state("hx", state, array.shape[1], batched)
+        return Inputs(array, batched, initial, None if self.lengths is None else array_of(self.lengths))
 
-    def precision(self) -> AbstractContextManager[None]:
-        """Of its products."""
-        return precision.medium() if self.medium else nullcontext()
+    def parameters(self) -> dict[str, Any]:
+        """By name, as kernels take them."""
+        contiguous = self.plan.place.contiguous_array_of
+        return {name: contiguous(weight) for name, weight in zip(self.plan.names, self.weights, strict=True)}
+
+    def named_masks(self) -> dict[str, Any]:
+        """By name."""
+        names, array_of = self.plan.mask_names(len(self.masks)), self.plan.place.array_of
+        return {name: array_of(mask) for name, mask in zip(names, self.masks, strict=True)}
+
+    @property
+    def terms(self) -> int | None:
+        """The precision of its products: see `Record`."""
+        return 1 if self.medium else None
 
 
 def forward(call: Call, x: Tensor, state: Sequence[Tensor]) -> list[Tensor]:
     """Output, final states, and what the backward needs besides; `state` is empty for zeros."""
-    layer, array_of = call.plan.layer, call.plan.place.array_of
-    with call.plan.place.working(x), call.precision():
-        array, batched = layer._check_x(array_of(x), "input")
-        initial = layer._check_state("hx", _as_state([*map(array_of, state)]), array.shape[1], batched)
-        tape = Tape(layer, array, batched=batched, state=initial, resets=None, last=False, **call.arrays())
-        kept = [] if call.plan.memory is None else tape._kept()
-        results = [tensor_of(array, x.dtype) for array in (tape.output, *_as_tuple(tape.final_state))]
-        return [*results, *map(tensor_of, kept)]
+    plan = call.plan
+    with plan.place.working(x):
+        record = run_forward(
+            plan.architecture,
+            plan.checks.backend,
+            call.inputs(x, _as_state([*map(plan.place.array_of, state)])),
+            parameters=call.parameters(),
+            masks=call.named_masks(),
+            memory=plan.memory,
+            terms=call.terms,
+        )
+        kept = [] if plan.memory is None else record.kept()
+        results = [record.output, *_as_tuple(record.as_state(record.final_state))]
+        return [*(tensor_of(array, x.dtype) for array in results), *map(tensor_of, kept)]
 
 
 def empty_forward(call: Call, x: Tensor) -> list[Tensor]:
     """What `forward` returns, in shape alone."""
-    layer, memory = call.plan.layer, call.plan.memory
-    *middle, steps = x.shape[:-1] if layer.batch_first else x.shape[-2::-1]  # the batch, where there is one
+    described, memory = call.plan.architecture, call.plan.memory
+    *middle, steps = x.shape[:-1] if described.batch_first else x.shape[-2::-1]  # the batch, where there is one
     batch = middle[0] if middle else 1
-    count = layer.num_layers * layer.num_directions
-    shapes = [(*x.shape[:-1], layer.output_size), *((count, *middle, width) for width in layer._state_widths)]
+    shapes = [(*x.shape[:-1], described.output_size)]
+    shapes += [(described.count, *middle, width) for width in described.widths]
     results = [x.new_empty(shape) for shape in shapes]
     if memory is None:
         return results
-    kept = kept_shapes(layer, steps, batch, call.plan.mask_names(len(call.masks)), memory)
+    _, backend, own_dtype = call.plan.checks
+    names = call.plan.mask_names(len(call.masks))
+    kept = kept_shapes(described, backend, own_dtype, (steps, batch), names, memory)
     dtype = call.plan.place.computes_in(x.dtype)
     return [*results, *(x.new_empty(shape, dtype=dtype) for shape in kept)]
 
@@ -85,9 +101,14 @@ def backward(
     """
     needs_input, needs_state, *needs_weights = wanted
     named = [name for name, needs in zip(call.plan.names, needs_weights, strict=True) if needs]
-    which = Wanted(input=needs_input, initial_state=needs_state, parameters=frozenset(named))
-    with call.plan.place.working(x), call.precision():
-        grads = _gradients(call, x, kept, d_results, which, recorder.asked if recorder else set())
+    asked = Asked(
+        timesteps=recorder.asked if recorder else frozenset(),
+        input=needs_input,
+        initial_state=needs_state,
+        parameters=frozenset(named),
+    )
+    with call.plan.place.working(x):
+        grads = _gradients(call, x, kept, d_results, asked)
         if recorder:
             recorder.add(grads)
         found = [grads.input] if needs_input else []
@@ -96,26 +117,24 @@ def backward(
 
 
 def _gradients(
-    call: Call,
-    x: Tensor,
-    kept: Sequence[Tensor],
-    d_results: Sequence[Tensor | None],
-    wanted: Wanted,
-    asked: set[str],
+    call: Call, x: Tensor, kept: Sequence[Tensor], d_results: Sequence[Tensor | None], asked: Asked
 ) -> Gradients:
-    layer, array_of = call.plan.layer, call.plan.place.array_of
-    array, batched = layer._check_x(array_of(x), "input")
-    tape = Tape._restored(layer, array, [array_of(tensor) for tensor in kept], batched=batched, **call.arrays())
+    plan, array_of = call.plan, call.plan.place.array_of
+    inputs, backend = call.inputs(x), plan.checks.backend
+    parameters, masks = call.parameters(), call.named_masks()
+    record = Record.of(plan.architecture, backend, inputs, parameters, masks, plan.memory, call.terms)
+    record.restore(inputs.x, map(array_of, kept))
     d_output, *d_states = (None if tensor is None else array_of(tensor) for tensor in d_results)
-    d_final = layer._check_state("d_final_state", _as_state(d_states), array.shape[1], batched, partial=True)
+    d_final = plan.checks.state("d_final_state", _as_state(d_states), record.sizes[1], record.batched, partial=True)
     if d_output is not None:
-        d_output = layer._backend.features_together(layer._time_major(d_output, batched))
-    return _Backward(tape, asked, None, d_final, {"truncate": None, "clip": None}, False, wanted).run(d_output)
+        major = time_major(d_output, record.batched, plan.architecture.batch_first)
+        d_output = backend.features_together(major)
+    return run_backward(record, Loss(d_output, d_final), asked)
 
 
 def empty_backward(call: Call, x: Tensor, wanted: Sequence[bool]) -> list[Tensor]:
     """What `backward` returns, in shape alone."""
-    _, *states = empty_forward(call, x)[: 1 + call.plan.states]
+    _, *states = empty_forward(call, x)[: 1 + len(call.plan.architecture.states)]
     needs_input, needs_state, *needs_weights = wanted
     found = [*([x] if needs_input else []), *(states if needs_state else [])]
     found += [weight for weight, needs in zip(call.weights, needs_weights, strict=True) if needs]

@@ -11,8 +11,9 @@ from torch.nn import Parameter, init
 from torch.nn.modules.rnn import RNNBase
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from .. import recurrent
 from .._arguments import choice
+from ..recurrent.architecture import CONSTANTS, states_of
+from ..recurrent.arguments import NONLINEARITIES
 from . import kernels, operators
 from .base import Base, as_node, check_is_tensor, kind_of, plain
 from .compiling import is_traced, let_dynamo_trace
@@ -30,7 +31,7 @@ class Recurrent(Base, RNNBase):
     """What the recurrent modules share. Sizes: T timesteps, B sequences, I inputs, H units, L layers, D directions."""
 
     _kind: ClassVar[str]
-    _states: ClassVar[int] = 1
+    _states: ClassVar[tuple[str, ...]]
     _own: ClassVar[dict[str, Any]] = {"zoneout": 0.0, "weight_dropout": 0.0, "memory": "full"}  # beside torch's options
     _torchs = ("num_layers", "nonlinearity", "bias", "batch_first", "dropout", "bidirectional", "proj_size")
     _plain = frozenset(["input_size", "hidden_size", *_torchs, *_own, "reset_after", "peephole", "layer_norm"])
@@ -46,21 +47,21 @@ class Recurrent(Base, RNNBase):
         for name, value in own.items():
             setattr(self, name, value)
         self._text = layer_text(self._kind, self._options())
-        layer = plan_of(call_text(self._text, torch.float32, self.batch_first, self.memory)).layer  # checks, too
-        self._names = tuple(layer._shapes_of_parameters)
+        plan = plan_of(call_text(self._text, torch.float32, self.batch_first, self.memory))  # checks, too
+        self._names, shapes = plan.names, plan.architecture.parameter_shapes
         bound = self.hidden_size**-0.5
         like = next(self.parameters())
         for name in self._names:
             if not hasattr(self, name):
-                shape = layer._shapes_of_parameters[name]
-                self.register_parameter(name, Parameter(torch.empty(shape, dtype=like.dtype, device=like.device)))
+                empty = torch.empty(shapes[name], dtype=like.dtype, device=like.device)
+                self.register_parameter(name, Parameter(empty))
                 init.uniform_(getattr(self, name), -bound, bound)
         self._set_constants()
 
     def _set_constants(self) -> None:
         """Initial values that are not random: those of layer normalisation."""
         for name, parameter in self.named_parameters(recurse=False):
-            constant = recurrent.Recurrent._constants.get(name.rpartition("_l")[0])
+            constant = CONSTANTS.get(name.rpartition("_l")[0])
             if constant is not None:
                 init.constant_(parameter, constant)
 
@@ -172,7 +173,8 @@ class Recurrent(Base, RNNBase):
             else:
                 results = kernels.forward(Call(plan, medium, weights, lengths, masks), x, state)
         results = [result.to(dtype) for result, dtype in zip(results, types, strict=False)] if types else results
-        return results[0], results[1] if self._states == 1 else (results[1], results[2])
+        final = tuple(results[1 : 1 + len(self._states)])
+        return results[0], final[0] if len(final) == 1 else final
 
     def _checked(
         self, x: Tensor, hx: Any, *, packed: bool
@@ -220,9 +222,10 @@ class Recurrent(Base, RNNBase):
         wanted: list[tuple[tuple[int, ...], float]] = []
         if self.dropout:
             wanted += [((steps, batch, directions * width), self.dropout)] * (self.num_layers - 1)
-        pair = self.zoneout if isinstance(self.zoneout, tuple | list) else (self.zoneout,) * self._states
+        pair = self.zoneout if isinstance(self.zoneout, tuple | list) else (self.zoneout,) * len(self._states)
+        widths = (width,) + (self.hidden_size,) * (len(self._states) - 1)
         for _ in range(self.num_layers * directions):
-            sizes = zip((width, self.hidden_size), pair, strict=False)
+            sizes = zip(widths, pair, strict=True)
             wanted += [((steps, batch, size), probability) for size, probability in sizes if probability]
             if self.weight_dropout:
                 wanted.append((tuple(getattr(self, self._names[1]).shape), self.weight_dropout))
@@ -256,9 +259,10 @@ class RNN(Recurrent, torch.nn.RNN):
     """
 
     _kind = "RNN"
+    _states = states_of("rnn")
     _own: ClassVar[dict[str, Any]] = {"layer_norm": False, **Recurrent._own}
 
-    layer_norm: bool
+    layer_norm: bool = False
 
     def __init__(
         self,
@@ -278,7 +282,7 @@ class RNN(Recurrent, torch.nn.RNN):
         weight_dropout: float = 0.0,
         memory: str | int = "full",
     ) -> None:
-        chosen = choice("nonlinearity", plain(nonlinearity), recurrent.NONLINEARITIES)
+        chosen = choice("nonlinearity", plain(nonlinearity), NONLINEARITIES)
         options = (num_layers, "tanh" if chosen == "sigmoid" else chosen, bias, batch_first, dropout, bidirectional)
         super().__init__(*plain((input_size, hidden_size, *options)), device=device, dtype=dtype)
         if chosen == "sigmoid":  # which torch's constructor refuses
@@ -315,10 +319,11 @@ class GRU(Recurrent, torch.nn.GRU):
     """
 
     _kind = "GRU"
+    _states = states_of("gru")
     _own: ClassVar[dict[str, Any]] = {"reset_after": True, "layer_norm": False, **Recurrent._own}
 
     reset_after: bool
-    layer_norm: bool
+    layer_norm: bool = False
 
     def __init__(
         self,
@@ -371,7 +376,7 @@ class LSTM(Recurrent, torch.nn.LSTM):
     """
 
     _kind = "LSTM"
-    _states = 2
+    _states = states_of("lstm")
     _own: ClassVar[dict[str, Any]] = {"peephole": False, "layer_norm": False, **Recurrent._own}
 
     peephole: bool

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import kernels, recording
+from . import kernels
 from .kernels import Call
 from .plan import plan_of
+from .recorder import active, address_of
 from .unsupported import second_derivative
 
 
@@ -54,7 +55,7 @@ def recurrent_backward(
     wanted: Sequence[bool],
 ) -> list[Tensor]:
     """The gradients that are wanted; see `kernels.backward`."""
-    recorder = recording.active(recording.address_of(weights))
+    recorder = active(address_of(weights))
     return kernels.backward(Call(plan_of(plan), medium, weights, lengths, masks), x, kept, d_results, wanted, recorder)
 
 
@@ -75,7 +76,7 @@ def _(
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     x, _, weights, lengths, masks, plan, medium = inputs
-    ctx.visible = 1 + plan_of(plan).states
+    ctx.visible = 1 + len(plan_of(plan).architecture.states)
     ctx.constants = plan, medium
     ctx.counts = len(weights), len(masks), len(output) - ctx.visible
     ctx.save_for_backward(x, lengths, *weights, *masks, *output[ctx.visible :])

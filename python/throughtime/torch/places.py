@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._backend import Backend, backend_of
+from ..backend.choose import backend_of
+from ..backend.protocol import Backend
 from ..cuda.array import DeviceArray, allocated_by
 from ..cuda.extension import stream
 from . import arrays, device_arrays

@@ -8,26 +8,25 @@ from typing import Any
 
 import torch
 
-from .. import recurrent
-from ..recurrent import Recurrent, check_memory
+from ..recurrent.arguments import Checks, check_memory, describe
 from .places import PLACES
 
 
 class Plan:
-    """A layer without parameters, and what the backward is to find.
+    """A layer without parameters, the device that it runs on, and the memory mode of its backward.
 
     Attributes
     ----------
-    layer : Recurrent
-        Of the NumPy interface; parameters are given to each call.
+    architecture : Architecture
+        Parameters are given to each call.
     place : Cpu or Cuda
-        Where its calls run.
+        The device.
+    checks : Checks
+        Checks of the arrays on that device.
     memory : str, int or None
         As `Recurrent.forward` takes it; None where no backward follows.
     names : tuple of str
         Of the parameters, in the order in which calls hand them over.
-    states : int
-        2 for the LSTM, else 1.
     """
 
     def __init__(
@@ -35,14 +34,14 @@ class Plan:
     ) -> None:
         self.memory = None if memory is None else check_memory(memory)
         self.place = PLACES[device]
-        self.layer: Recurrent = _HOLLOW[kind](**options, batch_first=batch_first)
-        self.layer.to(self.place.backend().device, dtype=dtype)
-        self.names = tuple(self.layer._shapes_of_parameters)
-        self.states = len(self.layer._state_names)
+        _, self.architecture = describe(kind, {**options, "batch_first": batch_first})
+        backend = self.place.backend()
+        self.checks = Checks(self.architecture, backend, backend.layer_dtype(dtype))
+        self.names = tuple(self.architecture.parameter_shapes)
 
     def mask_names(self, count: int) -> list[str]:
         """The names of so many masks, in the order in which calls hand them over."""
-        return list(self.layer._mask_shapes((1, 1))) if count else []
+        return list(self.architecture.mask_shapes(1, 1)) if count else []
 
 
 @lru_cache(maxsize=1024)
@@ -59,15 +58,3 @@ def layer_text(kind: str, options: dict[str, Any]) -> str:
 def call_text(layer: str, dtype: torch.dtype, batch_first: bool, memory: str | int | None, device: str = "cpu") -> str:
     """A literal that `plan_of` reads, of what `layer_text` gave."""
     return f"({layer}, {device!r}, {str(PLACES[device].computes_in(dtype))[6:]!r}, {batch_first!r}, {memory!r})"
-
-
-def _hollow(layer: type[Recurrent]) -> type[Recurrent]:
-    """The same layer, with no memory for parameters."""
-
-    def _initialise(self: Recurrent) -> None:
-        self.parameters = {}
-
-    return type(layer.__name__, (layer,), {"_initialise": _initialise})
-
-
-_HOLLOW: dict[str, Any] = {layer.__name__: _hollow(layer) for layer in (recurrent.RNN, recurrent.GRU, recurrent.LSTM)}

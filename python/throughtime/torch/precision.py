@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..config import get_matmul_precision, set_matmul_precision
 
-_lock = threading.Lock()
-_calls = 0  # now running in "medium"
-_before = "highest"
+def _has_operator(supported: str) -> bool:
+    """What torch's oneDNN says of this processor."""
+    try:
+        return bool(getattr(torch.ops.mkldnn, supported)())
+    except (AttributeError, RuntimeError):  # a torch without oneDNN
+        return False
+
+
+_names = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+_OPERATORS = {dtype for dtype, supported in _names.items() if _has_operator(supported)}  # of an LSTM of such tensors
 
 
 def is_medium(device: str) -> bool:
@@ -26,31 +30,14 @@ def autocast_types(
 ) -> list[torch.dtype]:
     """Of output, h_n and c_n, as torch's own modules return them under autocast on the CPU.
 
-    There products give autocast's type, and what is added to the state has that of both. An LSTM of float32 is one
-    operator and has autocast's type throughout, but not where it goes step by step: packed, or projected.
+    There products give autocast's type, and what is added to the state has that of both. An LSTM is one operator, with
+    autocast's type throughout, if its input is float32 or the processor computes in autocast's type; but packed or
+    projected it goes step by step.
     """
     if weight.dtype is torch.float64:  # which autocast leaves as it is
         return [torch.float64] * 3
     low = torch.get_autocast_dtype("cpu")
-    one_operator = kind == "LSTM" and x.dtype is torch.float32 and not (packed or projected)
+    one_operator = kind == "LSTM" and (x.dtype is torch.float32 or low in _OPERATORS) and not (packed or projected)
     adds = kind != "RNN" and not one_operator
     carried = torch.promote_types(low, (state[-1] if state else x).dtype) if adds else low
     return [*([low if projected else carried] * 2), carried]
-
-
-@contextmanager
-def medium() -> Iterator[None]:
-    """Products in bfloat16 inside. The setting is the process's: calls of other threads meanwhile have it too."""
-    global _calls, _before
-    with _lock:
-        if not _calls:
-            _before = get_matmul_precision()
-        _calls += 1
-        set_matmul_precision("medium")
-    try:
-        yield
-    finally:
-        with _lock:
-            _calls -= 1
-            if not _calls:
-                set_matmul_precision(_before)

@@ -1,125 +1,80 @@
-"""One problem at a time: answers checked, then times in turn, then memory."""
+"""Measures one case: first answers, then times in turn, then memory. No contender is timed before its answer agrees."""
 
 from __future__ import annotations
 
-import functools
-import statistics
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import dataclasses
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
-from .accuracy import bound, errors, reference, verdict
-from .contenders import OURS, PRECISIONS, Contender, Maker, Ours
-from .memory import peak_memory
-from .problems import Task
-from .timing import backward_seconds, interleave, ratios, step_seconds
-
-EVERY = "throughtime, loss on every step"
+from .case import Case, Contender, NotMeasured
+from .process import ProcessError
+from .result import Outcome, Result
 
 Tick = Callable[[], None]
 
 
-@dataclass
-class Outcome:
-    """What was found about one contender. `seconds` are its rounds, none where its answers are wrong."""
-
-    first_call: float
-    errors: dict[str, float]
-    wrong: str | None
-    seconds: list[float] = field(default_factory=list)
-    memory: int | None = None
-    tape_bytes: int | None = None
-
-    @property
-    def median(self) -> float | None:
-        """Of the rounds."""
-        return statistics.median(self.seconds) if self.seconds else None
-
-    def rate(self, operations: float) -> float | None:
-        """Operations per second."""
-        return None if self.median is None else operations / self.median
+def measure(case: Case, rounds: int, tick: Tick = lambda: None) -> list[Result]:
+    """Check all contenders, then time those whose answers are right. Calls `tick` after each part."""
+    with case.session():
+        results = _measure_times(case, rounds, tick)
+        if case.with_memory:
+            for result in results:
+                _measure_memory(result)
+            tick()
+    return results
 
 
-@dataclass
-class Result:
-    """One problem, cell and precision: an outcome for everyone who took part."""
-
-    problem: str
-    task: Task
-    precision: str
-    outcomes: dict[str, Outcome]
-
-    @property
-    def others(self) -> list[str]:
-        """Those to whom we are compared."""
-        return [name for name in self.outcomes if name not in (OURS, EVERY)]
-
-    def ratios(self, name: str, base: str = OURS) -> list[float]:
-        """Of the times of `name` to those of `base`, round by round; none where one of them was not timed."""
-        theirs, ours = self.outcomes[name].seconds, self.outcomes[base].seconds
-        return ratios(theirs, ours) if theirs and ours else []
-
-    def ratio(self, name: str, base: str = OURS) -> float | None:
-        """The median of these ratios."""
-        found = self.ratios(name, base)
-        return statistics.median(found) if found else None
-
-    def error(self, name: str, beside: str | None = None) -> float:
-        """The largest over the tensors of `name`; with `beside`, over those that both have."""
-        found = self.outcomes[name].errors
-        shared = found if beside is None else self.outcomes[beside].errors
-        return max(found[tensor] for tensor in found if tensor in shared)
+def _measure_times(case: Case, rounds: int, tick: Tick) -> list[Result]:
+    with case.contenders() as contenders:
+        outcomes = {name: Outcome() for name in contenders}
+        for name, contender in contenders.items():
+            with _failing(outcomes[name]):
+                contender.check(outcomes[name])
+        tick()
+        results = []
+        for timed in case.timed:
+            result = Result(
+                case, timed, {name: dataclasses.replace(each, seconds=[]) for name, each in outcomes.items()}
+            )
+            for number in range(rounds):
+                with case.during_round():
+                    _round(result, contenders, _order(case, list(contenders), number))
+                tick()
+            results.append(result)
+    return results
 
 
-def measure(
-    problem: str, task: Task, makers: Mapping[str, Maker], precision: str, rounds: int, tick: Tick = lambda: None
-) -> Result:
-    """Check everyone's answers, then time those whose answers are right. `tick` is called after each part."""
-    contenders, outcomes = _check(task, makers, precision)
-    if task.problem.last:
-        every = Task(task.problem._replace(last=False), task.cell)
-        more, found = _check(every, {EVERY: Ours}, precision)
-        contenders |= more
-        outcomes |= found
-    tick()
-    clock = backward_seconds if task.problem.last else step_seconds
-    for name, times in interleave(contenders, clock, rounds, tick).items():
-        outcomes[name].seconds = times
-    return Result(problem, task, precision, outcomes)
+def _order(case: Case, names: Sequence[str], number: int) -> Sequence[str]:
+    """The contenders in turn; with `alternates`, no contender always follows the same one."""
+    return names[::-1] if case.alternates and number % 2 else names
 
 
-def measure_memory(result: Result, threads: int) -> list[str]:
-    """Add the peak memory of everyone who was timed; a line for each of whom it is not known."""
-    failed = []
+def _round(result: Result, contenders: Mapping[str, Contender], order: Sequence[str]) -> None:
+    for name in order:
+        outcome = result.outcomes[name]
+        if not (outcome.wrong or outcome.failed):
+            with _failing(outcome):
+                outcome.seconds.append(contenders[name].seconds(result.timed))
+
+
+def _measure_memory(result: Result) -> None:
     for name, outcome in result.outcomes.items():
-        if name != EVERY and not outcome.wrong:
+        if outcome.seconds:
             try:
-                outcome.memory = peak_memory(name, result.task, threads, result.precision)
-            except RuntimeError as error:
-                failed.append(f"{name} on {result.problem} {result.task.cell}: {error}")
-    return failed
+                outcome.memory = result.case.memory(name)
+            except ProcessError as error:
+                result.notes.append(f"peak memory of {name} on {result.case}: {error}")
 
 
-def measure_modes(
-    problem: str, task: Task, modes: list[str], precision: str, rounds: int, tick: Tick = lambda: None
-) -> Result:
-    """Our own times and tapes in those memory modes."""
-    makers: dict[str, Maker] = {mode: functools.partial(Ours, memory=mode) for mode in dict.fromkeys(modes)}
-    return measure(problem, task, makers, precision, rounds, tick)
-
-
-def _check(task: Task, makers: Mapping[str, Maker], precision: str) -> tuple[dict[str, Contender], dict[str, Outcome]]:
-    """Those whose answers are right, and the outcomes of all."""
-    expected = reference(task)
-    contenders: dict[str, Contender] = {}
-    outcomes = {}
-    for name, make in makers.items():
-        contender = make(task)
-        first_call = step_seconds(contender)
-        found = errors(contender.answers(), expected)
-        own = precision if isinstance(contender, Ours) else PRECISIONS.get(name, "highest")
-        outcomes[name] = Outcome(first_call, found, verdict(found, bound(task, own)))
-        if isinstance(contender, Ours):
-            outcomes[name].tape_bytes = contender.tape.nbytes
-        if not outcomes[name].wrong:
-            contenders[name] = contender
-    return contenders, outcomes
+@contextmanager
+def _failing(outcome: Outcome) -> Iterator[None]:
+    """Record whatever a contender raises, for lack of memory or of a kernel for these sizes, and drop its times."""
+    try:
+        yield
+    except NotMeasured:
+        raise
+    except Exception as error:
+        reason = str(error) if isinstance(error, ProcessError) else f"{type(error).__name__}: {error}"
+        outcome.failed = textwrap.shorten(reason, 200)
+        outcome.seconds.clear()

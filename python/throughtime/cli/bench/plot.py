@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
-from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,92 +13,66 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from throughtime._files import save_figure
 
-from .measure import Result
-from .problems import CELLS
+from .result import Result
 
-_LOOKS = dict(zip(CELLS, (("#1f5f99", ""), ("#f0a030", "///"), ("#d8d8d8", "...")), strict=True))  # colour and hatch
-_BAR = 0.27  # of the distance of two problems
+Panel = Mapping[str, Mapping[str, float]]  # problem to the ratios by name
+Look = tuple[str, str]  # colour, hatch
 
-
-class Bar(NamedTuple):
-    """A ratio of one cell in a group of bars."""
-
-    group: str
-    cell: str
-    ratio: float
+_COLOURS = ("#1f5f99", "#f0a030", "#d8d8d8", "#5aa469")
+_HATCHES = ("", "///", "...", "\\\\", "xxx")
+_GROUP = 0.81  # of the distance of two problems, filled with bars
+_ACROSS = 3  # panels
 
 
-class Panel(NamedTuple):
-    """The bars that compare two contenders."""
-
-    title: str
-    label: str  # of the axis
-    bars: list[Bar]
-
-
-def ratio_panels(results: Sequence[Result]) -> list[Panel]:
-    """One panel per contender, one group per problem, one bar per cell."""
-    names = list(dict.fromkeys(name for result in results for name in result.others if result.ratio(name)))
-    return [
-        Panel(
-            f"against {name}",
-            f"time of {name} / time of throughtime (log scale)",
-            [
-                Bar(_group(result), result.task.cell, ratio)
-                for result in results
-                if name in result.outcomes and (ratio := result.ratio(name))
-            ],
-        )
-        for name in names
-    ]
+def ratio_panels(results: Sequence[Result]) -> dict[str, dict[str, dict[str, float]]]:
+    """A panel per cell and way of timing; in each, the ratios of every problem."""
+    panels: dict[str, dict[str, dict[str, float]]] = {}
+    for result in results:
+        for name, pair in result.case.ratios.items():
+            if (ratio := result.ratio(*pair)) is not None:
+                panel = panels.setdefault(f"{result.case.cell}, {result.timed}", {})
+                panel.setdefault(result.case.problem, {})[name] = ratio
+    return panels
 
 
-def save_ratio_figure(path: Path, panels: Sequence[Panel], title: str) -> None:
-    """Panels side by side, groups of bars one below the other."""
-    groups = list(dict.fromkeys(bar.group for panel in panels for bar in panel.bars))
-    figure = Figure(figsize=(2.2 + 5 * len(panels), 1.9 + 0.6 * len(groups)), layout="constrained")
+def save_ratio_figure(path: Path, panels: Mapping[str, Panel], title: str, axis: str) -> None:
+    """Panels of bars, a group per problem from top to bottom."""
+    names = dict.fromkeys(name for panel in panels.values() for ratios in panel.values() for name in ratios)
+    looks = dict(zip(names, zip(cycle(_COLOURS), cycle(_HATCHES), strict=False), strict=False))
+    columns = min(_ACROSS, len(panels))
+    rows = -(-len(panels) // columns)
+    bars = max(sum(map(len, panel.values())) + len(panel) for panel in panels.values())
+    figure = Figure(figsize=(2.5 + 4.5 * columns, rows * (1.5 + 0.2 * bars)), layout="constrained")
     figure.suptitle(title, parse_math=False)
-    all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axes, panel in zip(all_axes, panels, strict=True):
-        _draw(axes, panel, groups)
-    all_axes[0].set_yticks(range(len(groups)), groups)
-    all_axes[0].set_ylim(len(groups) - 0.5, -0.5)
-    cells = {bar.cell for panel in panels for bar in panel.bars}
-    looks = [
-        Patch(facecolor=colour, hatch=hatch, edgecolor="black", label=cell)
-        for cell, (colour, hatch) in _LOOKS.items()
-        if cell in cells
-    ]
-    figure.legend(handles=looks, loc="outside right upper", handlelength=3, handleheight=1.5)
+    all_axes = figure.subplots(rows, columns, squeeze=False).flat
+    for axes, (name, panel) in zip(all_axes, panels.items(), strict=False):
+        _draw(axes, panel, looks)
+        axes.set(title=name, xlabel=f"{axis} (log scale)")
+    for axes in all_axes[len(panels) :]:
+        axes.remove()
+    handles = [Patch(facecolor=c, hatch=hatch, edgecolor="black", label=name) for name, (c, hatch) in looks.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=3, handleheight=1.5)
     save_figure(figure, path)
 
 
-def _draw(axes: Axes, panel: Panel, groups: Sequence[str]) -> None:
-    for bar in panel.bars:
-        colour, hatch = _LOOKS[bar.cell]
-        beside = [other.cell for other in panel.bars if other.group == bar.group]
-        drawn = axes.barh(
-            groups.index(bar.group) + _BAR * (beside.index(bar.cell) - (len(beside) - 1) / 2),
-            bar.ratio - 1,
-            left=1,
-            height=_BAR,
-            color=colour,
-            hatch=hatch,
-            edgecolor="black",
-            linewidth=0.8,
-        )
-        axes.bar_label(drawn, [f"{bar.ratio:.0f}" if bar.ratio >= 10 else f"{bar.ratio:#.2g}"], padding=3, fontsize=8)
-    ratios = [bar.ratio for bar in panel.bars]
+def _draw(axes: Axes, panel: Panel, looks: Mapping[str, Look]) -> None:
+    height = _GROUP / max(map(len, panel.values()))
+    for place, ratios in enumerate(panel.values()):
+        top = place - height * (len(ratios) - 1) / 2
+        for number, (name, ratio) in enumerate(ratios.items()):
+            colour, hatch = looks[name]
+            drawn = axes.barh(
+                top + number * height, ratio - 1, height, left=1, color=colour, hatch=hatch, edgecolor="black"
+            )
+            axes.bar_label(drawn, [f"{ratio:.0f}" if ratio >= 10 else f"{ratio:#.2g}"], padding=3, fontsize=8)
+    found = [ratio for ratios in panel.values() for ratio in ratios.values()]
     axes.axvline(1, color="black", linewidth=1.5)
     axes.set_xscale("log")
-    axes.set_xlim(min(1.0, *ratios) / 1.4, max(1.0, *ratios) * 1.4)
+    axes.set_xlim(min(1.0, *found) / 1.4, max(1.0, *found) * 1.4)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set(title=panel.title, xlabel=panel.label)
+    axes.set_yticks(range(len(panel)), list(panel))
+    axes.set_ylim(len(panel) - 0.5, -0.5)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
-
-
-def _group(result: Result) -> str:
-    return result.problem if result.precision == "highest" else f"{result.problem}, {result.precision}"

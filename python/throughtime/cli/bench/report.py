@@ -1,169 +1,137 @@
-"""What was measured, as tables, as lines beneath them, and as plain data for JSON."""
+"""Results as tables, as lines beneath them, and as plain data for JSON."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import Any
+import datetime
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from .contenders import OURS
-from .measure import EVERY, Outcome, Result
+from .formatting import finite, number
+from .result import Outcome, Result, Row
 
-_MB = 1e6
-
-
-_WHAT = ("problem", "cell", "against")
-_SPEED = ("ms\nours", "ms\ntheirs", "\nratio", "GFLOP/s\nours", "GFLOP/s\ntheirs", "% of\npeak")
-_COST = ("peak MB\nours", "peak MB\ntheirs", "error\nours", "error\ntheirs")
+if TYPE_CHECKING:
+    from .suite import Columns, Suite
 
 
-def tables(results: Sequence[Result], peak: float, title: str, caption: str, console: Console) -> list[Table]:
-    """One row per problem, cell and contender; speed apart from the rest where the console is narrow."""
-    rows = [_row(result, name, peak) for result in results for name in result.others or (None,)]
-    whole = table((*_WHAT, *_SPEED, *_COST), rows, title, caption)
-    if console.measure(whole, options=console.options.update(width=1000)).maximum <= console.width:
+def tables(suite: Suite, results: Sequence[Result], machine: Mapping[str, Any], console: Console) -> list[Table]:
+    """All results in one table, or in two if the console is narrow."""
+    rows = [row for result in results for row in result.case.rows(result)]
+    words, speed, rest = suite.columns(machine)
+    title, caption = suite.title(machine), suite.caption(machine)
+    whole = _table(rows, words, {**speed, **rest}, title, caption)
+    if console.measure(whole, options=console.options.update(width=1000)).maximum <= console.width or not rest:
         return [whole]
-    what, speed = len(_WHAT), len(_WHAT) + len(_SPEED)
-    return [
-        table((*_WHAT, *_SPEED), [row[:speed] for row in rows], title, None),
-        table((*_WHAT, *_COST), [row[:what] + row[speed:] for row in rows], None, caption),
-    ]
+    return [_table(rows, words, speed, title, None), _table(rows, words, rest, None, caption)]
 
 
-def modes_table(results: Sequence[Result], base: str = "full") -> Table:
-    """Time and tape of our memory modes, relative to `base`."""
-    rows = []
+def lines(results: Sequence[Result]) -> list[str]:
+    """Contenders that were not timed, with the reason, and each ratio over several problems."""
+    return [*_troubles(results), *_summary(results)]
+
+
+def first_calls(results: Sequence[Result]) -> list[str]:
+    """A line on each contender's longest first call."""
+    longest: dict[str, tuple[float, str]] = {}
     for result in results:
-        whole = result.outcomes[base].tape_bytes
         for name, outcome in result.outcomes.items():
-            tape = outcome.tape_bytes
-            share = tape / whole if tape and whole else None
-            times = _milliseconds(outcome), number(result.ratio(name, base))
-            rows.append([result.problem, _cell(result), name, *times, _scaled(tape, 1 / _MB), number(share, ".3f")])
-    columns = ("problem", "cell", "memory", "ms", "time", "tape MB", "tape")
-    return table(columns, rows, f"Memory modes, time and tape relative to {base}", None)
+            if outcome.first_call is not None:
+                longest[name] = max(longest.get(name, (0.0, "")), (outcome.first_call, str(result.case)))
+    return [f"longest first call: {name} {seconds:.3g} s ({case})" for name, (seconds, case) in longest.items()]
 
 
-def wrong_answers(results: Sequence[Result]) -> list[str]:
-    """A line for everyone who was not timed."""
-    return [
-        f"wrong, not timed: {name} on {_place(result)}: {outcome.wrong}"
-        for result in results
-        for name, outcome in result.outcomes.items()
-        if outcome.wrong
-    ]
-
-
-def remarks(results: Sequence[Result]) -> list[str]:
-    """What has no column: first calls, and what single problems are there for."""
-    said = []
-    for name in dict.fromkeys(name for result in results for name in result.outcomes if name != EVERY):
-        slowest = max((result for result in results if name in result.outcomes), key=lambda r: _first(r, name))
-        said.append(f"longest first call: {name} {_first(slowest, name):.3g} s ({_place(slowest)})")
-    for result in results:
-        if EVERY in result.outcomes and (ratio := result.ratio(OURS, EVERY)):
-            said.append(f"{_place(result)}: our backward takes {ratio:.2f} of its time with a loss on every step")
-        memory = result.outcomes[OURS].memory
-        if result.task.problem.lean and memory is not None:
-            rest = (memory - result.task.x.nbytes) / _MB
-            said.append(f"{_place(result)}: {rest:.1f} MB above the input and its gradient")
-    return said
-
-
-def as_data(result: Result, base: str = OURS) -> dict[str, Any]:
-    """A result as JSON has it."""
-    problem = result.task.problem
+def document(
+    suite: Suite, results: Sequence[Result], skipped: Sequence[str], interrupted: bool, machine: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything as plain data. All kinds of benchmarks have the same format."""
     return {
-        "problem": result.problem,
-        "cell": result.task.cell,
-        **dict(zip("TBIH", problem[:4], strict=True)),
-        "precision": result.precision,
-        "timed": "backward" if problem.last else "forward and backward",
-        "operations": result.task.operations,
-        "contenders": {
-            name: _outcome_data(outcome, result.task.operations) for name, outcome in result.outcomes.items()
-        },
-        "ratios": {
-            name: {"rounds": result.ratios(name, base), "median": result.ratio(name, base)}
-            for name in result.outcomes
-            if name != base
-        },
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": suite.versions(),
+        "machine": machine,
+        **suite.settings(),
+        "rounds": suite.rounds,
+        "results": [_result_data(suite, result, machine) for result in results],
+        "skipped": [*skipped, *(note for result in results for note in result.notes)],
+        "interrupted": interrupted,
     }
 
 
-def table(
-    columns: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    title: str | None,
-    caption: str | None,
-    words: int = len(_WHAT),
-) -> Table:
-    """Of the look they all have: so many columns of words, the rest numbers."""
+def _table(rows: Sequence[Row], words: Columns, figures: Columns, title: str | None, caption: str | None) -> Table:
     made = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for place, column in enumerate(columns):
-        made.add_column(column, justify="left" if place < words else "right")
+    for heading in words:
+        made.add_column(heading)
+    for heading in figures:
+        made.add_column(heading, justify="right")
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*(contents(row) for contents in (*words.values(), *figures.values())))
     return made
 
 
-def _row(result: Result, name: str | None, peak: float) -> list[str]:
-    ours, theirs = result.outcomes[OURS], result.outcomes[name] if name else None
-    both = (ours, theirs)
-    operations = result.task.operations
+def _troubles(results: Sequence[Result]) -> list[str]:
+    said = []
+    for result in results:
+        for name, outcome in result.outcomes.items():
+            if outcome.wrong:
+                said.append(f"wrong, not timed: {name} on {result.case}: {outcome.wrong}")
+            if outcome.failed:
+                said.append(f"failed: {name} on {result.case}: {outcome.failed}")
+        said += result.notes
+    return list(dict.fromkeys(said))  # once, also if the case was timed in two ways
+
+
+def _summary(results: Sequence[Result]) -> list[str]:
+    found: dict[str, list[float]] = {}
+    for result in results:
+        for name, pair in result.case.ratios.items():
+            if (ratio := result.ratio(*pair)) is not None:
+                found.setdefault(f"{result.case.cell} {result.timed}, {name}", []).append(ratio)
     return [
-        *(result.problem, _cell(result), name or ""),
-        *(_milliseconds(outcome) for outcome in both),
-        number(result.ratio(name) if name else None),
-        *(_scaled(outcome.rate(operations) if outcome else None, 1e-9) for outcome in both),
-        _scaled(ours.rate(operations), 100 / peak),
-        *(_scaled(outcome.memory if outcome else None, 1 / _MB) for outcome in both),
-        f"{result.error(OURS, beside=name):.1e}",
-        f"{result.error(name):.1e}" if name else "",
+        f"{line}: {number(min(ratios))} to {number(max(ratios))}, median {number(statistics.median(ratios))} "
+        f"of {len(ratios)}"
+        for line, ratios in found.items()
+        if len(ratios) > 1
     ]
 
 
-def _outcome_data(outcome: Outcome, operations: float) -> dict[str, Any]:
+def _result_data(suite: Suite, result: Result, machine: Mapping[str, Any]) -> dict[str, Any]:
+    case = result.case
     return {
-        "seconds": outcome.seconds,
-        "median_seconds": outcome.median,
-        "flops": outcome.rate(operations),
-        "first_call_seconds": outcome.first_call,
-        "errors": {name: error if math.isfinite(error) else None for name, error in outcome.errors.items()},
-        "wrong": outcome.wrong,
-        "peak_memory_bytes": outcome.memory,
-        "tape_bytes": outcome.tape_bytes,
+        "problem": case.problem,
+        "cell": case.cell,
+        "sizes": dict(case.sizes),
+        "timed": result.timed,
+        "contenders": {
+            name: _outcome_data(outcome) | suite.details(result, name, machine)
+            for name, outcome in result.outcomes.items()
+        },
+        "ratios": {name: _ratio_data(result, *pair) for name, pair in case.ratios.items()},
     }
 
 
-def _first(result: Result, name: str) -> float:
-    return result.outcomes[name].first_call
+def _outcome_data(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "seconds": outcome.seconds,
+        "median_seconds": outcome.median,
+        "first_call_seconds": outcome.first_call,
+        "errors": {name: finite(error) for name, error in outcome.errors.items()},
+        "wrong": outcome.wrong,
+        "failed": outcome.failed,
+        "peak_memory_bytes": outcome.memory,
+        **outcome.details,
+    }
 
 
-def _cell(result: Result) -> str:
-    return result.task.cell if result.precision == "highest" else f"{result.task.cell}, {result.precision}"
-
-
-def _place(result: Result) -> str:
-    return f"{result.problem} {_cell(result)}"
-
-
-def _milliseconds(outcome: Outcome | None) -> str:
-    if outcome is not None and outcome.wrong:
-        return "wrong"
-    return _scaled(outcome.median if outcome else None, 1e3)
-
-
-def _scaled(value: float | None, factor: float) -> str:
-    return number(None if value is None else value * factor)
-
-
-def number(value: float | None, form: str = "") -> str:
-    """Three digits or more, no exponent; blank where there is no number."""
-    if value is None:
-        return ""
-    return format(value, form or (".0f" if value >= 100 else ".1f" if value >= 10 else ".2f"))
+def _ratio_data(result: Result, theirs: str, ours: str) -> dict[str, Any]:
+    rounds = result.ratios(theirs, ours)
+    return {
+        "of": theirs,
+        "over": ours,
+        "rounds": rounds,
+        "median": result.ratio(theirs, ours),
+        "lowest": min(rounds, default=None),
+        "highest": max(rounds, default=None),
+    }

@@ -1,1 +1,1 @@
-"""`throughtime bench --step`: whole training steps of small models, in the order in which a program runs them."""
+"""Whole training steps of small models: forward, loss, backward, clip_grad_norm, optimiser."""

@@ -1,4 +1,4 @@
-"""Answers, which come before times: the first step's gradients and the loss after a few steps."""
+"""Answers, which come before times: the gradients of the first step and the losses of the first few."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..accuracy import errors, rounding, verdict
+from ..accuracy import bound, errors, verdict
 from .contenders import Program
 from .problems import LEARNING_RATE, Array, Task
 
@@ -15,7 +15,7 @@ STEPS = 5  # whose losses are compared
 
 
 class Answers(NamedTuple):
-    """What the first steps of a program gave."""
+    """Gradients, losses and norms of a program's first steps."""
 
     gradients: dict[str, Array]  # of the first step, clipped
     losses: list[float]
@@ -23,13 +23,13 @@ class Answers(NamedTuple):
 
 
 def first_step(program: Program) -> Answers:
-    """Of a new program."""
+    """The answers of a new program's first step."""
     loss = program.step()
     return Answers({name: array.copy() for name, array in program.gradients.items()}, [loss], [program.norm])
 
 
 def next_steps(program: Program, answers: Answers) -> Answers:
-    """`answers` with those of the steps after the first."""
+    """`answers` with the losses and norms of the steps after the first."""
     losses, norms = list(answers.losses), list(answers.norms)
     while len(losses) < STEPS:
         losses.append(program.step())
@@ -51,18 +51,18 @@ def loss_error(answers: Answers, expected: Answers) -> float:
 def loss_bound(task: Task, expected: Answers) -> float:
     """The difference beyond which a loss is wrong rather than rounded.
 
-    With r the relative error of one step (`rounding`), the loss itself is off by r loss. Adam's first updates are near
+    With r the relative error of one step (`bound`), the loss itself is off by r loss. Adam's first updates are near
     lr g / |g|, entry by entry, so that an error e in an entry of the gradient g moves its parameter by at most
     2 lr |e / g|, and the loss by 2 lr |e|. Summed over P entries that is at most 2 lr sqrt(P) r norm(g), a step.
     """
     parameters = sum(array.size for array in task.parameters.values())
     step = 2 * LEARNING_RATE * math.sqrt(parameters) * max(expected.norms)
-    return rounding(task.terms) * (max(map(abs, expected.losses)) + STEPS * step)
+    return bound(task.terms) * (max(map(abs, expected.losses)) + STEPS * step)
 
 
 def fault(task: Task, answers: Answers, expected: Answers) -> str | None:
     """Why these answers are wrong; None if they are right."""
-    wrong = verdict(gradient_errors(answers, expected), rounding(task.terms))
+    wrong = verdict(gradient_errors(answers, expected), bound(task.terms))
     if wrong:
         return wrong
     off, allowed = loss_error(answers, expected), loss_bound(task, expected)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from ..contenders import OURS
+from ..layers.implementations import OURS
 from .problems import Array, Task
 
 NUMPY = OURS
@@ -13,7 +13,7 @@ MODULES = "throughtime.torch"
 TORCH = "torch"  # torch.nn: every ratio is of its time
 COMPILED = "torch-compile"
 AGAINST = (TORCH, COMPILED)
-# torch must not be imported where the NumPy program runs; the programs in torch share a process, hence its allocator.
+# The NumPy program's process must not import torch. The programs in torch share a process, and so its allocator.
 PROCESSES = {NUMPY: "numpy", MODULES: "torch", TORCH: "torch", COMPILED: "torch"}
 
 
@@ -24,7 +24,7 @@ class Program(Protocol):
 
     @property
     def gradients(self) -> dict[str, Array]:
-        """Of the last step, clipped."""
+        """The gradients of the last step, clipped."""
 
     def step(self) -> float:
         """Forward, loss, backward, clip, optimiser; returns the loss."""
@@ -34,7 +34,7 @@ Maker = Callable[[Task], Program]
 
 
 def load(name: str) -> Maker:
-    """What makes this contender's program; imports torch where it needs it."""
+    """Return the maker of this contender's program; imports torch if needed."""
     if name == NUMPY:
         from .numpy_program import NumpyProgram
 
@@ -45,7 +45,7 @@ def load(name: str) -> Maker:
 
 
 def load_reference() -> Maker:
-    """What makes torch.nn's program in float64, to which all answers are held."""
+    """Return the maker of torch.nn's program in float64, the reference for all answers."""
     from .torch_program import double
 
     return double

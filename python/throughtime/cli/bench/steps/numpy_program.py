@@ -7,7 +7,7 @@ from typing import Any
 
 import throughtime as tt
 
-from ..problems import CELLS
+from ..layers.problems import CELLS
 from .problems import LEARNING_RATE, MAX_NORM, Array, Task
 
 

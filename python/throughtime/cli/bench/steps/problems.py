@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -11,20 +10,21 @@ from numpy.typing import NDArray
 
 import throughtime as tt
 
-from ..problems import CELLS, GATES
+from ..layers.problems import CELLS, GATES
 
 Array = NDArray[Any]
 
 LEARNING_RATE = 1e-3  # Adam's default, in torch and here
 MAX_NORM = 0.25  # of all gradients together; small enough to clip in most of these problems
+STEP_CELLS = ("LSTM", "GRU")
 _BATCHES = 4  # drawn beforehand and taken in turn
 
 
 class Problem(NamedTuple):
     """Model and sizes: T timesteps, B sequences, I inputs, H units, and the outputs of the Linear after them.
 
-    `reads` is what Linear reads: the output of every step, that of the last step, or the final state h_n of the last
-    layer. `characters` are looked up in an Embedding first; there are as many of them as outputs.
+    `reads` selects the input of Linear: the output of every step, that of the last step, or the final state h_n of the
+    last layer. With `characters`, inputs are indices into an Embedding of as many rows as there are outputs.
     """
 
     T: int
@@ -38,9 +38,9 @@ class Problem(NamedTuple):
     bidirectional: bool = False
     batch_first: bool = False
     characters: bool = False
-    shortest: int | None = None  # of the sequences of a packed batch; None: all have T steps
+    shortest: int | None = None  # sequence of a packed batch; None: all have T steps
     carried: bool = False  # a step starts from the state in which the step before ended
-    cells: tuple[str, ...] = ("LSTM", "GRU")
+    cells: tuple[str, ...] = STEP_CELLS
 
     @property
     def directions(self) -> int:
@@ -60,7 +60,7 @@ PROBLEMS = {
 
 
 class Batch(NamedTuple):
-    """What one training step sees. `lengths` (B,) are there if `shortest` is."""
+    """The data of one training step. `lengths` (B,) are given if `shortest` is."""
 
     x: Array
     target: Array
@@ -114,11 +114,3 @@ class Task:
         lengths = rng.integers(shortest, self.problem.T + 1, self.problem.B)
         lengths[0] = self.problem.T
         return lengths
-
-
-def tasks(problems: dict[str, Problem], cells: list[str]) -> Iterator[tuple[str, Task]]:
-    """Every problem with every one of these cells that it has."""
-    for name, problem in problems.items():
-        for cell in cells:
-            if cell in problem.cells:
-                yield name, Task(problem, cell)

@@ -1,4 +1,4 @@
-"""The training program in torch, with torch.nn's recurrent layers or ours. Imported only where torch may be."""
+"""The training program in torch, with torch.nn's recurrent layers or ours. Imported on request only."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class TorchProgram:
 
     @property
     def gradients(self) -> dict[str, Array]:
-        """Of the last step, clipped."""
+        """The gradients of the last step, clipped."""
         return {
             name: parameter.grad.numpy().copy()
             for name, parameter in self._model.named_parameters()

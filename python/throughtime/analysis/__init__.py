@@ -1,0 +1,1 @@
+"""Analyses of layers: `gradient_flow` with its results and figures, and `lyapunov`."""

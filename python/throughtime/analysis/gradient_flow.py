@@ -1,0 +1,200 @@
+"""`gradient_flow`: the way back through time, and through stacks of layers, with a power of two beside every row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .._arguments import Array, as_array, float_array
+from .._finite import last_of
+from .._memory import with_room
+from .._scaled import ZERO, Scaled, scaled
+from .._torch_modules import from_torch
+from ..backend.choose import require_host
+from ..layers.layer import Layer
+from ..layers.scaled_backward import StackNorms, scaled_backward
+from ..layers.sequential import Sequential, forward_for_flow
+from ..recurrent import Recurrent
+from ..recurrent.record import Record
+from ..recurrent.scaled_backward import ScaledPass
+from .flow_result import GradientFlow, StackFlow
+
+__all__ = ["gradient_flow"]
+
+
+@with_room
+def gradient_flow(
+    layer: Layer,
+    x: Any,
+    d_output: Any = "last",
+    *,
+    state: Any = None,
+    lengths: Any = None,
+    memory: str | int = "full",
+) -> GradientFlow:
+    """Find how large the gradient is at every timestep, however far below or above the range of floats.
+
+    The way back is that of :meth:`Tape.backward`, without the gradients of parameters. What is carried of each sequence
+    is the gradient over a power of two, whose exponent is kept beside it; so a norm of 1e-1500 is as exact as one of 1.
+    Dropout is switched off, zoneout takes its expectation; BatchNorm takes the statistics of x, as in training, and
+    leaves its running ones alone.
+
+    Parameters
+    ----------
+    layer : RNN, GRU, LSTM, Sequential or another layer
+        With any number of layers and directions. What is not recurrent is taken as a stack. A ``torch.nn.RNN``,
+        ``GRU`` or ``LSTM``, or one of ``throughtime.torch`` (a block of it too), goes as well, and so do tensors.
+    x : (T, B, I) array
+        As for the layer's ``forward``. Rows (N, I) have no time in a stack of layers to which they are nothing but a
+        batch (`Linear`, `MLP`, norms, activations, `Embedding`): the flow has T = 1 and B = N, and speaks of depth.
+    d_output : "last" or array
+        The gradient of the loss with respect to the output, in its shape. ``"last"`` is one of ones on what ``h_n``
+        holds: each direction's own last step, ``output[lengths[b] - 1, b, :H]`` and, of the reverse direction,
+        ``output[0, b, H:]``, or ``output[0, b]`` of a layer with ``reverse=True``. Of a stack whose last layer is not
+        recurrent it is one of ones on each sequence's last valid output; where there is no time, on every row's.
+    state : optional
+        Initial state, as for ``forward``.
+    lengths : (B,) integers, optional
+        As for ``forward``. In the padding no gradient arrives.
+    memory : {"full", "states", "checkpoint"} or int
+        As for ``forward``: ``"checkpoint"`` for long sequences.
+
+    Returns
+    -------
+    GradientFlow
+        For a stack a :class:`StackFlow`, whose rows are the gradients of what enters each layer, and of the output.
+
+    Raises
+    ------
+    TypeError
+        If `layer` is no layer, or an array has another dtype than the layer.
+    ValueError
+        If a size does not fit, `d_output` is another word, or a layer without a state is given one.
+
+    Examples
+    --------
+    >>> import numpy as np, throughtime as tt
+    >>> x = np.random.default_rng(0).standard_normal((5000, 4, 8), dtype=np.float32)
+    >>> flow = tt.gradient_flow(tt.RNN(8, 16, seed=0), x)
+    >>> flow.log10_norm.shape, flow.log10_unit.shape
+    ((1, 5000), (1, 5000, 16))
+    """
+    layer, x, d_output, state = from_torch(layer, x, d_output, state)
+    if not isinstance(layer, Layer):
+        raise TypeError(f"layer must be a throughtime layer, got {type(layer).__name__}")
+    require_host("gradient_flow", layer.device)
+    if isinstance(d_output, str) and d_output != "last":
+        raise ValueError(f"d_output must be 'last' or an array, got {d_output!r}")
+    if not isinstance(layer, Recurrent):
+        if isinstance(layer, Sequential):
+            return _of_stack(layer, x, d_output, lengths, memory, state)
+        return _of_stack(Sequential(layer), x, d_output, lengths, memory, None if state is None else (state,))
+    # Of the outputs nobody reads more than their shape.
+    tape = layer.forward(x, state, lengths, training=False, output="last", memory=memory)
+    shape = (*as_array("x", x).shape[:-1], layer.output_size)
+    time_axis = int(layer.batch_first and tape.record.batched)
+    parts = _incoming(shape, layer.dtype, d_output, _valid(tape.record), time_axis, _reverse_of_last(layer))
+    pass_ = ScaledPass(layer, tape.record)
+    pass_.run(parts, asks_input=False)
+    return _flow_of_recurrent(pass_)
+
+
+def _incoming(
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    d_output: Any,
+    valid: Array | None,
+    time_axis: int,
+    reverse: tuple[bool, ...],
+) -> list[Scaled]:
+    """The loss's gradient, of the output's shape: the features of each direction by themselves."""
+    part = (*shape[:-1], shape[-1] // len(reverse))
+    if isinstance(d_output, str):
+        return [_ones_on_last(part, dtype, valid, time_axis, back) for back in reverse]
+    given = float_array("d_output", d_output, dtype, shape)
+    if valid is not None:
+        given = np.where(valid[..., None], given, dtype.type(0))
+    return [scaled(half) for half in np.split(given, len(reverse), axis=-1)]
+
+
+def _ones_on_last(
+    shape: tuple[int, ...], dtype: np.dtype[Any], valid: Array | None, time_axis: int, reverse: bool
+) -> Scaled:
+    """Ones on the last step that a direction takes in each sequence. The row of ones is there once."""
+    exponent = np.full(shape[:-1], ZERO, np.int32)
+    in_time = np.moveaxis(exponent, time_axis, 0)
+    if valid is None:
+        in_time[0 if reverse else -1] = 0
+    else:
+        in_time[last_of(np.moveaxis(valid, time_axis, 0), reverse)] = 0
+    return Scaled(np.broadcast_to(np.ones(shape[-1], dtype), shape), exponent)
+
+
+def _reverse_of_last(layer: Layer) -> tuple[bool, ...]:
+    """Of every direction whose own last step the output holds, side by side, whether it is the reverse one."""
+    if isinstance(layer, Sequential):
+        return _reverse_of_last(layer.layers[-1])
+    if not isinstance(layer, Recurrent):
+        return (False,)
+    return layer.architecture.goes_back[-layer.num_directions :]
+
+
+def _together(parts: list[Scaled]) -> Scaled:
+    """The features side by side; parts of a row have the same exponent where they are not zero."""
+    values = parts[0].dense if len(parts) == 1 else np.concatenate([part.dense for part in parts], axis=-1)
+    return Scaled(values, np.maximum.reduce([part.exponent for part in parts]))
+
+
+def _valid(record: Record) -> Array | None:
+    """Where there is no padding, in the layout of the output."""
+    valid = record.valid()
+    return None if valid is None else record.user_layout(valid[..., None])[..., 0]
+
+
+def _of_stack(stack: Sequential, x: Any, d_output: Any, lengths: Any, memory: str | int, state: Any) -> StackFlow:
+    tape, valid, way = forward_for_flow(stack, x, lengths, state, memory)
+    output = tape.output
+    if way.time_axis is None and isinstance(d_output, str):
+        d_output = np.ones(output.shape, output.dtype)
+    reverse = _reverse_of_last(stack) if isinstance(d_output, str) else (False,)
+    parts = _incoming(output.shape, output.dtype, d_output, valid, way.time_axis or 0, reverse)
+    found, _ = scaled_backward(stack, tape, _together(parts), way)
+    return _flow_of_stack(found, way.time_axis, None if valid is None else valid.sum(axis=way.time_axis))
+
+
+def _flow_of(found: Any, time_axis: int | None, lengths: Array | None) -> GradientFlow | None:
+    """What was found in a layer; time is on this axis of its arrays, None: rows without time."""
+    if isinstance(found, StackNorms):
+        return _flow_of_stack(found, time_axis, lengths)
+    return None if found is None else _flow_of_recurrent(found)
+
+
+def _flow_of_stack(found: StackNorms, time_axis: int | None, lengths: Array | None) -> StackFlow:
+    layers = found.layers
+    names = [f"into layers[{i}] ({type(layer).__name__})" for i, layer in enumerate(layers)]
+    rows = np.stack(found.norms)
+    rows = rows[:, None] if time_axis is None else np.moveaxis(rows, 1 + time_axis, 1)
+    return StackFlow(
+        rows,
+        names=[*names, "output"],
+        layers=[_flow_of(inner, time_axis, lengths) for inner in found.inside],
+        title=f"Gradient flow of a stack of {len(layers)} layer{'s' if len(layers) > 1 else ''}",
+        lengths=lengths,
+        fault=found.fault,
+    )
+
+
+def _flow_of_recurrent(found: ScaledPass) -> GradientFlow:
+    record, described = found.record, found.record.architecture
+    directions, reverse = described.num_directions, list(described.goes_back)
+    names = [f"layer {index // directions}{', reverse' if back else ''}" for index, back in enumerate(reverse)]
+    return GradientFlow(
+        record.unbatch(found.per_sequence, 2),
+        found.per_unit,
+        reverse=reverse,
+        names=names,
+        title=f"Gradient flow of {found.layer!r}",
+        lengths=None if record.lengths is None else record.unbatch(record.lengths, 0),
+        fault=found.fault,
+    )

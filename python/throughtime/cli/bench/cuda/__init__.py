@@ -1,1 +1,0 @@
-"""`throughtime bench --device cuda`: recurrences and Add + LayerNorm on a GPU, against cuDNN and torch."""

@@ -1,0 +1,1 @@
+"""Training steps of single layers, on the CPU and on a GPU."""

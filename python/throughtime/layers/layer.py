@@ -1,0 +1,340 @@
+"""What every layer has: named parameters in plain arrays, loading, saving and a telling repr."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO, ClassVar, Self
+from weakref import WeakValueDictionary
+
+import numpy as np
+
+from .._arguments import Array, check_shapes, file_path, float_dtype, generator, is_floating, plain
+from .._files import replacing
+from .._saved import SavedFile, claim, room_for
+from ..backend.choose import backend_of, require_host
+from ..backend.host import Host
+from ..backend.protocol import Backend
+
+
+class _Held:
+    """An array on its way into a copy. Layers that share an array give one holder, and so the copies share one too,
+    also under joblib, which writes an array as often as it is referred to.
+    """
+
+    _of: ClassVar[WeakValueDictionary[int, _Held]] = WeakValueDictionary()
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+    @classmethod
+    def of(cls, array: Any) -> _Held:
+        return cls._of.setdefault(id(array), cls(array))  # it keeps the array, whose id is its own as long
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        array = state["array"]
+        if isinstance(array, np.memmap):  # joblib's, on a file that is not to be read as a whole
+            array = plain(array)
+        elif getattr(array, "base", None) is not None:  # bytes of the file it comes from
+            array = array.copy()
+        self.array = array
+
+
+class Layer:
+    """Base class of all layers.
+
+    A subclass calls ``_set_up`` with its configuration (its constructor's arguments) and the shapes of its parameters,
+    and fills the arrays with initial values drawn from ``self._rng``.
+    """
+
+    _kinds: ClassVar[dict[str, type[Layer]]] = {}
+    _kind: ClassVar[str]
+
+    parameters: dict[str, Array]
+    """Name to array. Writing into an array changes the layer."""
+
+    input_size: int | None = None
+    """Features of the input's last axis; None where they are not known, or the input is integers."""
+
+    output_size: int | None = None
+    """Features of the output's last axis; None where they are not known."""
+
+    _backend: Backend = Host
+    _elementwise = False  # whether each number of the output is a function of the same one of the input
+    _rowwise = False  # whether the rows of the input are nothing but a batch
+    _any_dtype = False  # whether x is float32 or float64, whatever `dtype` says
+
+    @property
+    def buffers(self) -> dict[str, Array]:
+        """Name to array of what belongs to the layer and is not trained, such as running statistics; mostly empty."""
+        return {}
+
+    def __init_subclass__(cls, kind: str | None = None) -> None:
+        """Name a class that `load` makes; a user's subclass is saved as what it derives from."""
+        if kind:
+            cls._kind = kind
+            Layer._kinds[kind] = cls
+
+    def _set_up(self, config: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], dtype: Any, seed: Any) -> None:
+        self.dtype = float_dtype(dtype)
+        self._config = {**config, "dtype": str(self.dtype)}
+        self._shapes_of_parameters = dict(shapes)
+        check_shapes(type(self).__name__, shapes, self.dtype.itemsize)
+        claim(shapes.values())
+        self._rng = generator("seed", seed)
+        self.parameters = {name: Host.zeros(shape, self.dtype) for name, shape in shapes.items()}
+
+    def __repr__(self) -> str:
+        constructor = self._kinds[self._kind].__init__  # a user's subclass may have one of its own
+        signature = constructor.__code__.co_varnames[1 : constructor.__code__.co_argcount]
+        positional = dict(zip(signature[::-1], (constructor.__defaults__ or ())[::-1], strict=False))
+        defaults = {"dtype": "float32", **positional, **(constructor.__kwdefaults__ or {})}
+        shown = [
+            f"{key}={value!r}" if key in defaults else repr(value)
+            for key, value in self._config.items()
+            if key not in defaults or defaults[key] != value
+        ]
+        placed = "" if self._backend is Host else f".to({self.device!r}, dtype={self.dtype!r})"
+        return f"{type(self).__name__}({', '.join(shown)}){placed}"
+
+    @property
+    def device(self) -> str:
+        """Where the parameters are: ``"cpu"`` or ``"cuda"``."""
+        return self._backend.device
+
+    def to(self, device: str, *, dtype: Any = None) -> Self:
+        """Move the parameters to a device; RNN, GRU and LSTM alone have another than the CPU.
+
+        Raises
+        ------
+        NotImplementedError
+            If this layer does not run there.
+        """
+        if backend_of(device) is not Host:
+            raise NotImplementedError(
+                f"{type(self).__name__} runs on the CPU only; RNN, GRU and LSTM run on {device!r}"
+            )
+        if dtype is not None and float_dtype(dtype) != self.dtype:
+            raise NotImplementedError(f"{type(self).__name__}.to has no dtype; layer.astype({str(dtype)!r}) has")
+        return self
+
+    def astype(self, dtype: Any) -> Self:
+        """Return a copy of this layer with parameters of another dtype."""
+        require_host("astype", self.device)
+        other = copy.deepcopy(self)  # of its own class, whatever arguments that is made with
+        other._cast(float_dtype(dtype))
+        return other
+
+    def _cast(self, dtype: np.dtype[Any]) -> None:
+        """Replace the parameters by ones of another dtype."""
+        self._config["dtype"] = str(dtype)
+        self.dtype = dtype
+        self.parameters = {name: array.astype(dtype) for name, array in self.parameters.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle, copy and joblib."""
+        held = {name: _Held.of(array) for name, array in self.parameters.items()}
+        return {**vars(self), "parameters": held, "_config": dict(self._config)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, parameters={name: held.array for name, held in state["parameters"].items()})
+
+    def load_parameters(self, mapping: Mapping[str, Any]) -> None:
+        """Copy values into the parameters, converting between float types.
+
+        Parameters
+        ----------
+        mapping : mapping of str to array
+            NumPy arrays, torch tensors (a ``state_dict()`` as it is), or anything with DLPack, in any float type:
+            bfloat16 and float16 are read exactly. Entries of `buffers` may be among them.
+
+        Raises
+        ------
+        ValueError
+            Names every missing, unexpected and misshapen entry; nothing is changed then.
+        TypeError
+            If an entry is not an array of floating-point numbers.
+        """
+        if not isinstance(mapping, Mapping):
+            raise TypeError(f"mapping must be a dict of name to array, got {type(mapping).__name__}")
+        arrays = {name: self._backend.on_host(f"parameters[{name!r}]", value) for name, value in mapping.items()}
+        buffers = self.buffers
+        own = {**self.parameters, **{name: buffer for name, buffer in buffers.items() if name in arrays}}
+        faults = [f"missing {name!r} {array.shape}" for name, array in own.items() if name not in arrays]
+        faults += [f"unexpected {name!r} {array.shape}" for name, array in arrays.items() if name not in own]
+        faults += [
+            f"{name!r} has shape {arrays[name].shape}, expected {array.shape}"
+            for name, array in own.items()
+            if name in arrays and arrays[name].shape != array.shape
+        ]
+        if faults:
+            raise ValueError(f"parameters do not fit {self!r}: " + "; ".join(faults))
+        for name, array in arrays.items():
+            if not is_floating(array.dtype) and not np.issubdtype(own[name].dtype, np.integer):
+                raise TypeError(f"parameters[{name!r}] has dtype {array.dtype}, expected a float type")
+        for name, array in arrays.items():
+            own[name][...] = array
+
+    def _check_parameters(self) -> None:
+        """Raise unless `parameters` still holds what the constructor put there: a user may have replaced an entry."""
+        if self.parameters.keys() != self._shapes_of_parameters.keys():
+            raise ValueError(f"parameters has {sorted(self.parameters)}, expected {sorted(self._shapes_of_parameters)}")
+        self._backend.check_parameters(self.parameters, self.dtype, self._shapes_of_parameters)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write configuration and parameters to `path` (NumPy's ``.npz`` format); `throughtime.load` reads it.
+
+        The file is written beside `path`, then takes its place: where that fails, a file that was there is as it was.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written, on a full disk say.
+        """
+        with replacing(file_path("path", path)) as file:
+            self._write(file)
+
+    def _write(self, file: BinaryIO) -> None:
+        """What `save` does, into an open file."""
+        about = json.dumps(self._about(), default=lambda inner: inner._about())
+        values = {
+            name: self._backend.on_host(name, array) for name, array in {**self.parameters, **self.buffers}.items()
+        }
+        entries: dict[str, Any] = {"__throughtime__": np.array(about), **values}
+        np.savez(file, **entries)
+
+    def _about(self) -> dict[str, Any]:
+        """What `_rebuild` makes this layer of, but for the parameters' values."""
+        return {"layer": self._kind, "config": self._config}
+
+    @classmethod
+    def _rebuild(cls, config: dict[str, Any]) -> Self:
+        return cls(**config)
+
+
+class Composite(Layer):
+    """A layer made of others, whose parameters are theirs, with the others' names before them.
+
+    A subclass calls ``_compose`` with its configuration and its inner layers by name.
+    """
+
+    def _compose(self, config: dict[str, Any], inner: dict[str, Layer], dtype: np.dtype[Any]) -> None:
+        for layer in inner.values():
+            require_host(type(self).__name__, layer.device)
+        self.dtype = dtype
+        self._config = config
+        self._inner = inner
+        places: dict[int, str] = {}
+        for name, array in self.parameters.items():
+            if id(array) in places:
+                raise ValueError(
+                    f"a layer, and an array of one, can stand in one place only, but {name!r} is {places[id(array)]!r}"
+                )
+            places[id(array)] = name
+
+    @property
+    def buffers(self) -> dict[str, Array]:
+        """Those of the inner layers, with the others' names before them."""
+        return self._named({name: layer.buffers for name, layer in self._inner.items()})
+
+    @functools.cached_property
+    def parameters(self) -> dict[str, Array]:  # type: ignore[override]
+        """Name to array, those of the inner layers. Writing into an array changes the layer."""
+        return self._named({name: layer.parameters for name, layer in self._inner.items()})
+
+    def _cast(self, dtype: np.dtype[Any]) -> None:
+        if "dtype" in self._config:
+            self._config["dtype"] = str(dtype)
+        self.dtype, self._any_dtype = dtype, False
+        for layer in self._inner.values():
+            layer._cast(dtype)
+        vars(self).pop("parameters", None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without `parameters`, which a copy finds in the copies of the inner layers."""
+        self._check_parameters()
+        return {name: value for name, value in vars(self).items() if name != "parameters"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
+    @staticmethod
+    def _named(arrays: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """Entries of the inner layers as one dict."""
+        return {f"{name}.{key}": array for name, own in arrays.items() for key, array in own.items()}
+
+    def _check_parameters(self) -> None:
+        """Raise unless `parameters` still is the inner layers' own arrays."""
+        own = self._named({name: layer.parameters for name, layer in self._inner.items()})
+        if self.parameters.keys() != own.keys():
+            raise ValueError(f"parameters has {sorted(self.parameters)}, expected {sorted(own)}")
+        for name, array in own.items():
+            if self.parameters[name] is not array:
+                raise ValueError(f"parameters[{name!r}] is not the inner layer's: write into it, do not replace it")
+        for layer in self._inner.values():
+            layer._check_parameters()
+
+
+def owners(layer: Layer) -> Iterator[Layer]:
+    """The innermost layers, which own the parameters."""
+    if isinstance(layer, Composite):
+        for inner in layer._inner.values():
+            yield from owners(inner)
+    else:
+        yield layer
+
+
+def check_parameters(layer: Layer) -> None:
+    """Raise unless `parameters` still holds what the constructor put there."""
+    layer._check_parameters()
+
+
+def _rebuild(entry: dict[str, Any]) -> Any:
+    return Layer._kinds[entry["layer"]]._rebuild(entry["config"]) if entry.keys() == {"layer", "config"} else entry
+
+
+def load(path: str | os.PathLike[str]) -> Layer:
+    """Read a layer that ``layer.save(path)`` wrote.
+
+    A file from elsewhere is safe to read: nothing in it is executed, and before memory is taken for an array, its name
+    and shape are checked against the configuration and the length of the file.
+
+    Raises
+    ------
+    TypeError
+        If `path` is neither a str nor an os.PathLike.
+    OSError
+        If the file cannot be opened.
+    ValueError
+        If the file is not one that throughtime wrote, or is damaged.
+    """
+    name = file_path("path", path)
+    with open(name, "rb") as stream:
+        try:
+            return _read(SavedFile(stream))
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever zipfile, NumPy, JSON or a constructor says to what the file holds
+            what = str(error) or type(error).__name__
+            raise ValueError(f"path is not a layer saved by throughtime: {name!r} ({what})") from None
+
+
+def _read(file: SavedFile) -> Layer:
+    with room_for(file.entries.values()):
+        layer = json.loads(file.configuration, object_hook=_rebuild)
+    if not isinstance(layer, Layer):
+        raise ValueError("its configuration is not that of a layer")
+    arrays = {**layer.parameters, **layer.buffers}
+    for name in arrays | file.entries:
+        found = file.entries[name].shape if name in file.entries else None
+        expected = arrays[name].shape if name in arrays else None
+        if found != expected:
+            raise ValueError(f"{name!r} has shape {found}, expected {expected} for {layer!r}")
+    for name, entry in file.entries.items():
+        if entry.dtype.newbyteorder("=") != arrays[name].dtype:
+            raise ValueError(f"{name!r} has dtype {entry.dtype}, expected {arrays[name].dtype}")
+        arrays[name][...] = file.read(entry)
+    return layer

@@ -1,0 +1,391 @@
+"""RNN, GRU and LSTM: PyTorch's names, shapes and equations, with a tape that gives the gradient at every timestep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Self
+
+from .._arguments import Array, choice, flag
+from .._memory import with_room
+from ..backend.choose import backend_of
+from ..backend.host import Host
+from ..layers.layer import Layer
+from .architecture import CONSTANTS, Architecture
+from .arguments import Checks, check_memory, describe
+from .forward import run_forward
+from .record import Record, State
+from .tape import Tape
+
+
+class Recurrent(Layer):
+    """What the recurrent layers share. Sizes: T timesteps, B sequences, I inputs, H units, L layers, D directions."""
+
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    bias: bool
+    batch_first: bool
+    dropout: float
+    bidirectional: bool
+    reverse: bool
+    zoneout: float | tuple[float, ...]
+    weight_dropout: float
+
+    def __init__(self, config: dict[str, Any], dtype: Any, seed: Any) -> None:
+        checked, architecture = describe(self._kind, config, type(self).__name__)
+        vars(self).update(checked, architecture=architecture)
+        self.num_directions, self.output_size = architecture.num_directions, architecture.output_size
+        plain = {name: checked[name] for name in config}
+        self._set_up(plain, architecture.parameter_shapes, dtype, seed)
+        self._initialise()
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """What forward and backward know of this layer."""
+        return describe(self._kind, vars(self), type(self).__name__)[1]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in vars(self).get("_config", ()):  # an option, which the architecture has
+            vars(self).pop("architecture", None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the architecture, which follows from the options."""
+        return {name: value for name, value in super().__getstate__().items() if name != "architecture"}
+
+    def _initialise(self) -> None:
+        bound, uniform = self.hidden_size**-0.5, with_room(self._rng.uniform)  # as PyTorch
+        for own in self.architecture.own_parameters:
+            for name, full in own.items():
+                array, constant = self.parameters[full], CONSTANTS.get(name)
+                array[...] = uniform(-bound, bound, array.shape) if constant is None else constant
+
+    def to(self, device: str, *, dtype: Any = None) -> Self:
+        """Move the parameters to a device, in place.
+
+        Parameters
+        ----------
+        device : {"cpu", "cuda"}
+            With ``"cuda"``, calls take and return arrays of the current device: they accept
+            `throughtime.cuda.DeviceArray` and objects with DLPack or ``__cuda_array_interface__``, and return
+            `DeviceArray`, which has DLPack.
+        dtype : str, optional
+            ``"float32"``, ``"bfloat16"`` or ``"float16"`` on CUDA, ``"float32"`` or ``"float64"`` on the CPU; else the
+            layer's own, or float32 if it comes from CUDA.
+
+        Returns
+        -------
+        layer
+            The layer itself.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If there is no such device, or it does not support the layer's dtype, such as float64.
+        RuntimeError
+            If this build has no CUDA, or there is no device.
+        """
+        backend = backend_of(device)
+        if dtype is None:
+            dtype = "float32" if backend is Host and self._backend is not Host else self.dtype
+        dtype = backend.layer_dtype(dtype)
+        if backend is self._backend and dtype == self.dtype:
+            return self
+        for name, array in self.parameters.items():
+            self.parameters[name] = backend.placed(self._backend.on_host(name, array), dtype)
+        self._backend, self.dtype = backend, dtype
+        self._config["dtype"] = str(dtype) if backend is Host else "float32"  # of what `load` makes
+        return self
+
+    def __call__(self, x: Array, state: Any = None, lengths: Any = None) -> tuple[Array, State]:
+        """Inference: no dropout, nothing is saved.
+
+        Parameters
+        ----------
+        x, state, lengths
+            As for :meth:`forward`.
+
+        Returns
+        -------
+        output : (T, B, D*H) array
+        state : array or tuple of arrays, (L*D, B, H)
+            Final state: ``h_n``, for the LSTM ``(h_n, c_n)``.
+        """
+        tape = Tape(self._run(x, state, lengths, None, None, training=False, memory=None))
+        return tape.output, tape.final_state
+
+    def forward(
+        self,
+        x: Array,
+        state: Any = None,
+        lengths: Any = None,
+        *,
+        resets: Any = None,
+        masks: Mapping[str, Array] | None = None,
+        training: bool = True,
+        output: str = "all",
+        memory: str | int = "full",
+    ) -> Tape:
+        """Run over all timesteps and keep what :meth:`Tape.backward` needs.
+
+        Parameters
+        ----------
+        x : (T, B, I) array
+            Input, in the layer's dtype; ``(B, T, I)`` with ``batch_first``; ``(T, I)`` unbatched. The tape keeps a
+            reference: do not change it before the backward.
+        state : (L*D, B, H) array, or a pair of them for the LSTM, optional
+            Initial state ``h_0`` or ``(h_0, c_0)``; zeros when None.
+        lengths : (B,) integers, optional
+            Each sequence's own length, in any order, 0 allowed. Beyond it the output is zero and the state stands
+            still, whatever the padding holds.
+        resets : (T, B) bool array, optional
+            True on the first step of an episode: the forward direction starts from zero there, the reverse direction on
+            the step before it. No gradient crosses.
+        masks : mapping of str to bool array, optional
+            Masks in place of random ones, as in ``tape.masks``: ``dropout_l0 (T, B, D*H)``, true where dropped;
+            ``zoneout_h_l0``, ``zoneout_c_l0 (T, B, H)``, true where a unit keeps its old state;
+            ``weight_hh_l0 (G*H, H)``, true where dropped.
+        training : bool
+            False switches dropout off, and takes the expectation of zoneout.
+        output : {"all", "last"}
+            With ``"last"``, ``tape.output (B, D*H)`` is what ``h_n`` holds for the last layer, directions side by side.
+        memory : {"full", "states", "checkpoint"} or int
+            What is kept for the backward: with ``"full"`` all that it reads; with ``"states"`` the states, from which
+            the gates are computed again; with ``"checkpoint"`` or a number k the state of every k-th step (about the
+            square root of T when not given), from which all between is computed again, at least 512 rows (steps times
+            sequences) at a time. The gradients are the same up to rounding.
+
+        Returns
+        -------
+        Tape
+
+        Raises
+        ------
+        TypeError
+            If an array has another dtype than the layer; nothing is cast.
+        ValueError
+            If a size does not fit, or T is 0.
+
+        Examples
+        --------
+        >>> import numpy as np, throughtime as tt
+        >>> x = np.random.default_rng(0).standard_normal((1000, 32, 64), dtype=np.float32)
+        >>> tape = tt.GRU(64, 16, seed=0).forward(x)
+        >>> tape.output.shape, tape.final_state.shape
+        ((1000, 32, 16), (1, 32, 16))
+        """
+        choice("output", output, ("all", "last"))
+        memory, training = check_memory(memory), flag("training", training)
+        last = output == "last"
+        return Tape(self._run(x, state, lengths, resets, masks, training=training, memory=memory, last=last))
+
+    def _run(
+        self,
+        x: Any,
+        state: Any,
+        lengths: Any,
+        resets: Any,
+        masks: Mapping[str, Array] | None,
+        *,
+        training: bool,
+        memory: str | int | None,
+        last: bool = False,
+    ) -> Record:
+        self._check_parameters()
+        checks = Checks(self.architecture, self._backend, self.dtype)
+        inputs = checks.inputs(x, state, lengths, resets)
+        return run_forward(
+            self.architecture,
+            self._backend,
+            inputs,
+            parameters=self.parameters if memory is None else _copied(self.parameters),
+            masks=checks.masks(masks, inputs, training, self._rng),
+            memory=memory,
+            last=last,
+        )
+
+
+@with_room
+def _copied(parameters: dict[str, Array]) -> dict[str, Array]:
+    """They may change before the backward."""
+    return {name: array.copy() for name, array in parameters.items()}
+
+
+class RNN(Recurrent, kind="RNN"):
+    """Elman network: ``h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)`` (Elman 1990).
+
+    Parameters
+    ----------
+    input_size, hidden_size : int
+        I and H.
+    num_layers : int
+        L, at most 10,000; layer k > 0 reads the output of layer k - 1.
+    nonlinearity : {"tanh", "relu", "sigmoid"}
+        f. A sigmoid's slope is at most 1/4, so that gradients vanish sooner.
+    bias : bool
+        Whether ``b_ih`` and ``b_hh`` exist.
+    batch_first : bool
+        Input, output and their gradients are ``(B, T, F)``; nothing else changes.
+    dropout : float
+        Probability of dropping an output of a layer but the last, in training.
+    bidirectional : bool
+        A second direction (suffix ``_reverse``) runs from the last timestep to the first.
+    reverse : bool
+        The only direction runs from the last timestep to the first, with `lengths` from each sequence's own last one;
+        the output stands where the input does. The parameters have no suffix.
+    layer_norm : bool
+        ``h_t = f(LN(W_ih x_t) + LN(W_hh h_{t-1}) + b_ih + b_hh)``. Each LN is over all units, with a gain
+        ``weight_ln_ih`` or ``weight_ln_hh (H,)`` that starts as 1, and eps 1e-5. For this network, Ba et al. (2016,
+        arXiv:1607.06450, equation 4) normalise the sum of both products; for LSTM and GRU, each product (equations 20
+        to 25). Here all three normalise each product.
+    zoneout : float
+        Probability that a unit keeps its old state at a step, in training; at inference the new state is the
+        expectation, ``p old + (1 - p) new`` (Krueger et al. 2017).
+    weight_dropout : float
+        Probability of dropping an entry of ``weight_hh``, one mask per forward, in training; the others are scaled by
+        ``1/(1-p)`` (Merity et al. 2018).
+    dtype : {"float32", "float64"}
+    seed : int, optional
+        Of the initial weights, uniform in ``+-1/sqrt(H)`` as PyTorch's, and of the masks.
+
+    Examples
+    --------
+    >>> tt.RNN(8, 16, nonlinearity="relu")
+    RNN(8, 16, nonlinearity='relu')
+    """
+
+    nonlinearity: str
+    layer_norm: bool
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        reverse: bool = False,
+        layer_norm: bool = False,
+        zoneout: float = 0.0,
+        weight_dropout: float = 0.0,
+        dtype: Any = "float32",
+        seed: Any = None,
+    ) -> None:
+        super().__init__(_config(locals()), dtype, seed)
+
+
+class GRU(Recurrent, kind="GRU"):
+    """Gated recurrent unit (Cho et al. 2014), in PyTorch's and cuDNN's form, gates in the order r, z, n.
+
+    ``r = sigmoid(W_ir x + b_ir + W_hr h + b_hr)``, ``z`` likewise, ``n = tanh(W_in x + b_in + r (W_hn h + b_hn))``,
+    ``h' = (1 - z) n + z h``.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, reverse, zoneout, weight_dropout
+        As for :class:`RNN`.
+    dtype, seed
+        As for :class:`RNN`.
+    reset_after : bool
+        Whether r multiplies after the recurrent product, as above; False is the original,
+        ``n = tanh(W_in x + b_in + W_hn (r h) + b_hn)``.
+    layer_norm : bool
+        ``LN(W_ih x)`` and ``LN(W_hh h)`` replace both products. Each LN is over all gates, with a gain ``weight_ln_ih``
+        or ``weight_ln_hh (3*H,)`` that starts as 1, and eps 1e-5. The biases are added after it; r multiplies
+        ``LN(W_hh h)_n + b_hn``. Ba et al. (2016, arXiv:1607.06450, equations 23 to 25) also normalise each product, but
+        those of n separately from those of r and z. Only with ``reset_after=True``: the original GRU has a third
+        product.
+
+    Examples
+    --------
+    >>> tt.GRU(8, 16, num_layers=2)
+    GRU(8, 16, num_layers=2)
+    """
+
+    reset_after: bool
+    layer_norm: bool
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        reverse: bool = False,
+        reset_after: bool = True,
+        layer_norm: bool = False,
+        zoneout: float = 0.0,
+        weight_dropout: float = 0.0,
+        dtype: Any = "float32",
+        seed: Any = None,
+    ) -> None:
+        super().__init__(_config(locals()), dtype, seed)
+
+
+class LSTM(Recurrent, kind="LSTM"):
+    """Long short-term memory (Hochreiter and Schmidhuber 1997; Gers et al. 2000), gates in the order i, f, g, o.
+
+    ``i, f, o = sigmoid(W x + b_ih + W_hh h + b_hh)``, ``g = tanh(...)``, ``c' = f c + i g``, ``h' = o tanh(c')``.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, reverse, weight_dropout, dtype, seed
+        As for :class:`RNN`.
+    proj_size : int
+        P: ``h' = W_hr (o tanh(c'))`` has P features (Sak et al. 2014); 0 for none.
+    peephole : bool
+        i and f see ``weight_ci c``, ``weight_cf c``, o sees ``weight_co c'`` (Gers and Schmidhuber 2000).
+    layer_norm : bool
+        Gates from ``LN(W_ih x) + LN(W_hh h) + b_ih + b_hh``, each LN over all gates with a gain ``weight_ln_ih``,
+        ``weight_ln_hh``; ``h' = o tanh(LN(c'))`` with ``weight_ln_c``, ``bias_ln_c`` (Ba et al. 2016, arXiv:1607.06450,
+        equations 20 to 22). Gains start as 1, where gradients grow by some 4 % a step (H = 256); with ``weight_ln_hh``
+        at 0.5 they fall by 17 %. Of these three options one may be chosen.
+    zoneout : float or pair of float
+        As for :class:`RNN`; a pair is for h and c. h is computed from the c before its zoneout.
+
+    Examples
+    --------
+    >>> tt.LSTM(8, 16, bidirectional=True)
+    LSTM(8, 16, bidirectional=True)
+    >>> sorted(tt.LSTM(8, 16, proj_size=4).parameters)
+    ['bias_hh_l0', 'bias_ih_l0', 'weight_hh_l0', 'weight_hr_l0', 'weight_ih_l0']
+    """
+
+    proj_size: int
+    peephole: bool
+    layer_norm: bool
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        *,
+        reverse: bool = False,
+        peephole: bool = False,
+        layer_norm: bool = False,
+        zoneout: float | tuple[float, float] = 0.0,
+        weight_dropout: float = 0.0,
+        dtype: Any = "float32",
+        seed: Any = None,
+    ) -> None:
+        super().__init__(_config(locals()), dtype, seed)
+
+
+def _config(arguments: dict[str, Any]) -> dict[str, Any]:
+    """A constructor's own arguments, for `repr`, `save` and the base class."""
+    return {key: value for key, value in arguments.items() if key not in ("self", "dtype", "seed", "__class__")}

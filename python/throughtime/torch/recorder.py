@@ -1,0 +1,105 @@
+"""The recorders that `record` registers, to which backward passes report the gradients of timesteps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from .._arguments import TIMESTEPS
+from ..recurrent import Gradients
+from .places import tensor_of
+
+RECORDED = tuple(name for name in TIMESTEPS if name != "products")
+
+
+class BackwardTimesteps:
+    """What one backward pass of a module gave for every timestep, as far as it was asked for.
+
+    Attributes
+    ----------
+    hidden, cell : (L*D, T, B, H) tensor
+        Total dL/dh_t and dL/dc_t.
+    gates : (L*D, T, B, G*H) tensor
+        Gradient of the input's part of the pre-activations.
+    parameter_norms : dict of str to (T,) float64 tensor
+        Frobenius norm of what each timestep adds to each parameter's gradient.
+    """
+
+    def __init__(self, grads: Gradients) -> None:
+        found = {name: vars(grads)[name] for name in RECORDED if name in vars(grads)}
+        norms = found.pop("parameter_norms", None)
+        self.__dict__.update({name: tensor_of(array) for name, array in found.items()})
+        if norms is not None:
+            self.parameter_norms = {name: tensor_of(array) for name, array in norms.items()}
+
+    def __repr__(self) -> str:
+        return f"BackwardTimesteps({', '.join(vars(self))})"
+
+
+class Timesteps:
+    """What `record` fills: attributes of `BackwardTimesteps`, of the last backward pass.
+
+    Attributes
+    ----------
+    backwards : list of BackwardTimesteps
+        Of every backward pass, in the order in which they ran: where a loss was made of several calls of the module,
+        its last call comes first.
+    asked : set of str
+    """
+
+    def __init__(self, asked: set[str]) -> None:
+        self.asked = asked
+        self.backwards: list[BackwardTimesteps] = []
+
+    def add(self, grads: Gradients) -> None:
+        """Take over what a backward pass found."""
+        self.backwards.append(BackwardTimesteps(grads))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name not in RECORDED:
+            raise AttributeError(f"timesteps have no {name!r}")
+        if not self.backwards:
+            raise AttributeError(f"timesteps.{name}: no backward pass of this module has run yet")
+        if name not in vars(self.backwards[-1]):
+            raise AttributeError(
+                f"timesteps.{name} is not there: record(module, timesteps=({name!r}, ...)) asks for it; "
+                "only the LSTM has 'cell'"
+            )
+        return getattr(self.backwards[-1], name)
+
+    def __repr__(self) -> str:
+        return f"Timesteps({len(self.backwards)} backwards of {', '.join(sorted(self.asked))})"
+
+
+_active: dict[int, Timesteps] = {}  # by address_of
+
+
+def address_of(weights: Sequence[Tensor]) -> int:
+    """What a module is known by: its first weight's memory, which compiled graphs see too."""
+    return weights[0].data_ptr()
+
+
+def active(address: int) -> Timesteps | None:
+    """The recorder of the module with this address."""
+    return _active.get(address)
+
+
+@contextmanager
+def recording(address: int, recorder: Timesteps) -> Iterator[None]:
+    """Register the recorder of the module with this address.
+
+    Raises
+    ------
+    ValueError
+        If the module has one already.
+    """
+    if address in _active:
+        raise ValueError("module is being recorded already")
+    _active[address] = recorder
+    try:
+        yield
+    finally:
+        del _active[address]

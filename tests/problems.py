@@ -1,0 +1,300 @@
+"""Random problems, and what the library and the reference make of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from hypothesis import strategies as st
+
+import reference
+import throughtime as tt
+from comparison import assert_close, assert_norms_close, magnification, rounding_bound, wide
+from reference import NORMALISED
+
+KINDS = tuple(reference.CELLS)
+# Cells that differ from another one in their activation alone. Tests of equations take all KINDS, others one of each form.
+VARIANTS = ("rnn_sigmoid", "rnn_tanh_layer_norm", "rnn_relu_layer_norm", "rnn_sigmoid_layer_norm")
+FORMS = tuple(kind for kind in KINDS if kind not in VARIANTS)
+RELUS = tuple(kind for kind in KINDS if kind.startswith("rnn_relu"))  # whose derivative jumps
+TORCH_KINDS = ("rnn_tanh", "rnn_relu", "gru", "lstm", "lstm_projected")
+GATES = {kind: cell.gates for kind, cell in reference.CELLS.items()}
+STATES = {kind: cell.states for kind, cell in reference.CELLS.items()}
+ALL_TIMESTEPS = ("hidden", "cell", "gates", "parameter_norms")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Sizes; the arrays follow from them and the seed, are of type `dtype`, and never change."""
+
+    kind: str
+    T: int = 7
+    B: int = 3
+    I: int = 5  # noqa: E741
+    H: int = 6
+    L: int = 1
+    D: int = 1
+    bias: bool = True
+    dtype: str = "float64"
+    seed: int = 0
+    P: int = 0  # of the projected LSTM; 0: half of H
+    zoneout: float | tuple[float, float] = 0.0
+    weight_dropout: float = 0.0
+
+    def random(self, what, shape):
+        """Standard normal numbers of their own for every name."""
+        values = np.random.default_rng([self.seed, *what.encode()]).standard_normal(shape).astype(self.dtype)
+        values.flags.writeable = False
+        return values
+
+    @property
+    def width(self):
+        """How wide h is: P with a projection, else H."""
+        return (self.P or (self.H + 1) // 2) if self.kind == "lstm_projected" else self.H
+
+    def states(self, what):
+        """What h_0 and final states look like; for LSTM a pair."""
+        LD, B = self.L * self.D, self.B
+        h = self.random(what + "h", (LD, B, self.width))
+        return (h, self.random(what + "c", (LD, B, self.H))) if STATES[self.kind] == 2 else h
+
+    @property
+    def suffixes(self):
+        return [f"_l{layer}{side}" for layer in range(self.L) for side in ("", "_reverse")[: self.D]]
+
+    @property
+    def shapes(self):
+        rows, H = GATES[self.kind] * self.H, self.H
+        own = {
+            "lstm_projected": {"weight_hr": (self.width, H)},
+            "lstm_peephole": {"weight_ci": (H,), "weight_cf": (H,), "weight_co": (H,)},
+            "lstm_layer_norm": {"weight_ln_c": (H,), "bias_ln_c": (H,)},
+        }.get(self.kind, {})
+        if self.kind in NORMALISED:
+            own = {"weight_ln_ih": (rows,), "weight_ln_hh": (rows,), **own}
+        biases = {"bias_ih": (rows,), "bias_hh": (rows,)} if self.bias else {}
+        shapes = {}
+        for index, suffix in enumerate(self.suffixes):
+            below = self.I if index < self.D else self.D * self.width
+            layer = {"weight_ih": (rows, below), "weight_hh": (rows, self.width), **biases, **own}
+            shapes |= {name + suffix: shape for name, shape in layer.items()}
+        return shapes
+
+    @cached_property
+    def parameters(self):
+        # Of this size a recurrent matrix has a spectral norm around 1: gradients neither vanish nor explode. Layer
+        # normalisation undoes the size of what it is given: gains hold what comes through h to a third of the rest.
+        scale = np.asarray(0.6 / np.sqrt(self.H), self.dtype)
+        values = {name: self.random(name, shape) * scale for name, shape in self.shapes.items()}
+        for name in values:
+            if name.startswith("weight_ln"):
+                values[name] = (1 + values[name]) * np.asarray(0.3 if "_hh" in name else 1, self.dtype)
+        return values
+
+    @cached_property
+    def masks(self):
+        """Of zoneout and weight dropout, where there are any: random ones at their rates."""
+        pair = self.zoneout if isinstance(self.zoneout, tuple) else (self.zoneout,) * STATES[self.kind]
+        wanted = {}
+        for suffix in self.suffixes:
+            for s, width, p in zip("hc", (self.width, self.H), pair, strict=False):
+                wanted[f"zoneout_{s}{suffix}"] = ((self.T, self.B, width), p)
+            wanted["weight_hh" + suffix] = (self.shapes["weight_hh" + suffix], self.weight_dropout)
+        rng = np.random.default_rng([self.seed, 3])
+        return {name: rng.random(shape) < p for name, (shape, p) in wanted.items() if p}
+
+    @cached_property
+    def x(self):
+        return self.random("x", (self.T, self.B, self.I))
+
+    @cached_property
+    def state(self):
+        return self.states("state")
+
+    @cached_property
+    def d_output(self):
+        return self.random("d_output", (self.T, self.B, self.D * self.width))
+
+    @cached_property
+    def d_final_state(self):
+        return self.states("d_final_state")
+
+    @cached_property
+    def d_cell(self):
+        shape = (self.L * self.D, self.T, self.B, self.H)
+        return self.random("d_cell", shape) if STATES[self.kind] == 2 else None
+
+    @cached_property
+    def lengths(self):
+        """From 0 to T, both among them where B allows."""
+        lengths = np.random.default_rng([self.seed, 1]).integers(0, self.T + 1, self.B)
+        lengths[-1] = 0
+        lengths[0] = self.T
+        return lengths
+
+    @cached_property
+    def resets(self):
+        return np.random.default_rng([self.seed, 2]).random((self.T, self.B)) < 0.25
+
+    @property
+    def loss(self):
+        """Every incoming gradient, by the name of `backward`'s argument."""
+        loss = {"d_output": self.d_output, "d_final_state": self.d_final_state}
+        return loss if self.d_cell is None else loss | {"d_cell": self.d_cell}
+
+    @property
+    def terms(self):
+        """Roundings on the longest way from an input to a gradient: forward, back, the sum over T and B."""
+        sums = self.I + (1 + self.D) * self.width + 2 * GATES[self.kind] * self.H
+        pointwise = 40  # of one cell, forward and backward, three to a sigmoid or tanh
+        more = {
+            "gru_original": self.H,  # the second product
+            "lstm_projected": self.H + self.width,  # the projection, there and back
+            "lstm_peephole": 10,
+        }.get(self.kind, 0)
+        if self.kind in NORMALISED:  # means and variances of gates, and of c, forward and backward, 20 by each unit
+            more = 2 * 2 * (GATES[self.kind] + STATES[self.kind] - 1) * self.H + 2 * 20
+        noise = 8 if self.zoneout or self.weight_dropout else 0
+        return self.L * self.T * (sums + pointwise + more + noise) + self.T * self.B
+
+    @property
+    def bound(self):
+        """For a run from `state`; of any other run of a layer-normalised cell, `check` finds it."""
+        bound = rounding_bound(self.dtype, self.terms)
+        if self.kind in NORMALISED:
+            bound *= magnification(reference_forward(self, {"state": self.state, "masks": self.masks}))
+        return bound
+
+    def layer(self, **options):
+        """The library's layer with these parameters."""
+        own = {
+            "gru_original": {"reset_after": False},
+            "lstm_projected": {"proj_size": self.width},
+            "lstm_peephole": {"peephole": True},
+        }.get(self.kind, {})
+        if self.kind.startswith("rnn"):
+            own["nonlinearity"] = self.kind.split("_")[1]
+        if self.kind in NORMALISED:
+            own["layer_norm"] = True
+        layer = layer_class(self.kind)(
+            self.I,
+            self.H,
+            num_layers=self.L,
+            bias=self.bias,
+            bidirectional=self.D == 2,
+            zoneout=self.zoneout,
+            weight_dropout=self.weight_dropout,
+            dtype=self.dtype,
+            **own,
+            **options,
+        )
+        layer.load_parameters(self.parameters)
+        return layer
+
+
+def layer_class(kind):
+    return {"rnn": tt.RNN, "gru": tt.GRU, "lstm": tt.LSTM}[kind.partition("_")[0]]
+
+
+def problems(kind, most_layers=3, noise=False, **fixed):
+    """Problems of one kind, many of them with a size of 1 or just beside a multiple of the vector lengths.
+
+    With `noise` some have zoneout or dropout of weights; their `masks` go with them.
+    """
+    narrowest = 2 if kind == "lstm_projected" else 1  # P is less than H
+    sizes = {
+        "T": st.one_of(st.just(1), st.integers(2, 12)),
+        "B": st.one_of(st.just(1), st.integers(2, 9)),
+        "I": st.one_of(st.just(1), st.integers(2, 9), st.sampled_from([15, 17])),
+        "H": st.one_of(st.just(narrowest), st.integers(2, 9), st.sampled_from([15, 16, 17, 33])),
+        "L": st.integers(1, most_layers),
+        "D": st.integers(1, 2),
+        "bias": st.booleans(),
+        "seed": st.integers(0, 99),
+    }
+    if kind == "lstm_projected":
+        sizes["P"] = st.sampled_from([0, 1])
+    if noise:
+        pairs = [(0.0, 0.4), (0.3, 0.0), (0.2, 0.1)] if STATES[kind] == 2 else []
+        sizes["zoneout"] = st.sampled_from([0.0, 0.3, *pairs])
+        sizes["weight_dropout"] = st.sampled_from([0.0, 0.2])
+    free = {name: values for name, values in sizes.items() if name not in fixed}
+    return st.builds(Problem, st.just(kind), **free, **{name: st.just(value) for name, value in fixed.items()})
+
+
+def results(tape, grads):
+    """Everything that a forward and a backward with timesteps=ALL_TIMESTEPS gave, by name; states if they are kept."""
+    found = {
+        "output": tape.output,
+        "final_state": tape.final_state,
+        "input": grads.input,
+        "parameters": grads.parameters,
+        "initial_state": grads.initial_state,
+        "hidden": grads.hidden,
+        "gates": grads.gates,
+        "parameter_norms": grads.parameter_norms,
+    }
+    found |= {f"tape.{name}": getattr(tape, name) for name in ("hidden", "cell") if hasattr(tape, name)}
+    return found | ({"cell": grads.cell} if isinstance(tape.final_state, tuple) else {})
+
+
+def run(layer, x, options=None, asked=None, loss=None):
+    """The library, forward with `options`, backward of `loss` with the options `asked`: all by name."""
+    tape = layer.forward(x, **(options or {}))
+    grads = tape.backward(**loss, **{"timesteps": ALL_TIMESTEPS, **(asked or {})})
+    found = results(tape, grads)
+    return found | ({"clipped": grads.clipped} if asked and asked.get("clip") is not None else {})
+
+
+def reference_forward(problem, options=None, dropout=0.0):
+    """The reference's record; without masks among the options it is inference, zoneout then its expectation."""
+    return reference.forward(
+        problem.kind,
+        wide(problem.parameters),
+        wide(problem.x),
+        **wide(options or {}),
+        dropout=dropout,
+        zoneout=problem.zoneout,
+        weight_dropout=problem.weight_dropout,
+    )
+
+
+def reference_results(problem, record, asked=None, loss=None):
+    """Everything that `run` gives, from the reference."""
+    grads = reference.backward(record, **wide(loss or problem.loss), **(asked or {}))
+    found = {
+        "output": record.output,
+        "final_state": record.final_state,
+        "tape.hidden": record.hidden,
+        "input": grads.input,
+        "parameters": grads.parameters,
+        "initial_state": grads.initial_state,
+        "hidden": grads.hidden,
+        "gates": grads.gates,
+        "parameter_norms": grads.parameter_norms,
+    }
+    if STATES[problem.kind] == 2:
+        found |= {"tape.cell": record.cell_state, "cell": grads.cell}
+    return found | ({"clipped": grads.clipped} if asked and asked.get("clip") is not None else {})
+
+
+def run_reference(problem, options=None, asked=None, loss=None, dropout=0.0):
+    """What `run` gives, from the reference."""
+    return reference_results(problem, reference_forward(problem, options, dropout), asked, loss)
+
+
+def check(problem, options=None, asked=None, loss=None, bound=None):
+    """The library and the reference agree in everything they return; a problem's masks go with it."""
+    loss = loss or problem.loss
+    if problem.masks:
+        options = {"masks": problem.masks, **(options or {})}
+    ours = run(problem.layer(), problem.x, options, asked, loss)
+    record = reference_forward(problem, options)
+    expected = reference_results(problem, record, asked, loss)
+    bound = bound or rounding_bound(problem.dtype, problem.terms) * magnification(record)
+    norms = expected.pop("parameter_norms")
+    assert_norms_close(ours.pop("parameter_norms"), norms, problem, expected, bound, record)
+    # Where every unit saturates, 1 - y^2 cancels: what is left of a gradient keeps the error of what came in.
+    incoming = np.max(np.abs(expected["hidden"]), initial=0)
+    assert_close(ours, expected, bound, floor=incoming)
