@@ -6,8 +6,6 @@ import numpy as np
 
 import reference
 
-NORMALISED = tuple(kind for kind in reference.CELLS if kind.endswith("layer_norm"))
-
 
 def rounding_bound(dtype, terms):
     """The relative error that `terms` roundings in a row leave.
@@ -32,7 +30,7 @@ def magnification(record):
     own size cancels, but an RNN has H of them, and a GRU 3H.
     """
     kind = next(kind for kind, cell in reference.CELLS.items() if cell is record.cell)
-    if kind not in NORMALISED:
+    if kind not in reference.NORMALISED:
         return 1
     return max(1, *(scales(record)[2:] if kind.startswith("lstm") else scales(record)))
 
@@ -81,11 +79,12 @@ def assert_norms_close(ours, expected, problem, found, bound, record):
         rows += [problem.state[1], *np.moveaxis(found["tape.cell"], 1, 0)]
     if problem.kind == "lstm_projected":
         delta, ones = max(delta, np.linalg.norm(found["hidden"])), problem.B * problem.H  # o tanh(c) is below 1
-    if problem.kind in NORMALISED:  # a normalised row has norm sqrt(G H)
-        delta, ones = delta * max(1, *scales(record)), problem.B * reference.CELLS[problem.kind].gates * problem.H
+    normalised = problem.kind in reference.NORMALISED
+    if normalised:  # a normalised row has norm sqrt(G H)
+        delta, ones = delta * max(1, *scales(record)), problem.B * record.cell.gates * problem.H
     operand = max(np.linalg.norm(row) for row in rows) * problem.D + np.sqrt(ones)
     exact = rounding_bound("float64", problem.terms) * (delta * operand) ** 2
-    left = bound * np.max(np.abs(found["hidden"]), initial=0) * operand if problem.kind in NORMALISED else 0
+    left = bound * np.max(np.abs(found["hidden"]), initial=0) * operand if normalised else 0
     assert set(ours) == set(expected)
     for name, norms in expected.items():
         allowed = bound * np.max(norms) + left + np.minimum(exact / np.maximum(norms, 1e-300), np.sqrt(exact))

@@ -8,7 +8,8 @@ from functools import cached_property
 import numpy as np
 
 from flow_truth import exact
-from problems import FORMS, GATES, NORMALISED, RELUS, STATES, Problem
+from problems import FORMS, GATES, RELUS, STATES, Problem
+from reference import NORMALISED
 
 CHAINS = tuple(kind for kind in FORMS if kind not in NORMALISED)  # which give ones back as zeros
 

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 import reference
 import throughtime as tt
-from comparison import NORMALISED, assert_close, assert_norms_close, magnification, rounding_bound, wide
+from comparison import assert_close, assert_norms_close, magnification, rounding_bound, wide
+from reference import NORMALISED
 
 KINDS = tuple(reference.CELLS)
-# Other activations of cells that are there: the layers and kernels around them are the same. Tests of an equation take
-# all KINDS, others one of each form.
+# Cells that differ from another one only in their activation. Tests of equations take all KINDS, others one of each
+# form.
 VARIANTS = ("rnn_sigmoid", "rnn_tanh_layer_norm", "rnn_relu_layer_norm", "rnn_sigmoid_layer_norm")
 FORMS = tuple(kind for kind in KINDS if kind not in VARIANTS)
 RELUS = tuple(kind for kind in KINDS if kind.startswith("rnn_relu"))  # whose derivative jumps

@@ -312,6 +312,9 @@ CELLS = {
 }
 
 
+NORMALISED = tuple(kind for kind in CELLS if kind.endswith("layer_norm"))
+
+
 @dataclass(frozen=True)
 class Schedule:
     """The order of one direction, and what happens at input timestep t of sequence b; arrays (T, B) bool."""

@@ -19,7 +19,7 @@ import pytest
 
 import throughtime as tt
 from emulation import EMULATES_AMX
-from problems import ALL_TIMESTEPS, KINDS, Problem
+from problems import ALL_TIMESTEPS, FORMS, Problem
 from throughtime import _core
 
 pytestmark = pytest.mark.per_level
@@ -117,7 +117,7 @@ def recurrent_digests(kind, dtype):
 
 def digests():
     """Of everything, by name, at the level in use."""
-    found = {f"{kind} {dtype}": recurrent_digests(kind, dtype) for kind in KINDS for dtype in DTYPES}
+    found = {f"{kind} {dtype}": recurrent_digests(kind, dtype) for kind in FORMS for dtype in DTYPES}
     return found | {dtype: {name: digest(results) for name, results in other_results(dtype)} for dtype in DTYPES}
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from comparison import assert_close, assert_norms_close, assert_same_bits, magnification, rounding_bound
 from cuda_side import BITS, KERNELS, calls_of, each, on_host, placed, rounded, run_cuda, way
-from problems import KINDS, NORMALISED, RELUS, STATES, Problem, reference_forward, reference_results, run_reference
+from problems import KINDS, RELUS, STATES, Problem, reference_forward, reference_results, run_reference
+from reference import NORMALISED
 from test_exact import SmallIntegers
 from test_lengths import poisoned
 

@@ -22,7 +22,8 @@ from flow_truth import (
     norms,
     on_last,
 )
-from problems import FORMS, NORMALISED, Problem, problems, reference_forward
+from problems import FORMS, Problem, problems, reference_forward
+from reference import NORMALISED
 from test_reference import PLAIN_KINDS, new_cell, torch_cell
 
 BOUND = 1e-10  # float64 on both sides: rounding takes 1e-13, and no error in a formula hides below this

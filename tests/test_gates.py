@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 import reference
 import throughtime as tt
 from comparison import assert_close, assert_same_bits, magnification, rounding_bound
-from problems import KINDS, NORMALISED, Problem, problems, reference_forward
+from problems import KINDS, Problem, problems, reference_forward
+from reference import NORMALISED
 
 
 def gates_of(kind, direction, step):

@@ -10,7 +10,8 @@ import pytest
 
 import throughtime as tt
 from comparison import assert_close
-from problems import ALL_TIMESTEPS, GATES, KINDS, NORMALISED, STATES, Problem
+from problems import ALL_TIMESTEPS, GATES, KINDS, STATES, Problem
+from reference import NORMALISED
 from throughtime import _core
 
 pytestmark = [pytest.mark.per_level, pytest.mark.amx]

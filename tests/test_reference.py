@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 import reference
 from comparison import assert_close, assert_same_bits, wide
-from problems import GATES, KINDS, NORMALISED, STATES, TORCH_KINDS, Problem, problems, reference_forward, run_reference
+from problems import GATES, KINDS, STATES, TORCH_KINDS, Problem, problems, reference_forward, run_reference
+from reference import NORMALISED
 
 BOUND = 1e-11  # float64 on both sides: rounding takes 1e-13, and no error in a formula hides below this
 

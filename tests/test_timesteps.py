@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 import throughtime as tt
 from comparison import assert_close, assert_same_bits, rounding_bound
-from problems import FORMS, KINDS, NORMALISED, STATES, Problem, check, problems, run, run_reference
+from problems import FORMS, KINDS, STATES, Problem, check, problems, run, run_reference
+from reference import NORMALISED
 
 
 @pytest.mark.per_level

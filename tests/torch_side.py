@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from conftest import NORMALISED
+from reference import NORMALISED
 
 torch = pytest.importorskip("torch")
 

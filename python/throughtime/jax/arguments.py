@@ -53,8 +53,8 @@ def _read(params: Mapping[str, Any], cell: str, gates: int, x: Any) -> Architect
     if not variant and "weight_ln_ih_l0" in params:
         if cell == "gru_original":
             raise ValueError(
-                "params has 'weight_ln_ih_l0' and reset_after=False was given, but a GRU with layer normalisation "
-                "resets after the recurrent product: expected reset_after=True, or params without gains"
+                "params has 'weight_ln_ih_l0', of a GRU with layer normalisation, but reset_after=False was given: "
+                "expected reset_after=True, or params without it"
             )
         variant = "_layer_norm"
     return Architecture(

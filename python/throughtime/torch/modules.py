@@ -262,7 +262,7 @@ class RNN(Recurrent, torch.nn.RNN):
     _states = states_of("rnn")
     _own: ClassVar[dict[str, Any]] = {"layer_norm": False, **Recurrent._own}
 
-    layer_norm: bool
+    layer_norm: bool = False
 
     def __init__(
         self,
@@ -323,7 +323,7 @@ class GRU(Recurrent, torch.nn.GRU):
     _own: ClassVar[dict[str, Any]] = {"reset_after": True, "layer_norm": False, **Recurrent._own}
 
     reset_after: bool
-    layer_norm: bool
+    layer_norm: bool = False
 
     def __init__(
         self,
