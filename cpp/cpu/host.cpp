@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <csignal>
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -255,9 +256,15 @@ void Call::note_wake() {
 
 bool Call::interrupted(void* self) {
   auto& call = *static_cast<Call*>(self);
-  const auto now = std::chrono::steady_clock::now();
-  if (call.stopped_ || now < call.next_poll_) return call.stopped_;
-  call.next_poll_ = now + std::chrono::milliseconds(100);
+  if (call.stopped_) return true;
+  if (const int poll = call.host_.forced.interrupt) {
+    if (++call.polls_ != poll) return false;
+    std::raise(SIGINT);
+  } else {
+    const auto now = std::chrono::steady_clock::now();
+    if (now < call.next_poll_) return false;
+    call.next_poll_ = now + std::chrono::milliseconds(100);
+  }
   const KernelAside aside(call.caller_mode_);
   return call.stopped_ = call.poll_() || call.lost_threads();
 }

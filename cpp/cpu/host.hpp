@@ -78,6 +78,7 @@ class Call {
   std::vector<std::unique_ptr<void, Release>> scratch_;
   std::function<bool()> poll_;
   Time begun_, next_poll_;
+  int polls_ = 0;  // counted only if Forced says which one is interrupted
   bool stopped_ = false;
   Host host_;
 };
