@@ -86,8 +86,10 @@ enum class Split : uint8_t { free, sequences, units };
 struct Forced {
   Family family;
   Split split;
-  uint16_t rest;  // a thread rests after every so many phases; see team.hpp
-  int32_t chunk;  // steps
+  uint8_t rest;        // a thread rests after every so many phases; see team.hpp
+  bool polls_often;    // before every panel of a product
+  uint16_t interrupt;  // SIGINT arrives at this poll of a call, counted from 1
+  uint16_t chunk;      // steps
 };
 
 // What the kernels need of the process. Filled by code built for the baseline, called through plain pointers.
@@ -108,7 +110,7 @@ struct Host {
   bool (*stalls)(void* context, int64_t ticks);    // so long a thread was waited for that is not running: is one to rest?
   void (*rest)(void* context);                     // sleeps until called back, or until thread 0 has left its body
   void (*call_back)(void* context, bool resting);  // asked by thread 0 between chunks
-  bool (*interrupted)(void* context);              // asked by one thread, between chunks
+  bool (*interrupted)(void* context);              // polled by thread 0 between chunks and within long ones
 };
 
 template <class S>

@@ -316,6 +316,7 @@ def test_rows_are_in_a_list(call):
         (_core.force, ["family"]),
         (_core.force, ["", "split"]),
         (_core.force, ["", "", -1]),
+        (_core.force, ["", "", 65_536]),
         (_core.peak, [float("inf")]),
         (_core.peak, [float("nan")]),
         (_core.peak, [-1.0]),

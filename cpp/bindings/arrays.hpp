@@ -23,23 +23,23 @@ using Sizes = std::vector<int64_t>;
 // pybind11 would convert anything else to a temporary array, which is gone before a kernel reads it.
 class Arrays {
  public:
-  explicit Arrays(py::dict entries) : entries_(std::move(entries)), read_(std::make_shared<Read>()) {}
+  explicit Arrays(py::dict entries) : contents_(std::make_shared<Contents>(std::move(entries))) {}
 
   bool has(const char* name) const { return bool(find(name)); }
 
   // Raises if the caller passed an entry that nothing has read: a misspelt name must not count as a missing one.
   void done() const {
-    for (const auto& [key, entry] : entries_)
-      if (!entry.is_none() && !read_->has(py::str(key).cast<std::string>()))
-        throw py::value_error("unknown entry " + std::string(py::repr(key)));
-    for (const auto& [name, group] : read_->groups) group.done();
+    for (const Entry& entry : contents_->entries)
+      if (!entry.read) throw py::value_error("unknown entry " + std::string(py::repr(entry.key)));
+    for (const auto& [name, group] : contents_->groups) group.done();
   }
 
   // A contiguous array of this shape; S const for what is only read.
   template <class S>
   S* optional(const char* name, const Sizes& shape) const {
-    if (!has(name)) return nullptr;
-    const py::array array = checked<S>(name, shape);
+    const py::handle entry = find(name);
+    if (!entry) return nullptr;
+    const py::array array = checked<S>(name, entry, shape);
     int64_t step = sizeof(S);
     for (size_t i = shape.size(); i-- > 0 && array.size(); step *= shape[i])
       if (shape[i] > 1 && array.strides(py::ssize_t(i)) != step) fail(name, "contiguous memory");
@@ -48,15 +48,17 @@ class Arrays {
 
   template <class S>
   S* required(const char* name, const Sizes& shape) const {
-    if (!has(name)) fail(name, "an array");
-    return optional<S>(name, shape);
+    S* const found = optional<S>(name, shape);
+    if (!found && !has(name)) fail(name, "an array");
+    return found;
   }
 
   // A (T, B, F) array whose features lie side by side.
   template <class S>
   View<S> view(const char* name, const Sizes& shape) const {
-    if (!has(name)) return {nullptr, 0, 0};
-    const py::array array = checked<S>(name, shape);
+    const py::handle entry = find(name);
+    if (!entry) return {nullptr, 0, 0};
+    const py::array array = checked<S>(name, entry, shape);
     const int64_t item = sizeof(S);
     if ((shape[2] > 1 && array.strides(2) != item) || array.strides(0) % item || array.strides(1) % item)
       fail(name, "contiguous features");
@@ -79,57 +81,79 @@ class Arrays {
 
   // The shape of an array of so many dimensions.
   Sizes shape(const char* name, py::ssize_t rank) const {
-    if (!has(name)) fail(name, "an array");
-    const py::array array = array_of(name);
+    const py::array array = array_of(name, find(name));
     if (array.ndim() != rank) fail(name, "rank " + std::to_string(rank));
     return Sizes(array.shape(), array.shape() + rank);
   }
 
-  bool is_array(const char* name) const { return has(name) && py::isinstance<py::array>(find(name)); }
-  bool is_double(const char* name) const {
-    if (!has(name)) fail(name, "an array");
-    return array_of(name).dtype().equal(py::dtype::of<double>());
+  bool is_array(const char* name) const {
+    const py::handle entry = find(name);
+    return entry && py::isinstance<py::array>(entry);
   }
+  bool is_double(const char* name) const { return array_of(name, find(name)).dtype().equal(py::dtype::of<double>()); }
   bool truth(const char* name) const { return scalar<bool>(name, "True or False"); }
   double number(const char* name) const { return scalar<double>(name, "a number"); }
   int64_t integer(const char* name) const { return scalar<int64_t>(name, "an integer"); }
   std::string text(const char* name) const { return scalar<std::string>(name, "a string"); }
   Arrays group(const char* name) const {
-    const py::handle entries = find(name);
-    if (!entries) return Arrays(py::dict());
-    if (!py::isinstance<py::dict>(entries)) fail_kind(name, "a dict");
-    for (const auto& [known, group] : read_->groups)
+    const py::handle entry = find(name);
+    if (!entry) return Arrays(py::dict());
+    if (!py::isinstance<py::dict>(entry)) fail_kind(name, entry, "a dict");
+    for (const auto& [known, group] : contents_->groups)
       if (known == std::string_view(name)) return group;
-    return read_->groups.emplace_back(name, Arrays(py::reinterpret_borrow<py::dict>(entries))).second;
+    return contents_->groups.emplace_back(name, Arrays(py::reinterpret_borrow<py::dict>(entry))).second;
   }
 
  private:
-  // The entries that were read. Copies of one Arrays share it.
-  struct Read {
-    std::vector<std::string_view> names;
+  struct Entry {
+    py::handle key, value;
+    std::string_view name;  // of a key that is a str
+    bool read = false;
+  };
+
+  // The entries that are not None. Listed once: a dict that is asked by a C string makes a str of it first, which took a third of
+  // a small call. Copies of one Arrays share them.
+  struct Contents {
+    explicit Contents(py::dict from) : dict(std::move(from)) {
+      entries.reserve(dict.size());
+      for (const auto& [key, value] : dict)
+        if (!value.is_none()) entries.push_back({key, value, text_of(key)});
+    }
+
+    static std::string_view text_of(py::handle key) {
+      Py_ssize_t size = 0;
+      const char* const text = PyUnicode_Check(key.ptr()) ? PyUnicode_AsUTF8AndSize(key.ptr(), &size) : "";
+      if (!text) throw py::error_already_set();
+      return {text, size_t(size)};
+    }
+
+    py::dict dict;
+    std::vector<Entry> entries;
     std::vector<std::pair<std::string_view, Arrays>> groups;
-    bool has(std::string_view name) const { return std::find(names.begin(), names.end(), name) != names.end(); }
   };
 
   // Null if the entry is missing or None.
-  py::handle find(const char* name) const {
-    const py::handle entry = PyDict_GetItemString(entries_.ptr(), name);
-    if (!entry || entry.is_none()) return {};
-    if (!read_->has(name)) read_->names.push_back(name);
-    return entry;
+  py::handle find(std::string_view name) const {
+    for (Entry& entry : contents_->entries)
+      if (entry.name == name) {
+        entry.read = true;
+        return entry.value;
+      }
+    return {};
   }
 
   [[noreturn]] static void fail(const std::string& name, const std::string& expected) {
     throw py::value_error(name + ": expected " + expected);
   }
 
-  [[noreturn]] void fail_kind(const char* name, const std::string& expected) const {
-    throw py::type_error(std::string(name) + ": expected " + expected + ", got " + Py_TYPE(find(name).ptr())->tp_name);
+  [[noreturn]] static void fail_kind(const char* name, py::handle entry, const std::string& expected) {
+    throw py::type_error(std::string(name) + ": expected " + expected + ", got " + Py_TYPE(entry.ptr())->tp_name);
   }
 
-  py::array array_of(const char* name) const {
-    if (!py::isinstance<py::array>(find(name))) fail_kind(name, "a NumPy array");
-    return py::reinterpret_borrow<py::array>(find(name));
+  static py::array array_of(const char* name, py::handle entry) {
+    if (!entry) fail(name, "an array");
+    if (!py::isinstance<py::array>(entry)) fail_kind(name, entry, "a NumPy array");
+    return py::reinterpret_borrow<py::array>(entry);
   }
 
   // Zero where there is none.
@@ -140,17 +164,17 @@ class Arrays {
     try {
       return entry.cast<N>();
     } catch (const py::cast_error&) {
-      fail_kind(name, expected);
+      fail_kind(name, entry, expected);
     }
   }
 
   template <class S>
-  py::array checked(const char* name, const Sizes& shape) const {
-    const py::array array = array_of(name);
+  static py::array checked(const char* name, py::handle entry, const Sizes& shape) {
+    const py::array array = array_of(name, entry);
     if (!py::dtype::of<std::remove_const_t<S>>().is(array.dtype()) &&
         !array.dtype().equal(py::dtype::of<std::remove_const_t<S>>()) && !(sizeof(S) == 1 && array.dtype().kind() == 'b'))
       fail(name, "another dtype");
-    if (Sizes(array.shape(), array.shape() + array.ndim()) != shape) fail(name, "another shape");
+    if (!std::equal(shape.begin(), shape.end(), array.shape(), array.shape() + array.ndim())) fail(name, "another shape");
     if (!std::is_const_v<S> && !array.writeable()) fail(name, "a writeable array");
     if (reinterpret_cast<uintptr_t>(array.data()) % alignof(S)) fail(name, "aligned memory");
     return array;
@@ -161,8 +185,7 @@ class Arrays {
     return const_cast<S*>(static_cast<const S*>(array.data()));
   }
 
-  py::dict entries_;
-  std::shared_ptr<Read> read_;
+  std::shared_ptr<Contents> contents_;
 };
 
 }  // namespace throughtime

@@ -71,16 +71,17 @@ void register_config(pybind11::module_& m) {
   // For tests: "" and 0 leave the choice free.
   m.def(
       "force",
-      [](const std::string& family, const std::string& split, int32_t chunk, uint16_t rest) {
+      [](const std::string& family, const std::string& split, int chunk, uint8_t rest, bool polls_often, uint16_t interrupt) {
         const std::map<std::string, Family> families = {
             {"", Family::free}, {"one_row", Family::one_row}, {"many_rows", Family::many_rows}, {"amx", Family::amx}};
         const std::map<std::string, Split> splits = {{"", Split::free}, {"sequences", Split::sequences}, {"units", Split::units}};
         if (!families.contains(family)) throw pybind11::value_error("family: no such one as " + family);
         if (!splits.contains(split)) throw pybind11::value_error("split: no such one as " + split);
-        if (chunk < 0) throw pybind11::value_error("chunk: expected 0 or more");
-        force({families.at(family), splits.at(split), rest, chunk});
+        if (chunk < 0 || chunk > UINT16_MAX) throw pybind11::value_error("chunk: expected 0 to 65535");
+        force({families.at(family), splits.at(split), rest, polls_often, interrupt, uint16_t(chunk)});
       },
-      pybind11::arg("family") = "", pybind11::arg("split") = "", pybind11::arg("chunk") = 0, pybind11::arg("rest") = 0);
+      pybind11::arg("family") = "", pybind11::arg("split") = "", pybind11::arg("chunk") = 0, pybind11::arg("rest") = 0,
+      pybind11::arg("polls_often") = false, pybind11::arg("interrupt") = 0);
   // The addresses of an OpenMP runtime's functions, 0 for those that it lacks; see openmp.hpp.
   m.def("borrow_threads", [](const std::map<std::string, uintptr_t>& functions) {
     const auto find = [&](const char* name, auto& to) {

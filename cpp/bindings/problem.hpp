@@ -69,11 +69,13 @@ void describe_gradients(const Cell& cell, const Arrays& gradients, Backward<S>& 
   p.d_cell = gradients.optional<const S>("d_cell", {p.T, p.B, p.H});
   p.d_input = gradients.view<S>("d_input", {p.T, p.B, p.I});
   p.add_to_input = gradients.truth("add_to_input");
+  const Arrays d_final = gradients.group("d_final_state"), d_initial = gradients.group("d_initial_state"),
+               d_states = gradients.group("d_states");
   for (int i = 0; i < cell.states; ++i) {
     const int64_t width = i == 0 ? p.P : p.H;
-    p.d_final[i] = gradients.group("d_final_state").optional<const S>(state_names[i], {p.B, width});
-    p.d_initial[i] = gradients.group("d_initial_state").optional<S>(state_names[i], {p.B, width});
-    p.d_states[i] = gradients.group("d_states").optional<S>(state_names[i], {p.T, p.B, width});
+    p.d_final[i] = d_final.optional<const S>(state_names[i], {p.B, width});
+    p.d_initial[i] = d_initial.optional<S>(state_names[i], {p.B, width});
+    p.d_states[i] = d_states.optional<S>(state_names[i], {p.T, p.B, width});
     if (!p.d_initial[i] != !p.d_initial[0]) throw py::value_error("d_initial_state: expected all or none");
   }
   p.d_gates = gradients.optional<S>("d_gates", {p.T, p.B, rows});

@@ -12,9 +12,9 @@ constexpr int64_t summed_blocks = 16;
 
 // A thread's tile registers: 0 to 3 hold sums, 4 (and 5) rows, the others the right operand. It also keeps the sums of the last
 // block and passes them to their sink row by row between the products of the next block, which hides the latency of both.
-class TileUnit {
+class TileUnit : public Poll {
  public:
-  TileUnit() = default;
+  explicit TileUnit(const Poll& poll) : Poll(poll) {}
   TileUnit(const TileUnit&) = delete;
   ~TileUnit() {
     if (upper_) _tile_release();
@@ -188,7 +188,8 @@ class Amx : public SplitOperands {
     constexpr int64_t width = vectors * 16, most = TileUnit::most_rows;
     const int64_t begin = depth.begin / tile_depth, end = tile_blocks(depth.end),
                   vector_stride = tile_blocks(depth.K) * terms * tile_size;
-    for (int64_t i = 0; i < panels.count(); ++i) {
+    const int64_t products = (depth.end - depth.begin) * (range.end - range.begin) * width;
+    for (int64_t i = 0; i < panels.count() && unit.goes_on(products); ++i) {
       const int64_t panel = panels.turn(i);
       for (int64_t first = range.begin; first < range.end; first += most) {
         const int count = int(range.end - first < most ? range.end - first : most), upper = count < 16 ? count : 16;

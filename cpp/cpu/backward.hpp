@@ -86,7 +86,7 @@ class BackwardLoop {
 
   void work(int thread) {
     const FlushSubnormals flush;
-    Unit unit;
+    Unit unit(Poll(team, thread));
     team.enter(thread);
     const auto each = each_part(thread, unit);
     if (!each([&](const ThreadView& view) { prepare(view); })) return;
@@ -157,7 +157,7 @@ class BackwardLoop {
   // tiles still hold sums of its own.
   bool exchanging_steps(int thread, Unit& unit, int64_t begin, int64_t end) {
     int64_t phase = 0;
-    for (int64_t s = end - 1; s >= begin; --s) {
+    for (int64_t s = end - 1; s >= begin && !team.stopped(); --s) {
       const int64_t sending = team.start(thread, [&](int part) { gradient().send_half(view_of(part, unit), s + 1); });
       const auto sent = [&] { return team.finish(thread, sending); };
       phase = team.start(
@@ -168,10 +168,11 @@ class BackwardLoop {
 
   TT_PHASE void prepare(const ThreadView& view) {
     const int part = view.part, parts = host.threads;
-    if (recompute) recompute->pack(part);
-    products.pack(part);
-    recurrence.pack(parts, part);
-    recurrence.deltas.clear(parts, part);
+    Poll& poll = view.unit->steps();
+    if (recompute) recompute->pack(part, poll);
+    products.pack(part, poll);
+    recurrence.pack(parts, part, poll);
+    recurrence.deltas.clear(parts, part, poll);
     recurrence.start(view);
   }
 

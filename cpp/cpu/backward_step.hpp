@@ -53,12 +53,13 @@ class RecurrentBackward {
   }
 
   // A part of the weights, before anything else.
-  void pack(int parts, int part) const {
-    gradient.pack(parts, part);
+  void pack(int parts, int part, Poll& poll) const {
+    gradient.pack(parts, part, poll);
     if constexpr (two_products) {
       const Range panels = share(Tiles::Backward::panels(plan.unit_vectors), parts, part);
-      engine.template pack_columns<back>(second_part<C>(p.weights, p, weight_hh), p.H, deltas.second.order, panels,
-                                         second_packed);
+      in_pieces(panels, deltas.second.row_size() * back * L, poll, [&](Range own) {
+        engine.template pack_columns<back>(second_part<C>(p.weights, p, weight_hh), p.H, deltas.second.order, own, second_packed);
+      });
     }
   }
 

@@ -38,9 +38,11 @@ class ChunkGradients {
   int64_t room_rows() const { return Engine::columns_padded(deltas.chunk * p.B); }
 
   // A part of the weights, before anything else.
-  void pack(int part) const {
-    const Range own = share(p.d_input.data ? Product::panels(ceil_div(p.I, L)) : 0, threads, part);
-    engine.template pack_columns<Product::vectors>(p.weights[weight_ih], p.I, deltas.inputs.order, own, weight_packed);
+  void pack(int part, Poll& poll) const {
+    const Range panels = share(p.d_input.data ? Product::panels(ceil_div(p.I, L)) : 0, threads, part);
+    in_pieces(panels, deltas.inputs.row_size() * Product::vectors * L, poll, [&](Range own) {
+      engine.template pack_columns<Product::vectors>(p.weights[weight_ih], p.I, deltas.inputs.order, own, weight_packed);
+    });
   }
 
   // The chunk's x and h, transposed; rows that take no part are zero whatever they hold (padding may be NaN).
@@ -95,6 +97,7 @@ class ChunkGradients {
     const int64_t first = deltas.row(begin), wrap = deltas.rows() - first;
     const Range parts[2] = {{own.begin, own.end < wrap ? own.end : wrap}, {own.begin > wrap ? own.begin : wrap, own.end}};
     for (int i = 0; i < 2; ++i) {
+      if (parts[i].begin >= parts[i].end) continue;
       const auto rows = deltas.inputs.delta.rows(i ? -wrap : first, parts[i], view.rows);
       engine.template product<Product>(deltas.inputs.row_size(), rows, parts[i], weight_packed, panels, none, sink<S>(put),
                                        view.unit->chunks());
@@ -123,8 +126,8 @@ class ChunkGradients {
 
   TT_PHASE void step_norms(const ThreadView& view, int64_t begin, int64_t end) {
     const Range own = share(end - begin, threads, view.part);
-    StepNorms<S> norm(norms + view.part * norms_room().total(), norms_room());
-    for (int64_t s = begin + own.begin; s < begin + own.end; ++s) {
+    StepNorms<S> norm(norms + view.part * norms_room().total(), norms_room(), view.unit->chunks());
+    for (int64_t s = begin + own.begin; s < begin + own.end && !view.unit->stopped(); ++s) {
       const int64_t t = steps.time(s);
       const Norms x = product_norms(view, norm, deltas.inputs, s, begin),
                   h = product_norms(view, norm, deltas.recurrent, s, begin);
@@ -142,7 +145,7 @@ class ChunkGradients {
 
   TT_PHASE void unpack_weights(const ThreadView& view) {
     const auto unpack = [&](const WeightGradient& product, S* d_weight, S* d_bias) {
-      product.unpack(threads, view.part, d_weight, C::bias_inside ? nullptr : d_bias);
+      product.unpack(threads, view.part, d_weight, C::bias_inside ? nullptr : d_bias, view.unit->chunks());
     };
     unpack(deltas.inputs, p.d_weights[weight_ih], p.d_weights[bias_ih]);
     unpack(deltas.recurrent, p.d_weights[weight_hh], p.d_weights[bias_hh]);

@@ -50,8 +50,8 @@ struct Deltas {
     if constexpr (two_products) take(second);
   }
 
-  void clear(int parts, int part) const {
-    for_products([&](const WeightGradient& product) { product.clear(parts, part); });
+  void clear(int parts, int part, Poll& poll) const {
+    for_products([&](const WeightGradient& product) { product.clear(parts, part, poll); });
     if constexpr (unit_values<C>() > 0) unit_gradients.clear(parts, part);
   }
 

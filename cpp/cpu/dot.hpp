@@ -46,17 +46,18 @@ __attribute__((target("avx512bf16"), noinline)) void add_dots(const Bfloat* row,
 // How a loop does its products with these.
 class Dot : public SplitOperands {
  public:
-  struct Unit {};
+  using Unit = Poll;
   static constexpr bool overlaps = false;
   static constexpr int64_t panels_at_once = 1, long_chunk = 2048;
   explicit Dot(const Host& host) : SplitOperands(host, false) {}
 
   template <class Shape>
   void product(int64_t K, const SplitRows& rows, Range range, const Bfloat* packed, Panels panels, const float* initial,
-               Sink<float> sink, Unit&) const {
+               Sink<float> sink, Unit& unit) const {
     constexpr int vectors = Shape::vectors;
     const int64_t blocks = tile_blocks(K), vector_stride = blocks * tile_size;
-    for (int64_t i = 0; i < panels.count(); ++i) {
+    const int64_t products = K * (range.end - range.begin) * vectors * 16;
+    for (int64_t i = 0; i < panels.count() && unit.goes_on(products); ++i) {
       const int64_t q = panels.turn(i) * vectors;
       for_groups<Shape::rows>(range.begin, range.end, [&](int64_t first, auto count) __attribute__((always_inline)) {
         constexpr int n = decltype(count)::value;

@@ -59,18 +59,19 @@ class ForwardLoop {
     const auto work = [](void* self, int thread) {
       const FlushSubnormals flush;
       ForwardLoop& loop = *static_cast<ForwardLoop*>(self);
-      Unit unit;
+      Unit unit(Poll(loop.team, thread));
       loop.team.enter(thread);
-      if (loop.team.each(thread, [&](int part) { loop.pack(part); })) loop.advance(thread, unit, 0, loop.p.T);
+      if (loop.team.each(thread, [&](int part) { loop.pack(part, unit.steps()); })) loop.advance(thread, unit, 0, loop.p.T);
     };
     host.run(host.context, work, &loop);
   }
 
   // A part of the weights, before anything else.
-  TT_PHASE void pack(int part) {
-    chunk_engine.template pack_rows<Product::vectors>(p.weights[weight_ih], p.I, order,
-                                                      share(order.vectors(), host.threads, part), packed);
-    recurrence.pack(host.threads, part);
+  TT_PHASE void pack(int part, Poll& poll) {
+    in_pieces(share(order.vectors(), host.threads, part), p.I * L, poll, [&](Range own) {
+      chunk_engine.template pack_rows<Product::vectors>(p.weights[weight_ih], p.I, order, own, packed);
+    });
+    recurrence.pack(host.threads, part, poll);
   }
 
   // Steps `first` to `last` - 1; false when the call is to stop.

@@ -86,11 +86,13 @@ class RecurrentForward {
   }
 
   // A part of the weights, before anything else.
-  void pack(int parts, int part) {
-    engine.template pack_rows<units * R>(p.weights[weight_hh], p.P, order, share(order.vectors(), parts, part), packed);
+  void pack(int parts, int part, Poll& poll) {
+    in_pieces(share(order.vectors(), parts, part), p.P * L, poll,
+              [&](Range own) { engine.template pack_rows<units * R>(p.weights[weight_hh], p.P, order, own, packed); });
     if constexpr (two_products)
-      engine.template pack_rows<Second::units>(second_part<C>(p.weights, p, weight_hh), p.H, second_order,
-                                               share(second_order.vectors(), parts, part), second_packed);
+      in_pieces(share(second_order.vectors(), parts, part), p.H * L, poll, [&](Range own) {
+        engine.template pack_rows<Second::units>(second_part<C>(p.weights, p, weight_hh), p.H, second_order, own, second_packed);
+      });
   }
 
   // h before step s as a left operand, where operands are copies.
@@ -127,7 +129,7 @@ class RecurrentForward {
     const Panels panels = panels_of<units>(view.j, step.s);
     if constexpr (Tiles::halves)
       engine.template product_of_halves<typename Tiles::Forward>(p.P, rows, view.b, packed, panels, bias, sink<S>(put),
-                                                                 {view.q.begin * L, view.q.end * L}, ready);
+                                                                 {view.q.begin * L, view.q.end * L}, ready, view.unit->steps());
     else
       engine.template product<typename Tiles::Forward>(p.P, rows, view.b, packed, panels, bias, sink<S>(put), view.unit->steps());
   }

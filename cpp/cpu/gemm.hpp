@@ -3,6 +3,7 @@
 
 #include "../kernels.hpp"
 #include "pack.hpp"
+#include "team.hpp"
 #include "tile.hpp"
 
 namespace throughtime::TT_ISA {
@@ -57,19 +58,36 @@ struct Panels {
   Panels but_first() const { return downwards ? Panels{begin, end - 1, true} : Panels{begin + 1, end}; }
 };
 
+// body(piece) for pieces of a range, with polls between them; each entry of the range is so many numbers. The first write to 8 MB
+// of fresh memory can take 40 ms (a virtual machine).
+template <class Body>
+void in_pieces(Range range, int64_t numbers, Poll& poll, const Body& body) {
+  constexpr int64_t most = 1 << 20;
+  const int64_t size = numbers < most ? most / numbers : 1;
+  for (Range piece{range.begin, range.begin}; piece.begin < range.end; piece.begin = piece.end) {
+    piece.end = range.end - piece.begin < size ? range.end : piece.begin + size;
+    if (!poll.goes_on((piece.end - piece.begin) * numbers * 16)) return;
+    body(piece);
+  }
+}
+
 // What a thread's products keep from call to call: one unit if steps and chunks share an engine.
 template <class Steps, class Chunks>
 struct Units {
+  explicit Units(const Poll& poll) : of_steps(poll), of_chunks(poll) {}
   typename Steps::Unit of_steps;
   typename Chunks::Unit of_chunks;
   typename Steps::Unit& steps() { return of_steps; }
   typename Chunks::Unit& chunks() { return of_chunks; }
+  bool stopped() const { return of_steps.stopped(); }
 };
 template <class Engine>
 struct Units<Engine, Engine> {
+  explicit Units(const Poll& poll) : unit(poll) {}
   typename Engine::Unit unit;
   typename Engine::Unit& steps() { return unit; }
   typename Engine::Unit& chunks() { return unit; }
+  bool stopped() const { return unit.stopped(); }
 };
 
 // How a loop does its products on vector registers; Amx in amx.hpp does them on tiles.
@@ -91,7 +109,7 @@ class Fma {
     int64_t stride;
     TT_INLINE void put(int64_t row, int64_t k, Vec<S> value) const { store(data + row * stride + k, value); }
   };
-  struct Unit {};
+  using Unit = Poll;
 
   explicit Fma(const Host&) {}
 
@@ -118,10 +136,11 @@ class Fma {
   // order, or null.
   template <class Shape>
   void product(int64_t K, const Rows& rows, Range range, const S* packed, Panels panels, const S* initial, Sink<S> sink,
-               Unit&) const {
+               Unit& unit) const {
     using V = Vec<S>;
     constexpr int vectors = Shape::vectors;
-    for (int64_t i = 0; i < panels.count(); ++i) {
+    const int64_t products = K * (range.end - range.begin) * vectors * lanes<S>;
+    for (int64_t i = 0; i < panels.count() && unit.goes_on(products); ++i) {
       const int64_t panel = panels.turn(i);
       const S* weights = packed + panel * K * vectors * lanes<S>;
       for_groups<Shape::rows>(range.begin, range.end, [&](int64_t first, auto count) __attribute__((always_inline)) {
@@ -139,14 +158,14 @@ class Fma {
   }
 
   // The same row by row, as the sum over the lower half of K plus the sum over the upper half. This thread has written the
-  // numbers `own` of the left operand. If they contain a half, it is summed before ready(), which waits for the rest; false if
-  // ready() is.
+  // numbers `own` of the left operand. If they contain a half, it is summed before ready(), which waits for the rest; false when
+  // the call is to stop.
   template <class Shape>
   bool product_of_halves(int64_t K, const Rows& rows, Range range, const S* packed, Panels panels, const S* initial, Sink<S> sink,
-                         Range own, const Ready& ready) const {
+                         Range own, const Ready& ready, Unit& unit) const {
     using V = Vec<S>;
     constexpr int vectors = Shape::vectors, room = 64;
-    const int64_t middle = K / 2;
+    const int64_t middle = K / 2, products = K * (range.end - range.begin) * vectors * lanes<S>;
     const auto sum = [&](int64_t r, int64_t panel, bool upper, V(&sums)[1][vectors]) __attribute__((always_inline)) {
       const int64_t k = upper ? middle : 0;
       const S* const row[1] = {rows.row[r] + k};
@@ -163,7 +182,8 @@ class Fma {
       for (int v = 0; v < vectors; ++v) early[i * vectors + v] = sums[0][v];
     }
     if (!ready()) return false;
-    for (int64_t i = 0; i < panels.count(); ++i)
+    for (int64_t i = 0; i < panels.count(); ++i) {
+      if (!unit.goes_on(products)) return false;
       for (int64_t r = range.begin; r < range.end; ++r) {
         V sums[1][vectors], others[1][vectors];
         sum(r, panels.turn(i), ahead && !upper, sums);
@@ -173,6 +193,7 @@ class Fma {
         for (int v = 0; v < vectors; ++v) sums[0][v] += others[0][v];
         sink.put(sink.taker, r, 1, panels.turn(i) * vectors, sums[0]);
       }
+    }
     return true;
   }
 };

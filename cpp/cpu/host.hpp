@@ -55,6 +55,7 @@ class Call {
   static void rest(void* self);
   static void call_back(void* self, bool resting);
   static void enter(void* self, int thread);
+  void* take_scratch(size_t bytes);
   int take_threads();
   bool pays(Wake& wake) const;
   bool lost_threads() const;
@@ -76,8 +77,11 @@ class Call {
   std::atomic<bool> over_{false};   // thread 0 has left its body
   std::atomic<uint32_t> wakes_{0};  // threads at rest were woken so often
   std::vector<std::unique_ptr<void, Release>> scratch_;
+  char* next_piece_ = nullptr;  // of the last shared block
+  size_t left_ = 0;             // of its bytes
   std::function<bool()> poll_;
   Time begun_, next_poll_;
+  int polls_ = 0;  // counted only if Forced says which one is interrupted
   bool stopped_ = false;
   Host host_;
 };

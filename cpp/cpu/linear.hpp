@@ -21,7 +21,7 @@ class Tasks {
     RowBlocks tasks(count, 1, threads == 1, host);
     bool goes_on = true;
     tasks.run([&](int thread) {
-      Unit unit;
+      Unit unit(tasks.poll(thread));
       const bool own = tasks.for_each(thread, [&](int64_t task, Range) { body(task, thread, unit); });
       if (thread == 0) goes_on = own;
     });

@@ -5,6 +5,7 @@
 
 #include "../step/norms.hpp"
 #include "pack.hpp"
+#include "team.hpp"
 
 namespace throughtime::TT_ISA {
 
@@ -25,8 +26,9 @@ class StepNorms {
     int64_t total() const { return 2 * grams + rows + other + column; }
   };
 
-  StepNorms(double* scratch, const Room& room)
-      : gram_delta(scratch),
+  StepNorms(double* scratch, const Room& room, Poll& poll)
+      : poll(poll),
+        gram_delta(scratch),
         gram_operand(gram_delta + room.grams),
         scaled(gram_operand + room.grams),
         other(scaled + room.rows),
@@ -63,7 +65,7 @@ class StepNorms {
                     const Dropped& dropped) {
     const double scale_delta = rescale(delta, delta_size, count, scaled), scale_operand = rescale(operand, size, count, other);
     double sum = 0;
-    for (int64_t g = 0; g < delta_size; ++g) {
+    for (int64_t g = 0; g < delta_size && poll.goes_on(count * size); ++g) {
       for (int64_t i = 0; i < size; ++i) column[i] = 0;
       for (int64_t b = 0; b < count; ++b) {
         const double weight = scaled[b * delta_size + g];
@@ -79,7 +81,7 @@ class StepNorms {
   double gram(const S* const* rows, int64_t size, int64_t count, double* out) {
     using V = Vec<double>;
     const double scale = rescale(rows, size, count, scaled);
-    for (int64_t b = 0; b < count; ++b)
+    for (int64_t b = 0; b < count && poll.goes_on(b * size); ++b)
       for (int64_t c = 0; c <= b; ++c) {
         V sum[4] = {};
         const double *left = scaled + b * size, *right = scaled + c * size;
@@ -115,6 +117,7 @@ class StepNorms {
     return scale;
   }
 
+  Poll& poll;
   double *gram_delta, *gram_operand;  // (B, B)
   double *scaled, *other;             // (B, features): delta, or what a Gram matrix is of, and the operand
   double* column;                     // (features)

@@ -32,9 +32,11 @@ class RecurrentGradient {
   }
 
   // A part of the weights, before anything else.
-  void pack(int parts, int part) const {
+  void pack(int parts, int part, Poll& poll) const {
     const Range panels = share(Tiles::Backward::panels(plan.hidden_vectors), parts, part);
-    engine.template pack_columns<back>(p.weights[weight_hh], p.P, deltas.recurrent.order, panels, packed);
+    in_pieces(panels, deltas.recurrent.row_size() * back * L, poll, [&](Range own) {
+      engine.template pack_columns<back>(p.weights[weight_hh], p.P, deltas.recurrent.order, own, packed);
+    });
   }
 
   // Whether two parts exchange their halves of a step's sums instead of its delta.
@@ -56,7 +58,8 @@ class RecurrentGradient {
       };
       if constexpr (Tiles::halves)
         engine.template product_of_halves<typename Tiles::Backward>(K, rows, view.b, packed, panels, none, sink<S>(tile),
-                                                                    {view.j.begin * R * L, view.j.end * R * L}, ready);
+                                                                    {view.j.begin * R * L, view.j.end * R * L}, ready,
+                                                                    view.unit->steps());
       else
         engine.template product<typename Tiles::Backward>(K, rows, view.b, packed, panels, none, sink<S>(tile),
                                                           view.unit->steps());

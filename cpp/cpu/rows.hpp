@@ -63,12 +63,14 @@ class RowBlocks {
     else host_.run(host_.context, body, argument);
   }
 
+  Poll poll(int thread) { return {team_, thread}; }
+
   // body(block, rows) until every block is taken; false when the call is to stop.
   template <class Body>
   bool for_each(int thread, const Body& body) {
     for (;;) {
       const int64_t block = __atomic_fetch_add(&next_, 1, __ATOMIC_RELAXED);
-      if (block >= count()) return true;
+      if (block >= count()) return !team_.stopped();
       if (team_.interrupted(thread)) return false;
       const int64_t begin = block * size_, end = begin + size_;
       body(block, Range{begin, end < N_ ? end : N_});

@@ -38,9 +38,11 @@ class WeightGradient {
   int64_t row_size() const { return order.vectors() * L; }
   bool has_own_delta() const { return !shares; }
 
-  void clear(int parts, int index) const {
-    const auto clear = [](double* data, Range range) {
-      __builtin_memset(data + range.begin, 0, size_t(range.end - range.begin) * sizeof(double));
+  void clear(int parts, int index, Poll& poll) const {
+    const auto clear = [&poll](double* data, Range range) {
+      in_pieces(range, 1, poll, [data](Range piece) {
+        __builtin_memset(data + piece.begin, 0, size_t(piece.end - piece.begin) * sizeof(double));
+      });
     };
     clear(sums, share(sums_size(), parts, index));
     if (!shares) clear(bias, share(row_size(), parts, index));
@@ -105,13 +107,14 @@ class WeightGradient {
   }
 
   // A thread's part of the gradients, as the caller has them; `d_bias` may be null.
-  void unpack(int parts, int index, S* d_weight, S* d_bias) const {
-    const Range own = share(order.vectors(), parts, index);
-    for (int64_t q = own.begin; q < own.end; ++q) {
-      unpack_rows(q, d_weight);
-      for (int lane = 0; d_bias && lane < L; ++lane)
-        if (const int64_t row = order.row(q, lane); row >= 0) d_bias[row] = S(bias[q * L + lane]);
-    }
+  void unpack(int parts, int index, S* d_weight, S* d_bias, Poll& poll) const {
+    in_pieces(share(order.vectors(), parts, index), features * L, poll, [&](Range own) {
+      for (int64_t q = own.begin; q < own.end; ++q) {
+        unpack_rows(q, d_weight);
+        for (int lane = 0; d_bias && lane < L; ++lane)
+          if (const int64_t row = order.row(q, lane); row >= 0) d_bias[row] = S(bias[q * L + lane]);
+      }
+    });
   }
 
  private:

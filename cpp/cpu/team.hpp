@@ -24,7 +24,7 @@ struct OnePart {
   template <class Body>
   bool operator()(const Body& body) const {
     body(part);
-    return true;
+    return !part.unit->stopped();
   }
 };
 
@@ -82,6 +82,7 @@ class Team {
     const int64_t before = seats_[thread].phase;
     const auto of_phase = [&](int64_t i) { return [&, i](int part) { run_overlapped(thread, part, i, before + 1 + i, body); }; };
     for (int64_t i = 0; i < count; ++i) {
+      if (stopped()) return false;
       start(thread, of_phase(i));
       rest_if_asked(thread);
     }
@@ -111,7 +112,7 @@ class Team {
     return true;
   }
 
-  // Asked by every thread between chunks; the first one looks for an interrupt on behalf of all, and calls threads back.
+  // Every thread polls this between chunks and within long ones. Thread 0 asks the host on behalf of all, and calls threads back.
   bool interrupted(int thread) {
     if (thread == 0) {
       if (host_.interrupted(host_.context)) publish(stop_, true);
@@ -119,6 +120,12 @@ class Team {
     }
     return stopped();
   }
+
+  bool stopped() const { return read(stop_); }
+
+  // Multiplications between two polls of a thread: they take half a millisecond in cache and up to 7 ms if weights come from
+  // memory; a poll takes 50 ns.
+  int64_t work_per_poll() const { return host_.forced.polls_often ? 0 : 1 << 24; }
 
  private:
   // What is known of a thread and of its part, by who writes it.
@@ -139,8 +146,6 @@ class Team {
   static void publish(T& to, Value value) {
     __atomic_store_n(&to, T(value), __ATOMIC_RELEASE);
   }
-
-  bool stopped() const { return read(stop_); }
 
   // Whether this thread has run it.
   template <class Body>
@@ -214,6 +219,31 @@ class Team {
   Seat* seats_;
   alignas(64) bool stop_ = false;
   alignas(64) int64_t resting_ = 0;  // threads
+};
+
+// Polls for an interrupt from within a thread's products, because a chunk may take seconds.
+class Poll {
+ public:
+  Poll() = default;  // for short products: never polls
+  Poll(Team& team, int thread) : team_(&team), thread_(thread), left_(team.work_per_poll()) {}
+
+  // Called before so many multiplications. False when the call is to stop: the caller then returns without them.
+  TT_INLINE bool goes_on(int64_t products) {
+    left_ -= products;
+    return left_ >= 0 || poll();
+  }
+  bool stopped() const { return team_->stopped(); }
+
+ private:
+  TT_PHASE bool poll() {
+    const bool stops = team_->interrupted(thread_);
+    left_ = stops ? 0 : team_->work_per_poll();
+    return !stops;
+  }
+
+  Team* team_ = nullptr;
+  int thread_ = 0;
+  int64_t left_ = INT64_MAX;
 };
 
 // Subnormals are zero while this lives: a product with one costs over a hundred cycles. The caller's mode comes back.

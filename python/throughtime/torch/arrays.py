@@ -18,7 +18,7 @@ def array_of(tensor: Tensor) -> Array:
     if tensor.dtype in HALVES:
         tensor = tensor.float()
     try:
-        array: Array = tensor.resolve_neg().numpy()
+        array: Array = (tensor.resolve_neg() if tensor.is_neg() else tensor).numpy()
     except (RuntimeError, TypeError) as error:
         raise unsupported(f"a tensor without memory that NumPy can see ({error})") from None
     return array
