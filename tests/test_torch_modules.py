@@ -168,8 +168,8 @@ def test_what_is_frozen_gets_no_gradient_and_costs_none(train_input, trained, mo
     assert_close(found[1], found[0], BOUND)
     layers = 0 if not (train_input or trained) else 2 if train_input or "weight_ih_l0" in trained else 1
     assert len(asked) == 2 * layers  # directions
-    assert sum(d["parameters"] is not None for d in asked) == len({name.partition("_l")[2] for name in trained})
-    assert sum(d["input"] is not None for d in asked) == 2 * (layers - (not train_input)) * bool(layers)
+    assert sum(d["d_parameters"] is not None for d in asked) == len({name.partition("_l")[2] for name in trained})
+    assert sum(d["d_input"] is not None for d in asked) == 2 * (layers - (not train_input)) * bool(layers)
 
 
 def test_only_the_initial_state_may_require_a_gradient():
@@ -483,7 +483,7 @@ def test_tensors_are_used_where_they_lie(monkeypatch):
     output, _ = module(x)
     (problem,) = seen
     assert problem["x"].ctypes.data == x.data_ptr()
-    assert problem["weight_hh"].ctypes.data == module.weight_hh_l0.data_ptr()
+    assert problem["parameters"]["weight_hh"].ctypes.data == module.weight_hh_l0.data_ptr()
     assert problem["output"].ctypes.data == output.data_ptr()
 
 
