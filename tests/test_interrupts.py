@@ -15,7 +15,7 @@ FAMILY = "amx" if EMULATES_AMX else ""
 
 
 def interrupt_every_poll(call, **choices):
-    """Stop the call at its first poll, then at its second one, and so on. Returns its result and its number of polls."""
+    """Stop the call at its first poll, then at its second one, and so on; returns its result and number of polls."""
     for poll in count(1):
         _core.force(family=FAMILY, **choices, interrupt=poll)
         try:
