@@ -19,9 +19,15 @@ def rounding_bound(dtype, terms):
 
 
 def scales(record):
-    """Of a layer-normalised cell: the largest 1/std that W_ih x, W_hh h and of an LSTM c were multiplied by."""
-    norms = [step.saved[1] for direction in record.directions for step in direction.steps]
-    return [np.max([np.max(scale, initial=0) for _, scale in of]) for of in zip(*norms, strict=True)]
+    """Of a layer-normalised cell: the largest 1/std that W_ih x, W_hh h and of an LSTM c were multiplied by, in the steps
+    of the sequences; the padding is zeros, whose 1/std is 316.
+    """
+    norms = [
+        [scale[active] for _, scale in step.saved[1]]
+        for direction in record.directions
+        for step, active in zip(direction.steps, direction.schedule.active, strict=True)
+    ]
+    return [np.max([np.max(scale, initial=0) for scale in of]) for of in zip(*norms, strict=True)]
 
 
 def magnification(record):
