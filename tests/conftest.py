@@ -11,15 +11,18 @@ from emulation import EMULATES_AMX, emulate_amx
 from problems import FORMS
 from throughtime import _core
 
-if EMULATES_AMX:
-    emulate_amx()
-
 # jax reads this when it starts: two devices, among which the tests of sharding split arrays.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2".strip()
 
 # The same examples on every run: a failure in CI is a failure here, and no run is longer than another.
 settings.register_profile("stable", derandomize=True, deadline=None, database=None, max_examples=20)
 settings.load_profile("stable")
+
+
+def pytest_sessionstart():
+    """Pytest's own handler of illegal instructions is there by now, and would be the later one in a worker's process."""
+    if EMULATES_AMX:
+        emulate_amx()
 
 
 @pytest.fixture(params=FORMS)
