@@ -19,8 +19,9 @@ def rounding_bound(dtype, terms):
 
 
 def scales(record):
-    """Of a layer-normalised cell: the largest 1/std that W_ih x, W_hh h and of an LSTM c were multiplied by. Padding does
-    not count: its zeros have a 1/std of 316.
+    """Of a layer-normalised cell: the largest 1/std that W_ih x, W_hh h and of an LSTM c were multiplied by.
+
+    Padding does not count: its zeros have a 1/std of 316.
     """
     norms = [
         [scale[active] for _, scale in step.saved[1]]

@@ -20,7 +20,7 @@ settings.load_profile("stable")
 
 
 def pytest_sessionstart():
-    """Pytest's own handler of illegal instructions is there by now, and would be the later one in a worker's process."""
+    """Pytest has installed its own handler of illegal instructions by now, also in a worker's process."""
     if EMULATES_AMX:
         emulate_amx()
 
