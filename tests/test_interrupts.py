@@ -9,7 +9,7 @@ from emulation import EMULATES_AMX
 from problems import Problem
 from throughtime import _core
 
-pytestmark = [pytest.mark.per_level, pytest.mark.amx]
+pytestmark = pytest.mark.per_level
 
 FAMILY = "amx" if EMULATES_AMX else ""
 
@@ -24,6 +24,7 @@ def interrupt_every_poll(call, **choices):
             continue
 
 
+@pytest.mark.amx
 @pytest.mark.parametrize("memory", ["full", "states", 2])
 @pytest.mark.parametrize("B", [1, 3])
 def test_a_call_may_be_stopped_anywhere(kind, B, memory, threads, free):
