@@ -8,8 +8,8 @@
 
 namespace throughtime {
 
-constexpr int max_states = 2;        // h, and c where the cell has one
-constexpr int max_unit_weights = 4;  // parameters that each unit has for itself, beside its biases
+constexpr int max_states = 2;           // h, and c where the cell has one
+constexpr int max_unit_parameters = 4;  // parameters that each unit has for itself, beside its biases
 
 // What every cell has in this order; weight_hr and biases may be missing. A cell's own unit weights follow.
 enum Parameter {
@@ -18,8 +18,8 @@ enum Parameter {
   bias_ih,
   bias_hh,
   weight_hr,
-  unit_weights,
-  max_parameters = unit_weights + max_unit_weights
+  first_unit_parameter,
+  max_parameters = first_unit_parameter + max_unit_parameters
 };
 
 // A (T, B, F) array whose features are contiguous; strides in elements.
@@ -70,7 +70,8 @@ struct Backward : Recurrence<S> {
   uint8_t* clipped;               // (T, B)
   double* norms[max_parameters];  // (T) each: Frobenius norm of what the step adds to the parameter's gradient
   const uint8_t* dropped;         // (G H, P), or null: where weight_hh's gradient takes no part in that norm
-  // The gradient's flow, where `exponent` is given; see cpu/flow.hpp. d_output and d_input are then over 2^exponent.
+  // The gradient's flow, where `exponent` is given; see cpu/recurrent/scaled_gradient.hpp. d_output and d_input are then over
+  // 2^exponent.
   const int32_t* d_output_exponent;  // (T, B); no_exponent where there is no loss, and d_output is not read
   int32_t* exponent;                 // (T, B): of the gradient at each timestep
   double* log10_sequence;            // (T, B): log10 of the norm of dL/dh_t over units
@@ -79,12 +80,12 @@ struct Backward : Recurrence<S> {
 
 constexpr int32_t no_exponent = INT32_MIN;  // of zero
 
-enum class Family : uint8_t { free, one_row, many_rows, dot, amx };
+enum class EngineKind : uint8_t { free, one_row, many_rows, avx512_bf16, amx };
 enum class Split : uint8_t { free, sequences, units };
 
 // Choices made by force, for tests; all zero: plan.hpp chooses. Eight bytes, to be atomic.
 struct Forced {
-  Family family;
+  EngineKind engine;
   Split split;
   uint8_t rest;        // a thread rests after every so many phases; see team.hpp
   bool polls_often;    // before every panel of a product
@@ -100,7 +101,7 @@ struct Host {
   int64_t patience;  // 50 us on the processor's counter; see team.hpp
   int64_t l2_bytes;  // of one core
   int terms;         // bfloat16 numbers that a float is split into where their products pay: 3, 2 or 1
-  bool dot;          // whether Family::dot is there, and this processor has its instruction
+  bool avx512_bf16;  // whether EngineKind::avx512_bf16 is there, and this processor has its instruction
   Forced forced;
   void* (*allocate)(void* context, size_t bytes);  // scratch for this call, 64-byte aligned
   // body(argument, thread) on the calling thread, which is number 0, and on up to threads - 1 others, as they come.
@@ -120,7 +121,7 @@ struct Entries {
 };
 
 // A parameter that each unit has for itself: (count H).
-struct UnitWeight {
+struct UnitParameter {
   const char* name;
   int count;
 };
@@ -129,7 +130,7 @@ struct CellKernels {
   const char* name;
   int gates, states, saved;
   bool projects, whole_rows;
-  UnitWeight unit_weights[max_unit_weights];  // up to one without a name
+  UnitParameter unit_parameters[max_unit_parameters];  // up to one without a name
   Entries<float> f32;
   Entries<double> f64;
 };
@@ -166,8 +167,8 @@ struct AttentionKernels {
   AttentionEntries<double> f64;
 };
 
-// Residual add and LayerNorm of N rows of F features; see cpu/layer_norm.hpp for the equations. Arrays are contiguous. What is
-// found of a row has the type Statistics, and the scale as well: S, but float where S has 16 bits.
+// Residual add and LayerNorm of N rows of F features; see cpu/rowwise/layer_norm.hpp for the equations. Arrays are contiguous.
+// What is found of a row has the type Statistics, and the scale as well: S, but float where S has 16 bits.
 template <class S, class Statistics = S>
 struct LayerNormForward {
   int64_t N, F;
@@ -364,7 +365,7 @@ struct LinearKernels {
 
 struct Kernels {
   int vector_bytes;
-  bool amx, dot;  // whether Family::amx and Family::dot are there
+  bool amx, avx512_bf16;  // whether EngineKind::amx and EngineKind::avx512_bf16 are there
   int count;
   const CellKernels* cells;
   double (*multiply_add)(int64_t rounds);  // float32 in registers alone, on one core; returns the operations

@@ -57,8 +57,8 @@ struct ScalarOf<double> {  // the plain loops' number
 }  // namespace throughtime::TT_ISA
 
 #include "cells/cells.hpp"
-#include "cpu/backward.hpp"
-#include "cpu/forward.hpp"
+#include "cpu/recurrent/backward.hpp"
+#include "cpu/recurrent/forward.hpp"
 
 namespace throughtime::TT_ISA {
 
@@ -90,7 +90,7 @@ using Numbers = std::array<Complex, n>;
 // What a cell is given. Of one unit; a second product is a product with the number u.
 template <class C>
 struct OfUnit {
-  static constexpr int weights = unit_values<C>();
+  static constexpr int weights = unit_parameter_count<C>();
   Numbers<C::gates> x;
   Numbers<C::recurrent> r;
   Numbers<C::states> s;
@@ -154,7 +154,7 @@ struct OfUnit {
 // Of a whole row, number k of n of unit j at j n + k; x and r are what the products gave.
 template <class C>
 struct OfRow {
-  static constexpr int H = 5, G = C::gates, N = C::states, weights = unit_values<C>();
+  static constexpr int H = 5, G = C::gates, N = C::states, weights = unit_parameter_count<C>();
   Numbers<H * G> x, r;
   Numbers<H * N> s;
   Numbers<H * weights> w;
@@ -166,7 +166,7 @@ struct OfRow {
     using V = Complex;
     OfRow& of;
     const Complex* loss;  // of the states after, of a backward
-    Complex notes[H * C::notes], dz[H * G], dx[H * G], dr[H * G], ds[H * N], dw[H * weights];
+    Complex row_scratch[H * C::row_scratch], dz[H * G], dx[H * G], dr[H * G], ds[H * N], dw[H * weights];
 
     int64_t units() const { return H; }
     int64_t vectors() const { return H; }
@@ -175,8 +175,8 @@ struct OfRow {
     Complex a(int64_t j, int k) const { return of.a[j * C::saved + k]; }
     Complex w(int64_t j, int k) const { return of.w[size_t(j * weights + k)]; }
     Complex last_state(int64_t j) const { return of.s[size_t(j * N + N - 1)]; }
-    Complex note(int64_t j, int k) const { return notes[j * C::notes + k]; }
-    void set_note(int64_t j, int k, Complex value) { notes[j * C::notes + k] = value; }
+    Complex scratch(int64_t j, int k) const { return row_scratch[j * C::row_scratch + k]; }
+    void set_scratch(int64_t j, int k, Complex value) { row_scratch[j * C::row_scratch + k] = value; }
     template <int i>
     void set_next(int64_t j, Complex value) {
       of.next[j * N + i] = value;

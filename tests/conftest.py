@@ -34,7 +34,7 @@ def kind(request):
 def free():
     """The library's own choices again after a test that forces some."""
     yield
-    _core.force(family="amx" if EMULATES_AMX else "")
+    _core.force(engine="amx" if EMULATES_AMX else "")
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def teams(threads, free):
         for count in (2, 3, 5):
             threads(count)
             for rest in (0, 1):
-                _core.force(family="amx" if EMULATES_AMX else "", rest=rest)
+                _core.force(engine="amx" if EMULATES_AMX else "", rest=rest)
                 yield f"{count} threads, {rest=}"
 
     return each

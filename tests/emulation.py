@@ -33,4 +33,4 @@ def emulate_amx():
     """Before anything else is computed in this process: the AMX kernels, for every number of sequences."""
     ctypes.CDLL(str(build_emulator())).install_amx_emulator()
     _core.assume_level("amx")
-    _core.force(family="amx")
+    _core.force(engine="amx")

@@ -2,7 +2,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "cpu/team.hpp"
+#include "cpu/system/team.hpp"
 #include "math.hpp"
 
 using namespace throughtime::TT_ISA;

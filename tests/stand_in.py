@@ -1,4 +1,4 @@
-"""The CUDA backend where there is no GPU: its sources, compiled so that the CPU plays one (cpp/cuda/stand_in.hpp)."""
+"""The CUDA backend where there is no GPU: its sources, compiled so that the CPU plays one (stand_in/stand_in.hpp)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sysconfig
 from compiler import ROOT, compile_all
 
 CPP = ROOT / "cpp"
+STAND_IN = ROOT / "tests" / "stand_in"
 
 
 def load_cuda():
@@ -33,9 +34,18 @@ def build():
     """The stand-in's file."""
     import pybind11
 
-    sources = [*CPP.glob("cuda/*.cpp"), *CPP.glob("bindings/cuda/*.cpp")]
+    sources = [*CPP.glob("cuda/**/*.cpp"), *CPP.glob("bindings/cuda/*.cpp"), *STAND_IN.glob("*.cpp")]
     sources.sort(key=lambda path: path.stat().st_size, reverse=True)
-    options = ["-O1", "-fPIC", "-fvisibility=hidden", "-DTT_CUDA", "-DTT_ISA=cuda", f"-I{pybind11.get_include()}"]
+    options = [
+        "-O1",
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-DTT_CUDA",
+        "-DTT_ISA=cuda",
+        f"-I{pybind11.get_include()}",
+        f"-I{CPP}",
+        f"-I{STAND_IN}",
+    ]
     options.append(f"-I{sysconfig.get_paths()['include']}")
     objects = compile_all(
         (f"{source.parent.parent.name}-{source.stem}.o", [*options, "-c", source]) for source in sources

@@ -145,6 +145,6 @@ def test_the_page_of_the_gpu_says_of_every_file_where_it_ran():
     _, _, table = (root / "docs" / "cuda.md").read_text(encoding="utf-8").partition("## What has run where")
     rows = [line.split("|") for line in table.splitlines() if line.startswith("| `")]
     named = {path for row in rows for pattern in re.findall(r"`([^`]+)`", row[1]) for path in root.glob(pattern)}
-    files = {path for folder in ("cpp/cuda", "cpp/bindings/cuda") for path in (root / folder).iterdir()}
+    files = {path for folder in ("cpp/cuda", "cpp/bindings/cuda") for path in (root / folder).rglob("*.[hc][pu]*")}
     assert {str(path.relative_to(root)) for path in files - named} == set()
     assert all(len(row) == 7 for row in rows)

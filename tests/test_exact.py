@@ -138,7 +138,7 @@ def test_any_number_of_threads_gives_the_same_bits(kind, T, B, I, H, dtype, thre
 @pytest.mark.parametrize(("T", "B", "H"), [(12, 1, 150), (70, 1, 256), (12, 9, 150), (12, 40, 192)])
 def test_threads_that_exchange_halves_of_a_sum_give_the_same_bits(kind, T, B, H, dtype, threads, free):
     """Without `clip`, a thread begins a step's sums with its own units, while the other finishes the step before."""
-    _core.force(family="amx" if USES_AMX and B > 1 else "", chunk=5)
+    _core.force(engine="amx" if USES_AMX and B > 1 else "", chunk=5)
     problem = Problem(kind, T=T, B=B, I=7, H=H, dtype=dtype)
     layer = problem.layer()
 
@@ -156,13 +156,13 @@ def test_threads_that_exchange_halves_of_a_sum_give_the_same_bits(kind, T, B, H,
 @pytest.mark.parametrize("memory", ["full", "checkpoint"])
 def test_threads_that_rest_and_return_give_the_same_bits(kind, T, B, H, memory, split, threads, free):
     """A thread leaves its part to the others after every few phases, and comes back at a chunk's end."""
-    family = "amx" if USES_AMX and B > 1 else ""
+    engine = "amx" if USES_AMX and B > 1 else ""
     problem = Problem(kind, T=T, B=B, I=7, H=H, dtype="float32")
     layer = problem.layer()
 
     def with_threads(n, rest, clip=None):
         threads(n)
-        _core.force(family=family, split=split, chunk=7, rest=rest)
+        _core.force(engine=engine, split=split, chunk=7, rest=rest)
         tape = layer.forward(problem.x, state=problem.state, memory=memory)
         grads = tape.backward(**problem.loss, timesteps=("hidden", "gates"), clip=clip)
         return {

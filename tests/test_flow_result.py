@@ -449,7 +449,7 @@ def test_no_figure_is_higher_than_1600_pixels(tmp_path, rows):
 )
 def test_ticks_of_a_narrow_range_are_numbers(low, high, texts):
     figures = pytest.importorskip("matplotlib.figure")
-    from throughtime.analysis.flow_figures import label_powers
+    from throughtime.analysis.power_axis import label_powers
 
     axes = figures.Figure().add_subplot()
     axes.set_ylim(low, high)

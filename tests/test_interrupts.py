@@ -11,13 +11,13 @@ from throughtime import _core
 
 pytestmark = pytest.mark.per_level
 
-FAMILY = "amx" if EMULATES_AMX else ""
+ENGINE = "amx" if EMULATES_AMX else ""
 
 
 def interrupt_every_poll(call, **choices):
     """Stop the call at its first poll, then at its second one, and so on; returns its result and number of polls."""
     for poll in count(1):
-        _core.force(family=FAMILY, **choices, interrupt=poll)
+        _core.force(engine=ENGINE, **choices, interrupt=poll)
         try:
             return call(), poll - 1
         except KeyboardInterrupt:
@@ -45,7 +45,7 @@ def test_a_call_may_be_stopped_anywhere(kind, B, memory, threads, free):
     for number, split, rest in [(1, "", 0), (2, "units", 0), (2, "units", 1), (3, "sequences", 1)]:
         threads(number)
         choices = {"split": split, "rest": rest, "chunk": 3}
-        _core.force(family=FAMILY, **choices)
+        _core.force(engine=ENGINE, **choices)
         tape = forward()
         expected, gradients = tape.output, backward()
         tape, polls = interrupt_every_poll(forward, polls_often=True, **choices)

@@ -109,9 +109,9 @@ def test_any_number_of_threads_gives_the_same_bits(N, I, O, dtype, precision, th
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("family", ["one_row", "many_rows"])
-def test_a_forced_family_is_exact(family, dtype, free):
-    _core.force(family=family)
+@pytest.mark.parametrize("engine", ["one_row", "many_rows"])
+def test_a_forced_engine_is_exact(engine, dtype, free):
+    _core.force(engine=engine)
     given = problem(ones, 50, 40, 30, dtype)
     assert_close(run(*given), numpys(*given), 0)
 

@@ -161,7 +161,7 @@ def test_backward_only_reads_the_tape(memory, free):
     problem = Problem("lstm", T=20, B=9, I=20, H=24, dtype="float32")
     tape = problem.layer().forward(problem.x, problem.state, memory=memory)
     kept = [array.tobytes() for array in tape.record.states]
-    _core.force(family="one_row", chunk=4)
+    _core.force(engine="one_row", chunk=4)
     first = everything(tape.backward(**problem.loss, timesteps=ALL_TIMESTEPS))
     second = everything(tape.backward(**problem.loss, timesteps=ALL_TIMESTEPS))
     assert kept == [array.tobytes() for array in tape.record.states]

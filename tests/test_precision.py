@@ -17,7 +17,9 @@ pytestmark = [pytest.mark.per_level, pytest.mark.amx]
 PRECISIONS = ("highest", "high", "medium")
 HERE = tt.show_config("dicts")["matmul precisions"]
 on_amx = pytest.mark.skipif(not USES_AMX, reason="the AMX kernels are not in use")
-on_dot = pytest.mark.skipif("dot" not in _core.bfloat16_terms(), reason="no AVX512_BF16, or its kernels are not in use")
+on_avx512_bf16 = pytest.mark.skipif(
+    "avx512_bf16" not in _core.bfloat16_terms(), reason="no AVX512_BF16, or its kernels are not in use"
+)
 
 # What a product may lose, relative to itself, in units of float32's roundoff 2^-24. Three terms hold a float, and
 # the dropped products are below 3 * 2^-26. Of two terms the second is at most 2^-9 and the rest at most 2^-18 of the
@@ -93,7 +95,7 @@ def test_three_terms_hold_every_bit_of_a_float():
     assert np.array_equal(layer.forward(x).output, x * np.diag(layer.parameters["weight_ih_l0"]))
 
 
-@on_dot
+@on_avx512_bf16
 @pytest.mark.parametrize(("T", "B"), [(2, 2), (3, 1), (3, 13), (2, 7), (1, 1), (1, 2)])
 @pytest.mark.parametrize(("I", "H"), [(5, 7), (9, 17), (33, 40), (65, 33), (97, 66)])
 def test_small_integers_are_exact_in_pairs(T, B, I, H, medium):  # noqa: E741
@@ -103,7 +105,7 @@ def test_small_integers_are_exact_in_pairs(T, B, I, H, medium):  # noqa: E741
     check_equal(problem, {"lengths": problem.lengths})
 
 
-@on_dot
+@on_avx512_bf16
 @pytest.mark.parametrize("B", [1, 3, 33])
 def test_the_fast_products_are_used(B, medium):
     """Forward and backward: neither gives what that of "highest" does."""
@@ -119,7 +121,7 @@ def test_the_fast_products_are_used(B, medium):
     assert not np.array_equal(found.parameters["weight_hh_l0"], expected.parameters["weight_hh_l0"])
 
 
-@on_dot
+@on_avx512_bf16
 @pytest.mark.skipif("amx" not in dict(_core.levels()), reason="the AMX kernels are not compiled in")
 def test_one_sequence_has_the_same_bits_with_amx_as_without():
     """It takes no tiles; where the processor has none, the first one would end the process."""
@@ -136,7 +138,7 @@ print(grads.input.tobytes().hex(), grads.parameters["weight_hh_l0"].tobytes().he
     assert without == with_amx
 
 
-@on_dot
+@on_avx512_bf16
 def test_long_sums_are_cut(medium):
     """After 4096 products, whose roundings add up to that many at most; one sum of these 100,000 is off by 7e-4."""
     B, number = 100_000, 1 + 13 * 2**-7
@@ -177,11 +179,11 @@ def test_what_is_not_finite_stays_in_its_sequence_and_after_it(bad, precision):
 @pytest.mark.parametrize("kind", FORMS)
 @pytest.mark.parametrize("B", [1, 20, 70])
 def test_a_precision_gives_the_same_bits_for_any_threads_and_split(kind, B, precision, threads, free):
-    family = "amx" if USES_AMX else ""
+    engine = "amx" if USES_AMX else ""
     problem = Problem(kind, T=9, B=B, I=21, H=70, dtype="float32")
     found = []
     for split, count in (("", 1), ("sequences", 2), ("sequences", 3), ("units", 2), ("units", 5)):
-        _core.force(family=family, split=split, chunk=4)
+        _core.force(engine=engine, split=split, chunk=4)
         threads(count)
         found.append(run(problem.layer(), problem.x, {"state": problem.state}, None, problem.loss))
     for other in found[1:]:
@@ -189,12 +191,12 @@ def test_a_precision_gives_the_same_bits_for_any_threads_and_split(kind, B, prec
 
 
 @pytest.mark.parametrize("kind", FORMS)
-@pytest.mark.parametrize("family", ["one_row", "many_rows"])
-def test_every_family_serves_every_number_of_sequences(kind, family, free):
+@pytest.mark.parametrize("engine", ["one_row", "many_rows"])
+def test_every_engine_serves_every_number_of_sequences(kind, engine, free):
     for B in (1, 2, 13):
         problem = Problem(kind, T=7, B=B, H=40, dtype="float32")
         for chunk in (1, 3):
-            _core.force(family=family, chunk=chunk)
+            _core.force(engine=engine, chunk=chunk)
             ours = run(problem.layer(), problem.x, {"state": problem.state}, None, problem.loss)
             expected = run_reference(problem, {"state": problem.state})
             for found in (ours, expected):
@@ -207,7 +209,7 @@ def test_every_family_serves_every_number_of_sequences(kind, family, free):
 @pytest.mark.parametrize(("B", "memory"), [(1, "full"), (1, "states"), (3, "full"), (5, "states")])
 def test_few_sequences_with_the_products_of_a_chunk_on_tiles(kind, B, memory, free):
     """The recurrence is on vector registers; at least 64 rows and 256 gates."""
-    _core.force(family="one_row" if B == 1 else "many_rows", chunk=30)
+    _core.force(engine="one_row" if B == 1 else "many_rows", chunk=30)
     problem = Problem(kind, T=70, B=B, I=40, H=256 if kind.startswith("rnn") else 100, dtype="float32")
     options = {"state": problem.state, "lengths": problem.lengths}
     ours = run(problem.layer(), problem.x, options | {"memory": memory}, None, problem.loss)

@@ -55,8 +55,9 @@ def symbols():
     flags = ["-O0", "-Dalways_inline=", "-fPIC", "-fno-exceptions", "-fno-math-errno", "-c"]
     pairs = [(source, level) for source in SOURCES for level in LEVELS]
     pairs = [pair for pair in pairs if pair[0] != "kernels" or pair[1] in (LEVELS[0], LEVELS[-1])]
+    source_of = {path.stem: path for path in (ROOT / "cpp" / "cpu").rglob("*.cpp")}
     jobs = [
-        (f"{source}_{level}.o", [*LEVEL_OPTIONS[level], *flags, f"-DTT_ISA={level}", ROOT / f"cpp/cpu/{source}.cpp"])
+        (f"{source}_{level}.o", [*LEVEL_OPTIONS[level], *flags, f"-DTT_ISA={level}", source_of[source]])
         for source, level in pairs
     ]
     found = {level: [] for level in LEVELS}

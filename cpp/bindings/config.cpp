@@ -9,9 +9,9 @@
 #include <map>
 #include <string>
 
-#include "../cpu/dispatch.hpp"
-#include "../cpu/host.hpp"
-#include "../cpu/openmp.hpp"
+#include "../cpu/system/dispatch.hpp"
+#include "../cpu/system/host.hpp"
+#include "../cpu/system/openmp.hpp"
 
 namespace throughtime {
 
@@ -49,11 +49,11 @@ void register_config(pybind11::module_& m) {
     return found;
   });
   m.def("level", [] { return level().name; });
-  // The families whose products are of bfloat16 numbers, where they are there: into how many of those they can split a float.
+  // The engines whose products are of bfloat16 numbers, where they are there: into how many of those they can split a float.
   m.def("bfloat16_terms", [] {
     std::map<std::string, int> most;
     if (level().kernels->amx) most["amx"] = 3;
-    if (has_dot()) most["dot"] = 1;
+    if (has_avx512_bf16()) most["avx512_bf16"] = 1;
     return most;
   });
   m.def("get_num_threads", &get_num_threads);
@@ -71,16 +71,18 @@ void register_config(pybind11::module_& m) {
   // For tests: "" and 0 leave the choice free.
   m.def(
       "force",
-      [](const std::string& family, const std::string& split, int chunk, uint8_t rest, bool polls_often, uint16_t interrupt) {
-        const std::map<std::string, Family> families = {
-            {"", Family::free}, {"one_row", Family::one_row}, {"many_rows", Family::many_rows}, {"amx", Family::amx}};
+      [](const std::string& engine, const std::string& split, int chunk, uint8_t rest, bool polls_often, uint16_t interrupt) {
+        const std::map<std::string, EngineKind> engines = {{"", EngineKind::free},
+                                                           {"one_row", EngineKind::one_row},
+                                                           {"many_rows", EngineKind::many_rows},
+                                                           {"amx", EngineKind::amx}};
         const std::map<std::string, Split> splits = {{"", Split::free}, {"sequences", Split::sequences}, {"units", Split::units}};
-        if (!families.contains(family)) throw pybind11::value_error("family: no such one as " + family);
+        if (!engines.contains(engine)) throw pybind11::value_error("engine: no such one as " + engine);
         if (!splits.contains(split)) throw pybind11::value_error("split: no such one as " + split);
         if (chunk < 0 || chunk > UINT16_MAX) throw pybind11::value_error("chunk: expected 0 to 65535");
-        force({families.at(family), splits.at(split), rest, polls_often, interrupt, uint16_t(chunk)});
+        force({engines.at(engine), splits.at(split), rest, polls_often, interrupt, uint16_t(chunk)});
       },
-      pybind11::arg("family") = "", pybind11::arg("split") = "", pybind11::arg("chunk") = 0, pybind11::arg("rest") = 0,
+      pybind11::arg("engine") = "", pybind11::arg("split") = "", pybind11::arg("chunk") = 0, pybind11::arg("rest") = 0,
       pybind11::arg("polls_often") = false, pybind11::arg("interrupt") = 0);
   // The addresses of an OpenMP runtime's functions, 0 for those that it lacks; see openmp.hpp.
   m.def("borrow_threads", [](const std::map<std::string, uintptr_t>& functions) {

@@ -7,7 +7,7 @@
 #include <stdexcept>
 #include <string_view>
 
-#include "../cpu/host.hpp"
+#include "../cpu/system/host.hpp"
 #include "xla/ffi/api/ffi.h"
 
 namespace throughtime {
@@ -120,7 +120,7 @@ void run(void (*kernel)(const Problem&, const Host&), const Problem& problem, do
 }
 
 // Operands: as `describe` takes them, then the initial states (B, P), (B, H). Results: the output (T, B, P); the states, either
-// two rows, initial and final, or all T + 2, as cpu/history.hpp has them; and where those are all, what the cell saves.
+// two rows, initial and final, or all T + 2, as cpu/recurrent/history.hpp has them; and where those are all, what the cell saves.
 template <class S>
 void forward(const CellKernels& cell, const Options& options, Operands operands, Results results) {
   Forward<S> p{};

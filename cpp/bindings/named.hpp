@@ -10,7 +10,7 @@ namespace throughtime {
 using Sizes = std::vector<int64_t>;
 
 constexpr const char* state_names[max_states] = {"hidden", "cell"};
-constexpr const char* common_names[unit_weights] = {"weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"};
+constexpr const char* common_names[first_unit_parameter] = {"weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"};
 
 // What a parameter is called, and its shape; without a name where the cell has no such one.
 struct Named {
@@ -25,7 +25,7 @@ std::vector<Named> parameters(const Cell& cell, int64_t I, int64_t H, int64_t P)
   for (const Sizes& shape : {Sizes{rows, I}, Sizes{rows, P}, Sizes{rows}, Sizes{rows}, Sizes{P, H}})
     all.push_back({common_names[all.size()], shape});
   if (!cell.projects) all.back().name = nullptr;
-  for (const UnitWeight& weight : cell.unit_weights) all.push_back({weight.name, {weight.count * H}});
+  for (const UnitParameter& weight : cell.unit_parameters) all.push_back({weight.name, {weight.count * H}});
   return all;
 }
 

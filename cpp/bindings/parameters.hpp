@@ -3,7 +3,7 @@
 
 #include <type_traits>
 
-#include "../cpu/dispatch.hpp"
+#include "../cpu/system/dispatch.hpp"
 #include "named.hpp"
 
 namespace throughtime {

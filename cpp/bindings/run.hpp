@@ -5,7 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <unistd.h>
 
-#include "../cpu/host.hpp"
+#include "../cpu/system/host.hpp"
 
 namespace throughtime {
 

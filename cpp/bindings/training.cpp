@@ -12,7 +12,7 @@
 #include "register.hpp"
 #include "run.hpp"
 
-#include "../cpu/dispatch.hpp"
+#include "../cpu/system/dispatch.hpp"
 
 namespace throughtime {
 

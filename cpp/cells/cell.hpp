@@ -9,8 +9,8 @@
 //   dw
 //                  comes last.
 //   two products   forward ends with m, which a product turns into a second recurrent part; finish(x, r, s, next, a) takes that,
-//                  arrive(a, s, dh) is its gradient, and backward, given dm after dn, fills m again after all others. A cell that
-//                  projects has no finish: the product itself is h.
+//                  second_product_delta(a, s, dh) is its gradient, and backward, given dm after dn, fills m again after all
+//                  others. A cell that projects has no finish: the product itself is h.
 //   whole rows     forward only saves; forward_row and backward_row see all units of a sequence (see layer_norm.hpp).
 //   Shared         another cell that does the same where the row's variant is this one's, so that cells share compiled loops.
 #pragma once
@@ -28,7 +28,7 @@ struct OnePhase {
   static constexpr bool projects = false;      // whether h has a size of its own
   static constexpr bool bias_inside = false;   // whether biases are unit weights, the first ones, and not added to the products
   static constexpr bool biases_apart = false;  // if so, whether b_ih comes before b_hh, or one sum stands for both
-  static constexpr UnitWeight unit_weights[max_unit_weights] = {};
+  static constexpr UnitParameter unit_parameters[max_unit_parameters] = {};
 };
 
 template <class C>
@@ -54,9 +54,9 @@ constexpr int first_value(int bias) {
 
 // How many numbers each unit has for itself.
 template <class C>
-constexpr int unit_values() {
+constexpr int unit_parameter_count() {
   int count = bias_values<C>();
-  for (const UnitWeight& weight : C::unit_weights) count += weight.count;
+  for (const UnitParameter& weight : C::unit_parameters) count += weight.count;
   return count;
 }
 

@@ -12,8 +12,8 @@
 
 namespace throughtime::TT_ISA {
 
-using Cells = List<RNN<Tanh>, RNN<Relu>, RNN<Sigmoid>, KeptRNN<Tanh>, KeptRNN<Relu>, KeptRNN<Sigmoid>, LayerNormRNN<Tanh>,
-                   LayerNormRNN<Relu>, LayerNormRNN<Sigmoid>, GRU, OriginalGRU, LayerNormGRU, LSTM, PeepholeLSTM, ProjectedLSTM,
-                   LayerNormLSTM>;
+using Cells = List<RNN<Tanh>, RNN<Relu>, RNN<Sigmoid>, ZoneoutRNN<Tanh>, ZoneoutRNN<Relu>, ZoneoutRNN<Sigmoid>,
+                   LayerNormRNN<Tanh>, LayerNormRNN<Relu>, LayerNormRNN<Sigmoid>, GRU, OriginalGRU, LayerNormGRU, LSTM,
+                   PeepholeLSTM, ProjectedLSTM, LayerNormLSTM>;
 
 }  // namespace throughtime::TT_ISA

@@ -27,13 +27,13 @@ struct OriginalGRU : OnePhase {
     next[H] = (1 - a[Z]) * a[N] + a[Z] * s[H];
   }
   template <class V>
-  TT_INLINE static V arrive(const V* a, const V*, V dh) {
+  TT_INLINE static V second_product_delta(const V* a, const V*, V dh) {
     return dh * (1 - a[Z]) * (1 - a[N] * a[N]);
   }
   template <class V>
   TT_INLINE static void backward(const V* a, const V* s, V* dn, const V* dm, V* ds, V* dx, V* dr, V* m) {
     *m = a[R] * s[H];
-    dx[N] = arrive(a, s, dn[H]);
+    dx[N] = second_product_delta(a, s, dn[H]);
     dx[Z] = dn[H] * (s[H] - a[N]) * (a[Z] * (1 - a[Z]));
     dx[R] = *dm * s[H] * (a[R] * (1 - a[R]));
     dr[R] = dx[R];

@@ -1,7 +1,7 @@
 // Layer normalisation within a cell (Ba et al. 2016), of what its products give to all gates of a sequence:
 // LN(v) = w v^, v^ = (v - mean) / sqrt(variance + 1e-5). Its derivative, with t = w dLN:
 // dv = (t - mean(t) - v^ mean(t v^)) / sqrt(variance + 1e-5).
-// A row is one sequence at one step, in vectors of units: see cpu/row.hpp.
+// A row is one sequence at one step, in vectors of units: see cpu/recurrent/whole_row.hpp.
 #pragma once
 
 #include "../row_unit.hpp"
@@ -83,7 +83,7 @@ struct NormalisedProducts : Plain {
   static constexpr int saved = 2 * gates;  // W_ih x and W_hh h
   static constexpr bool split = true, bias_inside = true;
   static constexpr Phases phases = Phases::rows;
-  static constexpr UnitWeight unit_weights[max_unit_weights] = {{"weight_ln_ih", gates}, {"weight_ln_hh", gates}};
+  static constexpr UnitParameter unit_parameters[max_unit_parameters] = {{"weight_ln_ih", gates}, {"weight_ln_hh", gates}};
 
   template <class V>
   TT_INLINE static void forward(const V* x, const V* r, const V*, V*, V* a) {
@@ -107,7 +107,7 @@ struct LayerNorm : NormalisedProducts<Plain> {
   using Base::gates, Plain::H;
   static constexpr bool biases_apart = Plain::split;  // where the recurrent part enters by itself
   enum Weight { BIAS, LN_X = (biases_apart ? 2 : 1) * gates, LN_R = LN_X + gates };
-  static constexpr int notes = (Plain::split ? 2 : 1) * gates;  // gradients of both parts of the pre-activations
+  static constexpr int row_scratch = (Plain::split ? 2 : 1) * gates;  // gradients of both parts of the pre-activations
 
   template <class Row>
   TT_INLINE static void forward_row(Row& row) {
@@ -142,16 +142,16 @@ struct LayerNorm : NormalisedProducts<Plain> {
         row.add_weight(j, LN_R + g, dr[g] * r);
         x_terms.add(row, j, row.w(j, LN_X + g) * dx[g], x);
         r_terms.add(row, j, row.w(j, LN_R + g) * dr[g], r);
-        row.set_note(j, g, dx[g]);
-        if (Plain::split) row.set_note(j, gates + g, dr[g]);
+        row.set_scratch(j, g, dx[g]);
+        if (Plain::split) row.set_scratch(j, gates + g, dr[g]);
       }
     }
     const auto x_means = x_terms.template means<gates>(row), r_means = r_terms.template means<gates>(row);
     for (int64_t j = 0; j < row.vectors(); ++j) {
       V dz[gates], dx[gates], dr[gates];
       for (int g = 0; g < gates; ++g) {
-        dz[g] = row.note(j, g);
-        const V d_recurrent = Plain::split ? row.note(j, gates + g) : dz[g];
+        dz[g] = row.scratch(j, g);
+        const V d_recurrent = Plain::split ? row.scratch(j, gates + g) : dz[g];
         dx[g] = of_x.backward(x_means, row.w(j, LN_X + g) * dz[g], of_x(row.a(j, g)));
         dr[g] = of_r.backward(r_means, row.w(j, LN_R + g) * d_recurrent, of_r(row.a(j, gates + g)));
       }

@@ -51,7 +51,7 @@ struct LSTM : OnePhase {
 
 struct PeepholeLSTM : LSTM {
   static constexpr const char* name = "lstm_peephole";
-  static constexpr UnitWeight unit_weights[max_unit_weights] = {{"weight_ci", 1}, {"weight_cf", 1}, {"weight_co", 1}};
+  static constexpr UnitParameter unit_parameters[max_unit_parameters] = {{"weight_ci", 1}, {"weight_cf", 1}, {"weight_co", 1}};
   enum Weight { CI, CF, CO };
 
   template <class V>

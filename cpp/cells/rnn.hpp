@@ -27,7 +27,7 @@ struct RNN : OnePhase {
 
 // The same where the state after may not be h': zoneout lets it be the old one, in part.
 template <class Activation>
-struct KeptRNN : RNN<Activation> {
+struct ZoneoutRNN : RNN<Activation> {
   using RNN<Activation>::A, RNN<Activation>::H;
   static constexpr const char* name = Activation::kept_cell;
   static constexpr int saved = 1;

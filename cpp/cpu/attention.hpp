@@ -5,8 +5,8 @@
 #pragma once
 
 #include "../math.hpp"
-#include "gemm.hpp"
-#include "team.hpp"
+#include "engine/gemm.hpp"
+#include "system/team.hpp"
 
 namespace throughtime::TT_ISA {
 
@@ -50,7 +50,7 @@ struct Head {
 template <class S>
 struct Blocks {
   using V = Vec<S>;
-  static constexpr int L = lanes<S>, rows = ProductShape::rows, vectors = ProductShape::vectors, panel = vectors * L;
+  static constexpr int W = lanes<S>, rows = ProductShape::rows, vectors = ProductShape::vectors, panel = vectors * W;
   static constexpr int64_t block = 64;     // scores are held for so many keys, or queries, at a time: what is packed fits L1
   static constexpr int64_t segment = 512;  // what is packed serves so many; 256 costs 3 %, 1024 gains nothing
   static constexpr S lowest = sizeof(S) == sizeof(float) ? S(-__FLT_MAX__) : S(-__DBL_MAX__);
@@ -78,10 +78,10 @@ struct Blocks {
   // `count` rows of a matrix in tile order, zeros after them: as a product's outputs (size, block), and as what it sums over,
   // (depth, width).
   void pack_outputs(const S* from, int64_t stride, int64_t count, S* to) const {
-    pack_rows<vectors>(from, stride, p.size, Interleaved{1, count, L}, Range{0, block / L}, to);
+    pack_rows<vectors>(from, stride, p.size, Interleaved{1, count, W}, Range{0, block / W}, to);
   }
   void pack_terms(const S* from, int64_t stride, int64_t count, S* to) const {
-    pack_columns<vectors>(from, stride, p.size, Interleaved{1, count, L}, Range{0, width / panel}, to);
+    pack_columns<vectors>(from, stride, p.size, Interleaved{1, count, W}, Range{0, width / panel}, to);
   }
 
   // The left operand of a product, row by row.
@@ -107,7 +107,7 @@ struct Blocks {
   void scores(Left left, const S* packed, Range near, S* to, const Make& make) const {
     const auto put = [&](int64_t first, int count, int64_t q, const V* sums) {
       for (int64_t i = first; i < first + count; ++i, sums += vectors)
-        for (int v = 0; v < vectors; ++v) store(to + i * block + (q + v) * L, make(sums[v], i, (q + v) * L));
+        for (int v = 0; v < vectors; ++v) store(to + i * block + (q + v) * W, make(sums[v], i, (q + v) * W));
     };
     product(left, p.size, packed, {near.begin / panel, ceil_div(near.end, panel)}, put);
   }
@@ -122,12 +122,12 @@ struct Blocks {
   void add(const S* from, int count, Range near, Terms terms, S* to) const {
     Left left{{}, count};
     for (int i = 0; i < count; ++i) left.row[i] = from + i * block + near.begin;
-    const int64_t depth = ceil_div(terms.count, L) * L;
+    const int64_t depth = ceil_div(terms.count, W) * W;
     for (int64_t column = 0; column < width; column += panel) {
       const auto put = [&](int64_t first, int number, int64_t, const V* sums) {
         for (int64_t i = first; i < first + number; ++i, sums += vectors)
           for (int v = 0; v < vectors; ++v) {
-            S* at = to + i * width + column + v * L;
+            S* at = to + i * width + column + v * W;
             store(at, load<V>(at) + sums[v]);
           }
       };
@@ -141,8 +141,8 @@ struct Blocks {
     using Bits = typename Register<S>::bits;
     using Integer = decltype(Bits{}[0] + 0);
     Bits lane;
-    for (int i = 0; i < L; ++i) lane[i] = i;
-    for (int64_t j = all.begin; j < all.end; j += L) {
+    for (int i = 0; i < W; ++i) lane[i] = i;
+    for (int64_t j = all.begin; j < all.end; j += W) {
       const Bits at = lane + Integer(j), inside = (at >= Integer(seen.begin)) & (at < Integer(seen.end));
       store(row + j, inside ? load<V>(row + j) : splat<V>(value));
     }
@@ -150,7 +150,7 @@ struct Blocks {
 
   // to = factor from, or to += factor from, for the features of one step.
   void write(const S* from, S factor, bool adds, S* to) const {
-    for (int64_t e = 0; e < p.size; e += L) {
+    for (int64_t e = 0; e < p.size; e += W) {
       const V value = load<V>(from + e) * factor;
       store_some(to + e, adds ? load_some<V>(to + e, p.size - e) + value : value, p.size - e);
     }
@@ -179,7 +179,7 @@ struct AttentionForwardLoop {
   using V = Vec<S>;
 
   // What one thread works on.
-  struct Mine {
+  struct Workspace {
     S *keys, *values;  // packed: (size, block) and (block, width)
     S* scores;         // (rows, block)
     S *output, *sums;  // (segment, width), not divided by the sum yet; (segment, lanes)
@@ -188,15 +188,15 @@ struct AttentionForwardLoop {
   const AttentionForward<S>& p;
   Team team;
   Parts blocks;
-  Mine* mine;
+  Workspace* workspaces;
   int64_t next = 0;
 
   AttentionForwardLoop(const AttentionForward<S>& p, const Host& host)
-      : p(p), team(host), blocks(p, host), mine(scratch<Mine>(host, host.threads)) {
+      : p(p), team(host), blocks(p, host), workspaces(scratch<Workspace>(host, host.threads)) {
     const auto take = [&host](int64_t rows, int64_t columns) { return scratch<S>(host, rows * columns); };
     for (int i = 0; i < host.threads; ++i)
-      mine[i] = {take(p.size, Parts::block), take(Parts::block, blocks.width), take(Parts::rows, Parts::block),
-                 take(Parts::segment, blocks.width), take(Parts::segment, Parts::L)};
+      workspaces[i] = {take(p.size, Parts::block), take(Parts::block, blocks.width), take(Parts::rows, Parts::block),
+                       take(Parts::segment, blocks.width), take(Parts::segment, Parts::W)};
   }
 
   static void run(const AttentionForward<S>& p, const Host& host) {
@@ -205,7 +205,7 @@ struct AttentionForwardLoop {
   }
 
   void perform(int64_t task, int thread) {
-    const Mine& my = mine[thread];
+    const Workspace& my = workspaces[thread];
     const Head<S> head = blocks.head(task);
     const Range steps = blocks.steps(task), queries = overlap({0, head.length}, steps);
     head.clear(p.output, {queries.end, steps.end});
@@ -224,18 +224,18 @@ struct AttentionForwardLoop {
   }
 
  private:
-  void start(const Mine& my, const Head<S>& head, Range queries) const {
+  void start(const Workspace& my, const Head<S>& head, Range queries) const {
     const size_t count = size_t(queries.end - queries.begin);
     for (int64_t t = queries.begin; t < queries.end; ++t) head.top[t] = Parts::lowest;
     __builtin_memset(my.output, 0, count * size_t(blocks.width) * sizeof(S));
-    __builtin_memset(my.sums, 0, count * Parts::L * sizeof(S));
+    __builtin_memset(my.sums, 0, count * Parts::W * sizeof(S));
   }
 
   // A few queries, `offset` steps into the segment, and one block of keys.
-  void meet(const Mine& my, const Head<S>& head, Range queries, int64_t offset, Range keys) const {
-    S *output = my.output + offset * blocks.width, *sums = my.sums + offset * Parts::L;
+  void meet(const Workspace& my, const Head<S>& head, Range queries, int64_t offset, Range keys) const {
+    S *output = my.output + offset * blocks.width, *sums = my.sums + offset * Parts::W;
     const Range near = overlap(head.keys(queries), keys) - keys.begin;
-    const Range whole{near.begin / Parts::L * Parts::L, ceil_div(near.end, Parts::L) * Parts::L};
+    const Range whole{near.begin / Parts::W * Parts::W, ceil_div(near.end, Parts::W) * Parts::W};
     const auto left = blocks.left(head, p.q, queries);
     blocks.scores(left, my.keys, near, my.scores, [](V sum, int64_t, int64_t) { return sum; });
     S* top = head.top + queries.begin;
@@ -243,23 +243,23 @@ struct AttentionForwardLoop {
       const int64_t t = queries.begin + i;
       S* scores = my.scores + i * Parts::block;
       Parts::mask(scores, whole, overlap(head.keys({t, t + 1}), keys) - keys.begin, -__builtin_inff());
-      raise(top[i], scores, whole, sums + i * Parts::L, output + i * blocks.width);
+      raise(top[i], scores, whole, sums + i * Parts::W, output + i * blocks.width);
     }
-    for (int i = 0; i < left.count; ++i) exponentials(top[i], my.scores + i * Parts::block, whole, sums + i * Parts::L);
+    for (int i = 0; i < left.count; ++i) exponentials(top[i], my.scores + i * Parts::block, whole, sums + i * Parts::W);
     blocks.add(my.scores, left.count, near, {my.values, keys.end - keys.begin}, output);
   }
 
   // Where a score is larger than all before it, what was summed shrinks.
   void raise(S& top, const S* scores, Range near, S* sum, S* output) const {
     V largest = splat<V>(top);
-    for (int64_t j = near.begin; j < near.end; j += Parts::L) {
+    for (int64_t j = near.begin; j < near.end; j += Parts::W) {
       const V score = load<V>(scores + j);
       largest = largest < score ? score : largest;
     }
     const S found = largest_lane(largest);
     if (!(found > top)) return;
     const V shrink = exp(splat<V>((top - found) * blocks.scale));
-    for (int64_t e = 0; e < blocks.width; e += Parts::L) store(output + e, load<V>(output + e) * shrink);
+    for (int64_t e = 0; e < blocks.width; e += Parts::W) store(output + e, load<V>(output + e) * shrink);
     store(sum, load<V>(sum) * shrink);
     top = found;
   }
@@ -267,7 +267,7 @@ struct AttentionForwardLoop {
   // Scores into exponentials, which are summed.
   void exponentials(S top, S* scores, Range near, S* sum) const {
     V total = load<V>(sum);
-    for (int64_t j = near.begin; j < near.end; j += Parts::L) {
+    for (int64_t j = near.begin; j < near.end; j += Parts::W) {
       const V e = exp((load<V>(scores + j) - top) * blocks.scale);
       store(scores + j, e);
       total += e;
@@ -275,9 +275,9 @@ struct AttentionForwardLoop {
     store(sum, total);
   }
 
-  void finish(const Mine& my, const Head<S>& head, Range queries) const {
+  void finish(const Workspace& my, const Head<S>& head, Range queries) const {
     for (int64_t t = queries.begin; t < queries.end; ++t) {
-      head.sum[t] = sum_lanes(load<V>(my.sums + (t - queries.begin) * Parts::L));
+      head.sum[t] = sum_lanes(load<V>(my.sums + (t - queries.begin) * Parts::W));
       blocks.write(my.output + (t - queries.begin) * blocks.width, 1 / head.sum[t], false, head.row(p.output, t));
     }
   }
@@ -291,29 +291,33 @@ struct AttentionBackwardLoop {
   using V = Vec<S>;
 
   // What one thread works on. Of a block of queries: q and g packed both ways, g, max and g y, dq. Of the segment: k packed, dk
-  // and dv. Of one with the other: e and c, (keys, queries), and c turned round.
-  struct Mine {
+  // and dv. Of one with the other: e and c, (keys, queries), and c transposed.
+  struct Workspace {
     S *q_outputs, *q_terms, *g_outputs, *g_terms, *g, *top, *dot, *dq;
     S *k_terms, *dk, *dv;
-    S *e, *c, *turned;
+    S *e, *c, *transposed;
   };
 
   const AttentionBackward<S>& p;
   Team team;
   Parts blocks;
-  Mine* mine;
+  Workspace* workspaces;
   int64_t* done;  // of each task: the gradients of queries before this one have its part
   int64_t next = 0;
 
   AttentionBackwardLoop(const AttentionBackward<S>& p, const Host& host)
-      : p(p), team(host), blocks(p, host), mine(scratch<Mine>(host, host.threads)), done(scratch<int64_t>(host, blocks.tasks)) {
+      : p(p),
+        team(host),
+        blocks(p, host),
+        workspaces(scratch<Workspace>(host, host.threads)),
+        done(scratch<int64_t>(host, blocks.tasks)) {
     __builtin_memset(done, 0, size_t(blocks.tasks) * sizeof(int64_t));
     const auto take = [&host](int64_t rows, int64_t columns) { return scratch<S>(host, rows * columns); };
     constexpr int64_t n = Parts::block, m = Parts::segment;
     const int64_t width = blocks.width;
     for (int i = 0; i < host.threads; ++i)
-      mine[i] = {take(p.size, n), take(n, width), take(p.size, n), take(n, width), take(n, width), take(1, n), take(1, n),
-                 take(n, width),  take(m, width), take(m, width),  take(m, width), take(n, n),     take(n, n), take(n, n)};
+      workspaces[i] = {take(p.size, n), take(n, width), take(p.size, n), take(n, width), take(n, width), take(1, n), take(1, n),
+                       take(n, width),  take(m, width), take(m, width),  take(m, width), take(n, n),     take(n, n), take(n, n)};
   }
 
   static void run(const AttentionBackward<S>& p, const Host& host) {
@@ -334,7 +338,7 @@ struct AttentionBackwardLoop {
  private:
   // False when the call is to stop.
   bool sweep(const Head<S>& head, Range keys, int64_t task, int thread) {
-    const Mine& my = mine[thread];
+    const Workspace& my = workspaces[thread];
     start(my, head, keys);
     const Range seen = head.queries(keys);
     for (int64_t first = Parts::first_block(seen); first < seen.end; first += Parts::block) {
@@ -356,7 +360,7 @@ struct AttentionBackwardLoop {
     return true;
   }
 
-  void start(const Mine& my, const Head<S>& head, Range keys) const {
+  void start(const Workspace& my, const Head<S>& head, Range keys) const {
     const size_t bytes = size_t((keys.end - keys.begin) * blocks.width) * sizeof(S);
     __builtin_memset(my.dk, 0, bytes);
     __builtin_memset(my.dv, 0, bytes);
@@ -366,14 +370,14 @@ struct AttentionBackwardLoop {
     }
   }
 
-  void prepare(const Mine& my, const Head<S>& head, Range queries) const {
+  void prepare(const Workspace& my, const Head<S>& head, Range queries) const {
     const int64_t count = queries.end - queries.begin, width = blocks.width;
     for (int64_t i = 0; i < Parts::block; ++i) my.top[i] = my.dot[i] = 0;
     for (int64_t i = 0; i < count; ++i) {
       const int64_t t = queries.begin + i;
       const S *y = head.row(p.output, t), *dy = head.row(p.d_output, t), inverse = 1 / head.sum[t];
       V dot{};
-      for (int64_t e = 0; e < width; e += Parts::L) {
+      for (int64_t e = 0; e < width; e += Parts::W) {
         const V g = load_some<V>(dy + e, p.size - e) * inverse;
         dot += g * load_some<V>(y + e, p.size - e);
         store(my.g + i * width + e, g);
@@ -389,7 +393,7 @@ struct AttentionBackwardLoop {
   }
 
   // One block of keys, `offset` steps into the segment, and one of queries.
-  void meet(const Mine& my, const Head<S>& head, Range keys, int64_t offset, Range queries) const {
+  void meet(const Workspace& my, const Head<S>& head, Range keys, int64_t offset, Range queries) const {
     const Range near = overlap(head.keys(queries), keys);
     if (near.begin == near.end) return;
     const int64_t width = blocks.width, terms = queries.end - queries.begin;
@@ -400,18 +404,18 @@ struct AttentionBackwardLoop {
       blocks.add(my.e + from, count, seen_by, {my.g_terms, terms}, my.dv + to);
       blocks.add(my.c + from, count, seen_by, {my.q_terms, terms}, my.dk + to);
     });
-    turn(my, near - keys.begin);
+    transpose_scores(my, near - keys.begin);
     const Range seen_by = overlap(head.queries(near), queries);
     for_parts<Parts::rows>(seen_by.begin, seen_by.end, [&](int64_t t, int count) {
       const int64_t i = t - queries.begin;
       const Range seen = overlap(head.keys({t, t + count}), keys) - keys.begin;
-      blocks.add(my.turned + i * Parts::block, count, seen, {my.k_terms + offset * width, keys.end - keys.begin},
+      blocks.add(my.transposed + i * Parts::block, count, seen, {my.k_terms + offset * width, keys.end - keys.begin},
                  my.dq + i * width);
     });
   }
 
   // e and c, from so far on, of a few keys and all queries of the block: zero where one does not see the other.
-  void weigh(const Mine& my, const Head<S>& head, Range keys, Range queries, int64_t from) const {
+  void weigh(const Workspace& my, const Head<S>& head, Range keys, Range queries, int64_t from) const {
     S *e = my.e + from, *c = my.c + from;
     const Range near = overlap(head.queries(keys), queries) - queries.begin;
     const auto mask = [&](S* row) {
@@ -427,11 +431,12 @@ struct AttentionBackwardLoop {
   }
 
   // c into (queries, keys).
-  void turn(const Mine& my, Range keys) const {
-    for (int64_t s = keys.begin / Parts::L * Parts::L; s < keys.end; s += Parts::L) {
-      const S* row[Parts::L];
-      for (int64_t i = s; i < s + Parts::L; ++i) row[i - s] = i >= keys.begin && i < keys.end ? my.c + i * Parts::block : nullptr;
-      transpose_rows(row, Parts::L, Parts::block, [&](int64_t t, V value) { store(my.turned + t * Parts::block + s, value); });
+  void transpose_scores(const Workspace& my, Range keys) const {
+    for (int64_t s = keys.begin / Parts::W * Parts::W; s < keys.end; s += Parts::W) {
+      const S* row[Parts::W];
+      for (int64_t i = s; i < s + Parts::W; ++i) row[i - s] = i >= keys.begin && i < keys.end ? my.c + i * Parts::block : nullptr;
+      transpose_rows(row, Parts::W, Parts::block,
+                     [&](int64_t t, V value) { store(my.transposed + t * Parts::block + s, value); });
     }
   }
 };

@@ -27,7 +27,7 @@ namespace throughtime::TT_ISA {
 template <class C, class At>
 struct BackwardStep {
   using V = typename At::V;
-  static constexpr int G = C::gates, R = C::recurrent, N = C::states, saved = C::saved, values = unit_values<C>();
+  static constexpr int G = C::gates, R = C::recurrent, N = C::states, saved = C::saved, values = unit_parameter_count<C>();
   static constexpr int first_state = C::projects ? 1 : 0;  // of those that the cell's equations give
 
   At at;
@@ -35,7 +35,7 @@ struct BackwardStep {
   // The whole cell; dh is what h receives from the steps after.
   TT_INLINE void run(V dh) const {
     V dn[N], dx[G] = {}, dr[R] = {};
-    receive(dh, dn);
+    load_gradients(dh, dn);
     if (at.flags & inactive) {
       pass_through(dn, 0, N);
       if constexpr (values > 0) at.skip_unit_gradients();
@@ -76,7 +76,7 @@ struct BackwardStep {
         load_saved(a, old);
         at.set_carried(0, dh);
         zoneout_backward(&dh, &kept);
-        d_second = C::arrive(a, old, dh);
+        d_second = C::second_product_delta(a, old, dh);
       }
       d_second = at.keep(d_second);
     }
@@ -105,8 +105,8 @@ struct BackwardStep {
 
   // Whole rows: the gradients dn of the states after, except for their paths through each other, and the part of them that
   // zoneout passes to the old states.
-  TT_INLINE void receive_all(V dh, V* dn, V* kept) const {
-    receive(dh, dn);
+  TT_INLINE void load_all_gradients(V dh, V* dn, V* kept) const {
+    load_gradients(dh, dn);
     for (int i = 0; i < N; ++i) add_loss(i, dn[i]);
     zoneout_backward(dn, kept);
   }
@@ -114,7 +114,7 @@ struct BackwardStep {
   // Whole rows: a step that is not taken.
   TT_INLINE void skip(V dh) const {
     V dn[N], none[G] = {};
-    receive(dh, dn);
+    load_gradients(dh, dn);
     pass_through(dn, 0, N);
     at.set_deltas(none, none, none);
     if constexpr (values > 0) at.skip_unit_gradients();
@@ -132,7 +132,7 @@ struct BackwardStep {
   }
 
  private:
-  TT_INLINE void receive(V dh, V* dn) const {
+  TT_INLINE void load_gradients(V dh, V* dn) const {
     dn[0] = dh;
     for (int i = 1; i < N; ++i) dn[i] = at.carried(i);
   }

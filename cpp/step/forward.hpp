@@ -24,14 +24,14 @@ namespace throughtime::TT_ISA {
 template <class C, class V>
 TT_INLINE void run_cell(const V* x, const V* r, const V* old, const V* w, V* next, V* a, V* m) {
   if constexpr (C::phases == Phases::two_products) C::forward(x, r, old, next, a, m);
-  else if constexpr (C::phases == Phases::one && unit_values<C>() > 0) C::forward(x, r, old, w, next, a);
+  else if constexpr (C::phases == Phases::one && unit_parameter_count<C>() > 0) C::forward(x, r, old, w, next, a);
   else C::forward(x, r, old, next, a);
 }
 
 template <class C, class At>
 struct ForwardStep {
   using V = typename At::V;
-  static constexpr int G = C::gates, R = C::recurrent, N = C::states, saved = C::saved, values = unit_values<C>();
+  static constexpr int G = C::gates, R = C::recurrent, N = C::states, saved = C::saved, values = unit_parameter_count<C>();
   static constexpr bool one = C::phases == Phases::one, two_products = C::phases == Phases::two_products;
   static constexpr bool finishes = two_products && !C::projects;  // whether the cell has equations after the second product
   static constexpr int first_state = C::projects ? 1 : 0;         // of those that the cell's equations give

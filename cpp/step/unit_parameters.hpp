@@ -9,12 +9,12 @@ namespace throughtime::TT_ISA {
 // Calls take(value, row (H)) for every parameter that a unit of this cell has for itself; a bias may be there twice, or not at
 // all.
 template <class C, class Weights, class Take>
-void for_unit_values(const Weights& weights, int64_t H, const Take& take) {
+void for_unit_parameters(const Weights& weights, int64_t H, const Take& take) {
   for (int bias = bias_ih; C::bias_inside && bias <= bias_hh; ++bias)
     for (int g = 0; weights[bias] && g < int(C::gates); ++g) take(first_value<C>(bias) + g, weights[bias] + g * H);
   int value = bias_values<C>();
-  for (int i = 0; i < max_unit_weights; ++i)
-    for (int k = 0; k < C::unit_weights[i].count; ++k) take(value++, weights[unit_weights + i] + k * H);
+  for (int i = 0; i < max_unit_parameters; ++i)
+    for (int k = 0; k < C::unit_parameters[i].count; ++k) take(value++, weights[first_unit_parameter + i] + k * H);
 }
 
 // The weight of the second product: weight_hr, or the last rows of weight_hh; and its bias.

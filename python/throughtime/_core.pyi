@@ -14,7 +14,9 @@ class RecurrentProblem(TypedDict):
 
     x: Array  # (T, B, I)
     parameters: Mapping[str, Array]  # as `parameter_shapes` names them
-    states: Mapping[str, Array]  # (T + 2, B, P or H), or the state of every k-th step: see cpp/cpu/history.hpp
+    states: Mapping[
+        str, Array
+    ]  # (T + 2, B, P or H), or the state of every k-th step: see cpp/cpu/recurrent/history.hpp
     every: int  # k, or 0
     reverse: bool
     lengths: Array | None  # (B,)
@@ -168,7 +170,7 @@ def get_terms() -> int: ...
 def set_terms(count: int) -> None: ...
 def assume_level(name: str) -> None: ...
 def force(
-    family: str = "", split: str = "", chunk: int = 0, rest: int = 0, polls_often: bool = False, interrupt: int = 0
+    engine: str = "", split: str = "", chunk: int = 0, rest: int = 0, polls_often: bool = False, interrupt: int = 0
 ) -> None: ...
 def borrow_threads(functions: dict[str, int]) -> None: ...
 def empty(shape: Sequence[int], dtype: np.dtype[Any]) -> Array: ...

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "../../cuda/runtime.hpp"
+#include "../../cuda/system/runtime.hpp"
 #include "register.hpp"
 
 namespace throughtime {
@@ -165,7 +165,7 @@ void register_cuda_dlpack(py::module_& m) {
         [](uintptr_t data, const std::vector<py::ssize_t>& shape, const std::vector<py::ssize_t>& strides, const py::dtype& dtype,
            const py::object& owner) { return py::array(dtype, shape, strides, reinterpret_cast<void*>(data), owner); });
   m.def("order", [](uintptr_t earlier, uintptr_t later) {
-    cuda::order({reinterpret_cast<void*>(earlier)}, {reinterpret_cast<void*>(later)});
+    cuda::wait({reinterpret_cast<void*>(later)}, {reinterpret_cast<void*>(earlier)});
   });
 }
 

@@ -1,5 +1,5 @@
 // Copies and element-by-element operations on arrays of the device.
-#include "../../cuda/elementwise.hpp"
+#include "../../cuda/arrays/elementwise.hpp"
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -47,7 +47,7 @@ cuda::Pair pair_of(const py::array& to, const py::array& from) {
           to.itemsize()};
 }
 
-void copy(const py::array& to, const py::array& from, uintptr_t stream) { cuda::copy(pair_of(to, from), queue_of(stream)); }
+void copy(const py::array& to, const py::array& from, uintptr_t stream) { cuda::copy(pair_of(to, from), stream_of(stream)); }
 
 void copy_bytes(const py::array& to, const py::array& from, uintptr_t stream) {
   expect(to.nbytes() == from.nbytes(), "from", "the bytes of to");
@@ -56,19 +56,19 @@ void copy_bytes(const py::array& to, const py::array& from, uintptr_t stream) {
   const void* const source = from.data();
   const size_t bytes = size_t(to.nbytes());
   const py::gil_scoped_release unlocked;  // to the host it waits for the work before
-  cuda::copy(target, source, bytes, queue_of(stream));
+  cuda::copy(target, source, bytes, stream_of(stream));
 }
 
 void clear(const py::array& to, uintptr_t stream) {
   expect(without_gaps(to), "to", "contiguous memory");
-  cuda::fill(address(to), 0, size_t(to.nbytes()), queue_of(stream));
+  cuda::fill(address(to), 0, size_t(to.nbytes()), stream_of(stream));
 }
 
 void add(const py::array& to, const py::array& from, const std::string& type, uintptr_t stream) {
   const cuda::Pair pair = pair_of(to, from);
   of_type(type, [&](auto zero) {
     expect(sizeof zero == pair.item, "to", "another dtype");
-    cuda::add<decltype(zero)>(pair, queue_of(stream));
+    cuda::add<decltype(zero)>(pair, stream_of(stream));
   });
 }
 
@@ -78,21 +78,21 @@ void drop(const py::array& to, const py::array& from, const py::object& mask, do
   const auto* dropped = mask.is_none() ? nullptr : elements<const uint8_t>("mask", mask.cast<py::array>(), count);
   const auto run = [&](auto zero) {
     using S = decltype(zero);
-    cuda::drop(elements<S>("to", to, count), elements<const S>("from", from, count), dropped, scale, count, queue_of(stream));
+    cuda::drop(elements<S>("to", to, count), elements<const S>("from", from, count), dropped, scale, count, stream_of(stream));
   };
   if (type == "float64") run(double{});
   else of_type(type, run);
 }
 
 void draw_mask(const py::array& mask, double probability, uint64_t seed, uintptr_t stream) {
-  cuda::draw_mask(elements<uint8_t>("mask", mask, mask.size()), probability, seed, mask.size(), queue_of(stream));
+  cuda::draw_mask(elements<uint8_t>("mask", mask, mask.size()), probability, seed, mask.size(), stream_of(stream));
 }
 
 void finite_rows(const py::array& finite, const py::array& from, const std::string& type, uintptr_t stream) {
   const py::ssize_t steps = finite.size(), count = steps ? from.size() / steps : 0;
   of_type(type, [&](auto zero) {
     const auto* rows = elements<const decltype(zero)>("from", from, steps * count);
-    cuda::finite_rows(elements<uint8_t>("finite", finite, steps), rows, steps, count, queue_of(stream));
+    cuda::finite_rows(elements<uint8_t>("finite", finite, steps), rows, steps, count, stream_of(stream));
   });
 }
 

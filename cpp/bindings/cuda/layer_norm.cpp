@@ -1,5 +1,5 @@
 // Residual add and LayerNorm on the device: a dict of arrays becomes a problem.
-#include "../../cuda/layer_norm.hpp"
+#include "../../cuda/rowwise/layer_norm.hpp"
 
 #include "../layer_norm.hpp"
 #include "register.hpp"
@@ -21,20 +21,20 @@ Problem read_of_device(const Arrays& from) {
 template <class S>
 void forward(const Arrays& from) {
   const auto p = read_of_device<cuda::LayerNormForward<S>>(from);
-  const cuda::Queue queue = queue_of(uintptr_t(from.integer("stream")));
+  const cuda::Stream stream = stream_of(uintptr_t(from.integer("stream")));
   from.done();
   const py::gil_scoped_release unlocked;
-  cuda::layer_norm_forward(p, queue);
+  cuda::layer_norm_forward(p, stream);
 }
 
 template <class S>
 void backward(const Arrays& from) {
   const auto p = read_of_device<cuda::LayerNormBackward<S>>(from);
   const int64_t blocks = from.integer("blocks");
-  const cuda::Queue queue = queue_of(uintptr_t(from.integer("stream")));
+  const cuda::Stream stream = stream_of(uintptr_t(from.integer("stream")));
   from.done();
   const py::gil_scoped_release unlocked;
-  cuda::layer_norm_backward(p, blocks, queue);
+  cuda::layer_norm_backward(p, blocks, stream);
 }
 
 }  // namespace

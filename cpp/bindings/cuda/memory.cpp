@@ -7,7 +7,7 @@
 #include <memory>
 #include <vector>
 
-#include "../../cuda/runtime.hpp"
+#include "../../cuda/system/runtime.hpp"
 #include "register.hpp"
 #include "types.hpp"
 
@@ -19,18 +19,18 @@ namespace {
 
 struct Block {
   void* data;
-  cuda::Queue queue;
+  cuda::Stream stream;
 };
 
 // Memory in the order of a stream, given back to the pool in that order with the last reference.
 py::array empty(const std::vector<py::ssize_t>& shape, const py::dtype& dtype, uintptr_t stream) {
   size_t bytes = size_t(dtype.itemsize());
   for (const py::ssize_t size : shape) bytes *= size_t(size);
-  auto block = std::make_unique<Block>(Block{cuda::allocate(bytes ? bytes : 1, queue_of(stream)), queue_of(stream)});
+  auto block = std::make_unique<Block>(Block{cuda::allocate(bytes ? bytes : 1, stream_of(stream)), stream_of(stream)});
   void* const data = block->data;
   const py::capsule owner(block.release(), [](void* self) {
     const std::unique_ptr<Block> block(static_cast<Block*>(self));
-    cuda::release(block->data, block->queue);
+    cuda::release(block->data, block->stream);
   });
   return py::array(dtype, shape, data, owner);
 }
@@ -46,7 +46,7 @@ void register_cuda_memory(py::module_& m) {
   m.def("empty_cache", cuda::empty_cache);
   m.def("synchronise", [](uintptr_t stream) {
     const py::gil_scoped_release unlocked;
-    cuda::synchronise(queue_of(stream));
+    cuda::synchronise(stream_of(stream));
   });
 }
 

@@ -6,7 +6,7 @@
 #include "../problem.hpp"
 #include "register.hpp"
 
-#include "../../cuda/kernels.hpp"
+#include "../../cuda/recurrent/kernels.hpp"
 
 namespace throughtime {
 
@@ -31,7 +31,7 @@ cuda::Mode find_mode(const std::string& name) {
 }
 
 cuda::Call describe_call(const Arrays& from) {
-  cuda::Call call{queue_of(uintptr_t(from.integer("stream")))};
+  cuda::Call call{stream_of(uintptr_t(from.integer("stream")))};
   call.terms = terms_of(from, call.terms);
   if (from.has("mode")) call.mode = find_mode(from.text("mode"));
   call.chunk = from.integer("chunk");

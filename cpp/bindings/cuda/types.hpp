@@ -6,7 +6,7 @@
 #include <string>
 #include <type_traits>
 
-#include "../../cuda/runtime.hpp"
+#include "../../cuda/system/runtime.hpp"
 
 namespace pybind11::detail {
 
@@ -21,7 +21,7 @@ struct npy_format_descriptor<S> {
 
 namespace throughtime {
 
-inline cuda::Queue queue_of(uintptr_t stream) { return {reinterpret_cast<void*>(stream)}; }
+inline cuda::Stream stream_of(uintptr_t stream) { return {reinterpret_cast<void*>(stream)}; }
 
 // Calls one(S{}) with the type that is called so.
 template <class One>

@@ -1,8 +1,7 @@
 """Figures of a gradient flow: curves over time, heat maps over units and over layers. Legible in black and white.
 
-Everything drawn is a logarithm to base 10 on a linear axis, whose ticks are written as powers, in a narrow range as
-numbers: a log axis of matplotlib ends where floats do, at 1e-308. Legends stand where nothing is drawn. A figure is at
-most 1600 pixels high.
+Everything drawn is a logarithm to base 10 on a linear axis (power_axis.py). Legends cover nothing that is drawn. A
+figure is at most 1600 pixels high.
 """
 
 from __future__ import annotations
@@ -14,19 +13,19 @@ from typing import Any, NamedTuple, Protocol, TypeGuard
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import Formatter, Locator, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from .._arguments import Array
 from .._files import save_figure
+from .power_axis import label_powers
+from .thinning import bin_size, binned_label, largest, spread, thinned_curve
 
-_POINTS = 2000  # of a curve, columns or rows of a heat map: more than a figure has pixels
 _CURVES, _HEAT_MAPS, _NAMES = 12, 8, 16  # at most, of one figure
 _DPI = 150
 _IS_CURVE, _IS_SIGN = "gradient flow", "no norm"  # gids of a curve's line and band, and of signs in its place
@@ -153,7 +152,7 @@ def draw_curves(axes: Axes, curves: Sequence[_Curve]) -> list[Artist]:
 
     Of several sequences the curve is their median, the band their range, at each step of those that carry a gradient.
     """
-    shown = _spread(len(curves), _CURVES)
+    shown = spread(len(curves), _CURVES)
     before = sum(line.get_gid() == _IS_CURVE for line in axes.lines)
     for place, (flow, row, label) in enumerate([curves[i] for i in shown], before):
         each = flow.log10_norm_per_sequence[row, : _steps(flow)]
@@ -189,7 +188,7 @@ def _steps(flow: Flow) -> int:
 
 
 def _time_label(flow: Flow) -> str:
-    label = _label("timestep t", _steps(flow))
+    label = binned_label("timestep t", _steps(flow))
     return label if flow.steps == flow.log10_norm.shape[1] else f"{label}, padding from {flow.steps} on left out"
 
 
@@ -229,7 +228,7 @@ def draw_curve(
     axes: Axes, norms: Array, label: str, place: int, *, sequences: Array | None = None, **style: Any
 ) -> None:
     """Norms (T,) in the line and marker of a place; steps without a gradient, or not finite, as signs at the bottom."""
-    times, (highest,) = _thinned_curve(norms)
+    times, (highest,) = thinned_curve(norms)
     finite = np.isfinite(highest)
     look: dict[str, Any] = {
         "linestyle": _LINES[place % len(_LINES)],
@@ -242,7 +241,7 @@ def draw_curve(
     (line,) = axes.plot(times, np.where(finite, highest, np.nan), label=label, **{**look, **style})
     if sequences is not None:
         lowest = np.where(sequences == -np.inf, np.inf, sequences).min(axis=1)
-        _, (low, high) = _thinned_curve(-lowest, sequences.max(axis=1))
+        _, (low, high) = thinned_curve(-lowest, sequences.max(axis=1))
         look = {"color": line.get_color(), "alpha": 0.25, "linewidth": 0, "gid": _IS_CURVE}
         axes.fill_between(times, -low, high, where=np.isfinite(low) & np.isfinite(high), **look)
     for absent, marks in _without_place(highest, label, line):
@@ -254,7 +253,7 @@ def draw_curve(
 
 def label_curves(axes: Axes, quantity: str, steps: int) -> None:
     """Axes of the norms of `steps` timesteps."""
-    axes.set(xlabel=_label("timestep t", steps), ylabel=f"norm of {_typeset(quantity)} (log scale)")
+    axes.set(xlabel=binned_label("timestep t", steps), ylabel=f"norm of {_typeset(quantity)} (log scale)")
     axes.grid(alpha=0.3)
     label_powers(axes.yaxis)
     told = {text.get_text() for text in axes.texts}
@@ -263,56 +262,6 @@ def label_curves(axes: Axes, quantity: str, steps: int) -> None:
             axes.axhline(value, color="0.35", linestyle=(0, (1, 4)), linewidth=1)
             text: dict[str, Any] = {"fontsize": "small", "color": "0.25", "va": "bottom"}
             axes.text(0.005, value, name, transform=axes.get_yaxis_transform(), **text)
-
-
-class _PowerLocator(Locator):
-    """Places of ticks for logarithms: powers of ten, in a narrow range round numbers."""
-
-    def __call__(self) -> Any:
-        assert self.axis is not None
-        return self.tick_values(*self.axis.get_view_interval())
-
-    def tick_values(self, vmin: float, vmax: float) -> Any:
-        low, high = min(vmin, vmax), max(vmin, vmax)
-        if high - low >= 4:
-            return MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True).tick_values(low, high)
-        decade = np.floor(low)
-        if high - low >= 1:
-            return np.concatenate([decade + n + np.log10([1, 2, 5]) for n in range(int(np.ceil(high - decade)) + 1)])
-        ends = 10.0 ** (low - decade), 10.0 ** (high - decade)
-        numbers: Array = np.asarray(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]).tick_values(*ends))
-        return decade + np.log10(numbers[numbers > 0])
-
-
-class _PowerFormatter(Formatter):
-    """Logarithms as powers of ten, where not all are whole as numbers, of as many digits as tell them apart."""
-
-    def __call__(self, value: float, _: int | None = None) -> str:
-        return self.format_ticks([value])[0]
-
-    def format_ticks(self, values: Sequence[float]) -> list[str]:
-        if all(value == round(value) for value in values):
-            return [f"$10^{{{value:z.6g}}}$" for value in values]
-        close = float(np.min(np.diff(np.sort(values)), initial=1.0)) / 10
-        return [_number_text(value, close) for value in values]
-
-
-def _number_text(log10: float, close: float) -> str:
-    """A number, whose logarithm is off by no more than `close`."""
-    exponent = int(np.floor(log10 + 1e-9))
-    for digits in range(12):
-        factor = round(10 ** (log10 - exponent), digits)
-        if abs(np.log10(factor) - (log10 - exponent)) <= close:
-            break
-    if -4 < exponent < 4:
-        return f"{factor * 10.0**exponent:.{max(0, digits - exponent)}f}"
-    return f"$10^{{{exponent}}}$" if factor == 1 else f"${factor:.{digits}f} \\times 10^{{{exponent}}}$"
-
-
-def label_powers(axis: Axis) -> None:
-    """Ticks of logarithms, written as powers of ten, in a narrow range as numbers."""
-    axis.set_major_locator(_PowerLocator())
-    axis.set_major_formatter(_PowerFormatter())
 
 
 def draw_depth(axes: Axes, norms: Array, label: str, place: int, **style: Any) -> None:
@@ -345,7 +294,7 @@ def label_depth(axes: Axes) -> None:
 
 
 def _layer_figure(flow: Flow, label: str | None) -> Figure:
-    shown = [] if flow._log10_unit is None else _spread(len(flow.names), _HEAT_MAPS)
+    shown = [] if flow._log10_unit is None else spread(len(flow.names), _HEAT_MAPS)
     figure = Figure(figsize=(13 if shown else 9, max(5.5, 0.9 + 1.2 * len(shown))), layout="constrained")
     _set_title(figure, flow, label)
     grid = figure.add_gridspec(max(1, len(shown)), 2 if shown else 1)
@@ -377,7 +326,7 @@ def _draw_units(figure: Figure, panels: list[Axes], flow: Flow, shown: list[int]
     for axes, row, values in zip(panels, shown, maps, strict=True):
         image = _heat_map(axes, values, colours)
         axes.set_title(f"{flow.names[row]}, each unit over the batch", loc="left", fontsize="medium")
-        axes.set_ylabel(_label("unit", len(values)))
+        axes.set_ylabel(binned_label("unit", len(values)))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         if axes is not panels[-1]:
             axes.tick_params(labelbottom=False)
@@ -389,7 +338,7 @@ def _draw_units(figure: Figure, panels: list[Axes], flow: Flow, shown: list[int]
 
 def _stack_figure(flow: Stack, label: str | None) -> Figure:
     rows, norms = len(flow.names), flow.log10_norm[:, : _steps(flow)]
-    named = _spread(rows, _NAMES)
+    named = spread(rows, _NAMES)
     below = 2 + 0.25 * len(named)  # inches
     figure = Figure(figsize=(13, 4.5 + below), layout="constrained")
     _set_title(figure, flow, label)
@@ -425,7 +374,7 @@ def draw_layers(axes: Axes, flows: Mapping[Any, Flow]) -> None:
     axes.set_xlabel("norm of dL/dx over all rows (log scale)")
     longest = max(flows.values(), key=lambda flow: len(flow.names))
     rows, same = len(longest.names), len({flow.names for flow in flows.values()}) == 1
-    named = _spread(rows, _NAMES)
+    named = spread(rows, _NAMES)
     axes.set_yticks(named, [longest.names[row] if same else f"into layers[{row}]" for row in named], parse_math=False)
     axes.set_ylim(rows - 0.5, -0.5)
     if len(named) < rows:
@@ -450,9 +399,9 @@ def _depth_figure(flows: Mapping[Any, Flow]) -> Figure:
 
 def _heat_map(axes: Axes, values: Array, colours: Normalize) -> AxesImage:
     """Values (rows, T) as colours; hatched where they are zero, cross-hatched where they are not finite."""
-    drawn, (tall, wide) = values, (_bin(size) for size in values.shape)
+    drawn, (tall, wide) = values, (bin_size(size) for size in values.shape)
     for axis, size in enumerate((tall, wide)):
-        drawn = _largest(drawn, size, axis)
+        drawn = largest(drawn, size, axis)
     extent = (-0.5, drawn.shape[1] * wide - 0.5, -0.5, drawn.shape[0] * tall - 0.5)
     image = axes.imshow(
         np.ma.masked_invalid(drawn),
@@ -487,39 +436,12 @@ def _colours(*maps: Array) -> Normalize:
     return Normalize(finite.min(), finite.max()) if finite.size else Normalize(-1, 0)
 
 
-def _spread(rows: int, most: int) -> list[int]:
-    """All rows, or as many as there is room for, first and last among them."""
-    return [int(row) for row in np.linspace(0, rows - 1, min(rows, most)).round()]
-
-
-def _bin(size: int) -> int:
-    """How many neighbours are drawn as one, the largest of them."""
-    return -(-size // _POINTS)
-
-
-def _largest(values: Array, size: int, axis: int) -> Array:
-    largest: Array = np.maximum.reduceat(values, np.arange(0, values.shape[axis], size), axis=axis)
-    return largest
-
-
-def _thinned_curve(*curves: Array) -> tuple[Array, list[Array]]:
-    """Timesteps, in the middle of those that are drawn as one, and the largest value of those."""
-    steps = len(curves[0])
-    size = _bin(steps)
-    starts = np.arange(0, steps, size)
-    return (starts + np.minimum(starts + size, steps) - 1) / 2, [_largest(curve, size, 0) for curve in curves]
-
-
 def _marked(finite: Array, place: int) -> list[int]:
     """Where a curve has its markers: ten, not above those of other curves, and where one step stands alone."""
     apart = max(1, len(finite) // 10)
     beside = np.pad(finite, 1)
     alone = finite & ~beside[:-2] & ~beside[2:]
     return sorted({*range(place % 7 * apart // 7, len(finite), apart), *np.flatnonzero(alone).tolist()})
-
-
-def _label(what: str, size: int) -> str:
-    return what if _bin(size) == 1 else f"{what} (the largest of every {_bin(size)} is drawn)"
 
 
 def _typeset(quantity: str) -> str:

@@ -73,7 +73,7 @@ def _differentiable(kind: Kind, input: bool, parameters: bool) -> Function:
 
 
 def _final(kind: Kind, states: Any) -> Any:
-    """The last state in the direction's own order, of all T + 2; see cpp/cpu/history.hpp."""
+    """The last state in the direction's own order, of all T + 2; see cpp/cpu/recurrent/history.hpp."""
     return states[1 if kind.reverse else -2]
 
 

@@ -34,7 +34,7 @@ class Record:
     memory : str, int or None
         As ``layer.forward`` takes it; None for inference, which keeps only its results.
     every : int
-        Steps from one stored state to the next; 0 if every state is stored. See cpp/cpu/history.hpp.
+        Steps from one stored state to the next; 0 if every state is stored. See cpp/cpu/recurrent/history.hpp.
     parameters : dict of str to array
         Copies, with weight dropout applied.
     masks : dict of str to array

@@ -11,10 +11,8 @@ import typer
 
 from ..errors import fail
 from ..options import Force, pick
-from .layers.cpu import MODES
-from .layers.cuda import RECURRENT
 from .layers.dtypes import PRECISIONS, TYPES
-from .layers.implementations import FRAMEWORKS
+from .layers.implementations import FRAMEWORKS, MODES, RECURRENT
 from .layers.problems import CELLS, CPU_PROBLEMS, GPU_CELLS, GPU_PROBLEMS
 from .steps.contenders import AGAINST
 from .steps.problems import PROBLEMS, STEP_CELLS

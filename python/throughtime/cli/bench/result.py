@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-if TYPE_CHECKING:
-    from .case import Case
+from typing import Any, NamedTuple
 
 
 @dataclass
@@ -37,7 +34,7 @@ class Outcome:
 class Result:
     """One case, timed in one way, with the outcome of each contender."""
 
-    case: Case
+    case: Any  # the suite's own subclass of Case
     timed: str
     outcomes: dict[str, Outcome]
     notes: list[str] = field(default_factory=list)
@@ -62,7 +59,7 @@ class Row(NamedTuple):
 
     @property
     def case(self) -> Any:
-        """The case, of the suite's own type."""
+        """The result's case."""
         return self.result.case
 
     @property

@@ -19,7 +19,7 @@ from ..suite import PAIR, Columns, HostSuite, pick_problems
 from .case import Entry, LayerCase
 from .device import Cpu
 from .dtypes import PRECISIONS, Numbers
-from .implementations import FRAMEWORKS, INSTALL, OURS, Maker, Ours, load, reference
+from .implementations import FRAMEWORKS, INSTALL, MODES, OURS, Maker, Ours, load, reference
 from .implementations import PRECISIONS as THEIR_PRECISIONS
 from .problems import CELLS, CPU_DEFAULT, CPU_PROBLEMS, Recurrence, host_data
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from ..options import Options
 
 EVERY = "throughtime, loss on every step"
-MODES = ("full", "states", "checkpoint")
 
 
 class CpuCase(LayerCase):

@@ -15,13 +15,13 @@ from ..suite import PAIR, Columns, Suite, pick_problems
 from .case import Entry, LayerCase
 from .device import Cuda, open_device
 from .dtypes import PRECISIONS, TYPES, Numbers, all_numbers
-from .implementations import OURS
+from .implementations import OURS, RECURRENT
 from .problems import GPU_CELLS, GPU_DEFAULT, GPU_PROBLEMS, AddNorm, Problem
 
 if TYPE_CHECKING:
     from ..options import Options
 
-RECURRENT, ROWS = ("cudnn", "flashrnn", "torch-loop"), ("torch", "copy")
+ROWS = ("torch", "copy")
 NEEDS = {"flashrnn": "flashrnn"}  # contender to a package beside torch
 COMPARED = {"recurrent": 64, "rows": 4096}  # timesteps or rows at the beginning of a whole run
 

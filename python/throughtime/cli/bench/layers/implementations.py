@@ -13,6 +13,8 @@ from .problems import CELLS, Array, Recurrence, host_data
 OURS = "throughtime"
 # Contender to the package that it needs.
 FRAMEWORKS = {"torch": "torch", "torch-bfloat16": "torch", "torch-loop": "torch", "jax": "jax"}
+RECURRENT = ("cudnn", "flashrnn", "torch-loop")  # on a GPU
+MODES = ("full", "states", "checkpoint")  # of our memory
 PRECISIONS = {"torch-bfloat16": "medium"}  # of those that do not compute in float32
 INSTALL = {
     "torch": "pip install torch --index-url https://download.pytorch.org/whl/cpu",

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..accuracy import bound, errors, verdict
-from .contenders import Program
 from .problems import LEARNING_RATE, Array, Task
+from .program import Program
 
 STEPS = 5  # whose losses are compared
 

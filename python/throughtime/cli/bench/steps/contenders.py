@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
-
 from ..layers.implementations import OURS
-from .problems import Array, Task
+from .program import Maker
 
 NUMPY = OURS
 MODULES = "throughtime.torch"
@@ -15,22 +12,6 @@ COMPILED = "torch-compile"
 AGAINST = (TORCH, COMPILED)
 # The NumPy program's process must not import torch. The programs in torch share a process, and so its allocator.
 PROCESSES = {NUMPY: "numpy", MODULES: "torch", TORCH: "torch", COMPILED: "torch"}
-
-
-class Program(Protocol):
-    """A model with its optimiser and data."""
-
-    norm: float  # of the last step's gradients before they were clipped
-
-    @property
-    def gradients(self) -> dict[str, Array]:
-        """The gradients of the last step, clipped."""
-
-    def step(self) -> float:
-        """Forward, loss, backward, clip, optimiser; returns the loss."""
-
-
-Maker = Callable[[Task], Program]
 
 
 def load(name: str) -> Maker:

@@ -8,8 +8,9 @@ import throughtime as tt
 
 from ..process import added_memory
 from .answers import Answers, first_step, next_steps
-from .contenders import Program, load, load_reference
+from .contenders import load, load_reference
 from .problems import Problem, Task
+from .program import Program
 
 WARM = 2  # untimed steps before a block
 STEPS = 5  # of a block

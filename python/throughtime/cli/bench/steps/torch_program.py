@@ -14,8 +14,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import throughtime.torch
 
-from .contenders import Maker
 from .problems import LEARNING_RATE, MAX_NORM, Array, Batch, Problem, Task
+from .program import Maker
 
 
 class Model(nn.Module):

@@ -1,0 +1,36 @@
+// What arrays on the device need beside the layers: copies between views, and the few element-by-element operations that surround
+// the recurrence.
+#pragma once
+
+#include <vector>
+
+#include "../system/runtime.hpp"
+
+namespace throughtime::cuda {
+
+// Two arrays of one shape; strides are bytes, of either sign or zero, in `to` never zero where there is more than one element.
+struct Pair {
+  std::vector<int64_t> shape, to_strides, from_strides;
+  void* to;
+  const void* from;
+  int64_t item;  // bytes of an element: 1, 2, 4 or 8
+};
+
+void copy(const Pair&, Stream);
+
+// to += from, rounded once.
+template <class S>
+void add(const Pair&, Stream);
+
+// to = scale * from, rounded once, and zero where the mask is true; all lie without gaps. The mask may be null.
+template <class S>
+void drop(S* to, const S* from, const uint8_t* mask, double scale, int64_t count, Stream);
+
+// True with that probability, the same for the same seed.
+void draw_mask(uint8_t* mask, double probability, uint64_t seed, int64_t count, Stream);
+
+// Whether all `count` numbers of each of `steps` rows are finite.
+template <class S>
+void finite_rows(uint8_t* finite, const S* from, int64_t steps, int64_t count, Stream);
+
+}  // namespace throughtime::cuda
