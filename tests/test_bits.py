@@ -81,7 +81,7 @@ def other_results(dtype):
     tape = stack.forward(x)
     yield "Sequential", of_tape(tape, tape.backward(d))
     flow = tt.gradient_flow(tt.GRU(24, 17, dtype=dtype, seed=0), x)
-    yield "gradient_flow", [flow.log10_norm]
+    yield "gradient_flow", [flow.log10_norm_per_sequence]  # the kernels'; NumPy adds them up, with its own instructions
 
 
 def digest(results):
@@ -135,7 +135,9 @@ def test_recurrent_layers(kind, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_other_layers(dtype):
-    assert {name: digest(results) for name, results in other_results(dtype)} == recorded(dtype)
+    expected = recorded(dtype)
+    found = {name: digest(results) for name, results in other_results(dtype)}
+    assert {name: found[name] for name in expected} == expected
 
 
 def record():

@@ -27,6 +27,7 @@ from .layers.mlp import MLP
 from .layers.residual import ResidualBlock
 from .layers.sequential import Sequential
 from .losses import cross_entropy, mse
+from .monitor.flow_monitor import FlowMonitor
 from .recurrent import GRU, LSTM, RNN, Gradients, Tape
 
 _renamed.remember()
@@ -39,6 +40,7 @@ __all__ = [
     "RNN",
     "BatchNorm",
     "Embedding",
+    "FlowMonitor",
     "Gradients",
     "LayerNorm",
     "Linear",

@@ -100,7 +100,7 @@ class GradientFlow:
     def log10_norm(self) -> Array:
         """log10 of the norm over batch and units, (L*D, T)."""
         each = self.log10_norm_per_sequence
-        return each if each.ndim == 2 else _log10_norm(each, axis=2)
+        return each if each.ndim == 2 else combined_log10_norm(each, axis=2)
 
     @property
     def log10_unit(self) -> Array:
@@ -352,10 +352,10 @@ class StackFlow(GradientFlow):
     @cached_property
     def depth_log10_norm(self) -> Array:
         """log10 of the norm over timesteps, batch and features, (layers + 1,)."""
-        return _log10_norm(self.log10_norm, axis=1)
+        return combined_log10_norm(self.log10_norm, axis=1)
 
 
-def _log10_norm(logarithms: Array, axis: int) -> Array:
+def combined_log10_norm(logarithms: Array, axis: int) -> Array:
     """log10 of the root of the sum of squares, given log10 of what is squared; the largest is taken out first."""
     largest = np.max(logarithms, axis=axis, keepdims=True, initial=-np.inf)
     unit = np.where(np.isfinite(largest), largest, 0.0)

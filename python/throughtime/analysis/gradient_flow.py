@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .._arguments import Array, as_array, float_array
+from .._arguments import Array, float_array
 from .._finite import last_of
 from .._memory import with_room
 from .._scaled import ZERO, Scaled, scaled
@@ -16,6 +16,7 @@ from ..layers.layer import Layer
 from ..layers.scaled_backward import StackNorms, scaled_backward
 from ..layers.sequential import Sequential, forward_for_flow
 from ..recurrent import Recurrent
+from ..recurrent.architecture import Architecture
 from ..recurrent.record import Record
 from ..recurrent.scaled_backward import ScaledPass
 from .flow_result import GradientFlow, StackFlow
@@ -92,10 +93,18 @@ def gradient_flow(
         return _of_stack(Sequential(layer), x, d_output, lengths, memory, None if state is None else (state,))
     # Of the outputs nobody reads more than their shape.
     tape = layer.forward(x, state, lengths, training=False, output="last", memory=memory)
-    shape = (*as_array("x", x).shape[:-1], layer.output_size)
-    time_axis = int(layer.batch_first and tape.record.batched)
-    parts = _incoming(shape, layer.dtype, d_output, _valid(tape.record), time_axis, _reverse_of_last(layer))
-    pass_ = ScaledPass(layer, tape.record)
+    return flow_of_record(tape.record, repr(layer), d_output)
+
+
+def flow_of_record(record: Record, layer: str, d_output: Any = "last") -> GradientFlow:
+    """The flow through a recurrent layer, from the record of its forward."""
+    described, (steps, batch) = record.architecture, record.sizes
+    time_axis = int(described.batch_first and record.batched)
+    rows = () if not record.batched else (batch, steps) if described.batch_first else (steps, batch)
+    shape = (*(rows or (steps,)), described.output_size)
+    reverse = described.goes_back[-described.num_directions :]
+    parts = _incoming(shape, record.dtype, d_output, _valid(record), time_axis, reverse)
+    pass_ = ScaledPass(layer, record)
     pass_.run(parts, asks_input=False)
     return _flow_of_recurrent(pass_)
 
@@ -186,15 +195,21 @@ def _flow_of_stack(found: StackNorms, time_axis: int | None, lengths: Array | No
 
 
 def _flow_of_recurrent(found: ScaledPass) -> GradientFlow:
-    record, described = found.record, found.record.architecture
-    directions, reverse = described.num_directions, list(described.goes_back)
-    names = [f"layer {index // directions}{', reverse' if back else ''}" for index, back in enumerate(reverse)]
+    record = found.record
     return GradientFlow(
         record.unbatch(found.per_sequence, 2),
         found.per_unit,
-        reverse=reverse,
-        names=names,
-        title=f"Gradient flow of {found.layer!r}",
+        reverse=record.architecture.goes_back,
+        names=row_names(record.architecture),
+        title=f"Gradient flow of {found.layer}",
         lengths=None if record.lengths is None else record.unbatch(record.lengths, 0),
         fault=found.fault,
     )
+
+
+def row_names(architecture: Architecture) -> list[str]:
+    """The names of a recurrent layer's rows: its layers and directions."""
+    directions = architecture.num_directions
+    return [
+        f"layer {index // directions}{', reverse' if back else ''}" for index, back in enumerate(architecture.goes_back)
+    ]

@@ -60,6 +60,10 @@ class Gradients:
             raise AttributeError("grads.clipped exists where tape.backward(..., clip=...) was called")
         raise AttributeError(f"gradients have no {name!r}")
 
+    def without(self, names: Set[str]) -> Gradients:
+        """The same gradients, except these."""
+        return self if not names else Gradients(**{k: array for k, array in vars(self).items() if k not in names})
+
     def __repr__(self) -> str:
         return f"Gradients({', '.join(self.__dict__)})"
 

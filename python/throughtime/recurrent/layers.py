@@ -112,7 +112,7 @@ class Recurrent(Layer):
         state : array or tuple of arrays, (L*D, B, H)
             Final state: ``h_n``, for the LSTM ``(h_n, c_n)``.
         """
-        tape = Tape(self._run(x, state, lengths, None, None, training=False, memory=None))
+        tape = Tape(self._run(x, state, lengths, None, None, training=False, memory=None), id(self))
         return tape.output, tape.final_state
 
     def forward(
@@ -178,7 +178,8 @@ class Recurrent(Layer):
         choice("output", output, ("all", "last"))
         memory, training = check_memory(memory), flag("training", training)
         last = output == "last"
-        return Tape(self._run(x, state, lengths, resets, masks, training=training, memory=memory, last=last))
+        record = self._run(x, state, lengths, resets, masks, training=training, memory=memory, last=last)
+        return Tape(record, id(self))
 
     def _run(
         self,

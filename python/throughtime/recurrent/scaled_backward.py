@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class ScaledPass:
     """The scaled backward pass through a recurrent layer, and the norms that it fills, from the top layer down."""
 
-    def __init__(self, layer: object, record: Record) -> None:
+    def __init__(self, layer: str, record: Record) -> None:
         self.layer, self.record = layer, record
         self.fault = forward_fault(record)
         self.per_sequence = np.full((record.architecture.count, *record.sizes), -np.inf)

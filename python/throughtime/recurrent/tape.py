@@ -13,9 +13,10 @@ from .._scaled import Scaled
 from ..backend.choose import require_host
 from ..layers.scaled_backward import Way
 from .arguments import Checks, time_major
-from .backward import Asked, Gradients, Loss, run_backward
+from .backward import Asked, Gradients, Loss
 from .faults import forward_fault, incoming_fault
 from .gates import gate_values
+from .observers import observed_backward
 from .record import Record, State
 from .scaled_backward import ScaledPass
 
@@ -27,10 +28,12 @@ class Tape:
     ----------
     record : Record
         Settings and arrays of the forward, which the backward reads.
+    key : int
+        The id of the layer, by which observers of its backward passes are registered.
     """
 
-    def __init__(self, record: Record) -> None:
-        self.record = record
+    def __init__(self, record: Record, key: int) -> None:
+        self.record, self.key = record, key
 
     @property
     def output(self) -> Array:
@@ -103,7 +106,7 @@ class Tape:
 
     def _scaled_backward(self, layer: object, d: Scaled, way: Way) -> tuple[ScaledPass, Scaled]:
         """See layers/scaled_backward.py."""
-        pass_ = ScaledPass(layer, self.record)
+        pass_ = ScaledPass(repr(layer), self.record)
         return pass_, pass_.run(pass_.halves(d), asks_input=True)
 
     @with_room
@@ -172,7 +175,7 @@ class Tape:
             check_finite=flag("check_finite", check_finite),
         )
         loss = self._loss(d_output, d_final_state, d_cell, check_finite=asked.check_finite)
-        return run_backward(record, loss, asked)
+        return observed_backward(self.key, record, loss, asked)
 
     def _loss(self, d_output: Any, d_final_state: Any, d_cell: Any, *, check_finite: bool) -> Loss:
         """Check the incoming gradients. That of ``output="last"`` becomes a part of the final state's."""

@@ -20,6 +20,7 @@ except ModuleNotFoundError as error:
 from . import threads as _threads
 from .blocks import AddLayerNorm, ResidualBlock
 from .modules import GRU, LSTM, RNN
+from .monitor import FlowMonitor
 from .recording import record
 from .replacing import replace
 
@@ -27,4 +28,4 @@ _threads.borrow()
 # What a file of weights alone may hold: these have no code of a file's to run. A ResidualBlock has torch's LayerNorm.
 _torch.serialization.add_safe_globals([RNN, GRU, LSTM, AddLayerNorm, ResidualBlock, _torch.nn.LayerNorm])
 
-__all__ = ["GRU", "LSTM", "RNN", "AddLayerNorm", "ResidualBlock", "record", "replace"]
+__all__ = ["GRU", "LSTM", "RNN", "AddLayerNorm", "FlowMonitor", "ResidualBlock", "record", "replace"]

@@ -10,7 +10,7 @@ from torch.autograd import Function
 from . import kernels
 from .kernels import Call
 from .plan import Plan
-from .recorder import active, address_of
+from .recorder import address_of
 from .unsupported import once, unsupported
 
 
@@ -53,8 +53,7 @@ class RecurrentFunction(Function):
         needs_state, needs_weights = needs[: ctx.states], needs[ctx.states :]
         call = Call(plan, medium, weights, lengths, saved[weights_end:masks_end])
         wanted = [needs_input, any(needs_state), *needs_weights]
-        recorder = active(ctx.address)
-        found = iter(kernels.backward(call, x, saved[masks_end:], d_results, wanted, recorder))
+        found = iter(kernels.backward(call, x, saved[masks_end:], d_results, wanted, ctx.address))
         every = [needs_input, *(any(needs_state) for _ in needs_state), *needs_weights]
         gradients = [next(found) if needs else None for needs in every]
         return None, None, None, None, None, *once(gradients, [*d_results, *saved[:weights_end]])

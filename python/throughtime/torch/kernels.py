@@ -9,12 +9,12 @@ from torch import Tensor
 
 from .._arguments import Array
 from ..recurrent.arguments import Inputs, time_major
-from ..recurrent.backward import Asked, Gradients, Loss, run_backward
+from ..recurrent.backward import Asked, Gradients, Loss
 from ..recurrent.forward import run_forward
+from ..recurrent.observers import observed_backward
 from ..recurrent.record import Record, kept_shapes
 from .places import tensor_of
 from .plan import Plan
-from .recorder import Timesteps
 
 
 class Call(NamedTuple):
@@ -93,31 +93,28 @@ def backward(
     kept: Sequence[Tensor],
     d_results: Sequence[Tensor | None],
     wanted: Sequence[bool],
-    recorder: Timesteps | None,
+    key: int,
 ) -> list[Tensor]:
     """Gradients, those that are wanted: of the input, of the initial states (all or none), of each weight.
 
-    `d_results` are those of output and final states, None for zeros. The recorder, if any, is given those of timesteps.
+    `d_results` are those of output and final states, None for zeros. Observers of the module with this key see them.
     """
     needs_input, needs_state, *needs_weights = wanted
     named = [name for name, needs in zip(call.plan.names, needs_weights, strict=True) if needs]
     asked = Asked(
-        timesteps=recorder.asked if recorder else frozenset(),
         input=needs_input,
         initial_state=needs_state,
         parameters=frozenset(named),
     )
     with call.plan.place.working(x):
-        grads = _gradients(call, x, kept, d_results, asked)
-        if recorder:
-            recorder.add(grads)
+        grads = _gradients(call, x, kept, d_results, asked, key)
         found = [grads.input] if needs_input else []
         found += _as_tuple(grads.initial_state) if needs_state else ()
         return [tensor_of(array, x.dtype) for array in (*found, *(grads.parameters[name] for name in named))]
 
 
 def _gradients(
-    call: Call, x: Tensor, kept: Sequence[Tensor], d_results: Sequence[Tensor | None], asked: Asked
+    call: Call, x: Tensor, kept: Sequence[Tensor], d_results: Sequence[Tensor | None], asked: Asked, key: int
 ) -> Gradients:
     plan, array_of = call.plan, call.plan.place.array_of
     inputs, backend = call.inputs(x), plan.checks.backend
@@ -129,7 +126,7 @@ def _gradients(
     if d_output is not None:
         major = time_major(d_output, record.batched, plan.architecture.batch_first)
         d_output = backend.features_together(major)
-    return run_backward(record, Loss(d_output, d_final), asked)
+    return observed_backward(key, record, Loss(d_output, d_final), asked)
 
 
 def empty_backward(call: Call, x: Tensor, wanted: Sequence[bool]) -> list[Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from . import kernels
 from .kernels import Call
 from .plan import plan_of
-from .recorder import active, address_of
+from .recorder import address_of
 from .unsupported import second_derivative
 
 
@@ -55,8 +55,8 @@ def recurrent_backward(
     wanted: Sequence[bool],
 ) -> list[Tensor]:
     """The gradients that are wanted; see `kernels.backward`."""
-    recorder = active(address_of(weights))
-    return kernels.backward(Call(plan_of(plan), medium, weights, lengths, masks), x, kept, d_results, wanted, recorder)
+    call = Call(plan_of(plan), medium, weights, lengths, masks)
+    return kernels.backward(call, x, kept, d_results, wanted, address_of(weights))
 
 
 @recurrent_backward.register_fake

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from .._arguments import TIMESTEPS
 from ..recurrent import Gradients
+from ..recurrent.backward import Loss
+from ..recurrent.observers import observers_of, observing
+from ..recurrent.record import Record
 from .places import tensor_of
 
 RECORDED = tuple(name for name in TIMESTEPS if name != "products")
@@ -28,8 +31,8 @@ class BackwardTimesteps:
         Frobenius norm of what each timestep adds to each parameter's gradient.
     """
 
-    def __init__(self, grads: Gradients) -> None:
-        found = {name: vars(grads)[name] for name in RECORDED if name in vars(grads)}
+    def __init__(self, grads: Gradients, asked: set[str]) -> None:
+        found = {name: vars(grads)[name] for name in RECORDED if name in asked and name in vars(grads)}
         norms = found.pop("parameter_norms", None)
         self.__dict__.update({name: tensor_of(array) for name, array in found.items()})
         if norms is not None:
@@ -54,9 +57,13 @@ class Timesteps:
         self.asked = asked
         self.backwards: list[BackwardTimesteps] = []
 
-    def add(self, grads: Gradients) -> None:
-        """Take over what a backward pass found."""
-        self.backwards.append(BackwardTimesteps(grads))
+    def wanted(self) -> set[str]:
+        """See `Observer`."""
+        return self.asked
+
+    def take(self, record: Record, loss: Loss, grads: Gradients) -> None:
+        """See `Observer`."""
+        self.backwards.append(BackwardTimesteps(grads, self.asked))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name not in RECORDED:
@@ -74,17 +81,9 @@ class Timesteps:
         return f"Timesteps({len(self.backwards)} backwards of {', '.join(sorted(self.asked))})"
 
 
-_active: dict[int, Timesteps] = {}  # by address_of
-
-
 def address_of(weights: Sequence[Tensor]) -> int:
-    """What a module is known by: its first weight's memory, which compiled graphs see too."""
+    """The key of a module: the address of its first weight's memory, which compiled graphs see too."""
     return weights[0].data_ptr()
-
-
-def active(address: int) -> Timesteps | None:
-    """The recorder of the module with this address."""
-    return _active.get(address)
 
 
 @contextmanager
@@ -96,10 +95,7 @@ def recording(address: int, recorder: Timesteps) -> Iterator[None]:
     ValueError
         If the module has one already.
     """
-    if address in _active:
+    if any(isinstance(other, Timesteps) for other in observers_of(address)):
         raise ValueError("module is being recorded already")
-    _active[address] = recorder
-    try:
+    with observing(address, recorder):
         yield
-    finally:
-        del _active[address]

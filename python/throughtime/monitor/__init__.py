@@ -1,0 +1,1 @@
+"""`FlowMonitor`: the gradient flow of recurrent layers while they are trained."""

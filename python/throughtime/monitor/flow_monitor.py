@@ -1,0 +1,179 @@
+"""`FlowMonitor`, for layers of this package; `BaseMonitor` is what it shares with the one for torch modules."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Self
+
+from .._arguments import choice, size
+from ..backend.choose import require_host
+from ..layers.layer import Composite, Layer
+from ..recurrent import Recurrent
+from ..recurrent.backward import Gradients, Loss
+from ..recurrent.observers import observing
+from ..recurrent.record import Record
+from .flow_record import FlowRecord, make_record
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["FlowMonitor"]
+
+Sink = Callable[[FlowRecord], object]
+
+
+class BaseMonitor:
+    """Observes recurrent layers by their keys; hands each record to `history` and to the sinks."""
+
+    def __init__(self, watched: Iterable[tuple[str, int]], every: int, sinks: Iterable[Sink], range: str) -> None:
+        self.every = size("every", every)
+        self.range = choice("range", range, ("float", "full"))
+        if not isinstance(sinks, Iterable):
+            raise TypeError(f"sinks must be a sequence of functions, got {type(sinks).__name__}")
+        self.sinks: list[Sink] = list(sinks)
+        for i, sink in enumerate(self.sinks):
+            if not callable(sink):
+                raise TypeError(f"sinks[{i}] must be callable with a record, got {type(sink).__name__}")
+        self.history: list[FlowRecord] = []
+        self.losses: list[float] = []
+        self._registered = ExitStack()
+        for name, key in watched:
+            self._registered.enter_context(observing(key, _Watch(self, name)))
+
+    def add_loss(self, loss: Any) -> None:
+        """Add the loss of a training step, which plots show beside the gradient.
+
+        Parameters
+        ----------
+        loss : float
+            A number, or a tensor with one element.
+        """
+        try:
+            self.losses.append(float(loss))
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"loss must be a number, got {type(loss).__name__}") from error
+
+    def close(self) -> None:
+        """Stop observing; the history stays. Closing twice is allowed."""
+        self._registered.close()
+        for sink in self.sinks:
+            close = getattr(sink, "close", None)
+            if close is not None:
+                close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        layers = dict.fromkeys(record.layer for record in self.history)
+        return f"{type(self).__name__}({len(self.history)} records of {', '.join(layers) or 'no layer yet'})"
+
+    def add(self, record: FlowRecord) -> None:
+        """Append a record to the history, and hand it to the sinks."""
+        self.history.append(record)
+        for sink in self.sinks:
+            sink(record)
+
+
+class FlowMonitor(BaseMonitor):
+    """Watches the gradient through time of recurrent layers while they are trained.
+
+    At every `every`-th backward pass of each recurrent layer, starting with the first, the monitor measures how large
+    the gradient is at each lag from the end of the sequence, and hands a :class:`FlowRecord` to `history` and to the
+    sinks. The training loop stays as it is, and so does every bit of its results.
+
+    Parameters
+    ----------
+    layer : RNN, GRU, LSTM, Sequential or another layer
+        Every recurrent layer inside is watched.
+    every : int
+        Backward passes of a layer from one record to the next.
+    sinks : sequence of callables
+        Each is called with every record, such as ``print``. If a sink has a method ``close``, the monitor's ``close``
+        calls it. An exception in a sink reaches the caller of the backward.
+    range : {"float", "full"}
+        ``"float"`` measures the gradient of the training loss, from the backward pass itself. If there is a loss at
+        every timestep, it shows where in the sequence the gradient lives. ``"full"`` asks how far back a loss on the
+        last step would reach: it runs :func:`gradient_flow`'s backward on the same forward, with a gradient of ones on
+        each direction's own last step, and is exact far below and above the range of floats. Not for layers on a
+        device.
+
+    Attributes
+    ----------
+    history : list of FlowRecord
+    losses : list of float
+        As given to `add_loss`.
+
+    Raises
+    ------
+    TypeError
+        If `layer` is not a layer, or a sink is not callable.
+    ValueError
+        If the layer contains no recurrent layer, or an option does not exist.
+
+    Examples
+    --------
+    >>> import numpy as np, throughtime as tt
+    >>> x = np.random.default_rng(0).standard_normal((500, 4, 8), dtype=np.float32)
+    >>> model, optimiser = tt.LSTM(8, 16, seed=0), tt.optim.Adam()
+    >>> with tt.FlowMonitor(model, every=10, range="full") as monitor:
+    ...     for step in range(20):
+    ...         tape = model.forward(x)
+    ...         loss, d_output = tt.mse(tape.output, np.zeros_like(tape.output))
+    ...         optimiser.step(model.parameters, tape.backward(d_output).parameters)
+    ...         monitor.add_loss(loss)
+    >>> [record.step for record in monitor.history]
+    [0, 10]
+    >>> monitor.history[0].lags
+    array([  0,   1,   2,   5,  10,  20,  50, 100, 200, 499])
+    """
+
+    def __init__(self, layer: Layer, every: int = 50, sinks: Iterable[Sink] = (), range: str = "float") -> None:
+        if not isinstance(layer, Layer):
+            hint = "; for torch modules there is throughtime.torch.FlowMonitor" if hasattr(layer, "state_dict") else ""
+            raise TypeError(f"layer must be a throughtime layer, got {type(layer).__name__}{hint}")
+        found = dict(_recurrent_layers(layer, ""))
+        if not found:
+            raise ValueError(f"layer has no recurrent layer to watch: {layer!r}")
+        if range == "full":
+            for inner in found.values():
+                require_host('FlowMonitor(range="full")', inner.device)
+        self._layers = found  # keeps them alive, and so their ids
+        super().__init__([(name, id(inner)) for name, inner in found.items()], every, sinks, range)
+
+
+def _recurrent_layers(layer: Layer, name: str) -> Iterator[tuple[str, Recurrent]]:
+    if isinstance(layer, Composite):
+        for part, inner in layer._inner.items():
+            yield from _recurrent_layers(inner, f"{name}.{part}" if name else part)
+    elif isinstance(layer, Recurrent):
+        yield name or type(layer).__name__, layer
+
+
+class _Watch:
+    """The observer of one layer."""
+
+    def __init__(self, monitor: BaseMonitor, layer: str) -> None:
+        self._monitor, self._layer = monitor, layer
+        self._count, self._lock = 0, threading.Lock()
+
+    def wanted(self) -> frozenset[str] | None:
+        """See `Observer`."""
+        with self._lock:
+            self._count += 1
+            if (self._count - 1) % self._monitor.every:
+                return None
+        return _FULL if self._monitor.range == "full" else _FLOAT
+
+    def take(self, record: Record, loss: Loss, grads: Gradients) -> None:
+        """See `Observer`."""
+        step = (self._count - 1) // self._monitor.every * self._monitor.every
+        self._monitor.add(make_record(step, self._layer, record, grads, full=self._monitor.range == "full"))
+
+
+_FLOAT, _FULL = frozenset({"hidden", "parameter_norms"}), frozenset({"parameter_norms"})

@@ -1,0 +1,222 @@
+"""The findings of a monitor on one backward pass of one recurrent layer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from .._arguments import Array
+from .._scaled import log10_norm, scaled
+from ..analysis.flow_result import GradientFlow, combined_log10_norm
+from ..analysis.gradient_flow import flow_of_record, row_names
+from ..recurrent.backward import Gradients
+from ..recurrent.faults import first_broken, forward_fault
+from ..recurrent.record import Record
+
+ZERO_LAG = 100  # steps back from the end at which units without a gradient are counted
+FRACTION = 1e-3  # of the horizon
+
+
+@dataclass(frozen=True, eq=False)
+class FlowRecord:
+    """The gradient flow of one recurrent layer in one backward pass. A row is a layer and direction, as in ``h_n``.
+
+    Attributes
+    ----------
+    step : int
+        The number of backward passes of this layer before this one.
+    layer : str
+        The layer's place in the model, such as ``"0.sublayer"``; of a layer by itself the name of its class.
+    rows : tuple of str
+        The names of the rows.
+    steps : int
+        Timesteps of the longest sequence.
+    lags : (n,) int array
+        Steps back from each direction's own last step: 0, 1, 2, 5, 10, 20, 50, ... and the last one, ``steps - 1``.
+    log10_norm : (rows, n) array
+        log10 of the norm of dL/dh at each lag, over batch and units; of the sequences that are long enough.
+    gamma, horizon : (rows,) array
+        As of :class:`GradientFlow`: the mean factor per step back, and ``horizon(1e-3)`` in steps.
+    zero_share : (rows,) array
+        The share of units whose gradient is exactly zero in the whole batch at lag 100; NaN for shorter sequences.
+    cancellation : dict of str to float
+        By parameter, the norm of the gradient over the sum of the norms of what each timestep adds to it: 1 if all
+        timesteps agree, near 0 if they cancel.
+    clipped_share : float or None
+        The share of steps whose gradient ``clip`` rescaled; None without ``clip``.
+    clipped_steps : (int, int) or None
+        The first and the last of these timesteps; None if there are none.
+    not_finite : int or None
+        The first timestep whose state is not finite; if all states are finite, the latest whose gradient is not.
+    fault : str or None
+        What is not finite there, in words.
+    """
+
+    step: int
+    layer: str
+    rows: tuple[str, ...]
+    steps: int
+    lags: Array
+    log10_norm: Array
+    gamma: Array
+    horizon: Array
+    zero_share: Array
+    cancellation: dict[str, float]
+    clipped_share: float | None
+    clipped_steps: tuple[int, int] | None
+    not_finite: int | None
+    fault: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The attributes as JSON has them: lists for arrays, and ``"inf"``, ``"-inf"``, ``"nan"`` as strings."""
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+
+    def scalars(self) -> dict[str, float]:
+        """Single numbers by name, ``layer/row/quantity``, for charts; those that are not finite are left out."""
+        found: dict[str, float] = {}
+        for i, row in enumerate(self.rows):
+            place = f"{self.layer}/{row}" if len(self.rows) > 1 else self.layer
+            found[f"{place}/gamma"] = float(self.gamma[i])
+            found[f"{place}/horizon"] = float(self.horizon[i])
+            found[f"{place}/zero_share"] = float(self.zero_share[i])
+            for lag, norm in zip(self.lags, self.log10_norm[i], strict=True):
+                found[f"{place}/log10_norm/lag {lag}"] = float(norm)
+        for name, value in self.cancellation.items():
+            found[f"{self.layer}/cancellation/{name}"] = value
+        if self.clipped_share is not None:
+            found[f"{self.layer}/clipped_share"] = self.clipped_share
+        return {name: value for name, value in found.items() if math.isfinite(value)}
+
+    def __str__(self) -> str:
+        lines = [
+            f"step {self.step}  {self.layer}, {row}: gamma {self.gamma[i]:.4g}, horizon {self.horizon[i]:g} of "
+            f"{self.steps} steps, log10 of the norm {self.log10_norm[i][0]:.2f} to {self.log10_norm[i][-1]:.2f}"
+            for i, row in enumerate(self.rows)
+        ]
+        return "\n".join([*lines, *([f"not finite: {self.fault}"] if self.fault else [])])
+
+
+def make_record(step: int, layer: str, record: Record, grads: Gradients, *, full: bool) -> FlowRecord:
+    """Measure one backward pass; with `full`, the flow is that of a loss on the last step, past the range of floats."""
+    flow = flow_of_record(record, layer) if full else _flow_of_gradients(record, grads, layer)
+    lags = _lags(flow.steps)
+    not_finite, fault = _fault(record, flow)
+    return FlowRecord(
+        step,
+        layer,
+        flow.names,
+        flow.steps,
+        lags,
+        _by_lag(flow, lags),
+        flow.gamma,
+        flow.horizon(FRACTION),
+        _zero_share(record, flow, None if full else grads),
+        _cancellation(record, grads),
+        *_clipped(record, grads),
+        not_finite,
+        fault,
+    )
+
+
+def _flow_of_gradients(record: Record, grads: Gradients, title: str) -> GradientFlow:
+    hidden = record.backend.on_host("hidden", grads.hidden)
+    return GradientFlow(
+        log10_norm(scaled(hidden)),
+        reverse=record.architecture.goes_back,
+        names=row_names(record.architecture),
+        title=title,
+        lengths=None if record.lengths is None else record.unbatch(record.lengths, 0),
+    )
+
+
+def _lags(steps: int) -> Array:
+    """0, 1, 2, 5, 10, ... and the last one."""
+    series = [0, *(digit * 10**power for power in range(len(str(steps))) for digit in (1, 2, 5))]
+    return np.array([*(lag for lag in series if lag < steps - 1), *([steps - 1] if steps else [])], np.int64)
+
+
+def _by_lag(flow: GradientFlow, lags: Array) -> Array:
+    """(rows, n): the norm over the sequences that have a step at this lag; NaN if none has."""
+    each = flow.log10_norm_per_sequence
+    each = each[..., None] if each.ndim == 2 else each
+    rows, steps, batch = each.shape
+    lengths = np.full(batch, steps) if flow.lengths is None else np.atleast_1d(flow.lengths)
+    exists = lags[:, None] < lengths
+    found = np.empty((rows, len(lags)))
+    for row, reverse in enumerate(flow.reverse):
+        at = np.broadcast_to(lags[:, None], exists.shape) if reverse else lengths - 1 - lags[:, None]
+        norms = each[row][np.where(exists, at, 0), np.arange(batch)]
+        found[row] = combined_log10_norm(np.where(exists, norms, -np.inf), axis=1)
+    found[:, ~exists.any(axis=1)] = np.nan
+    return found
+
+
+def _zero_share(record: Record, flow: GradientFlow, grads: Gradients | None) -> Array:
+    """By row, the share of units without any gradient at `ZERO_LAG` of the longest sequence."""
+    if flow.steps <= ZERO_LAG:
+        return np.full(len(flow.names), np.nan)
+    times = np.where(flow.reverse, ZERO_LAG, flow.steps - 1 - ZERO_LAG)
+    rows = np.arange(len(times))
+    if grads is None:
+        zero = flow.log10_unit[rows, times] == -np.inf
+    else:
+        hidden = record.backend.on_host("hidden", grads.hidden)[rows, times]
+        zero = hidden == 0 if hidden.ndim == 2 else (hidden == 0).all(axis=1)
+    share: Array = zero.mean(axis=1)
+    return share
+
+
+def _cancellation(record: Record, grads: Gradients) -> dict[str, float]:
+    found = {}
+    for name, norms in grads.parameter_norms.items():
+        gradient = record.backend.on_host(name, grads.parameters[name])
+        total = float(norms.sum())
+        found[name] = 10.0 ** float(log10_norm(scaled(gradient.reshape(1, -1)))[0]) / total if total else math.nan
+    return found
+
+
+def _clipped(record: Record, grads: Gradients) -> tuple[float | None, tuple[int, int] | None]:
+    clipped = vars(grads).get("clipped")
+    if clipped is None:
+        return None, None
+    clipped = record.backend.on_host("clipped", clipped).reshape(record.architecture.count, *record.sizes)
+    steps = record.sizes[0] * record.sizes[1] if record.lengths is None else int(record.lengths.sum())
+    times = np.flatnonzero(clipped.any(axis=(0, 2)))
+    share = float(clipped.sum()) / max(1, steps * len(clipped))
+    return share, (int(times[0]), int(times[-1])) if times.size else None
+
+
+def _fault(record: Record, flow: GradientFlow) -> tuple[int | None, str | None]:
+    bad = np.isnan(flow.log10_norm) | (flow.log10_norm == np.inf)
+    if not bad.any() and flow.fault is None:
+        return None, None
+    fault = forward_fault(record)
+    if fault is None:
+        t = int(np.flatnonzero(bad.any(axis=0))[-1])
+        return t, f"the gradient at timestep {t}"
+    firsts = [first_broken(record, index) for index in range(record.architecture.count)]
+    times = [_timestep(int(steps.min()), record, index) for index, steps in enumerate(firsts)]
+    known = [t for t in times if t is not None]
+    return (min(known) if known else None), fault
+
+
+def _timestep(step: int, record: Record, index: int) -> int | None:
+    """The timestep of a direction's own step; None beyond the last."""
+    if step >= record.sizes[0]:
+        return None
+    return record.sizes[0] - 1 - step if record.architecture.goes_back[index] else step
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

@@ -1,0 +1,66 @@
+"""`FlowMonitor` of torch modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch.nn import Module
+from torch.nn.modules.rnn import RNNBase
+
+from ..monitor.flow_monitor import BaseMonitor, Sink
+from .modules import Recurrent
+from .recorder import address_of
+
+__all__ = ["FlowMonitor"]
+
+
+class FlowMonitor(BaseMonitor):
+    """Watches the gradient through time of the recurrent modules of a model while it is trained.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Its ``throughtime.torch`` RNN, GRU and LSTM modules are watched, compiled ones included.
+    every, sinks, range
+        As of :class:`throughtime.FlowMonitor`.
+
+    Attributes
+    ----------
+    history, losses
+        As of :class:`throughtime.FlowMonitor`.
+
+    Raises
+    ------
+    TypeError
+        If `model` is not a module, or a sink is not callable.
+    ValueError
+        If the model has no module to watch, or an option does not exist.
+
+    Examples
+    --------
+    >>> import torch, throughtime.torch
+    >>> model = throughtime.torch.GRU(8, 16)
+    >>> with throughtime.torch.FlowMonitor(model, every=1) as monitor:
+    ...     output, _ = model(torch.randn(50, 4, 8))
+    ...     output[-1].sum().backward()
+    >>> monitor.history[0].log10_norm.shape
+    (1, 7)
+    """
+
+    def __init__(self, model: Module, every: int = 50, sinks: Iterable[Sink] = (), range: str = "float") -> None:
+        if not isinstance(model, Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        found = {name: part for name, part in model.named_modules() if isinstance(part, Recurrent)}
+        if not found:
+            torchs = [name or type(part).__name__ for name, part in model.named_modules() if isinstance(part, RNNBase)]
+            hint = f"; throughtime.torch.replace converts {', '.join(torchs)}" if torchs else ""
+            raise ValueError(f"model has no throughtime.torch RNN, GRU or LSTM to watch{hint}")
+        if range == "full":
+            for name, part in found.items():
+                if part._weights()[0].device.type != "cpu":
+                    raise ValueError(
+                        f'range="full" runs on the CPU only, but {name or "model"} is on {part._weights()[0].device}'
+                    )
+        self._modules = found  # keeps them alive, and so the addresses of their weights
+        watched = [(name or type(part).__name__, address_of(part._weights())) for name, part in found.items()]
+        super().__init__(watched, every, sinks, range)
