@@ -47,7 +47,7 @@ def set_matmul_precision(precision: str) -> None:
     precision : {"highest", "high", "medium"}
         PyTorch's words. ``"highest"``, the default, is float32's own accuracy; ``"high"`` keeps about 16 bits of each
         factor, ``"medium"`` 8 (bfloat16). Sums are float32 always. The gradients of pre-activations are such factors,
-        and bias gradients their sums. CUDA has all three, AMX as well (``"high"`` from 4 sequences on),
+        and bias gradients their sums. CUDA has all three, AMX as well (``"high"`` from 3 sequences on),
         AVX512_BF16 without AMX has ``"medium"``; where a precision is missing (:func:`show_config` lists
         those there are), and for float64, it is ``"highest"``. A backward, and what it computes again for
         ``memory=``, has the precision of its own call.
