@@ -43,8 +43,7 @@ struct Recurrence {
   double zoneout[max_states];               // without a mask: fraction of the old state in the new one
   S* states[max_states];                    // (rows, B, P), (rows, B, H); see step/windows.hpp
   int64_t every;                            // steps between stored states; the last one is stored too. 0: all
-  S* saved;     // values saved for the backward, or null: (T, units, B, saved, lanes); of a whole-row cell (T, B, units, saved,
-                // lanes)
+  S* saved;  // saved for the backward, or null: (T, units, B, saved, lanes), or (T, B, units, saved, lanes) of a whole-row cell
   int variant;  // selects among cells that share one loop; set by the kernels
 };
 
@@ -93,7 +92,7 @@ struct Forced {
   uint16_t chunk;      // steps
 };
 
-// What the process provides to kernels. Filled by code built for the baseline, called through plain pointers.
+// The services that the process provides to kernels. Filled by code built for the baseline, called through plain pointers.
 struct Host {
   void* context;
   int threads;
@@ -130,7 +129,7 @@ struct CellKernels {
   const char* name;
   int gates, states, saved;
   bool projects, whole_rows;
-  UnitParameter unit_parameters[max_unit_parameters];  // ends with one without a name
+  UnitParameter unit_parameters[max_unit_parameters];  // up to the first without a name
   Entries<float> f32;
   Entries<double> f64;
 };
@@ -256,8 +255,7 @@ struct EmbeddingBackward {
   S* d_weight;             // (count, F): zero for an index that does not occur
 };
 
-// Cross entropy of N rows of C logits, and the gradient of its mean over the `kept` rows that are not ignored. Arrays are
-// contiguous.
+// Cross entropy of N rows of C logits, and the gradient of its mean over the `kept` rows not ignored. Arrays are contiguous.
 template <class S>
 struct CrossEntropy {
   int64_t N, C, kept;
@@ -285,8 +283,7 @@ struct TrainingEntries {
   void (*squared_error)(const SquaredError<S>&, const Host&);
 };
 
-// A contiguous piece of a parameter, with its gradient and optimiser state, or of a gradient. Segments of one call may differ
-// in type.
+// A contiguous piece of a parameter with gradient and optimiser state, or of a gradient. Types may differ from piece to piece.
 struct Segment {
   int64_t size;  // at most segment_size
   bool is_double;
@@ -373,7 +370,7 @@ struct Kernels {
   double (*multiply_add)(int64_t rounds);  // float32 in registers only, on one core; returns the number of operations
   const AttentionKernels* attention;
   const LayerNormKernels* layer_norm;
-  const ActivationKernels* activations;  // ends with one without a name
+  const ActivationKernels* activations;  // up to the first without a name
   const TrainingKernels* training;
   const LinearKernels* linear;
 };

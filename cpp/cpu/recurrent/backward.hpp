@@ -125,7 +125,7 @@ class BackwardLoop {
     });
   }
 
-  // Parts that share no sequence do not wait for each other within a chunk. A product of two halves waits between them.
+  // Parts that share no sequence do not wait for each other within a chunk. A product of two halves waits between its halves.
   bool take_steps(int thread, Unit& unit, int64_t begin, int64_t end) {
     if (gradient().exchanges_halves()) return exchanging_steps(thread, unit, begin, end);
     if constexpr (Tiles::halves && C::phases == Phases::one)
@@ -153,8 +153,8 @@ class BackwardLoop {
     return true;
   }
 
-  // Steps whose parts exchange half sums. Meanwhile no thread rests, or runs another's part while it waits: its tiles still
-  // hold its own sums.
+  // Steps whose parts exchange half sums. No thread rests meanwhile, or runs another's part while it waits, because its tiles
+  // still hold its own sums.
   bool exchanging_steps(int thread, Unit& unit, int64_t begin, int64_t end) {
     int64_t phase = 0;
     for (int64_t s = end - 1; s >= begin && !team.stopped(); --s) {

@@ -1,5 +1,5 @@
-// The steps of the time loop, backward: the recurrent product of the later step, then the cell's derivative on its sums. Knows
-// no equation; the cell knows no memory.
+// The steps of the time loop, backward: the recurrent product of the later step, then the cell's derivative on its sums. The
+// step knows no equation; the cell knows no memory.
 #pragma once
 
 #include "../../step/backward.hpp"
@@ -63,7 +63,7 @@ class RecurrentBackward {
     }
   }
 
-  // Starts with the final state's gradient, carried into the last step.
+  // Loads the final state's gradient as the gradient carried into the last step.
   void start(const ThreadView& view) const {
     for (int64_t b = view.b.begin; b < view.b.end; ++b) view.scales[b] = 1;
     for (int i = 0; i < C::states; ++i)
@@ -94,7 +94,7 @@ class RecurrentBackward {
     });
   }
 
-  // If the carried gradient is rescaled: computes it and records its size first, because its norm needs all parts.
+  // Runs first if the carried gradient is rescaled: computes it and records its size, because its norm needs all parts.
   TT_PHASE void observe(const ThreadView& view, const StepView& step) {
     if (steps.ruled()) find_flags(view, step.s);
     if (asks_flow) flow.clear(view.part, view.b);

@@ -71,7 +71,7 @@ struct BackwardThreadView {
   const S **rows, **other;  // one pointer per row of the chunk
   S** targets;
   uint8_t *flags, *later_flags;  // of this step and the later one
-  S* scales;                     // factor on each sequence's carried gradient, by clipping or the flow
+  S* scales;                     // factor of each sequence's carried gradient, from clipping or the flow
   Unit* unit = nullptr;          // of the thread that runs this part
 };
 

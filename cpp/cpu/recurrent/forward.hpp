@@ -124,7 +124,7 @@ class ForwardLoop {
     return [this, thread, &unit](const auto& body) { return team.each(thread, [&](int part) { body(view_of(part, unit)); }); };
   }
 
-  // Parts that share no sequence do not wait for each other within a chunk. A product of two halves waits between them.
+  // Parts that share no sequence do not wait for each other within a chunk. A product of two halves waits between its halves.
   bool take_steps(int thread, Unit& unit, int64_t begin, int64_t end) {
     if constexpr (Tiles::halves && C::phases == Phases::one)
       if (plan.unit_parts > 1)

@@ -1,5 +1,5 @@
 // The steps of the time loop, forward. The recurrent product leaves its sums in registers, and the cell reads them there; a
-// cell of two phases then runs the second product or its whole rows. Knows no equation; the cell knows no memory.
+// cell of two phases then runs the second product or its whole rows. The step knows no equation; the cell knows no memory.
 #pragma once
 
 #include "../../step/forward.hpp"

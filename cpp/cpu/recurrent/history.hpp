@@ -18,9 +18,8 @@ TT_INLINE int64_t saved_offset(int64_t b, int64_t j, int64_t B, int64_t vectors)
 template <class S>
 struct History {
   const Recurrence<S>& p;
-  int64_t saved_size;  // of one step, all sequences
-  int64_t checkpoint_interval =
-      0;  // steps between the stored states that this loop starts from, a multiple of `every`; 0: all are stored
+  int64_t saved_size;               // of one step, all sequences
+  int64_t checkpoint_interval = 0;  // steps between the stored states to start from, a multiple of `every`; 0: all are stored
   S* window[max_states] = {};
   int64_t window_rows = 0;
   S* saved_window = nullptr;  // if the tape has no saved values
@@ -35,7 +34,7 @@ struct History {
     return window[i] + q % window_rows * size;
   }
 
-  // Where to write the state after q steps. Row 0 of a window and the row of the last state are never read, so they are free.
+  // Where to write the state after q steps. States already on the tape go to free rows of a window: row 0, the last state's.
   S* after(int i, int64_t q) const {
     return recompute && checkpoint_interval ? window[i] + q % window_rows * p.B * width(i) : state(i, q);
   }

@@ -119,7 +119,7 @@ class StepNorms {
 
   Poll& poll;
   double *gram_delta, *gram_operand;  // (B, B)
-  double *scaled, *other;             // (B, features): delta, or the rows of a Gram matrix; the operand
+  double *scaled, *other;             // (B, features): delta, or the rows of a Gram product; the operand
   double* column;                     // (features)
 };
 

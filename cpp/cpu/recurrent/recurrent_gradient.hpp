@@ -81,10 +81,10 @@ class RecurrentGradient {
   static Panels panels_of(Range j, int64_t s) { return {j.begin / back, ceil_div(j.end, back), s % 2 != 0}; }
 
  private:
-  // `compute` on tiles. For any number of threads, each sum is the sum over the lower half of the units plus the sum over the
-  // upper half, each started from zero. With two parts, each owns one half: it first sums that half for the other part's units
-  // and sends it, then for its own units. Sums take fewer cache lines than delta: 256 instead of 1536 per step for an LSTM of
-  // 256 units and 32 sequences.
+  // `compute` on tiles. For any number of threads, each sum is that over the lower half of the units plus that over the upper
+  // half, each started from zero. Each of two parts owns one half: it first sums that half for the other's units and sends it,
+  // then for its own. Sums take fewer cache lines than delta: 256 instead of 1536 per step for an LSTM of 256 units and 32
+  // sequences.
   template <class Put>
   void compute_in_halves(const ThreadView& view, int64_t later, const Rows& rows, const Ready& ready, const Put& put) {
     const int64_t K = depth(later), middle = middle_of(K);

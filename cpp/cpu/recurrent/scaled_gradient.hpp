@@ -82,7 +82,7 @@ class ScaledGradient {
   }
 
  private:
-  // Sums each unit's squares over the batch, divided by 4^(top - 1023) of its largest entry.
+  // Sums each unit's squares over the batch, divided by 4^(top - 1023); `top` is the power of its largest entry.
   void of_units(const double* rows, const int32_t* exponent, double* sum, int64_t* top) const {
     const int64_t B = p->B, P = p->P;
     for (int64_t u = 0; u < P; ++u) top[u] = no_exponent, sum[u] = 0;
