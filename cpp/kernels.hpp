@@ -54,7 +54,7 @@ struct Forward : Recurrence<S> {
 
 template <class S>
 struct Backward : Recurrence<S> {
-  int64_t truncate;              // steps after which the gradient stops; 0: never
+  int64_t truncate;              // interval, in steps, at which the gradient stops; 0: never
   double clip;                   // maximum norm of the gradient carried from step to step; 0: no clipping
   View<const S> d_output;        // (T, B, P); data may be null
   const S* d_cell;               // (T, B, H), or null
@@ -86,7 +86,7 @@ enum class Split : uint8_t { free, sequences, units };
 struct Forced {
   EngineKind engine;
   Split split;
-  uint8_t rest;        // phases after which a thread rests; see team.hpp
+  uint8_t rest;        // interval, in phases, at which a thread rests; see team.hpp
   bool polls_often;    // polls before every panel of a product
   uint16_t interrupt;  // raises SIGINT at this poll of a call, counted from 1
   uint16_t chunk;      // steps

@@ -53,7 +53,7 @@ void cross_entropy(const CrossEntropy<S>& p, const Host& host) {
   const int64_t stride = ceil_div(p.C, 8) * 8;
   double* const row = scratch<double>(host, stride * host.threads);
   double* const sums = scratch<double>(host, blocks);
-  // A logit takes 2.5 ns, mostly for its exponential (AMD EPYC with AVX2); waking a thread is worth 20 us.
+  // A logit takes 2.5 ns, mostly for its exponential (AMD EPYC with AVX2); waking a thread pays from 20 us on.
   for_blocks_until_stopped(blocks, p.N * p.C < 1 << 13, host, [&](int64_t block, int thread) {
     double sum = 0;
     for (int64_t n = block * rows; n < p.N && n < (block + 1) * rows; ++n) {
