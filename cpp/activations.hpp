@@ -1,4 +1,4 @@
-// Activations: the value, and dy times the derivative, which is found from the value, or from x where that says too little.
+// Activations: the value, and dy times the derivative, computed from the value, or from x if the value does not suffice.
 #pragma once
 
 #include "math.hpp"
@@ -9,7 +9,7 @@ struct Tanh {
   static constexpr int number = 0;
   static constexpr const char *name = "tanh", *cell = "rnn_tanh", *kept_cell = "rnn_tanh_kept",
                               *layer_norm_cell = "rnn_tanh_layer_norm";
-  static constexpr bool of_argument = false;  // whether the derivative is found from x
+  static constexpr bool of_argument = false;  // whether the derivative is computed from x
   template <class V>
   TT_INLINE static V value(V x) {
     return tanh(x);
@@ -50,7 +50,7 @@ struct Sigmoid {
   }
 };
 
-// x Phi(x) with the normal distribution itself, not an approximation by tanh; the derivative is Phi(x) + x phi(x).
+// x Phi(x) with the exact normal distribution, not the tanh approximation; the derivative is Phi(x) + x phi(x).
 struct Gelu {
   static constexpr const char* name = "gelu";
   static constexpr bool of_argument = true;

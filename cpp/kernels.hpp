@@ -1,6 +1,6 @@
-// The contract between the bindings and every backend: what a problem is, and the table of entry points a backend fills.
-// Sizes: T timesteps, B sequences, I inputs, H units, P features of h (H but for a projected cell), G gates. Plain data only:
-// this header is compiled for every instruction set, and a function in it would be one weak symbol shared by all of them.
+// The contract between the bindings and every backend: the problems, and the table of entry points that a backend fills.
+// Sizes: T timesteps, B sequences, I inputs, H units, P features of h (H unless the cell projects), G gates. Plain data only:
+// this header is compiled for every instruction set, and any function in it would be one weak symbol shared by all of them.
 #pragma once
 
 #include <stddef.h>
@@ -8,10 +8,10 @@
 
 namespace throughtime {
 
-constexpr int max_states = 2;           // h, and c where the cell has one
-constexpr int max_unit_parameters = 4;  // parameters that each unit has for itself, beside its biases
+constexpr int max_states = 2;           // h, and c if the cell has one
+constexpr int max_unit_parameters = 4;  // per-unit parameters of a cell, in addition to its biases
 
-// What every cell has in this order; weight_hr and biases may be missing. A cell's own unit weights follow.
+// Parameters that every cell has, in this order; weight_hr and biases may be missing. A cell's per-unit weights follow.
 enum Parameter {
   weight_ih,
   weight_hh,
@@ -22,7 +22,7 @@ enum Parameter {
   max_parameters = first_unit_parameter + max_unit_parameters
 };
 
-// A (T, B, F) array whose features are contiguous; strides in elements.
+// A (T, B, F) array with contiguous features; strides in elements.
 template <class S>
 struct View {
   S* data;
@@ -33,19 +33,18 @@ struct View {
 template <class S>
 struct Recurrence {
   int64_t T, B, I, H, P;
-  bool reverse;                      // timesteps are taken from T - 1 down to 0
+  bool reverse;                      // runs from timestep T - 1 down to 0
   View<const S> x;                   // (T, B, I)
   const S* weights[max_parameters];  // weight_ih (G H, I), weight_hh (G H, P), bias_ih (G H) or null, bias_hh (G H) or null,
-                                     // weight_hr (P, H) of a projected cell, unit weights (n H) each, n as the cell says
-  const int64_t* lengths;            // (B), or null: steps from lengths[b] on are not taken
+                                     // weight_hr (P, H) of a projected cell, unit weights (count H) each; see UnitParameter
+  const int64_t* lengths;            // (B), or null: sequence b is inactive at timesteps >= lengths[b]
   const uint8_t* resets;             // (T, B), or null: true on the first step of an episode
   const uint8_t* zoneout_mask[max_states];  // (T, B, P), (T, B, H), or null: true where a unit keeps its old state
-  double zoneout[max_states];               // where there is no mask: the part of the old state in the new one
+  double zoneout[max_states];               // without a mask: fraction of the old state in the new one
   S* states[max_states];                    // (rows, B, P), (rows, B, H); see step/windows.hpp
-  int64_t every;  // the states before every so many steps and the last one are kept; 0: those of all timesteps
-  S* saved;       // what the cell keeps for its backward, or null: (T, units, B, saved, lanes), or where a cell sees whole rows
-                  // (T, B, units, saved, lanes)
-  int variant;    // among cells that share their loops; set by the kernels
+  int64_t every;                            // steps between stored states; the last one is stored too. 0: all
+  S* saved;  // saved for the backward, or null: (T, units, B, saved, lanes), or (T, B, units, saved, lanes) of a whole-row cell
+  int variant;  // selects among cells that share one loop; set by the kernels
 };
 
 template <class S>
@@ -55,62 +54,62 @@ struct Forward : Recurrence<S> {
 
 template <class S>
 struct Backward : Recurrence<S> {
-  int64_t truncate;              // the gradient stops every so many steps; 0: never
-  double clip;                   // largest norm of what flows from one step into another; 0: no clipping
+  int64_t truncate;              // interval, in steps, at which the gradient stops; 0: never
+  double clip;                   // maximum norm of the gradient carried from step to step; 0: no clipping
   View<const S> d_output;        // (T, B, P); data may be null
   const S* d_cell;               // (T, B, H), or null
   const S* d_final[max_states];  // (B, P), (B, H), or null
   View<S> d_input;               // (T, B, I); data may be null
-  bool add_to_input;             // d_input already holds the other direction's part
-  S* d_weights[max_parameters];  // as the parameters; without that of weight_ih there are none
+  bool add_to_input;             // d_input already holds the other direction's gradient: add to it
+  S* d_weights[max_parameters];  // shaped as the parameters; if that of weight_ih is null, none is computed
   S* d_initial[max_states];      // (B, P), (B, H), or null
-  // What each timestep's gradient is asked for; each may be null.
+  // Optional outputs for each timestep; each may be null.
   S* d_states[max_states];        // (T, B, P), (T, B, H): the total dL/dh_t, dL/dc_t
-  S* d_gates;                     // (T, B, G H): of the pre-activation's input part
+  S* d_gates;                     // (T, B, G H): gradient of the pre-activations' input part
   uint8_t* clipped;               // (T, B)
-  double* norms[max_parameters];  // (T) each: Frobenius norm of what the step adds to the parameter's gradient
-  const uint8_t* dropped;         // (G H, P), or null: where weight_hh's gradient takes no part in that norm
-  // The gradient's flow, where `exponent` is given; see cpu/recurrent/scaled_gradient.hpp. d_output and d_input are then over
-  // 2^exponent.
-  const int32_t* d_output_exponent;  // (T, B); no_exponent where there is no loss, and d_output is not read
+  double* norms[max_parameters];  // (T) each: Frobenius norm of the step's contribution to the parameter's gradient
+  const uint8_t* dropped;         // (G H, P), or null: true for elements of weight_hh that this norm leaves out
+  // Gradient flow, if `exponent` is given; see cpu/recurrent/scaled_gradient.hpp. d_output is then divided by
+  // 2^d_output_exponent, and d_input by 2^exponent.
+  const int32_t* d_output_exponent;  // (T, B); no_exponent: there is no loss, and d_output is not read
   int32_t* exponent;                 // (T, B): of the gradient at each timestep
   double* log10_sequence;            // (T, B): log10 of the norm of dL/dh_t over units
-  double* log10_unit;                // (T, P): over sequences
+  double* log10_unit;                // (T, P): the same over sequences
 };
 
-constexpr int32_t no_exponent = INT32_MIN;  // of zero
+constexpr int32_t no_exponent = INT32_MIN;  // the exponent of zero
 
 enum class EngineKind : uint8_t { free, one_row, many_rows, avx512_bf16, amx };
 enum class Split : uint8_t { free, sequences, units };
 
-// Choices made by force, for tests; all zero: plan.hpp chooses. Eight bytes, to be atomic.
+// Overrides for tests; all zero: choice.hpp and plan.hpp choose. Eight bytes, so that it can be atomic.
 struct Forced {
   EngineKind engine;
   Split split;
-  uint8_t rest;        // a thread rests after every so many phases; see team.hpp
-  bool polls_often;    // before every panel of a product
-  uint16_t interrupt;  // SIGINT arrives at this poll of a call, counted from 1
+  uint8_t rest;        // interval, in phases, at which a thread rests; see team.hpp
+  bool polls_often;    // polls before every panel of a product
+  uint16_t interrupt;  // raises SIGINT at this poll of a call, counted from 1
   uint16_t chunk;      // steps
 };
 
-// What the kernels need of the process. Filled by code built for the baseline, called through plain pointers.
+// The services that the process provides to kernels. Filled by code built for the baseline, called through plain pointers.
 struct Host {
   void* context;
   int threads;
-  bool crowded;      // more threads than cores: waiting yields at once
-  int64_t patience;  // 50 us on the processor's counter; see team.hpp
+  bool crowded;      // more threads than cores: a waiting thread yields at once
+  int64_t patience;  // 50 us in ticks of the processor's counter; see team.hpp
   int64_t l2_bytes;  // of one core
-  int terms;         // bfloat16 numbers that a float is split into where their products pay: 3, 2 or 1
-  bool avx512_bf16;  // whether EngineKind::avx512_bf16 is there, and this processor has its instruction
+  int terms;         // bfloat16 terms of a float32, if their products are faster: 3, 2 or 1
+  bool avx512_bf16;  // whether EngineKind::avx512_bf16 was compiled and the processor supports it
   Forced forced;
   void* (*allocate)(void* context, size_t bytes);  // scratch for this call, 64-byte aligned
-  // body(argument, thread) on the calling thread, which is number 0, and on up to threads - 1 others, as they come.
+  // Runs body(argument, thread) on the calling thread, number 0, and on up to threads - 1 others as they arrive.
   void (*run)(void* context, void (*body)(void* argument, int thread), void* argument);
   void (*yield)();
   void (*nap)();                                   // sleeps for about 50 us
-  bool (*stalls)(void* context, int64_t ticks);    // so long a thread was waited for that is not running: is one to rest?
+  bool (*stalls)(void* context, int64_t ticks);    // reports a wait for a thread that is not running; true: one must rest
   void (*rest)(void* context);                     // sleeps until called back, or until thread 0 has left its body
-  void (*call_back)(void* context, bool resting);  // asked by thread 0 between chunks
+  void (*call_back)(void* context, bool resting);  // called by thread 0 when it polls or waits
   bool (*interrupted)(void* context);              // polled by thread 0 between chunks and within long ones
 };
 
@@ -120,7 +119,7 @@ struct Entries {
   void (*backward)(const Backward<S>&, const Host&);
 };
 
-// A parameter that each unit has for itself: (count H).
+// A per-unit parameter: (count H).
 struct UnitParameter {
   const char* name;
   int count;
@@ -130,19 +129,19 @@ struct CellKernels {
   const char* name;
   int gates, states, saved;
   bool projects, whole_rows;
-  UnitParameter unit_parameters[max_unit_parameters];  // up to one without a name
+  UnitParameter unit_parameters[max_unit_parameters];  // up to the first without a name
   Entries<float> f32;
   Entries<double> f64;
 };
 
-// Attention over (T, B, heads, size): step t sees the steps from t - back to t + ahead, as far as the sequence has them.
+// Attention over (T, B, heads, size): step t sees steps t - back to t + ahead of its sequence.
 template <class S>
 struct Attention {
   int64_t T, B, heads, size;
   int64_t back, ahead;
-  const int64_t* lengths;  // (B), or null: what lies beyond is not seen, its output and gradients are zero
+  const int64_t* lengths;  // (B), or null: later steps are not seen; their outputs and gradients are zero
   View<const S> q, k, v;   // (T, B, heads size) each
-  S* saved;                // (B, heads, 2, T): the largest score of each step, not scaled, and the sum of exponentials
+  S* saved;                // (B, heads, 2, T): each step's largest score, before scaling, and its sum of exponentials
 };
 
 template <class S>
@@ -168,26 +167,26 @@ struct AttentionKernels {
 };
 
 // Residual add and LayerNorm of N rows of F features; see cpu/rowwise/layer_norm.hpp for the equations. Arrays are contiguous.
-// What is found of a row has the type Statistics, and the scale as well: S, but float where S has 16 bits.
+// Row statistics and the scale are of type Statistics: S, or float if S has 16 bits.
 template <class S, class Statistics = S>
 struct LayerNormForward {
   int64_t N, F;
   Statistics scale;
   double eps;
   const S* x;              // (N, F)
-  const S* branch;         // (N, F), or null: x itself is normalised, and there is no sum
+  const S* branch;         // (N, F), or null: x itself is normalised; there is no sum
   const S* weight;         // (F)
   const S* bias;           // (F)
   S* sum;                  // (N, F): x + scale branch, or null
   S* normalised;           // (N, F)
-  Statistics* statistics;  // (N, 4): what a backward needs of each row, or null
+  Statistics* statistics;  // (N, 4): RowStatistics of each row for the backward, or null
 };
 
 template <class S, class Statistics = S>
 struct LayerNormBackward {
   int64_t N, F;
   Statistics scale;
-  const S* sum;                  // (N, F); x where there was no branch
+  const S* sum;                  // (N, F); x if there was no branch
   const S* weight;               // (F)
   const Statistics* statistics;  // (N, 4)
   const S* d_sum;                // (N, F), or null
@@ -214,7 +213,7 @@ template <class S>
 struct ActivationForward {
   int64_t N, F;
   const S* bias;  // (F)
-  S* x;           // (N, F): becomes x + bias where the derivative is found from that, if y is another array
+  S* x;           // (N, F): overwritten by x + bias if the derivative needs it and y is another array
   S* y;           // (N, F); may be x
 };
 
@@ -222,7 +221,7 @@ template <class S>
 struct ActivationBackward {
   int64_t N, F;
   const S* saved;  // (N, F): y, or x + bias
-  S* d;            // (N, F): dy becomes the gradient of x
+  S* d;            // (N, F): dy on entry, dx on return
   S* d_bias;       // (F)
 };
 
@@ -234,12 +233,12 @@ struct ActivationEntries {
 
 struct ActivationKernels {
   const char* name;
-  bool of_argument;  // whether the derivative is found from x + bias
+  bool of_argument;  // whether the derivative is computed from x + bias
   ActivationEntries<float> f32;
   ActivationEntries<double> f64;
 };
 
-// Rows of a table by their numbers, and back. Arrays are contiguous, and every index is in [0, count).
+// Embedding: rows of a table by index, and their gradient. Arrays are contiguous, and every index is in [0, count).
 template <class S>
 struct EmbeddingForward {
   int64_t N, F, count;
@@ -253,10 +252,10 @@ struct EmbeddingBackward {
   int64_t N, F, count;
   const int64_t* indices;  // (N)
   const S* d_output;       // (N, F)
-  S* d_weight;             // (count, F): zero where an index does not occur
+  S* d_weight;             // (count, F): zero for an index that does not occur
 };
 
-// Cross entropy of N rows of C logits, of which `kept` are not ignored, and the gradient of its mean. Arrays are contiguous.
+// Cross entropy of N rows of C logits, and the gradient of its mean over the `kept` rows not ignored. Arrays are contiguous.
 template <class S>
 struct CrossEntropy {
   int64_t N, C, kept;
@@ -284,23 +283,23 @@ struct TrainingEntries {
   void (*squared_error)(const SquaredError<S>&, const Host&);
 };
 
-// A contiguous piece of a parameter or gradient, with what an optimiser needs beside it. Types may differ from piece to piece.
+// A contiguous piece of a parameter with gradient and optimiser state, or of a gradient. Types may differ from piece to piece.
 struct Segment {
   int64_t size;  // at most segment_size
   bool is_double;
   void* value;
   const void* gradient;
   void* state[2];   // momentum of SGD; mean and mean square of Adam
-  int64_t updates;  // of this parameter, the one to come included
+  int64_t updates;  // of this parameter, including this one
 };
 
-// Numbers that a thread takes at a time: 10 us of Adam in float32 (AMD EPYC with AVX2), far more than taking them costs.
+// Numbers that a thread claims at a time: 10 us of Adam in float32 (AMD EPYC with AVX2), far more than claiming them costs.
 constexpr int64_t segment_size = 1 << 14;
 
 struct Segments {
   int64_t count;
   const Segment* data;
-  bool overlap;  // some share memory: they are taken in order
+  bool overlap;  // some share memory: one thread processes all in order
 };
 
 struct SGDUpdate : Segments {
@@ -309,8 +308,8 @@ struct SGDUpdate : Segments {
 
 struct AdamUpdate : Segments {
   double lr, beta1, beta2, eps;
-  double penalty;  // times the parameter, added to its gradient
-  double decay;    // what the parameter is multiplied by first
+  double penalty;  // times the parameter, is added to its gradient
+  double decay;    // the parameter is first multiplied by this
 };
 
 struct GradientNorm : Segments {
@@ -321,7 +320,7 @@ struct GradientScale : Segments {
   double factor;
 };
 
-// What is done between forward and backward, and after both.
+// Embedding, losses, optimisers and gradient clipping.
 struct TrainingKernels {
   TrainingEntries<float> f32;
   TrainingEntries<double> f64;
@@ -365,13 +364,13 @@ struct LinearKernels {
 
 struct Kernels {
   int vector_bytes;
-  bool amx, avx512_bf16;  // whether EngineKind::amx and EngineKind::avx512_bf16 are there
+  bool amx, avx512_bf16;  // whether EngineKind::amx and EngineKind::avx512_bf16 were compiled
   int count;
   const CellKernels* cells;
-  double (*multiply_add)(int64_t rounds);  // float32 in registers alone, on one core; returns the operations
+  double (*multiply_add)(int64_t rounds);  // float32 in registers only, on one core; returns the number of operations
   const AttentionKernels* attention;
   const LayerNormKernels* layer_norm;
-  const ActivationKernels* activations;  // the last one has no name
+  const ActivationKernels* activations;  // up to the first without a name
   const TrainingKernels* training;
   const LinearKernels* linear;
 };

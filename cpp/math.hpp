@@ -1,9 +1,9 @@
 // exp, sigmoid, tanh, relu and the normal distribution over a vector register. With n = round(x / ln 2) and r = x - n ln 2:
 //   exp(x) = 2^n (1 + e),  e = exp(r) - 1 = r + r^2 q(r),  q the polynomial of least relative error on |r| <= ln 2 / 2.
-//   sigmoid(-|x|) = 1 / (1 + exp(|x|)),  sigmoid(|x|) = 1 - sigmoid(-|x|),  which rounds once near 1, where 1 / (1 + exp(-x))
-//   rounds twice: what a gate lacks to 1 is how fast a cell forgets.
-//   tanh(|x|) = E / (E + 2),  E = exp(2 |x|) - 1 = 2^n e + (2^n - 1),  which is accurate near zero, as 2 sigmoid(2x) - 1 is not.
-// Errors against 50 digits are measured by tests/test_math.py.
+//   sigmoid(-|x|) = 1 / (1 + exp(|x|)),  sigmoid(|x|) = 1 - sigmoid(-|x|). Near 1 this rounds once, 1 / (1 + exp(-x))
+//   twice: the distance of a gate from 1 is how fast a cell forgets.
+//   tanh(|x|) = E / (E + 2),  E = exp(2 |x|) - 1 = 2^n e + (2^n - 1). This is accurate near zero, unlike 2 sigmoid(2x) - 1.
+// tests/test_math.py measures the errors against 50 digits.
 #pragma once
 
 #include "number.hpp"
@@ -16,11 +16,11 @@ struct Exponential;
 template <>
 struct Exponential<float> {
   static constexpr int mantissa = 23, bias = 127;
-  static constexpr float round = 0x1.8p23f;       // adding it rounds to an integer, found in the low bits
+  static constexpr float round = 0x1.8p23f;       // adding it rounds to an integer, held in the low bits
   static constexpr float ln2_high = 0x1.62ep-1f;  // few bits, so that n ln2_high is exact
   static constexpr float ln2_low = 0x1.0bfbe8p-15f;
   static constexpr float largest = 88.0f;
-  static constexpr float tanh_is_one = 20.0f;  // of 2 |x|
+  static constexpr float tanh_is_one = 20.0f;  // bound on 2 |x|
   static constexpr float q[] = {0.50000000464136862f,   0.16666666817096720f,   0.041666354664002948f,
                                 0.0083332730451559803f, 0.0013941008278654855f, 0.00019914172708428464f};
 };
@@ -46,7 +46,7 @@ TT_INLINE V power_of_two(V x) {
   return x * log2_e + Exponential<Scalar<V>>::round;
 }
 
-// The sum of c_k x^k over the coefficients `of` from k on. By recursion, for device code reads no array that is a constant.
+// The polynomial with coefficients of[k], of[k + 1], ... Recursive, because device code cannot read a constexpr array.
 template <auto& of, int k = 0, class V>
 TT_INLINE V polynomial(V x) {
   constexpr Scalar<V> c = of[k];
@@ -54,19 +54,19 @@ TT_INLINE V polynomial(V x) {
   else return splat<V>(c);
 }
 
-// power = 2^n and rest = exp(r) - 1, where `shifted` is n with `round` added.
+// Sets power = 2^n and rest = exp(r) - 1; `shifted` is n with `round` added.
 template <class V>
 TT_INLINE void scaled_exp(V shifted, V r, V& power, V& rest) {
   using E = Exponential<Scalar<V>>;
   using Bits = typename Register<Scalar<V>>::bits;
   Bits exponent;
   __builtin_memcpy(&exponent, &shifted, sizeof exponent);
-  exponent = (exponent + E::bias) << E::mantissa;  // the bits of `round` above the integer are shifted out
+  exponent = (exponent + E::bias) << E::mantissa;  // the shift drops the bits of `round` above the integer
   __builtin_memcpy(&power, &exponent, sizeof power);
   rest = r * r * polynomial<E::q>(r) + r;
 }
 
-// exp(x) = power + power * rest, with power = 2^n; |x| must not exceed `largest`. A NaN in x is a NaN in rest.
+// Splits exp(x) into power + power * rest, with power = 2^n, for |x| <= `largest`. If x is NaN, so is rest.
 template <class V>
 TT_INLINE void split_exp(V x, V& power, V& rest) {
   using E = Exponential<Scalar<V>>;
@@ -77,26 +77,26 @@ TT_INLINE void split_exp(V x, V& power, V& rest) {
 template <class V>
 TT_INLINE V at_most(V x, Scalar<V> high) {
   const V h = splat<V>(high);
-  return x > h ? h : x;  // in this order a NaN stays
+  return x > h ? h : x;  // in this order NaN passes through
 }
 
-// For x of at most `largest`; 0 below -`largest`. A NaN stays.
+// Requires x <= `largest`; 0 below -`largest`. NaN passes through.
 template <class V>
 TT_INLINE V exp(V x) {
   using E = Exponential<Scalar<V>>;
   V power, rest;
   const V least = splat<V>(-E::largest);
   split_exp(x < least ? least : x, power, rest);
-  return x < least ? V{} : power * (rest + 1);  // no product of which a subnormal part would be lost
+  return x < least ? V{} : power * (rest + 1);  // power * rest alone may be subnormal, and lost
 }
 
-// a / b for 1 <= b: no subnormal b, no branch. On a GPU the division that rounds every last bit is a call with a barrier around
-// it, which keeps the gates of a cell from overlapping.
+// a / b for b >= 1: no subnormal b, no branch. On a GPU, correctly rounded division is a function call with a barrier around
+// it, which prevents the compiler from interleaving a cell's gates.
 template <class V>
 TT_INLINE V ratio(V a, V b) {
 #if defined(__CUDA_ARCH__)
   if constexpr (sizeof(V) == sizeof(float)) {
-    float inverse;  // to a unit in the last place; zero where it were subnormal
+    float inverse;  // to a unit in the last place; zero if subnormal
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(b));
     const float near = a * inverse;
     return fmaf(fmaf(-near, b, a), inverse, near);
@@ -105,7 +105,7 @@ TT_INLINE V ratio(V a, V b) {
   return a / b;
 }
 
-// |x|, and the bit of x's sign.
+// Returns |x|, and x's sign bit in `sign`.
 template <class V, class Bits>
 TT_INLINE V split_sign(V x, Bits& sign) {
   Bits bits;
@@ -146,7 +146,7 @@ struct Normal;
 
 template <>
 struct Normal<float> {
-  static constexpr int32_t high = ~0xfff;  // the bits whose number has an exact square
+  static constexpr int32_t high = ~0xfff;  // a number with these bits alone has an exact square
   static constexpr float largest = 13.25f;
   static constexpr float p[] = {0.75528513056036764f,   -0.60789664353932946f,    0.38713738107471534f,    -0.18652179500397822f,
                                 0.060397035170329213f,  -0.0075407359474754204f,  -0.0034837117458916027f, 0.0016312484559619537f,
@@ -167,8 +167,8 @@ struct Normal<double> {
 };
 
 // The standard normal distribution: its density phi(x) = exp(-x^2 / 2) / sqrt(2 pi), and Phi(x) = (1 + erf(x / sqrt 2)) / 2.
-//   Phi(-z) = exp(-z^2 / 2) p(y) / (z + 4),  y = (z - 4) / (z + 4),  z >= 0,  and Phi(z) = 1 - Phi(-z):
-// small values keep their digits, as those of 1 + erf do not. z^2 is taken in two parts, for its rounding would cost as many.
+//   Phi(-z) = exp(-z^2 / 2) p(y) / (z + 4),  y = (z - 4) / (z + 4),  z >= 0,  and Phi(z) = 1 - Phi(-z).
+// Small values keep their digits, which 1 + erf loses. z^2 is computed in two parts, because rounding it would lose as many.
 template <class V>
 TT_INLINE void normal(V x, V& density, V& distribution) {
   using S = Scalar<V>;
@@ -185,7 +185,7 @@ TT_INLINE void normal(V x, V& density, V& distribution) {
   const V r = S(-0.5) * high * high - n * E::ln2_high - n * E::ln2_low - S(0.5) * (z - high) * (z + high);
   V power, rest;
   scaled_exp(shifted, r, power, rest);
-  const V e = power * (S(1) + rest);  // their product alone may be subnormal
+  const V e = power * (S(1) + rest);  // power * rest alone may be subnormal
   density = e * S(0.39894228040143267794);
   const V inverse = S(1) / (z + S(4)), y = (z - S(4)) * inverse;
   const V tail = polynomial<N::p>(y) * inverse * e;
@@ -194,7 +194,7 @@ TT_INLINE void normal(V x, V& density, V& distribution) {
 
 template <class V>
 TT_INLINE V relu(V x) {
-  return x < Scalar<V>(0) ? V{} : x;  // in this order a NaN stays
+  return x < Scalar<V>(0) ? V{} : x;  // in this order NaN passes through
 }
 
 }  // namespace throughtime::TT_ISA

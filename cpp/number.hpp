@@ -1,6 +1,6 @@
-// What a number is here: a vector register of floats or doubles, as wide as this instruction set has them; for CUDA a number.
-// The cells and math.hpp use only operators, comparisons and ?: on it. Included before math.hpp: vector types have no
-// argument-dependent look-up, so what the templates call must be declared first.
+// The number type of the kernels: a vector register of floats or doubles, as wide as the instruction set has; on CUDA, a
+// scalar. The cells and math.hpp apply only operators, comparisons and ?: to it. Include this before math.hpp: vector types
+// have no argument-dependent lookup, so functions that templates call must be declared first.
 #pragma once
 
 #include <stddef.h>
@@ -11,7 +11,7 @@
 #else
 #define TT_INLINE inline __attribute__((always_inline))
 #endif
-#define TT_PHASE __attribute__((noinline))  // of a loop: called from several places, compiled once
+#define TT_PHASE __attribute__((noinline))  // a phase of a loop: called from several places, compiled once
 
 namespace throughtime::TT_ISA {
 
@@ -32,7 +32,7 @@ struct Register<double> {
 template <class S>
 constexpr int lanes = 1;
 #else
-#if defined(TT_VECTOR_BYTES)  // by force: compilers lower wide vectors, so any layout can be tested on any machine
+#if defined(TT_VECTOR_BYTES)  // override: compilers lower wide vectors, so any machine can test any layout
 constexpr int vector_bytes = TT_VECTOR_BYTES, registers = vector_bytes == 64 ? 32 : 16;
 #elif defined(__AVX512F__)
 constexpr int vector_bytes = 64, registers = 32;
@@ -64,7 +64,6 @@ constexpr int lanes = vector_bytes / int(sizeof(S));
 template <class S>
 using Vec = typename Register<S>::type;
 
-// The scalar type of a number.
 template <class V>
 struct ScalarOf;
 template <>

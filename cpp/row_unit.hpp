@@ -1,11 +1,11 @@
-// What a row is multiplied by before it is measured, where its numbers are finite but their sums or squares leave the range or
-// lose digits below it: powers of two, which round nothing. Squares of float32 overflow from 1.8e19 on.
+// Powers of two that scale a row before it is measured, if its numbers are finite but their sums or squares would overflow or
+// lose digits to underflow. Scaling by them rounds nothing. Squares of float32 overflow from 1.8e19 on.
 #pragma once
 
 namespace throughtime::TT_ISA {
 
-// A row times `large` has squares that may be added, and so has a row times `small` whose reciprocal deviation is above
-// `most_rstd`; from such a row's own squares underflow may take more than rounding does.
+// The squares of a row times `large` can be summed. So can those of a row times `small` if its reciprocal deviation is above
+// `most_rstd`; unscaled, underflow may cost its squares more than rounding does.
 template <class S>
 struct RowUnit;
 

@@ -1,4 +1,4 @@
-// Bias and activation: a dict of arrays becomes a problem.
+// Binding of bias and activation: turns a dict of arrays into a problem.
 #include "arrays.hpp"
 #include "register.hpp"
 #include "run.hpp"

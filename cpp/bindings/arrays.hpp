@@ -1,4 +1,4 @@
-// NumPy arrays to checked pointers. These checks protect memory; what a user did wrong is said better in Python, before.
+// Converts NumPy arrays to checked pointers. The checks protect memory; Python reports user errors earlier, and better.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -19,8 +19,8 @@ namespace throughtime {
 namespace py = pybind11;
 using Sizes = std::vector<int64_t>;
 
-// The named arrays of one problem. An entry that is missing or None is a null pointer. Only NumPy's own arrays are taken:
-// pybind11 would convert anything else to a temporary array, which is gone before a kernel reads it.
+// The named arrays of one problem. An entry that is missing or None is a null pointer. Only NumPy arrays are accepted: pybind11
+// would convert anything else to a temporary array, which is gone before a kernel reads it.
 class Arrays {
  public:
   explicit Arrays(py::dict entries) : contents_(std::make_shared<Contents>(std::move(entries))) {}
@@ -34,7 +34,7 @@ class Arrays {
     for (const auto& [name, group] : contents_->groups) group.done();
   }
 
-  // A contiguous array of this shape; S const for what is only read.
+  // A contiguous array of this shape; S is const if it is only read.
   template <class S>
   S* optional(const char* name, const Sizes& shape) const {
     const py::handle entry = find(name);
@@ -53,7 +53,7 @@ class Arrays {
     return found;
   }
 
-  // A (T, B, F) array whose features lie side by side.
+  // A (T, B, F) array with contiguous features.
   template <class S>
   View<S> view(const char* name, const Sizes& shape) const {
     const py::handle entry = find(name);
@@ -79,7 +79,7 @@ class Arrays {
     return found;
   }
 
-  // The shape of an array of so many dimensions.
+  // The shape of an array of rank `rank`.
   Sizes shape(const char* name, py::ssize_t rank) const {
     const py::array array = array_of(name, find(name));
     if (array.ndim() != rank) fail(name, "rank " + std::to_string(rank));
@@ -107,11 +107,11 @@ class Arrays {
  private:
   struct Entry {
     py::handle key, value;
-    std::string_view name;  // of a key that is a str
+    std::string_view name;  // empty unless the key is a str
     bool read = false;
   };
 
-  // The entries that are not None. Listed once: a dict that is asked by a C string makes a str of it first, which took a third of
+  // The entries that are not None, listed once: looking up a C string in a dict makes a str of it first, which took a third of
   // a small call. Copies of one Arrays share them.
   struct Contents {
     explicit Contents(py::dict from) : dict(std::move(from)) {
@@ -156,7 +156,7 @@ class Arrays {
     return py::reinterpret_borrow<py::array>(entry);
   }
 
-  // Zero where there is none.
+  // Zero if the entry is missing.
   template <class N>
   N scalar(const char* name, const char* expected) const {
     const py::handle entry = find(name);

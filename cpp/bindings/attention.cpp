@@ -1,4 +1,4 @@
-// forward and backward of attention: a dict of arrays becomes a problem, its kernel runs without the GIL.
+// Binding of attention, forward and backward: turns a dict of arrays into a problem and runs its kernel without the GIL.
 #include "arrays.hpp"
 #include "register.hpp"
 #include "run.hpp"

@@ -1,4 +1,4 @@
-// Instruction sets and threads.
+// Bindings of the settings: instruction set, threads, bfloat16 terms, memory, and overrides for tests.
 #include "register.hpp"
 
 #include <pybind11/stl.h>
@@ -30,7 +30,7 @@ double peak(double seconds) {
   };
   const auto end = Clock::now() + std::chrono::duration<double>(seconds);
   do {
-    std::atomic<double> operations = 0;  // of the threads that came
+    std::atomic<double> operations = 0;  // of the threads that arrived
     const auto begin = Clock::now();
     host.run(host.context, body, &operations);
     const std::chrono::duration<double> taken = Clock::now() - begin;
@@ -49,7 +49,7 @@ void register_config(pybind11::module_& m) {
     return found;
   });
   m.def("level", [] { return level().name; });
-  // The engines whose products are of bfloat16 numbers, where they are there: into how many of those they can split a float.
+  // The available engines with bfloat16 products: into how many terms they can split a float.
   m.def("bfloat16_terms", [] {
     std::map<std::string, int> most;
     if (level().kernels->amx) most["amx"] = 3;
@@ -84,7 +84,7 @@ void register_config(pybind11::module_& m) {
       },
       pybind11::arg("engine") = "", pybind11::arg("split") = "", pybind11::arg("chunk") = 0, pybind11::arg("rest") = 0,
       pybind11::arg("polls_often") = false, pybind11::arg("interrupt") = 0);
-  // The addresses of an OpenMP runtime's functions, 0 for those that it lacks; see openmp.hpp.
+  // Takes the addresses of an OpenMP runtime's functions, 0 for those that it lacks; see openmp.hpp.
   m.def("borrow_threads", [](const std::map<std::string, uintptr_t>& functions) {
     const auto find = [&](const char* name, auto& to) {
       const auto found = functions.find(name);

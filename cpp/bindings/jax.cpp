@@ -1,5 +1,5 @@
-// forward and backward of one layer and direction as XLA calls, for jax. They run on XLA's threads without the GIL, and what they
-// have to say they return. Operands and results come in a fixed order; python/throughtime/jax/kernels.py is the other side.
+// forward and backward of one layer and direction as XLA calls, for jax. They run on XLA's threads without the GIL; errors are
+// returned, not thrown. Operands and results come in a fixed order; python/throughtime/jax/kernels.py is the other side.
 #include "parameters.hpp"
 #include "register.hpp"
 
@@ -22,7 +22,7 @@ ffi::AnyBuffer buffer(const ffi::RemainingRets& all, size_t i) { return *all.get
 template <class S>
 constexpr ffi::DataType data_type = std::is_same_v<S, float> ? ffi::F32 : ffi::F64;
 
-// The buffers of a call, taken one after another. These checks protect memory: what a user did wrong is said in Python, before.
+// The buffers of a call, in order. These checks protect memory; Python reports user errors earlier.
 template <class All>
 class Buffers {
  public:
@@ -46,7 +46,7 @@ class Buffers {
     return {next<std::remove_const_t<S>>(shape), shape[1] * shape[2], shape[2]};
   }
 
-  Sizes ahead(size_t i) const {  // the shape of the one that comes after i more
+  Sizes ahead(size_t i) const {  // the shape of the buffer after i more
     if (taken_ + i >= all_.size()) throw std::invalid_argument("buffer " + std::to_string(taken_ + i) + " is missing");
     const ffi::AnyBuffer found = buffer(all_, taken_ + i);
     return Sizes(found.dimensions().begin(), found.dimensions().end());
@@ -62,14 +62,14 @@ class Buffers {
 using Operands = Buffers<ffi::RemainingArgs>;
 using Results = Buffers<ffi::RemainingRets>;
 
-// What is the same for every call of a compiled function.
+// The settings that all calls of a compiled function share.
 struct Options {
   std::string_view cell;
   bool reverse, bias;
-  bool d_input = false, d_parameters = false, d_hidden = false, d_cell = false, d_gates = false;  // what a backward is asked for
+  bool d_input = false, d_parameters = false, d_hidden = false, d_cell = false, d_gates = false;  // requested of a backward
 };
 
-// The lengths as the kernels take them; none where the buffer is empty.
+// The lengths as the kernels read them; none if the buffer is empty.
 std::vector<int64_t> read_lengths(const ffi::AnyBuffer& buffer, int64_t T, int64_t B) {
   if (buffer.element_count() == 0) return {};
   if (buffer.element_type() != ffi::S32 || int64_t(buffer.element_count()) != B)
@@ -83,7 +83,7 @@ std::vector<int64_t> read_lengths(const ffi::AnyBuffer& buffer, int64_t T, int64
   return lengths;
 }
 
-// x (T, B, I), lengths (B) or (0), and the parameters in the kernels' order.
+// Reads x (T, B, I), lengths (B) or (0), and the parameters in the kernels' order.
 template <class S>
 void describe(const CellKernels& cell, const Options& options, Operands& operands, std::vector<int64_t>& lengths,
               Recurrence<S>& p) {
@@ -115,12 +115,12 @@ S* saved(const CellKernels& cell, const Recurrence<S>& p, auto& from) {
 
 template <class Problem>
 void run(void (*kernel)(const Problem&, const Host&), const Problem& problem, double operations) {
-  Call call([] { return false; }, operations);  // nobody to interrupt it: signals are Python's
+  Call call([] { return false; }, operations);  // not interruptible: only Python handles signals
   kernel(problem, call.host());
 }
 
-// Operands: as `describe` takes them, then the initial states (B, P), (B, H). Results: the output (T, B, P); the states, either
-// two rows, initial and final, or all T + 2, as cpu/recurrent/history.hpp has them; and where those are all, what the cell saves.
+// Operands: those of `describe`, then the initial states (B, P), (B, H). Results: the output (T, B, P); the states, either two
+// rows, initial and final, or all T + 2 as in step/windows.hpp; and with all states, the saved values.
 template <class S>
 void forward(const CellKernels& cell, const Options& options, Operands operands, Results results) {
   Forward<S> p{};
@@ -141,15 +141,15 @@ void forward(const CellKernels& cell, const Options& options, Operands operands,
   run(entries<S>(cell).forward, p, operations(cell, p));
 }
 
-// Operands: as `describe` takes them, all states, what the cell saved, and the gradients of output and final states. Results: the
-// gradients of the initial states, and of what the options ask for, in their order.
+// Operands: those of `describe`, all states, the saved values, and the gradients of output and final states. Results: the
+// gradients of the initial states, and those that the options request, in their order.
 template <class S>
 void backward(const CellKernels& cell, const Options& options, Operands operands, Results results) {
   Backward<S> p{};
   std::vector<int64_t> lengths;
   describe(cell, options, operands, lengths, p);
   for (int i = 0; i < cell.states; ++i)
-    p.states[i] = operands.next<S>(state_shape(p, p.T + 2, i));  // only read where all are kept
+    p.states[i] = operands.next<S>(state_shape(p, p.T + 2, i));  // only read, because all are stored
   p.saved = saved(cell, p, operands);
   p.d_output = operands.view<const S>({p.T, p.B, p.P});
   for (int i = 0; i < cell.states; ++i) {

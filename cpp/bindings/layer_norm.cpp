@@ -1,4 +1,4 @@
-// Residual add and LayerNorm: a dict of arrays becomes a problem.
+// Binding of residual add and LayerNorm: turns a dict of arrays into a problem.
 #include "layer_norm.hpp"
 
 #include "register.hpp"

@@ -1,4 +1,4 @@
-// Residual add and LayerNorm: what both backends read of a dict of arrays.
+// Reads the problems of residual add and LayerNorm from a dict of arrays, for both backends.
 #pragma once
 
 #include "../kernels.hpp"
@@ -6,7 +6,7 @@
 
 namespace throughtime {
 
-// Sizes and what both directions share; `rows` names an array (N, F) that is always there.
+// Reads sizes and the entries of both directions; `rows` names an array (N, F) that is always there.
 template <class Problem>
 Sizes read_rows(const Arrays& from, const char* rows, Problem& p) {
   using S = std::remove_cvref_t<decltype(*p.weight)>;

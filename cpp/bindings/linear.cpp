@@ -1,4 +1,4 @@
-// Linear layers: a dict of arrays becomes a problem.
+// Binding of linear layers: turns a dict of arrays into a problem.
 #include "arrays.hpp"
 #include "register.hpp"
 #include "run.hpp"
@@ -15,7 +15,7 @@ const LinearEntries<S>& entries() {
   else return level().kernels->linear->f64;
 }
 
-// What both directions read.
+// Reads the entries of both directions.
 template <class S, class Problem>
 void describe(const Arrays& from, Problem& p) {
   const Sizes shape = from.shape("weight", 2);

@@ -1,4 +1,4 @@
-// What a cell's parameters and states are called, and the parameters' shapes, as the kernels number them.
+// The names of a cell's parameters and states, and the parameters' shapes, in the kernels' order.
 #pragma once
 
 #include <vector>
@@ -12,7 +12,7 @@ using Sizes = std::vector<int64_t>;
 constexpr const char* state_names[max_states] = {"hidden", "cell"};
 constexpr const char* common_names[first_unit_parameter] = {"weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"};
 
-// What a parameter is called, and its shape; without a name where the cell has no such one.
+// A parameter's name and shape; the name is null if the cell has no such parameter.
 struct Named {
   const char* name;
   Sizes shape;

@@ -1,4 +1,4 @@
-// What the CPU's cells have of their own: their entries, and the shape of what they save.
+// The CPU's side of a cell: its entries, the shape of its saved values, and its number of operations.
 #pragma once
 
 #include <type_traits>
@@ -14,14 +14,14 @@ const Entries<S>& entries(const CellKernels& cell) {
   else return cell.f64;
 }
 
-// Of one step, in vectors of units: (units, B, saved, lanes), or (B, units, saved, lanes) where a cell sees whole rows.
+// The saved values of one step, in vectors of units: (units, B, saved, lanes), or (B, units, saved, lanes) of a whole-row cell.
 template <class S>
 Sizes saved_shape(const CellKernels& cell, int64_t B, int64_t H) {
   const int64_t lanes = level().kernels->vector_bytes / int64_t(sizeof(S)), units = (H + lanes - 1) / lanes;
   return {cell.whole_rows ? B : units, cell.whole_rows ? units : B, cell.saved, lanes};
 }
 
-// Of the products of one pass.
+// The floating-point operations of one pass's products.
 template <class S>
 double operations(const CellKernels& cell, const Recurrence<S>& p) {
   return 2.0 * double(cell.gates * p.H) * double(p.I + p.P) * double(p.T * p.B);

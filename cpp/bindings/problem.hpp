@@ -1,5 +1,5 @@
-// A dict of arrays becomes the problem of one layer and direction, for every backend. Lengths are the backend's to take: only
-// where they are in the processor's memory they can be looked at.
+// Turns a dict of arrays into the problem of one layer and direction, for every backend. The backend reads the lengths, because
+// they can only be validated in the processor's memory.
 #pragma once
 
 #include "arrays.hpp"
@@ -7,7 +7,7 @@
 
 namespace throughtime {
 
-// `saved_shape(B, H)` is what the cell saves of one step.
+// `saved_shape(B, H)`: the shape of the values saved in one step.
 template <class S, class Cell, class SavedShape>
 void describe(const Cell& cell, const Arrays& from, const SavedShape& saved_shape, Recurrence<S>& p) {
   const Arrays weights = from.group("parameters"), states = from.group("states");
@@ -50,7 +50,7 @@ void describe_parameters(const Cell& cell, const Arrays& gradients, const Arrays
   }
 }
 
-// How many bfloat16 terms the call splits a float32 into, or `otherwise` if it does not say.
+// The number of bfloat16 terms that the call splits a float32 into, or `otherwise` if it is not given.
 inline int terms_of(const Arrays& from, int otherwise) {
   if (!from.has("terms")) return otherwise;
   const int64_t terms = from.integer("terms");
@@ -58,7 +58,7 @@ inline int terms_of(const Arrays& from, int otherwise) {
   return int(terms);
 }
 
-// What a backward is given and what it fills, of a problem that is described.
+// Reads the inputs and outputs of a backward into a problem that `describe` has filled.
 template <class S, class Cell>
 void describe_gradients(const Cell& cell, const Arrays& gradients, Backward<S>& p) {
   const int64_t rows = cell.gates * p.H;

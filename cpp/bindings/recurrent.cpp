@@ -1,4 +1,4 @@
-// forward and backward of one layer and direction: a dict of arrays becomes a problem, its kernel runs without the GIL.
+// Binding of one layer and direction, forward and backward: turns a dict of arrays into a problem, run without the GIL.
 #include "arrays.hpp"
 #include "parameters.hpp"
 #include "problem.hpp"
@@ -51,7 +51,7 @@ void backward(const CellKernels& cell, const Arrays& from, const Arrays& gradien
   run(entries<S>(cell).backward, p, 2 * operations(cell, p), terms);
 }
 
-// An array in the pool's memory, which goes back there with the last reference.
+// An array in the pool's memory, which returns there with the last reference.
 py::array empty(const std::vector<py::ssize_t>& shape, const py::dtype& dtype) {
   if (!std::strchr("biufc", dtype.kind())) throw py::type_error("dtype: expected numbers, got " + std::string(py::str(dtype)));
   const auto array = [&] { return "an array of shape " + std::string(py::str(py::tuple(py::cast(shape)))); };
@@ -89,7 +89,7 @@ void register_recurrent(py::module_& m) {
       if (parameter.name) shapes[parameter.name] = py::tuple(py::cast(parameter.shape));
     return shapes;
   });
-  // Without the batch, which may be a symbol in Python: (units, saved, lanes).
+  // Without the batch size, which may be a symbol in Python: (units, saved, lanes).
   m.def("saved_shape", [](const std::string& cell, bool float64, int64_t hidden_size) {
     const CellKernels& found = find_cell(cell.c_str());
     Sizes shape = (float64 ? saved_shape<double> : saved_shape<float>)(found, 1, hidden_size);

@@ -1,4 +1,4 @@
-// What the module is made of.
+// The functions that register the module's parts.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -12,6 +12,6 @@ void register_activation(pybind11::module_& m);
 void register_training(pybind11::module_& m);
 void register_linear(pybind11::module_& m);
 void register_config(pybind11::module_& m);
-void register_jax(pybind11::module_& m);  // where jax's headers were there
+void register_jax(pybind11::module_& m);  // only if built with jax's headers
 
 }  // namespace throughtime

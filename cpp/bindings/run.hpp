@@ -1,4 +1,4 @@
-// A kernel's run without the GIL.
+// Runs a kernel without the GIL.
 #pragma once
 
 #include <cxxabi.h>
@@ -9,8 +9,8 @@
 
 namespace throughtime {
 
-// Takes the GIL back. While the interpreter ends, Python before 3.14 ends a daemon thread in here, by an unwinding that would
-// abort at the first destructor; such a thread sleeps instead until the process is gone.
+// Takes the GIL back. During the interpreter's shutdown, Python before 3.14 ends a daemon thread in here, by an unwinding that
+// would abort at the first destructor. Such a thread sleeps instead until the process is gone.
 inline void take_gil(PyThreadState* state) {
 #if defined(__GLIBCXX__)
   try {
@@ -23,7 +23,7 @@ inline void take_gil(PyThreadState* state) {
 #endif
 }
 
-// Runs the kernel without the GIL, but for a look at signals now and then. `operations` and `terms`: see Call.
+// Runs the kernel without the GIL, except to check for signals now and then. `operations` and `terms`: see Call.
 template <class Problem>
 void run(void (*kernel)(const Problem&, const Host&), const Problem& problem, double operations = 0, int terms = get_terms()) {
   PyThreadState* state = PyEval_SaveThread();

@@ -1,6 +1,6 @@
-// Embedding and losses: a dict of arrays becomes a problem. Optimisers and clipping: a list of arrays becomes segments; an array
-// that kernels do not take as it is makes the answer False or None, before anything is written, and Python converts it or says
-// what is wrong.
+// Bindings of embedding and losses, which turn a dict of arrays into a problem, and of optimisers and clipping, which turn a
+// list of arrays into segments. If kernels cannot use an array as it is, the latter return False or None before anything is
+// written, and Python converts the array or reports the error.
 #include <pybind11/stl.h>
 
 #include <algorithm>
@@ -60,7 +60,7 @@ bool embedding_backward(const Arrays& from) {
   return true;
 }
 
-// The summed loss, the number of rows it is of, and the first row whose target is no class, or -1.
+// Returns the summed loss, the number of its rows, and the first row whose target is no class, or -1.
 template <class S>
 py::tuple cross_entropy(const Arrays& from) {
   CrossEntropy<S> p{};
@@ -96,7 +96,7 @@ double squared_error(const Arrays& from) {
   return total;
 }
 
-// Whether kernels take an object as it is: an array of float32 or float64, contiguous, aligned, in this machine's byte order.
+// Whether kernels can use an object as it is: a float32 or float64 array, contiguous, aligned, in this machine's byte order.
 bool is_plain(py::handle object) {
   if (!py::isinstance<py::array>(object)) return false;
   const auto array = py::reinterpret_borrow<py::array>(object);
@@ -106,7 +106,7 @@ bool is_plain(py::handle object) {
          reinterpret_cast<uintptr_t>(array.data()) % size_t(array.itemsize()) == 0;
 }
 
-// One int64 that may be written to.
+// Whether an object is one writeable int64.
 bool is_counter(py::handle object) {
   if (!py::isinstance<py::array>(object)) return false;
   const auto array = py::reinterpret_borrow<py::array>(object);
@@ -114,10 +114,10 @@ bool is_counter(py::handle object) {
          reinterpret_cast<uintptr_t>(array.data()) % alignof(int64_t) == 0;
 }
 
-// A parameter, its gradient and what an optimiser keeps of it.
+// Parameters with their gradients and optimiser states.
 class Rows {
  public:
-  // (value, gradient, states ..., counter of updates where there is one); all but the gradient are written to.
+  // Adds (value, gradient, states ..., counter of updates if `counts`); all but the gradient are written to.
   bool add(const py::tuple& row, size_t states, bool counts) {
     if (row.size() != 2 + states + size_t(counts)) return false;
     if (counts && !is_counter(row[2 + states])) return false;
@@ -134,7 +134,7 @@ class Rows {
     return true;
   }
 
-  // False where one cannot be added.
+  // False if one cannot be added.
   bool add_all(const py::list& rows, size_t states, bool counts) {
     return std::all_of(rows.begin(), rows.end(), [&](py::handle row) {
       return py::isinstance<py::tuple>(row) && add(py::reinterpret_borrow<py::tuple>(row), states, counts);
@@ -180,7 +180,7 @@ class Rows {
   }
 
   std::vector<Segment> segments_;
-  std::vector<std::pair<uintptr_t, uintptr_t>> memory_;  // of each value, from and to
+  std::vector<std::pair<uintptr_t, uintptr_t>> memory_;  // begin and end of each value
   std::vector<int64_t*> counters_;
 };
 
@@ -203,7 +203,7 @@ bool adam(const py::list& list, double lr, double beta1, double beta2, double ep
   return true;
 }
 
-// The norm of all arrays together, which are scaled where it is finite and above `largest`.
+// Returns the norm of all arrays together, and scales them if it is finite and above `largest`.
 std::optional<double> clip(const py::list& arrays, double largest) {
   Rows rows;
   for (const py::handle array : arrays)

@@ -1,4 +1,4 @@
-// Attention for one instruction set. Compiled once per level, with TT_ISA its name.
+// Attention for one instruction set. Compiled once per level; TT_ISA is its name.
 #include "attention.hpp"
 
 namespace throughtime::TT_ISA {

@@ -1,5 +1,5 @@
-// Attention within a band without the matrix of scores (Dao 2023, FlashAttention-2). z = 1 / sqrt(size), t - back <= s <= t +
-// ahead:
+// Attention within a band without storing the matrix of scores (Dao 2023, FlashAttention-2). z = 1 / sqrt(size),
+// t - back <= s <= t + ahead:
 //   e_ts = exp(z (q_t k_s - max_t)),  l_t = sum_s e_ts,  y_t = sum_s e_ts v_s / l_t,  g_t = dy_t / l_t,
 //   c_ts = e_ts (g_t v_s - g_t y_t),  dv_s = sum_t e_ts g_t,  dk_s = z sum_t c_ts q_t,  dq_t = z sum_s c_ts k_s.
 #pragma once
@@ -10,7 +10,7 @@
 
 namespace throughtime::TT_ISA {
 
-// The part of a range that lies within another; empty, at an end of it, where they share nothing.
+// The part of `a` within another range; if they are disjoint, an empty range at an end of the other.
 TT_INLINE Range overlap(Range a, Range within) {
   const auto clip = [&](int64_t x) { return x < within.begin ? within.begin : x < within.end ? x : within.end; };
   const int64_t begin = clip(a.begin), end = clip(a.end);
@@ -19,12 +19,12 @@ TT_INLINE Range overlap(Range a, Range within) {
 
 TT_INLINE Range operator-(Range a, int64_t origin) { return {a.begin - origin, a.end - origin}; }
 
-// One head of one sequence: who sees whom, and where a step's numbers lie.
+// One head of one sequence: which steps see each other, and the addresses of a step's numbers.
 template <class S>
 struct Head {
   const Attention<S>& p;
   int64_t b, feature, length;
-  S *top, *sum;  // (T) each, of what is saved
+  S *top, *sum;  // (T) each, within `saved`
 
   Head(const Attention<S>& p, int64_t index)
       : p(p),
@@ -41,24 +41,24 @@ struct Head {
   void clear(const View<S>& of, Range steps) const {
     for (int64_t t = steps.begin; t < steps.end; ++t) __builtin_memset(row(of, t), 0, size_t(p.size) * sizeof(S));
   }
-  // The keys that some of these queries see, and the queries that see some of these keys.
+  // The keys that any of these queries sees, and the queries that see any of these keys.
   Range keys(Range queries) const { return overlap({queries.begin - p.back, queries.end + p.ahead}, {0, length}); }
   Range queries(Range keys) const { return overlap({keys.begin - p.ahead, keys.end + p.back}, {0, length}); }
 };
 
-// What forward and backward have in common: tasks of `segment` steps of a head, cut into blocks; packing and products.
+// Shared by forward and backward: tasks of `segment` steps of a head, cut into blocks; packing and products.
 template <class S>
 struct Blocks {
   using V = Vec<S>;
   static constexpr int W = lanes<S>, rows = ProductShape::rows, vectors = ProductShape::vectors, panel = vectors * W;
-  static constexpr int64_t block = 64;     // scores are held for so many keys, or queries, at a time: what is packed fits L1
-  static constexpr int64_t segment = 512;  // what is packed serves so many; 256 costs 3 %, 1024 gains nothing
+  static constexpr int64_t block = 64;     // keys, or queries, per block of scores: their packed operands fit L1
+  static constexpr int64_t segment = 512;  // steps that packed operands serve; 256 costs 3 %, 1024 gains nothing
   static constexpr S lowest = sizeof(S) == sizeof(float) ? S(-__FLT_MAX__) : S(-__DBL_MAX__);
   static_assert(block % panel == 0 && segment % block == 0);
 
   const Attention<S>& p;
   Fma<S> engine;
-  int64_t heads, tasks, width;  // of all sequences; features in whole panels
+  int64_t heads, tasks, width;  // heads of all sequences; `width`: features in whole panels
   S scale;
 
   Blocks(const Attention<S>& p, const Host& host)
@@ -69,14 +69,14 @@ struct Blocks {
         width(ceil_div(p.size, panel) * panel),
         scale(S(1 / __builtin_sqrt(double(p.size)))) {}
 
-  // Neighbouring tasks are of different heads, and segments of a head follow in order.
+  // Consecutive tasks belong to different heads, and the segments of a head follow in order.
   Head<S> head(int64_t task) const { return {p, task % heads}; }
   Range steps(int64_t task) const { return overlap({task / heads * segment, (task / heads + 1) * segment}, {0, p.T}); }
   static Range block_at(int64_t first, Range within) { return overlap({first, first + block}, within); }
   static int64_t first_block(Range steps) { return steps.begin / block * block; }
 
-  // `count` rows of a matrix in tile order, zeros after them: as a product's outputs (size, block), and as what it sums over,
-  // (depth, width).
+  // Pack `count` rows of a matrix in tile order, followed by zeros: as a product's outputs, (size, block), or as the terms of
+  // its sums, (depth, width).
   void pack_outputs(const S* from, int64_t stride, int64_t count, S* to) const {
     pack_rows<vectors>(from, stride, p.size, Interleaved{1, count, W}, Range{0, block / W}, to);
   }
@@ -102,7 +102,7 @@ struct Blocks {
     engine.template product<ProductShape>(K, {left.row}, {0, left.count}, packed, panels, nullptr, sink<S>(put), unit);
   }
 
-  // to[i] = make(left[i] packed, i, column) in the panels that hold the columns `near`; to (count, block).
+  // Sets to[i] = make(left[i] packed, i, column) in the panels that hold the columns `near`; to (count, block).
   template <class Make>
   void scores(Left left, const S* packed, Range near, S* to, const Make& make) const {
     const auto put = [&](int64_t first, int count, int64_t q, const V* sums) {
@@ -112,7 +112,7 @@ struct Blocks {
     product(left, p.size, packed, {near.begin / panel, ceil_div(near.end, panel)}, put);
   }
 
-  // What pack_terms made of so many rows.
+  // The result of pack_terms for `count` rows.
   struct Terms {
     const S* packed;
     int64_t count;
@@ -135,7 +135,7 @@ struct Blocks {
     }
   }
 
-  // row[j] = value for j in `all`, of whole vectors, but outside `seen`: selected, since what lies there may be NaN.
+  // Sets row[j] = value for j in `all`, which is whole vectors, but outside `seen`: selected, because those entries may be NaN.
   static void mask(S* row, Range all, Range seen, S value) {
     if (seen.begin <= all.begin && all.end <= seen.end) return;
     using Bits = typename Register<S>::bits;
@@ -157,7 +157,7 @@ struct Blocks {
   }
 };
 
-// Gives the tasks, in order, to whichever thread is free. Who performs one does not change its result.
+// Hands out the tasks, in order, to free threads. A task's result does not depend on its thread.
 template <class Loop>
 void perform_all(Loop& loop, const Host& host) {
   const auto work = [](void* self, int thread) {
@@ -172,13 +172,13 @@ void perform_all(Loop& loop, const Host& host) {
   host.run(host.context, work, &loop);
 }
 
-// A task is a segment of queries. Keys pass by block after block; a few queries at a time meet them.
+// A task is a segment of queries. Keys stream past block by block, and a few queries at a time are multiplied with them.
 template <class S>
 struct AttentionForwardLoop {
   using Parts = Blocks<S>;
   using V = Vec<S>;
 
-  // What one thread works on.
+  // Buffers of one thread.
   struct Workspace {
     S *keys, *values;  // packed: (size, block) and (block, width)
     S* scores;         // (rows, block)
@@ -231,7 +231,7 @@ struct AttentionForwardLoop {
     __builtin_memset(my.sums, 0, count * Parts::W * sizeof(S));
   }
 
-  // A few queries, `offset` steps into the segment, and one block of keys.
+  // Adds one block of keys to a few queries, which are `offset` steps into the segment.
   void meet(const Workspace& my, const Head<S>& head, Range queries, int64_t offset, Range keys) const {
     S *output = my.output + offset * blocks.width, *sums = my.sums + offset * Parts::W;
     const Range near = overlap(head.keys(queries), keys) - keys.begin;
@@ -249,7 +249,7 @@ struct AttentionForwardLoop {
     blocks.add(my.scores, left.count, near, {my.values, keys.end - keys.begin}, output);
   }
 
-  // Where a score is larger than all before it, what was summed shrinks.
+  // If a score exceeds all before it, the running sums are rescaled (online softmax).
   void raise(S& top, const S* scores, Range near, S* sum, S* output) const {
     V largest = splat<V>(top);
     for (int64_t j = near.begin; j < near.end; j += Parts::W) {
@@ -264,7 +264,7 @@ struct AttentionForwardLoop {
     top = found;
   }
 
-  // Scores into exponentials, which are summed.
+  // Replaces scores by exponentials, and sums these.
   void exponentials(S top, S* scores, Range near, S* sum) const {
     V total = load<V>(sum);
     for (int64_t j = near.begin; j < near.end; j += Parts::W) {
@@ -283,15 +283,15 @@ struct AttentionForwardLoop {
   }
 };
 
-// A task is a segment of keys. Queries pass by block after block; each block takes the segment's part of dq with it, added after
-// those of the segments before, whoever computes them.
+// A task is a segment of keys. Queries stream past block by block. The segment's part of a block's dq is added after those of
+// all earlier segments, on whichever thread.
 template <class S>
 struct AttentionBackwardLoop {
   using Parts = Blocks<S>;
   using V = Vec<S>;
 
-  // What one thread works on. Of a block of queries: q and g packed both ways, g, max and g y, dq. Of the segment: k packed, dk
-  // and dv. Of one with the other: e and c, (keys, queries), and c transposed.
+  // Buffers of one thread. Per block of queries: q and g packed both ways, g, max and g y, dq. Per segment: k packed, dk and
+  // dv. Per pair of these: e and c, (keys, queries), and c transposed.
   struct Workspace {
     S *q_outputs, *q_terms, *g_outputs, *g_terms, *g, *top, *dot, *dq;
     S *k_terms, *dk, *dv;
@@ -302,7 +302,7 @@ struct AttentionBackwardLoop {
   Team team;
   Parts blocks;
   Workspace* workspaces;
-  int64_t* done;  // of each task: the gradients of queries before this one have its part
+  int64_t* done;  // of each task: the gradients of queries before this one include its part
   int64_t next = 0;
 
   AttentionBackwardLoop(const AttentionBackward<S>& p, const Host& host)
@@ -336,7 +336,7 @@ struct AttentionBackwardLoop {
   }
 
  private:
-  // False when the call is to stop.
+  // False if the call must stop.
   bool sweep(const Head<S>& head, Range keys, int64_t task, int thread) {
     const Workspace& my = workspaces[thread];
     start(my, head, keys);
@@ -347,7 +347,7 @@ struct AttentionBackwardLoop {
       prepare(my, head, queries);
       for (int64_t s = keys.begin; s < keys.end; s += Parts::block)
         meet(my, head, Parts::block_at(s, keys), s - keys.begin, queries);
-      const bool adds = head.keys(queries).begin < keys.begin;  // a segment before sees them too
+      const bool adds = head.keys(queries).begin < keys.begin;  // an earlier segment also adds to these
       if (adds && !team.wait_for(done[task - blocks.heads], queries.end)) return false;
       for (int64_t t = queries.begin; t < queries.end; ++t)
         blocks.write(my.dq + (t - first) * blocks.width, blocks.scale, adds, head.row(p.d_q, t));
@@ -392,7 +392,7 @@ struct AttentionBackwardLoop {
     __builtin_memset(my.dq, 0, size_t(count * width) * sizeof(S));
   }
 
-  // One block of keys, `offset` steps into the segment, and one of queries.
+  // Multiplies one block of keys, `offset` steps into the segment, with one of queries.
   void meet(const Workspace& my, const Head<S>& head, Range keys, int64_t offset, Range queries) const {
     const Range near = overlap(head.keys(queries), keys);
     if (near.begin == near.end) return;
@@ -414,7 +414,8 @@ struct AttentionBackwardLoop {
     });
   }
 
-  // e and c, from so far on, of a few keys and all queries of the block: zero where one does not see the other.
+  // Computes e and c, from offset `from` on, of a few keys and all queries of the block: zero for keys that a query does not
+  // see.
   void weigh(const Workspace& my, const Head<S>& head, Range keys, Range queries, int64_t from) const {
     S *e = my.e + from, *c = my.c + from;
     const Range near = overlap(head.queries(keys), queries) - queries.begin;
@@ -430,7 +431,7 @@ struct AttentionBackwardLoop {
     mask(c);
   }
 
-  // c into (queries, keys).
+  // Transposes c into (queries, keys).
   void transpose_scores(const Workspace& my, Range keys) const {
     for (int64_t s = keys.begin / Parts::W * Parts::W; s < keys.end; s += Parts::W) {
       const S* row[Parts::W];

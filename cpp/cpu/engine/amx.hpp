@@ -7,11 +7,12 @@
 
 namespace throughtime::TT_ISA {
 
-// Longer sums are cut: of 4096 products, one running sum has an error of 5.3e-7, cut ones 2.4e-7.
+// Longer sums are cut: over 4096 products, one running sum has an error of 5.3e-7, cut ones 2.4e-7.
 constexpr int64_t summed_blocks = 16;
 
-// A thread's tile registers: 0 to 3 hold sums, 4 (and 5) rows, the others the right operand. It also keeps the sums of the last
-// block and passes them to their sink row by row between the products of the next block, which hides the latency of both.
+// A thread's tile registers: 0 to 3 hold sums, 4 (and 5) rows, the others the right operand. The unit also keeps the sums of
+// the last block and passes them to their sink row by row between the products of the next block, which hides the latency of
+// both.
 class TileUnit : public Poll {
  public:
   explicit TileUnit(const Poll& poll) : Poll(poll) {}
@@ -20,7 +21,7 @@ class TileUnit : public Poll {
     if (upper_) _tile_release();
   }
 
-  // For blocks of so many rows in an upper and a lower tile; lower may be 0.
+  // Configures blocks of `upper` rows in an upper tile and `lower` in a lower one; `lower` may be 0.
   void shape(int upper, int lower) {
     if (upper == upper_ && lower == lower_) return;
     upper_ = upper, lower_ = lower;
@@ -35,21 +36,21 @@ class TileUnit : public Poll {
       config.bytes[i] = 64;
       config.rows[i] = uint8_t(right ? 16 : below ? lower : upper);
     }
-    asm volatile("" ::"r"(&config) : "memory");  // GCC 12 takes only the first 8 bytes to be read
+    asm volatile("" ::"r"(&config) : "memory");  // GCC 12 assumes that only the first 8 bytes are read
     _tile_loadconfig(&config);
   }
 
-  // Room for a block's sums (rows, width).
+  // Buffer for a block's sums (rows, width).
   float* sums() { return rooms_[turn_]; }
   float* part() { return rooms_[2]; }
 
-  // Gives the sink rows `first` to `first` + `rows` - 1 of `sums`, some of them at each `advance`.
+  // Queues rows `first` to `first` + `rows` - 1 of `sums` for the sink, which gets some of them at each `advance`.
   void hand_over(Sink<float> sink, int64_t first, int rows, int64_t q, int64_t width) {
     finish();
     sink_ = sink, first_ = first, left_ = rows, q_ = q, width_ = width, next_ = sums();
     turn_ = 1 - turn_;
   }
-  // Spreads the rows evenly over so many calls of `advance`.
+  // Spreads the rows evenly over `calls` calls of `advance`.
   void pace(int64_t calls) { calls_ = calls > 0 ? calls : 1, count_ = left_, due_ = 0; }
   TT_INLINE void advance() {
     for (due_ += count_; due_ >= calls_; due_ -= calls_)
@@ -82,8 +83,8 @@ struct Block {
   int64_t blocks;                     // of that part
 };
 
-// Calls left(term) and right(term) to load, multiply() for each pair of terms: one side is replaced at a time. The order of the
-// pairs does not matter to the rounding, for the running sum holds the large products of all blocks before.
+// Calls left(term) and right(term) to load, multiply() for each pair of terms, replacing one side at a time. The order of the
+// pairs does not matter for the rounding, because the running sum already holds the large products of all earlier blocks.
 template <int terms, class Left, class Right, class Multiply>
 TT_INLINE void for_pairs(const Left& left, const Right& right, const Multiply& multiply) {
   right(0);
@@ -122,7 +123,7 @@ TT_INLINE void multiply_square(const Block& b, TileUnit& unit) {
         });
 }
 
-// One tile of rows times up to four vectors, for four sums hide the latency. The same products in the same order as above.
+// One tile of rows times up to four vectors; four sums hide the latency. Same products in the same order as above.
 template <int terms, int vectors>
 TT_INLINE void multiply_line(const Block& b, TileUnit& unit) {
   for (int64_t k = 0; k < b.blocks; ++k) {
@@ -146,7 +147,7 @@ TT_INLINE void multiply_line(const Block& b, TileUnit& unit) {
   }
 }
 
-// How a loop does its products on AMX; Fma in gemm.hpp does them on vector registers.
+// The engine on AMX tiles; Fma in gemm.hpp is the one on vector registers.
 class Amx : public SplitOperands {
  public:
   using Unit = TileUnit;
@@ -161,7 +162,7 @@ class Amx : public SplitOperands {
     unit.finish();
   }
 
-  // Part of a product over K: the sums from `begin` to `end`, multiples of a tile's depth or K.
+  // Part of a product over K: the sums from `begin` to `end`, each a multiple of a tile's depth, or K.
   struct Depth {
     int64_t begin, end, K;
   };
@@ -216,7 +217,7 @@ class Amx : public SplitOperands {
     }
   }
 
-  // How many rows pass all panels before the next ones do: as many as stay in L2 beside the panels that pass by.
+  // How many rows visit all panels before the next rows do: as many as stay in L2 while the panels stream past.
   static int64_t rows_near(int64_t tiles) {
     constexpr int64_t block = TileUnit::most_rows;
     const int64_t rows = 768 * 1024 / (tiles * 64 + 1) / block * block;

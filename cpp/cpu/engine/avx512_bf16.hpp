@@ -1,5 +1,5 @@
-// The product on AVX512_BF16: pairs of bfloat16 numbers multiplied and added into float32, twice as many a cycle as float32's
-// own. Of one term only: more would be slower than float32.
+// The product on AVX512_BF16: multiplies pairs of bfloat16 numbers and adds them into float32, at twice float32's rate. One
+// term only: more would be slower than float32.
 #pragma once
 
 #if defined(__AVX512F__) && !defined(TT_VECTOR_BYTES)
@@ -11,11 +11,11 @@ namespace throughtime::TT_ISA {
 
 constexpr bool has_avx512_bf16 = true;
 
-// Longer sums are cut. One running sum of 4096 products has an error of 3e-6, nothing beside bfloat16's; of 100,000, 1.3e-3.
+// Longer sums are cut. A running sum of 4096 products has an error of 3e-6, negligible against bfloat16's; of 100,000, 1.3e-3.
 constexpr int64_t dot_blocks = 128;
 
-// sums (rows, vectors, 16) += rows (rows, 2 pairs) times the packed columns of `vectors` vectors. Compiled for processors that
-// have the instruction, in code for those that may not: it must not be inlined.
+// sums (rows, vectors, 16) += rows (rows, 2 pairs) times the packed columns of `vectors` vectors. Must not be inlined: it is
+// compiled for processors that have the instruction, its callers for those that may not.
 template <int rows, int vectors>
 __attribute__((target("avx512bf16"), noinline)) void add_dots(const Bfloat* row, int64_t stride, const Bfloat* packed,
                                                               int64_t vector_stride, int64_t pairs, float* sums) {
@@ -43,7 +43,7 @@ __attribute__((target("avx512bf16"), noinline)) void add_dots(const Bfloat* row,
     for (int v = 0; v < vectors; ++v) _mm512_store_ps(sums + (m * vectors + v) * 16, sum[m][v]);
 }
 
-// How a loop does its products with these.
+// The engine on these products.
 class Avx512Bf16 : public SplitOperands {
  public:
   using Unit = Poll;

@@ -1,6 +1,6 @@
-// Operands as sums of bfloat16 numbers: a float32 is the sum of up to three of 8 bits each, and a product of two such sums the
-// sum of their larger products in float32 (Henry, Tang and Heinecke 2019): six for float32's accuracy, three for about 2^-16, one
-// for bfloat16's. Left operands are split rows, right ones tiles of 32 x 16, pairs of k side by side.
+// Operands as sums of bfloat16 terms. A float32 is the sum of up to three terms of 8 bits each, and the product of two such
+// sums is the sum of their larger products in float32 (Henry, Tang and Heinecke 2019): six give float32's accuracy, three about
+// 2^-16, one bfloat16's. Left operands are split rows; right operands are tiles of 32 x 16, with pairs of k adjacent.
 #pragma once
 
 #include "gemm.hpp"
@@ -21,7 +21,7 @@ TT_INLINE Words bits_of(Vec<float> value) {
   return bits;
 }
 
-// Takes the upper halves of these bits from each number, exactly.
+// Subtracts the float with bits `kept` from each number, exactly; returns the upper halves of `kept`.
 TT_INLINE Halves take_term(Words kept, Vec<float>& value) {
   Vec<float> term;
   __builtin_memcpy(&term, &kept, sizeof term);
@@ -41,8 +41,8 @@ TT_INLINE void for_terms(int terms, Vec<float> value, const Take& take) {
   if (terms > 2) take(2, __builtin_convertvector(bits_of(value) >> 16, Halves));
 }
 
-// Split rows of K numbers, padded with zeros to a multiple of the tile's depth: (blocks of 32 k, terms, rows, 32), in which a
-// tile is contiguous wherever its rows begin, or (terms, rows, K).
+// Rows of K numbers split into terms, zero-padded to a multiple of the tile's depth. Layout: (blocks of 32 k, terms, rows, 32),
+// in which a tile is contiguous from any first row, or (terms, rows, K).
 struct SplitRows {
   Bfloat* data;
   int64_t stride, term_stride, block_stride;
@@ -75,14 +75,14 @@ struct SplitRows {
     for_terms(terms, value, [&](int i, Halves term) __attribute__((always_inline)) { store(to + i * term_stride, term); });
   }
 
-  // Null is a row of zeros.
+  // Null sets a row of zeros.
   void set(int64_t row, const float* from, int64_t K) const {
     for (int64_t k = 0; k < tile_blocks(K) * tile_depth; k += 16)
       put(row, k, from && k < K ? load_some<Vec<float>>(from + k, K - k) : Vec<float>{});
   }
 };
 
-// Two rows of 16 numbers as the pairs of a tile's row.
+// Interleaves two rows of 16 numbers into the pairs of a tile's row.
 TT_INLINE Pairs pair_up(Halves upper, Halves lower) {
   return __builtin_shufflevector(upper, lower, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10, 26, 11,
                                  27, 12, 28, 13, 29, 14, 30, 15, 31);
@@ -99,7 +99,7 @@ TT_INLINE Vec<float> sum_of_pairs(Pairs pairs) {
   return a + b;
 }
 
-// What Amx in amx.hpp and Avx512Bf16 in dot.hpp have in common: how operands lie.
+// The operand layout that Amx (amx.hpp) and Avx512Bf16 (avx512_bf16.hpp) share.
 class SplitOperands {
  public:
   static constexpr bool copies_operands = true;
@@ -124,7 +124,7 @@ class SplitOperands {
   void pack_rows(const float* weight, int64_t K, Interleaved order, Range range, Bfloat* packed) const {
     for (int64_t q = range.begin; q < range.end; ++q)
       for (int64_t block = 0; block < tile_blocks(K); ++block) {
-        Vec<float> pairs[3][16];  // of one lane, then of one pair
+        Vec<float> pairs[3][16];  // per lane, then per pair
         for (int lane = 0; lane < 16; ++lane) {
           const int64_t row = order.row(q, lane);
           for (int half = 0; half < 2; ++half) {
@@ -158,8 +158,8 @@ class SplitOperands {
       }
   }
 
-  // `count` vectors of columns, from vector `first` on, of rows that are summed over: `row(r)` is where the r-th of K lies. Calls
-  // seen(vector, term, pairs) for what it packs and closed() after each block of a tile's depth.
+  // Packs `count` vectors of columns, from vector `first` on, of K rows to sum over; `row(r)` is the position of the r-th.
+  // Calls seen(vector, term, pairs) for everything packed and closed() after each block of a tile's depth.
   template <class Row, class Seen, class Closed>
   void pack_split(const SplitRows& rows, int64_t K, int64_t first, int count, Bfloat* packed, const Row& row, const Seen& seen,
                   const Closed& closed) const {

@@ -1,4 +1,4 @@
-// The engine of a problem and the shapes of its tiles. Shapes decide rounding; they follow from sizes and instruction set alone.
+// The engine and the tile shapes of a problem. Shapes affect rounding, so they depend on sizes and instruction set alone.
 #pragma once
 
 #include "../../kernels.hpp"
@@ -10,11 +10,11 @@
 
 namespace throughtime::TT_ISA {
 
-// Tiles of the recurrence: forwards (and where gates are computed again) one holds `units` vectors of units with all their gates,
-// backwards some vectors of units; and of the products outside it. Many sequences: 12 sums fill 16 registers, 24 fill 32.
+// Tiles for many sequences: 12 sums fill 16 registers, 24 fill 32. A forward (or recomputing) tile of the recurrence holds
+// `units` vectors of units with all their gates, a backward tile some vectors of units. Product is for products outside it.
 template <class S, int gates>
 struct ManyRows {
-  static constexpr bool halves = false;  // whether a step's sums are two halves, one of which can start before a barrier
+  static constexpr bool halves = false;  // whether a step's sums have two halves, one of which can start before a barrier
   template <int of_gates>
   using With = ManyRows<S, of_gates>;
   using Engine = Fma<S>;       // of the recurrence
@@ -26,7 +26,7 @@ struct ManyRows {
   using Product = ProductShape;
 };
 
-// One sequence: at least eight sums in flight hide the latency, and narrow tiles leave work for every thread.
+// Tiles for one sequence: at least eight sums in flight hide the latency, and narrow tiles leave work for every thread.
 template <class S, int gates>
 struct OneRow {
   static constexpr bool halves = true;
@@ -36,12 +36,12 @@ struct OneRow {
   using ChunkEngine = Engine;
   static constexpr int units = gates == 1 ? 4 : 2;
   using Forward = Shape < 1, gates *units, registers == 32 || gates<4 ? 2 : 1>;
-  using Recompute = Shape<registers == 32 ? 3 : 1, gates * units, 1>;  // of many steps, where the states are known
+  using Recompute = Shape<registers == 32 ? 3 : 1, gates * units, 1>;  // for many steps, whose states are known
   using Backward = Shape<1, 4, registers == 32 ? 4 : 2>;
   using Product = ProductShape;
 };
 
-// Of bfloat16 numbers, one sequence or many.
+// Tiles for AVX512_BF16, for one sequence or many.
 template <class S, int gates>
 struct Avx512Bf16Rows : ManyRows<S, gates> {
   template <int of_gates>
@@ -53,8 +53,8 @@ struct Avx512Bf16Rows : ManyRows<S, gates> {
 #if defined(__AMX_BF16__)
 constexpr bool has_amx = true;
 
-// Blocks of 32 x 2, for up to 16 rows 16 x 4: an even number of vectors. Backwards, narrow panels leave less of the cell's work
-// until after the last product.
+// Tiles for AMX: blocks of 32 x 2, or 16 x 4 for up to 16 rows, so the number of vectors is even. In the backward, narrow
+// panels leave less of the cell's work until after the last product.
 template <class S, int gates, int back = 4>
 struct AmxRows {
   static constexpr bool halves = false;
@@ -69,10 +69,10 @@ struct AmxRows {
   using Product = Shape<32, 2, 1>;
 };
 
-// For too few sequences to fill tiles: the recurrence on vector registers, the products of a chunk on tiles.
+// For too few sequences to fill tiles: the recurrence runs on vector registers, a chunk's products on tiles.
 template <class C, class S>
 bool chunks_fill_tiles(const Recurrence<S>& p) {
-  return p.T * p.B >= 4 * tile_rows && C::gates * p.H >= 256 && p.I + p.P >= 64;  // smaller: not measured
+  return p.T * p.B >= 4 * tile_rows && C::gates * p.H >= 256 && p.I + p.P >= 64;  // smaller sizes were not measured
 }
 
 template <template <class, int> class Rows, class S, int gates>
@@ -86,8 +86,8 @@ struct ChunksOnTiles : Rows<S, gates> {
 constexpr bool has_amx = false;
 #endif
 
-// The kernels for B sequences. Sapphire Rapids: six, three and one bfloat16 products on AMX beat one of floats from 8, 3 and 2
-// rows on, six with few gates from 16. Zen 5: one on vector registers always does.
+// The engine for B sequences. Sapphire Rapids: six, three and one bfloat16 products on AMX beat one of floats from 8, 3 and 2
+// rows on; with few gates, six do from 16 on. Zen 5: one on vector registers always does.
 template <class S>
 EngineKind choose_engine(int64_t B, int64_t gate_rows, const Host& host) {
   constexpr bool single = sizeof(S) == sizeof(float), amx = has_amx && single;

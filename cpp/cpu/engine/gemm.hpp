@@ -1,4 +1,4 @@
-// The loop around the tile, for every product: panel by panel, so that a panel stays in L1 while the rows pass by.
+// The loop around the tile, for every product: panel by panel, so that a panel stays in L1 while the rows stream past.
 #pragma once
 
 #include "../../kernels.hpp"
@@ -15,12 +15,12 @@ struct Shape {
   static constexpr int64_t panels(int64_t of_vectors) { return ceil_div(of_vectors, vectors); }
 };
 
-// What lies outside the recurrence. 6 x 2 (6 x 4 with 32 registers) leaves room for the weights and one broadcast, and reuses
-// each weight loaded six times.
+// The tile of products outside the recurrence. 6 x 2 (6 x 4 with 32 registers) leaves room for the weights and one broadcast,
+// and uses each loaded weight six times.
 using ProductShape = Shape<6, registers == 32 ? 4 : 2, 1>;
 
-// Takes a tile of results: rows first..first + count - 1, sums (count, Shape::vectors) from vector q on. One type for every
-// taker, so that the tiles are compiled once.
+// Receives a tile of results: rows first..first + count - 1, sums (count, Shape::vectors) from vector q on. Type-erased, so
+// that each tile is compiled once for all consumers.
 template <class S>
 struct Sink {
   const void* taker;
@@ -34,7 +34,7 @@ Sink<S> sink(const Taker& taker) {
           }};
 }
 
-// Asked between the halves of a product; false: the call is to stop.
+// Called between the halves of a product; false: the call must stop.
 struct Ready {
   const void* asked = nullptr;
   bool (*ask)(const void*) = [](const void*) { return true; };
@@ -47,8 +47,8 @@ Ready when(const Question& question) {
   return {&question, [](const void* self) { return bool((*static_cast<const Question*>(self))()); }};
 }
 
-// The panels of a product. Weights that overflow the cache are read up and down in turn, so that the last ones read are found
-// there.
+// The panels of a product. If the weights exceed the cache, the direction alternates from call to call, so that the panels read
+// last are still cached.
 struct Panels {
   int64_t begin, end;
   bool downwards = false;
@@ -58,7 +58,7 @@ struct Panels {
   Panels but_first() const { return downwards ? Panels{begin, end - 1, true} : Panels{begin + 1, end}; }
 };
 
-// body(piece) for pieces of a range, with polls between them; each entry of the range is so many numbers. The first write to 8 MB
+// Calls body(piece) for pieces of a range, with a poll before each; a range entry is `numbers` numbers. The first write to 8 MB
 // of fresh memory can take 40 ms (a virtual machine).
 template <class Body>
 void in_pieces(Range range, int64_t numbers, Poll& poll, const Body& body) {
@@ -71,7 +71,7 @@ void in_pieces(Range range, int64_t numbers, Poll& poll, const Body& body) {
   }
 }
 
-// What a thread's products keep from call to call: one unit if steps and chunks share an engine.
+// The state that a thread's products keep between calls: one unit if steps and chunks share an engine.
 template <class Steps, class Chunks>
 struct Units {
   explicit Units(const Poll& poll) : of_steps(poll), of_chunks(poll) {}
@@ -90,13 +90,13 @@ struct Units<Engine, Engine> {
   bool stopped() const { return unit.stopped(); }
 };
 
-// How a loop does its products on vector registers; Amx in amx.hpp does them on tiles.
+// The engine on vector registers; Amx in amx.hpp is the one on tiles.
 template <class S>
 class Fma {
  public:
-  static constexpr bool copies_operands = false;  // whether left operands are copies, made where their numbers are
+  static constexpr bool copies_operands = false;  // whether left operands are copies, made by the code that computes them
   static constexpr bool overlaps = false;         // whether start_product may leave its last results to the next product
-  // Panels of delta packed before their products; rows of a chunk if the weights are large.
+  // Panels of delta packed at a time; rows of a chunk if the weights are large.
   static constexpr int64_t panels_at_once = 1, long_chunk = 2048;
   using Weight = S;
   using RowBuffer = const S*;
@@ -132,8 +132,8 @@ class Fma {
     TT_ISA::pack_columns<vectors>(weight, N, N, order, range, packed);
   }
 
-  // For every row in `range` and panel in `panels`: initial + rows[row] @ packed. `initial` (vectors, lanes) is a bias in tile
-  // order, or null.
+  // Computes initial + rows[row] @ packed for every row in `range` and panel in `panels`. `initial` (vectors, lanes) is a bias
+  // in tile order, or null.
   template <class Shape>
   void product(int64_t K, const Rows& rows, Range range, const S* packed, Panels panels, const S* initial, Sink<S> sink,
                Unit& unit) const {
@@ -157,9 +157,9 @@ class Fma {
     }
   }
 
-  // The same row by row, as the sum over the lower half of K plus the sum over the upper half. This thread has written the
-  // numbers `own` of the left operand. If they contain a half, it is summed before ready(), which waits for the rest; false when
-  // the call is to stop.
+  // The same row by row, each sum being that over the lower half of K plus that over the upper half. This thread has written
+  // the part `own` of the left operand. If it contains a half, that half is summed before ready(), which waits for the other
+  // one. False if the call must stop.
   template <class Shape>
   bool product_of_halves(int64_t K, const Rows& rows, Range range, const S* packed, Panels panels, const S* initial, Sink<S> sink,
                          Range own, const Ready& ready, Unit& unit) const {

@@ -1,6 +1,6 @@
-// Matrices into tile order: panels of `vectors` registers, (panel, K, vectors, lanes), zero where the matrix ends. Gate rows are
-// interleaved: vector q holds gate q % G of the units of unit vector q / G, so that one tile holds all gates of the same units.
-// The only file that knows the packed layout, beside the tile that reads it.
+// Packs matrices into tile order: panels of `vectors` registers, (panel, K, vectors, lanes), zero past the matrix's end. Gate
+// rows are interleaved: vector q holds gate q % G of the units of unit vector q / G, so that one tile holds all gates of the
+// same units. Only this file and the tile that reads it know the packed layout.
 #pragma once
 
 #include "vec.hpp"
@@ -13,7 +13,7 @@ struct Range {
   int64_t begin, end;
 };
 
-// The part of [0, n) that falls to the index-th of `parts`, cut at multiples of `quantum`.
+// The index-th of `parts` parts of [0, n), cut at multiples of `quantum`.
 inline Range share(int64_t n, int parts, int index, int64_t quantum = 1) {
   const int64_t quanta = ceil_div(n, quantum);
   const int64_t begin = quanta * index / parts * quantum, end = quanta * (index + 1) / parts * quantum;
@@ -32,7 +32,7 @@ struct Interleaved {
   }
 };
 
-// put(k, rows[:][k]) for k < K; a null row is zero, whatever it would have held.
+// Calls put(k, rows[:][k]) for k < K; a null row counts as zeros.
 template <class S, class Put>
 void transpose_rows(const S* const* rows, int64_t count, int64_t K, const Put& put) {
   using V = Vec<S>;
@@ -45,8 +45,8 @@ void transpose_rows(const S* const* rows, int64_t count, int64_t K, const Put& p
   }
 }
 
-// Panels whose outputs are the gate rows of weight (G H, K): packed[q][k] = weight[row of q][k], for the vectors in `range`.
-// Rows lie `stride` apart.
+// Packs panels whose outputs are the gate rows of weight (G H, K): packed[q][k] = weight[row of q][k], for the vectors in
+// `range`. Rows are `stride` apart.
 template <int vectors, class S>
 void pack_rows(const S* weight, int64_t stride, int64_t K, Interleaved order, Range range, S* packed) {
   constexpr int n = lanes<S>;
@@ -61,8 +61,8 @@ void pack_rows(const S* weight, int64_t stride, int64_t K, Interleaved order, Ra
   }
 }
 
-// Panels whose outputs are the columns of weight (G H, N), summed over its gate rows in interleaved order, for `range` of the
-// panels. Rows lie `stride` apart.
+// Packs panels whose outputs are the columns of weight (G H, N), summed over its gate rows in interleaved order, for the panels
+// in `range`. Rows are `stride` apart.
 template <int vectors, class S>
 void pack_columns(const S* weight, int64_t stride, int64_t N, Interleaved order, Range range, S* packed) {
   constexpr int n = lanes<S>;
@@ -80,7 +80,7 @@ void pack_columns(const S* weight, int64_t stride, int64_t N, Interleaved order,
     }
 }
 
-// A (G H) vector in interleaved order; zeros for null.
+// Packs a (G H) vector in interleaved order; null gives zeros.
 template <class S>
 void pack_vector(const S* from, Interleaved order, S* packed) {
   for (int64_t q = 0; q < order.vectors(); ++q)

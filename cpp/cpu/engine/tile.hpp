@@ -1,7 +1,7 @@
 // The register tile that serves every matrix product: sums[m][v] += sum_k rows[m][k] * packed[k][v].
 // `packed` is in tile order, (K, vectors, lanes). Every sum runs over k in one order that depends on K alone, so a row's result
-// does not depend on the rows beside it. Long sums are cut into blocks, each from zero: the error grows with the
-// block's length plus the number of blocks, not with their product.
+// does not depend on the other rows. Long sums are cut into blocks, each started from zero: the error grows with the block's
+// length plus the number of blocks, not with their product.
 #pragma once
 
 #include "vec.hpp"
@@ -10,8 +10,8 @@ namespace throughtime::TT_ISA {
 
 constexpr int64_t sum_block = 64;
 
-// sums += rows[:, k] packed[k, :]. The shorter side is held in registers and the longer one passes by, one at a time: 6 x 2 has
-// room for 12 sums, 2 weights and 1 broadcast in 16 registers. The order of these loops is what the compiler keeps to.
+// sums += rows[:, k] packed[k, :]. The shorter side stays in registers and the longer one streams past, one at a time: 6 x 2
+// fits 12 sums, 2 weights and 1 broadcast in 16 registers. The compiler keeps to the order of these loops.
 template <class S, class V, int rows, int vectors>
 TT_INLINE void outer_product(const S* const (&row)[rows], const S* packed, int64_t k, V (&sums)[rows][vectors]) {
   const S* weights = packed + k * (vectors * lanes<S>);
@@ -38,7 +38,7 @@ TT_INLINE void outer_product(const S* const (&row)[rows], const S* packed, int64
   }
 }
 
-// `ways` independent sums are kept where rows * vectors alone would leave the multipliers waiting (latency 4, two a cycle).
+// Keeps `ways` independent sums if rows * vectors alone would leave the multipliers waiting (latency 4, two per cycle).
 template <int ways, class V, class S, int rows, int vectors>
 TT_INLINE void tile(int64_t K, const S* const (&row)[rows], const S* packed, V (&sums)[rows][vectors]) {
   for (int64_t begin = 0; begin < K; begin += sum_block * ways) {
@@ -65,7 +65,7 @@ struct Count {
   static constexpr int value = n;
 };
 
-// Calls body(Count<n>) for a run-time n in 1..most, so that a tile's rows are a type.
+// Calls body(Count<n>) for a run-time n in 1..most, so that a tile's row count is a compile-time constant.
 template <int most, class Body>
 TT_INLINE void with_count(int n, const Body& body) {
   if constexpr (most > 1) {
@@ -74,8 +74,8 @@ TT_INLINE void with_count(int n, const Body& body) {
   body(Count<most>{});
 }
 
-// Cuts [begin, end) into groups of nearly equal size, none above `most`: body(first, size). No group of one row is left over,
-// whose few sums would wait for the multipliers.
+// Cuts [begin, end) into groups of nearly equal size, at most `most`: body(first, size). This leaves no single row over, whose
+// few sums would wait for the multipliers.
 template <int most, class Body>
 TT_INLINE void for_parts(int64_t begin, int64_t end, const Body& body) {
   for (int64_t groups = (end - begin + most - 1) / most; groups > 0; --groups) {
@@ -85,7 +85,7 @@ TT_INLINE void for_parts(int64_t begin, int64_t end, const Body& body) {
   }
 }
 
-// The same, with the size as a type: body(first, Count<size>).
+// The same, with the size as a constant: body(first, Count<size>).
 template <int most, class Body>
 TT_INLINE void for_groups(int64_t begin, int64_t end, const Body& body) {
   for_parts<most>(begin, end, [&](int64_t first, int size) __attribute__((always_inline)) {

@@ -1,4 +1,4 @@
-// Load and store of a register, whole or in part, and the transposition of a square of them.
+// Operations on a vector register: whole and partial loads and stores, widening, reductions, and the transpose of a square.
 #pragma once
 
 #include "../../number.hpp"
@@ -17,7 +17,7 @@ TT_INLINE void store(S* to, V value) {
   __builtin_memcpy(to, &value, sizeof value);
 }
 
-// The first `count` lanes; the others are zero.
+// Loads the first `count` lanes; the others are zero.
 template <class V, class S>
 TT_INLINE V load_some(const S* from, int64_t count) {
   if (count >= lanes<S>) return load<V>(from);
@@ -34,7 +34,7 @@ TT_INLINE void store_some(S* to, V value, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = buffer[i];
 }
 
-// Bytes as numbers; those from `count` on are zero.
+// Converts bytes to numbers; those from `count` on are zero.
 template <class S>
 TT_INLINE Vec<S> load_bytes(const uint8_t* from, int64_t count) {
   constexpr int W = lanes<S>;
@@ -46,8 +46,8 @@ TT_INLINE Vec<S> load_bytes(const uint8_t* from, int64_t count) {
   return __builtin_convertvector(bytes, Vec<S>);
 }
 
-// Stores past the cache, to an address aligned to the register: memory that nobody reads soon need not be read first. Others see
-// it after `stream_fence`. Where the compiler has no such store, an ordinary one.
+// Non-temporal store to a register-aligned address: avoids reading lines that are not reused soon. Visible to other threads
+// after `stream_fence`. If the compiler has none, this is an ordinary store.
 template <class V, class S>
 TT_INLINE void stream(S* to, V value) {
 #if defined(__clang__)
@@ -68,7 +68,7 @@ TT_INLINE void stream(S* to, V value) {
 #endif
 }
 
-// Whether an array is large enough, and aligned, for `stream`: 16 MB.
+// Whether an array is large enough (16 MB) and aligned for `stream`.
 template <class S>
 TT_INLINE bool streamable(const S* to, int64_t count) {
   return count * int64_t(sizeof(S)) >= int64_t(1) << 24 && reinterpret_cast<uintptr_t>(to) % vector_bytes == 0;
@@ -80,7 +80,7 @@ TT_INLINE void stream_fence() {
 #endif
 }
 
-// The first `count` lanes of a value, and zeros.
+// Keeps the first `count` lanes and zeroes the others.
 template <class S, class V>
 TT_INLINE V keep_some(V value, int64_t count) {
   if (count >= lanes<S>) return value;
@@ -112,7 +112,7 @@ TT_INLINE void add_to(double* sums, Vec<float> value) {
   add_to(sums + half, in_double<half>(value, All{}));
 }
 
-// One stage of a transposition: exchange the off-diagonal blocks of `size` lanes between two registers `size` rows apart.
+// One stage of a transpose: exchanges the off-diagonal blocks of `size` lanes between two registers `size` rows apart.
 template <int size, class V, int... i>
 TT_INLINE void exchange_blocks(V& upper, V& lower, Lanes<i...>) {
   constexpr int n = sizeof...(i);
@@ -127,7 +127,7 @@ TT_INLINE V add_lanes(V value, Lanes<i...> all) {
   else return add_lanes<distance / 2>(value + __builtin_shufflevector(value, value, (i ^ distance)...), all);
 }
 
-// The sum of all lanes, halves first.
+// The sum of all lanes, by halves.
 template <class V>
 TT_INLINE Scalar<V> sum_lanes(V value) {
   constexpr int n = lanes<Scalar<V>>;
@@ -159,7 +159,6 @@ TT_INLINE V larger_lanes(V value, Lanes<i...> all) {
   }
 }
 
-// The largest of all lanes.
 template <class V>
 TT_INLINE Scalar<V> largest_lane(V value) {
   constexpr int n = lanes<Scalar<V>>;

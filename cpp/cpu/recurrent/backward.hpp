@@ -1,6 +1,6 @@
-// The time loop, backward. Chunk by chunk from the end: the steps give the chunk's delta (the gradient of the pre-activations);
-// while it is in cache, products take it into dx, dW_ih, dW_hh. What the tape does not hold, states or saved values, the forward
-// loop computes again on the way.
+// The time loop, backward, chunk by chunk from the end. The steps give the chunk's delta (the gradient of the pre-activations);
+// while it is in cache, products turn it into dx, dW_ih and dW_hh. The forward loop recomputes states and saved values that the
+// tape does not store.
 #pragma once
 
 #include "backward_step.hpp"
@@ -77,7 +77,7 @@ class BackwardLoop {
     return own;
   }
 
-  // each(body): a phase of the team's, body(view) for every part.
+  // each(body): one phase of the team, with body(view) for every part.
   auto each_part(int thread, Unit& unit) {
     return [this, thread, &unit](const auto& body) { return team.each(thread, [&](int part) { body(view_of(part, unit)); }); };
   }
@@ -104,7 +104,7 @@ class BackwardLoop {
     });
   }
 
-  // False when the call is to stop.
+  // False if the call must stop.
   bool chunk(int thread, Unit& unit, int64_t begin, int64_t end) {
     const auto each = each_part(thread, unit);
     if (team.interrupted(thread)) return false;
@@ -125,7 +125,7 @@ class BackwardLoop {
     });
   }
 
-  // Where parts share no sequence, none waits for another before the chunk's end; a product of two halves waits between them.
+  // Parts that share no sequence do not wait for each other within a chunk. A product of two halves waits between its halves.
   bool take_steps(int thread, Unit& unit, int64_t begin, int64_t end) {
     if (gradient().exchanges_halves()) return exchanging_steps(thread, unit, begin, end);
     if constexpr (Tiles::halves && C::phases == Phases::one)
@@ -153,8 +153,8 @@ class BackwardLoop {
     return true;
   }
 
-  // Steps whose parts exchange halves of their sums. No thread rests on the way, and none runs another's part while it waits: its
-  // tiles still hold sums of its own.
+  // Steps whose parts exchange half sums. No thread rests meanwhile, or runs another's part while it waits, because its tiles
+  // still hold its own sums.
   bool exchanging_steps(int thread, Unit& unit, int64_t begin, int64_t end) {
     int64_t phase = 0;
     for (int64_t s = end - 1; s >= begin && !team.stopped(); --s) {
@@ -186,7 +186,7 @@ class BackwardLoop {
   RecurrentBackward<C, S, Tiles> recurrence;
   ChunkGradients<C, S, Tiles> products;
   Forward<S> forward;              // the same problem, for `recompute`
-  Recompute* recompute = nullptr;  // where states or saved values were not kept
+  Recompute* recompute = nullptr;  // if states or saved values were not stored
   const S** rows;
   uint8_t* flags;
   S* scales;

@@ -1,5 +1,5 @@
-// The steps of the time loop, backward: the recurrent product of the step after, then the cell's derivative on its results. Knows
-// no equation; the cell knows no memory.
+// The steps of the time loop, backward: the recurrent product of the later step, then the cell's derivative on its sums. The
+// step knows no equation; the cell knows no memory.
 #pragma once
 
 #include "../../step/backward.hpp"
@@ -52,7 +52,7 @@ class RecurrentBackward {
     if constexpr (values > 0) unit_packed = pack_unit_parameters<C>(p, host);
   }
 
-  // A part of the weights, before anything else.
+  // Packs one part of the weights, before anything else runs.
   void pack(int parts, int part, Poll& poll) const {
     gradient.pack(parts, part, poll);
     if constexpr (two_products) {
@@ -63,7 +63,7 @@ class RecurrentBackward {
     }
   }
 
-  // The final state's gradient is carried into the last step.
+  // Loads the final state's gradient as the gradient carried into the last step.
   void start(const ThreadView& view) const {
     for (int64_t b = view.b.begin; b < view.b.end; ++b) view.scales[b] = 1;
     for (int i = 0; i < C::states; ++i)
@@ -84,7 +84,7 @@ class RecurrentBackward {
     return step;
   }
 
-  // The recurrent product of the step after, and the cell's first phase.
+  // The recurrent product of the later step, and the cell's first phase.
   TT_PHASE void take_step(const ThreadView& view, const StepView& step, const Ready& ready) {
     if (steps.ruled()) find_flags(view, step.s);
     recurrent_gradient(view, step, ready, [&](int64_t b, int64_t q, V dh) {
@@ -94,7 +94,7 @@ class RecurrentBackward {
     });
   }
 
-  // Where the carried gradient is rescaled, its norm comes first, which takes all parts.
+  // Runs first if the carried gradient is rescaled: computes it and records its size, because its norm needs all parts.
   TT_PHASE void observe(const ThreadView& view, const StepView& step) {
     if (steps.ruled()) find_flags(view, step.s);
     if (asks_flow) flow.clear(view.part, view.b);
@@ -136,7 +136,7 @@ class RecurrentBackward {
     for (int64_t i = own.begin; i < own.end; ++i) flow.find_norms(view.part, steps.time(begin + i), d_states[0] + i * p.B * p.P);
   }
 
-  // The same product once more carries the first step's delta to the initial state.
+  // The recurrent product carries the first step's delta to the initial state.
   TT_PHASE void initial_gradient(const ThreadView& view) {
     if (steps.ruled()) find_flags(view, -1);
     gradient.compute(view, 0, {}, [&](int64_t b, int64_t q, V h) {
@@ -152,7 +152,7 @@ class RecurrentBackward {
   bool rescales_carried() const { return rescales; }
 
  private:
-  // put(b, q, dh): the gradient that h receives from the step after.
+  // Calls put(b, q, dh) with the gradient that h receives from the later step (for the flow, loss included).
   template <class Put>
   void recurrent_gradient(const ThreadView& view, const StepView& step, const Ready& ready, const Put& put) {
     if (!rescales) {
@@ -199,7 +199,7 @@ class RecurrentBackward {
 
   int64_t vectors(int state) const { return state == 0 ? plan.hidden_vectors : plan.unit_vectors; }
 
-  // What is carried to units j of a state.
+  // The carried gradient of vector j of a state.
   S* units(int state, int64_t b, int64_t j) const { return carry[state] + (b * vectors(state) + j) * W; }
 
   const S* saved_at(const StepView& step, int64_t b, int64_t j) const {
@@ -214,7 +214,7 @@ class RecurrentBackward {
     const ThreadView& view;
     const StepView& step;
     int64_t b, j;
-    int64_t count;  // of units or features from the vector's first one on
+    int64_t count;  // of units or features from the vector's first lane on
     int flags;
 
     TT_INLINE V carried(int i) const { return i == 0 ? load<V>(loop.units(0, b, j)) : loop.carried(view, i, b, j); }
@@ -275,13 +275,13 @@ class RecurrentBackward {
     }
   };
 
-  // `width` is that of a row of units, or of features of h.
+  // `width`: units, or features of h, in a row.
   TT_INLINE BackwardStep<C, At> cell_step(const ThreadView& view, const StepView& step, int64_t b, int64_t j,
                                           int64_t width) const {
     return {{*this, view, step, b, j, width - j * W, view.flags[b]}};
   }
 
-  // A row whose gradients go where they belong.
+  // A row that stores its gradients through the step.
   struct Row : WholeRow<C, S> {
     const RecurrentBackward& loop;
     const ThreadView& view;
@@ -317,14 +317,14 @@ class RecurrentBackward {
   const bool asks_flow = p.exponent, rescales = p.clip > 0 || asks_flow;
   RecurrentGradient<C, S, Tiles> gradient;
   typename Engine::Weight* second_packed;
-  // (B, features of h), (B, units): the elementwise part of what flows back; all of it where it is rescaled
+  // (B, features of h), (B, units): the elementwise part of the carried gradient; all of it if it is rescaled
   S* carry[max_states];
   const S* unit_packed;  // (units, values, lanes)
   CarriedNorms<S, C::states> carried_norms;
   ScaledGradient<S> flow;
-  S* d_states[max_states];        // (rows, B, P), (rows, B, H): of all timesteps, or for the flow's norms of the chunk; or null
+  S* d_states[max_states];        // (rows, B, P), (rows, B, H): of all timesteps, or of the chunk for the flow's norms; or null
   bool streams[max_states] = {};  // whether d_states bypass the cache
-  S* row_scratch;                 // one row a thread
+  S* row_scratch;                 // one row per thread
 };
 
 }  // namespace throughtime::TT_ISA

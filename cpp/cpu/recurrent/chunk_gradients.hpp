@@ -1,5 +1,5 @@
-// The gradients that a chunk's products make of its deltas: dx, dW_ih, dW_hh, the sums that are the biases' gradients, and the
-// norms of what each step adds.
+// Turns a chunk's deltas into dx, dW_ih, dW_hh and the biases' gradients (sums of deltas), and finds the norms of each step's
+// contributions.
 #pragma once
 
 #include "deltas.hpp"
@@ -34,10 +34,10 @@ class ChunkGradients {
 
   bool asks_norms() const { return p.norms[0] != nullptr; }
   bool asks_weights() const { return p.d_weights[weight_ih] != nullptr; }
-  // Rows of a left operand that a thread needs room for, and rows to be transposed.
+  // Rows of a left operand, or rows to transpose, that a thread's buffers hold.
   int64_t row_buffer_rows() const { return Engine::columns_padded(deltas.chunk * p.B); }
 
-  // A part of the weights, before anything else.
+  // Packs one part of the weights, before anything else runs.
   void pack(int part, Poll& poll) const {
     const Range panels = share(p.d_input.data ? Product::panels(ceil_div(p.I, W)) : 0, threads, part);
     in_pieces(panels, deltas.inputs.row_size() * Product::vectors * W, poll, [&](Range own) {
@@ -45,7 +45,7 @@ class ChunkGradients {
     });
   }
 
-  // The chunk's x and h, transposed; rows that take no part are zero whatever they hold (padding may be NaN).
+  // Transposes the chunk's x and h. Rows that take no part become zero, whatever they hold (padding may be NaN).
   TT_PHASE void transpose_operands(const ThreadView& view, int64_t begin, int64_t end) {
     const int64_t count = (end - begin) * p.B;
     const Range own = share(Engine::columns_padded(count), threads, view.part, W);
@@ -63,7 +63,7 @@ class ChunkGradients {
     deltas.recurrent.transpose(view.other, own);
   }
 
-  // The second product's operand, which the steps have made.
+  // Transposes the second product's operand, which the steps have stored.
   TT_PHASE void transpose_middle(const ThreadView& view, int64_t begin, int64_t end) {
     const int64_t count = (end - begin) * p.B;
     const Range own = share(Engine::columns_padded(count), threads, view.part, W);
@@ -104,7 +104,7 @@ class ChunkGradients {
     }
   }
 
-  // Of a chunk's weights. Some panels at a time, packed just before they are used.
+  // Adds a chunk's weight gradients, some panels at a time, packed just before they are used.
   TT_PHASE void weight_gradients(const ThreadView& view, int64_t begin, int64_t end) {
     ChunkWeight* const own_panels = panels + view.part * panels_size;
     const int64_t height = (end - begin) * p.B, size = engine.packed_size(height, Product::vectors);
@@ -169,7 +169,7 @@ class ChunkGradients {
     return largest * __builtin_sqrt(1 + part * part);
   }
 
-  // What step s adds to the gradients of one product.
+  // Norms of step s's contribution to the gradients of one product.
   Norms product_norms(const ThreadView& view, StepNorms<S>& norm, const WeightGradient& product, int64_t s, int64_t begin) const {
     int64_t count = 0;
     for (int64_t b = 0; b < p.B; ++b) {
@@ -181,7 +181,7 @@ class ChunkGradients {
                             : flags & reset              ? zeros
                                                          : history.state(0, s) + b * p.P;
     }
-    const int64_t above = &product == &deltas.second ? R * p.H : 0;  // rows of weight_hh
+    const int64_t above = &product == &deltas.second ? R * p.H : 0;  // rows of weight_hh above the product's own
     const auto dropped = [&](int64_t g) -> const uint8_t* {
       const int64_t row = product.order.row(g / W, g % W);
       return p.dropped && &product != &deltas.inputs && !(C::projects && &product == &deltas.second) && row >= 0
@@ -198,8 +198,8 @@ class ChunkGradients {
   const Steps<S> steps;
   const History<S>& history;
   const Deltas<C, S, Tiles>& deltas;
-  ChunkWeight* weight_packed;  // packed for sums over gates
-  ChunkWeight* panels;         // of delta, some a thread
+  ChunkWeight* weight_packed;  // W_ih, packed for sums over gates
+  ChunkWeight* panels;         // of delta, some per thread
   int64_t panels_size;
   S* zeros;  // the state before an episode
   double* norms = nullptr;

@@ -1,4 +1,4 @@
-// The norm of what is carried from one step into another, per sequence and in float64, for clipping (step/norms.hpp).
+// The norm of each sequence's carried gradient, in float64, for clipping (step/norms.hpp).
 #pragma once
 
 #include "../../step/norms.hpp"

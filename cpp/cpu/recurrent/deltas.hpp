@@ -1,4 +1,4 @@
-// What the steps of a chunk leave for its products, and the views that the threads of the backward work on.
+// The deltas that a chunk's steps leave for its products, and the views that the backward's threads work on.
 #pragma once
 
 #include "history.hpp"
@@ -7,8 +7,8 @@
 
 namespace throughtime::TT_ISA {
 
-// The deltas of a chunk (the gradients of each product of a step), with the gradients of the weights. A step's delta must outlive
-// its chunk by one step, so the rows form a ring of chunk + 1 steps. If dr equals dx, both products share one buffer.
+// The deltas of a chunk (the gradient of each of a step's products), and the gradients of the weights. A step's delta must
+// outlive its chunk by one step, so the rows form a ring of chunk + 1 steps. If dr equals dx, both products share one buffer.
 template <class C, class S, class Tiles>
 struct Deltas {
   using WeightGradient = TT_ISA::WeightGradient<S, Tiles>;
@@ -32,7 +32,7 @@ struct Deltas {
   int64_t rows() const { return (chunk + 1) * B; }
   int64_t row(int64_t step) const { return step % (chunk + 1) * B; }
 
-  // The delta of a step as a step's product reads it.
+  // A step's delta as a left operand.
   template <class View>
   typename Tiles::Engine::Rows step_rows(const WeightGradient& product, int64_t step, const View& view) const {
     if constexpr (Tiles::Engine::copies_operands) {
@@ -61,31 +61,31 @@ struct Deltas {
   UnitGradients<C, S> unit_gradients;
 };
 
-// One part of the work.
+// One part of the work, with its buffers.
 template <class C, class S, class Tiles>
 struct BackwardThreadView {
   using Unit = Units<typename Tiles::Engine, typename Tiles::ChunkEngine>;
 
   int part;
   Range b, j, q;            // sequences, vectors of units and of features of h
-  const S **rows, **other;  // room for a row of the chunk each
+  const S **rows, **other;  // one pointer per row of the chunk
   S** targets;
-  uint8_t *flags, *later_flags;  // of the step, and of the step after
-  S* scales;                     // what clipping makes of each sequence's carried gradient
-  Unit* unit = nullptr;          // of the thread that runs it
+  uint8_t *flags, *later_flags;  // of this step and the later one
+  S* scales;                     // factor of each sequence's carried gradient, from clipping or the flow
+  Unit* unit = nullptr;          // of the thread that runs this part
 };
 
-// The rows of one step.
+// The arrays of one step.
 template <class C, class S>
 struct BackwardStepView {
   int64_t s, t;
   const S* before[C::states];  // (B, H)
   const S* after[C::states];
   const S* saved;
-  int64_t delta_row;                            // among all of the ring
-  int64_t row;                                  // among the chunk's
-  int64_t state_row;                            // among those of d_states
-  const S *next_saved, *next_cell, *next_loss;  // of the step taken next, or of this one
+  int64_t delta_row;                            // in the ring
+  int64_t row;                                  // in the chunk
+  int64_t state_row;                            // in d_states
+  const S *next_saved, *next_cell, *next_loss;  // of the step taken next, or of this one if it is the last
 };
 
 }  // namespace throughtime::TT_ISA

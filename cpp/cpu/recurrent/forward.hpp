@@ -1,5 +1,5 @@
-// The time loop, forward: per chunk of steps one product for the chunk's x W^T + b, then step by step the recurrent product and
-// the cell. For a cell of two phases a barrier follows, then its second phase.
+// The time loop, forward. For each chunk of steps, one product gives x W^T + b; then each step runs the recurrent product and
+// the cell. If the cell has two phases, a barrier follows, then the second phase.
 #pragma once
 
 #include "forward_step.hpp"
@@ -49,7 +49,7 @@ class ForwardLoop {
     for (int i = 0; i < host.threads; ++i) all_parts[i] = part_of_work(i);
   }
 
-  // The whole problem, by itself.
+  // Runs the whole problem.
   static void run(const Forward<S>& problem, const Host& host) {
     Team team(host);
     History<S> history{problem, problem.B * ceil_div(problem.H, W) * C::saved * W};
@@ -67,7 +67,7 @@ class ForwardLoop {
     host.run(host.context, work, &loop);
   }
 
-  // A part of the weights, before anything else.
+  // Packs one part of the weights, before anything else runs.
   TT_PHASE void pack(int part, Poll& poll) {
     in_pieces(share(order.vectors(), host.threads, part), p.I * W, poll, [&](Range own) {
       chunk_engine.template pack_rows<Product::vectors>(p.weights[weight_ih], p.I, order, own, packed);
@@ -75,7 +75,7 @@ class ForwardLoop {
     recurrence.pack(host.threads, part, poll);
   }
 
-  // Steps `first` to `last` - 1; false when the call is to stop.
+  // Runs steps `first` to `last` - 1. False if the call must stop.
   bool advance(int thread, Unit& unit, int64_t first, int64_t last) {
     const auto each = each_part(thread, unit);
     if constexpr (Engine::copies_operands)
@@ -88,8 +88,8 @@ class ForwardLoop {
     return true;
   }
 
-  // What steps `begin` to `end` - 1, at most a chunk of them, saved: again, from states that are all kept. No step waits for
-  // another, so their recurrent products are one. False when the call is to stop.
+  // Recomputes the saved values of steps `begin` to `end` - 1, at most a chunk, from states that are all stored. The steps are
+  // independent, so one recurrent product serves them all. False if the call must stop.
   bool recompute_saved(int thread, Unit& unit, int64_t begin, int64_t end) {
     const auto each = each_part(thread, unit);
     if (!project(each, begin, end) || !each([&](const ThreadView& view) { recurrence.recompute_first(view, begin, end); }))
@@ -119,12 +119,12 @@ class ForwardLoop {
     return own;
   }
 
-  // each(body): a phase of the team's, body(view) for every part.
+  // each(body): one phase of the team, with body(view) for every part.
   auto each_part(int thread, Unit& unit) const {
     return [this, thread, &unit](const auto& body) { return team.each(thread, [&](int part) { body(view_of(part, unit)); }); };
   }
 
-  // Where parts share no sequence, none waits for another before the chunk's end; a product of two halves waits between them.
+  // Parts that share no sequence do not wait for each other within a chunk. A product of two halves waits between its halves.
   bool take_steps(int thread, Unit& unit, int64_t begin, int64_t end) {
     if constexpr (Tiles::halves && C::phases == Phases::one)
       if (plan.unit_parts > 1)
@@ -153,10 +153,10 @@ class ForwardLoop {
     return true;
   }
 
-  // x W^T + b of a chunk.
+  // Computes x W^T + b of a chunk.
   template <class Each>
   bool project(const Each& each, int64_t begin, int64_t end) {
-    // Where rows are copies, parts that share sequences make them together.
+    // If operands are copies, parts that share sequences make them together.
     if (ChunkEngine::copies_operands && !each([&](const ThreadView& view) {
           const int64_t count = (end - begin) * view.count();
           set_inputs(view, begin, count, share(count, plan.unit_parts, view.part % plan.unit_parts));
@@ -198,7 +198,7 @@ class ForwardLoop {
   Interleaved order;
   int64_t row_size, row_buffer_size, x_size;
   typename ChunkEngine::Weight* packed;
-  S *bias, *projected;  // both interleaved
+  S *bias, *projected;  // gates interleaved
   typename Engine::RowBuffer* row_buffer;
   typename ChunkEngine::RowBuffer* x_row_buffer;
   uint8_t* flags;

@@ -1,5 +1,5 @@
-// The steps of the time loop, forward: the recurrent product into registers and the cell on those same registers; for a cell of
-// two phases then the second product, or its whole rows. Knows no equation; the cell knows no memory.
+// The steps of the time loop, forward. The recurrent product leaves its sums in registers, and the cell reads them there; a
+// cell of two phases then runs the second product or its whole rows. The step knows no equation; the cell knows no memory.
 #pragma once
 
 #include "../../step/forward.hpp"
@@ -10,14 +10,14 @@
 
 namespace throughtime::TT_ISA {
 
-// Zoneout's fraction of the old state i of units j.
+// The fraction of old state i that vector j of units keeps.
 template <class S>
 TT_INLINE Vec<S> zoneout_fraction(const Zoneout<S>& zoneout, int i, int64_t t, int64_t b, int64_t j) {
   const auto load = [](const uint8_t* from, int64_t count) __attribute__((always_inline)) { return load_bytes<S>(from, count); };
   return zoneout.template fraction<Vec<S>>(i, t, b, j * lanes<S>, load);
 }
 
-// A bias in the order of tiles, padded to so many vectors; zeros where it is among the parameters of units.
+// A bias in tile order, padded to `vectors` vectors; zeros if the cell takes it as per-unit parameters.
 template <class C, class S>
 S* packed_bias(const S* from, Interleaved order, int64_t vectors, const Host& host) {
   S* packed = scratch<S>(host, vectors * lanes<S>);
@@ -39,24 +39,24 @@ class RecurrentForward {
  public:
   using Unit = Units<Engine, typename Tiles::ChunkEngine>;
 
-  // The rows of one step.
+  // The arrays of one step.
   struct StepView {
     int64_t s, t;
-    const S* projected;          // of the first vector of units: (own sequences, gates, lanes)
+    const S* projected;          // from the first vector of units on: (own sequences, gates, lanes)
     const S* before[C::states];  // (B, H)
     S* after[C::states];
     S* saved;  // or null
   };
 
-  // One part of the work.
+  // One part of the work, with its buffers.
   struct ThreadView {
     int part;
     Range b, j, q;                           // sequences, vectors of units and of features of h
-    typename Engine::RowBuffer* row_buffer;  // for a row of the chunk each
-    uint8_t *flags, *next_flags;             // of the step and the one after it, one a sequence
+    typename Engine::RowBuffer* row_buffer;  // for every row of the chunk
+    uint8_t *flags, *next_flags;             // of this step and the next, per sequence
     S* projected;                            // (units, chunk steps, own sequences, gates, lanes)
-    StepView* chunk;                         // the steps of a chunk that is computed again
-    Unit* unit = nullptr;                    // of the thread that runs it
+    StepView* chunk;                         // the steps of a chunk being recomputed
+    Unit* unit = nullptr;                    // of the thread that runs this part
     int64_t count() const { return b.end - b.begin; }
   };
 
@@ -85,7 +85,7 @@ class RecurrentForward {
     if constexpr (unit_parameter_count<C>() > 0) unit_packed = pack_unit_parameters<C>(p, host);
   }
 
-  // A part of the weights, before anything else.
+  // Packs one part of the weights, before anything else runs.
   void pack(int parts, int part, Poll& poll) {
     in_pieces(share(order.vectors(), parts, part), p.P * W, poll,
               [&](Range own) { engine.template pack_rows<units * R>(p.weights[weight_hh], p.P, order, own, packed); });
@@ -95,7 +95,7 @@ class RecurrentForward {
       });
   }
 
-  // h before step s as a left operand, where operands are copies.
+  // Copies h before step s into the left operand, if operands are copies.
   TT_PHASE void split_states(const ThreadView& view, int64_t s) const {
     const S* before = history.state(0, s);
     for (int64_t b = view.b.begin; b < view.b.end; ++b)
@@ -110,8 +110,7 @@ class RecurrentForward {
     return step;
   }
 
-  // The recurrent product and the cell. Where the product is two halves, it asks ready() between them; false: the call is to
-  // stop.
+  // The recurrent product and the cell. A product of two halves calls ready() between them; false: the call must stop.
   TT_PHASE void take_step(const ThreadView& view, const StepView& step, const Ready& ready) {
     find_flags(view, step.s);
     Rows rows;
@@ -154,7 +153,7 @@ class RecurrentForward {
     }
   }
 
-  // The cells of a chunk, from states that are all kept.
+  // Recomputes the cells of a chunk, from states that are all stored.
   TT_PHASE void recompute_first(const ThreadView& view, int64_t begin, int64_t end) {
     const Range all{0, (end - begin) * view.count()};
     const Rows rows = engine.rows(view.row_buffer, all.end, p.P);
@@ -174,7 +173,7 @@ class RecurrentForward {
                                                        view.unit->steps());
   }
 
-  // And their second products.
+  // Recomputes their second products.
   TT_PHASE void recompute_second(const ThreadView& view, int64_t begin, int64_t end) {
     const int64_t own = plan.chunk * view.b.begin;
     const Range all{0, (end - begin) * view.count()};
@@ -193,7 +192,7 @@ class RecurrentForward {
   // Whether saved values bypass the cache: large ones would be evicted before the backward reads them.
   bool streams_saved() const { return streams; }
 
-  // As in saved_offset: rows of the same units are neighbours.
+  // As in saved_offset, rows of the same units are adjacent.
   template <class P>
   TT_INLINE P* projected_at(const ThreadView& view, P* first, int64_t j, int64_t row) const {
     return first + (j * plan.chunk * view.count() + row) * G * W;
@@ -239,7 +238,7 @@ class RecurrentForward {
     const StepView& step;
     int64_t b, j;
     int flags;
-    int64_t middle_row;  // of the second product's operand
+    int64_t middle_row;  // row of the second product's operand
 
     static TT_INLINE int64_t width(const Recurrence<S>& p, int i) { return i == 0 && C::projects ? p.P : p.H; }
 
@@ -279,7 +278,7 @@ class RecurrentForward {
     return {{*this, view, step, b, j, view.flags[b], b}};
   }
 
-  // Of row r of a chunk that is computed again.
+  // The step of row r of a chunk being recomputed.
   TT_INLINE ForwardStep<C, At> recomputed_step(const ThreadView& view, int64_t r, int64_t j) const {
     const int count = int(view.count());
     const StepView& step = view.chunk[int(r) / count];
@@ -287,7 +286,7 @@ class RecurrentForward {
     return {{*this, view, step, b, j, starts(step.s, b) ? int(reset) : 0, plan.chunk * view.b.begin + r}};
   }
 
-  // A row whose states go where the step stores them.
+  // A row that stores its states through the step.
   struct Row : WholeRow<C, S> {
     const RecurrentForward& loop;
     const ThreadView& view;
@@ -302,7 +301,7 @@ class RecurrentForward {
     }
   };
 
-  // h as the left operand of step s. Lanes past H may be NaN, from an infinite input times their zero weights.
+  // Puts h into the left operand of step s. Lanes past H may be NaN: infinite inputs times zero weights.
   TT_INLINE void put_split(int64_t s, int64_t b, int64_t j, int flags, V h) const {
     hidden[s % 2].put(b, j * W, state_before(flags, keep_some<S>(h, p.P - j * W)));
   }
@@ -322,10 +321,10 @@ class RecurrentForward {
   S *bias, *second_bias;      // interleaved
   const S* unit_packed;       // (units, values, lanes)
   S* zeros;                   // the state before an episode
-  Rows hidden[2];             // where left operands are copies: h before a step, and before the one after it
+  Rows hidden[2];             // if operands are copies: h before this step and the next
   Operand<S, Engine> middle;  // of the second product
-  S* spare = nullptr;         // what the cell saves for its second phase, where nothing is kept: of one step
-  S* row_scratch;             // one row a thread
+  S* spare = nullptr;         // if nothing is saved: one step's values, for the second phase
+  S* row_scratch;             // one row per thread
 };
 
 }  // namespace throughtime::TT_ISA

@@ -1,4 +1,4 @@
-// Every cell, scalar type and tile shape for one instruction set. Compiled once per level, with TT_ISA its name.
+// Every cell, scalar type and tile shape for one instruction set. Compiled once per level; TT_ISA is its name.
 #include "../../kernels.hpp"
 
 #include "../../cells/cells.hpp"

@@ -1,6 +1,6 @@
-// The norm of what one step adds to a weight's gradient, without forming it: ||d^T x||_F^2 = <d d^T, x x^T>, two Gram
-// matrices of the batch; where the batch is so large that the gradient itself is smaller, row by row of that. Rows are scaled by
-// a power of two and everything is float64, so that no square leaves the range.
+// The norm of one step's contribution to a weight's gradient, without forming it: ||d^T x||_F^2 = <d d^T, x x^T>, two Gram
+// matrices of the batch. If the batch is so large that the gradient itself is smaller, the norm is summed row by row of the
+// gradient. Rows are scaled by a power of two and all arithmetic is float64, so that no square leaves the range.
 #pragma once
 
 #include "../../step/norms.hpp"
@@ -12,7 +12,7 @@ namespace throughtime::TT_ISA {
 template <class S>
 class StepNorms {
  public:
-  // What one thread's scratch must hold, in doubles.
+  // Sizes of one thread's scratch, in doubles.
   struct Scratch {
     int64_t grams, rows, other, column;
 
@@ -34,7 +34,7 @@ class StepNorms {
         other(scaled + sizes.rows),
         column(other + sizes.other) {}
 
-  // `dropped(g)` is where the bytes of row g lie that say which numbers take no part, or null.
+  // `dropped(g)`: the bytes of row g, nonzero for numbers left out of the norm, or null.
   template <class Dropped>
   double of_weight(const S* const* delta, int64_t delta_size, const S* const* operand, int64_t size, int64_t count,
                    const Dropped& dropped) {
@@ -59,7 +59,7 @@ class StepNorms {
   }
 
  private:
-  // The norm of d^T x, of which one row is held at a time.
+  // The norm of d^T x, formed one row at a time.
   template <class Dropped>
   double of_product(const S* const* delta, int64_t delta_size, const S* const* operand, int64_t size, int64_t count,
                     const Dropped& dropped) {
@@ -97,7 +97,7 @@ class StepNorms {
     return scale;
   }
 
-  // The rows divided by the power of two below their largest entry, in `into`; returns that power, or 1 for zeros.
+  // Divides the rows by the power of two below their largest entry, into `into`. Returns that power, or 1 for zeros.
   double rescale(const S* const* rows, int64_t size, int64_t count, double* into) {
     double largest = 0;
     for (int64_t b = 0; b < count; ++b)
@@ -119,7 +119,7 @@ class StepNorms {
 
   Poll& poll;
   double *gram_delta, *gram_operand;  // (B, B)
-  double *scaled, *other;             // (B, features): delta, or what a Gram matrix is of, and the operand
+  double *scaled, *other;             // (B, features): delta, or the rows of a Gram product; the operand
   double* column;                     // (features)
 };
 

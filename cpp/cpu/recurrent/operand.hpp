@@ -1,5 +1,5 @@
-// A left operand produced by the loop, vector by vector. The FMA engine keeps it as rows; the others split it into bfloat16 terms
-// on the fly, and keep rows too if `readable`.
+// A left operand produced by the loop, vector by vector. The FMA engine keeps it as rows; the others split it into bfloat16
+// terms on the fly, and keep rows too if `readable`.
 #pragma once
 
 #include "plan.hpp"
@@ -17,7 +17,7 @@ class Operand {
     if (!Engine::copies_operands || readable) data_ = scratch<S>(host, rows * size);
     if constexpr (Engine::copies_operands) {
       split_ = engine.rows(scratch<typename Engine::Weight>(host, engine.row_buffer_size(rows, size)), rows, size);
-      if (Engine::columns_padded(size) > size)  // the rest of a tile's depth must be zeros
+      if (Engine::columns_padded(size) > size)  // pads the tile's depth with zeros
         for (int64_t row = 0; row < rows; ++row) split_.put(row, size, V{});
     }
   }
@@ -27,7 +27,7 @@ class Operand {
     if constexpr (Engine::copies_operands) split_.put(row, k, value);
   }
 
-  // Those in `range`, counted from row `first`; `row_buffer` is for a pointer each.
+  // The rows in `range`, counted from row `first`; `row_buffer` holds one pointer per row.
   template <class RowBuffer>
   Rows rows(int64_t first, Range range, RowBuffer* row_buffer) const {
     if constexpr (Engine::copies_operands) {
@@ -43,7 +43,7 @@ class Operand {
 
  private:
   S* data_ = nullptr;
-  int64_t size_ = 0;  // a multiple of a register's numbers
+  int64_t size_ = 0;  // a multiple of the lanes
   Rows split_;
 };
 

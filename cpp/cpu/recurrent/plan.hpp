@@ -1,5 +1,5 @@
-// How a problem is divided: steps per chunk, and which thread computes which sequences and units. Chunks decide rounding and
-// follow from sizes and instruction set alone; only the split among threads depends on their number.
+// How a problem is divided: steps per chunk, and which thread computes which sequences and units. Chunks affect rounding, so
+// they depend on sizes and instruction set alone; only the split among threads depends on their number.
 #pragma once
 
 #include "../../cells/cell.hpp"
@@ -11,15 +11,15 @@ namespace throughtime::TT_ISA {
 struct Plan {
   int64_t chunk;                         // steps
   int row_parts, unit_parts;             // the threads form a grid over sequences and units
-  int64_t unit_vectors, hidden_vectors;  // of `lanes` units, of features of h
+  int64_t unit_vectors, hidden_vectors;  // of `lanes` units; of features of h
 
-  // A cut between threads must fall between tiles, forwards, backwards and of the input projection.
+  // A cut between threads must fall between tiles, in the forward, the backward and the input projection.
   static constexpr int64_t quantum = 4;
 
   Range rows(int64_t B, int thread) const { return share(works(thread) ? B : 0, row_parts, thread / unit_parts); }
   Range units(int thread) const { return columns(unit_vectors, thread); }
   Range hidden(int thread) const { return columns(hidden_vectors, thread); }
-  // Where a step's rows are worked on as wholes: those of this thread, of its part of the sequences.
+  // For whole-row cells: this thread's share of the sequences of its part.
   Range whole_rows(int64_t B, int thread) const {
     const Range all = rows(B, thread), own = share(all.end - all.begin, unit_parts, thread % unit_parts);
     return {all.begin + own.begin, all.begin + own.end};
@@ -34,8 +34,8 @@ struct Plan {
 
 template <class C, class Tiles, class S>
 Plan make_plan(const Recurrence<S>& p, const Host& host, const typename Tiles::Engine& engine) {
-  // Each chunk adds to dW, which costs memory traffic, and its delta should stay in cache. LSTM's backward of 512 units: 86, 76,
-  // 71, 69, 66 ms with 128, 256, 512, 1024, 2048 rows; of 256 units: 222, 201, 190, 190, 188 (Zen 5).
+  // Each chunk adds to dW, which costs memory traffic, but its delta should stay in cache. LSTM backward with 512 units: 86,
+  // 76, 71, 69, 66 ms for 128, 256, 512, 1024, 2048 rows; with 256 units: 222, 201, 190, 190, 188 (Zen 5).
   const int64_t rows_per_chunk = C::gates * p.H * (p.I + p.H) < 1 << 20 ? 512 : Tiles::ChunkEngine::long_chunk;
   Plan plan;
   const int64_t chunk = host.forced.chunk ? host.forced.chunk : ceil_div(rows_per_chunk, p.B > 0 ? p.B : 1);
@@ -46,7 +46,7 @@ Plan make_plan(const Recurrence<S>& p, const Host& host, const typename Tiles::E
   int64_t weights = engine.packed_size(p.P, plan.unit_vectors * C::recurrent);
   if (C::phases == Phases::two_products) weights += engine.packed_size(p.H, plan.hidden_vectors);
   const int64_t weight_bytes = weights * int64_t(sizeof(typename Tiles::Engine::Weight));
-  // One thread takes a step of 16 k multiplications in about the time that a barrier costs.
+  // One thread runs a step of 16 k multiplications in about the time of a barrier.
   const Split forced = host.forced.split;
   if (host.threads == 1 || (forced == Split::free && C::gates * p.H * p.P * p.B < 16384)) return plan;
   const bool fills = p.B >= host.threads * Tiles::Forward::rows && weight_bytes <= host.l2_bytes / 2;

@@ -1,4 +1,4 @@
-// The recurrent product of the backward: the gradient that h receives from the step after, through W_hh.
+// The recurrent product of the backward: the gradient that h receives from the later step, through W_hh.
 #pragma once
 
 #include "deltas.hpp"
@@ -15,7 +15,7 @@ class RecurrentGradient {
   static constexpr const S* none = nullptr;  // no bias
 
  public:
-  // `rescales`: the gradients of h are changed before they enter a step, which takes the sums of all parts.
+  // `rescales`: the gradient of h is rescaled before it enters a step, which needs the sums of all parts.
   RecurrentGradient(const Backward<S>& problem, const Host& host, const Engine& of_host, const Plan& of_problem,
                     const Deltas<C, S, Tiles>& of_loop, bool rescales)
       : p(problem),
@@ -31,7 +31,7 @@ class RecurrentGradient {
     }
   }
 
-  // A part of the weights, before anything else.
+  // Packs one part of the weights, before anything else runs.
   void pack(int parts, int part, Poll& poll) const {
     const Range panels = share(Tiles::Backward::panels(plan.hidden_vectors), parts, part);
     in_pieces(panels, deltas.recurrent.row_size() * back * W, poll, [&](Range own) {
@@ -42,8 +42,8 @@ class RecurrentGradient {
   // Whether two parts exchange their halves of a step's sums instead of its delta.
   bool exchanges_halves() const { return exchanges; }
 
-  // put(b, j, h): what step `later` sends back to h through its recurrent product; zero where no gradient crosses, whatever the
-  // weights hold. Where the product is two halves, it asks ready() between them; false: the call is to stop.
+  // Calls put(b, j, h) with the gradient that step `later` sends to h through its recurrent product; zero if no gradient
+  // crosses, whatever the weights hold. A product of two halves calls ready() between them; false: the call must stop.
   template <class Put>
   void compute(const ThreadView& view, int64_t later, const Ready& ready, const Put& put) {
     const Rows rows = deltas.step_rows(deltas.recurrent, later, view);
@@ -66,7 +66,7 @@ class RecurrentGradient {
     }
   }
 
-  // Exchanged sums: this part's half of those for the other part's units.
+  // Computes this part's half of the sums for the other part's units, and sends it.
   TT_PHASE void send_half(const ThreadView& view, int64_t later) {
     if constexpr (Engine::overlaps) {
       const int64_t K = depth(later), part = view.part % 2;
@@ -81,9 +81,10 @@ class RecurrentGradient {
   static Panels panels_of(Range j, int64_t s) { return {j.begin / back, ceil_div(j.end, back), s % 2 != 0}; }
 
  private:
-  // The same on tiles. A sum is that over the lower half of the units plus that over the upper half, each from zero, whatever the
-  // number of threads. Each of two parts owns one half: it first sums its half for the other's units and sends that, then for
-  // its own units. Sums are fewer cache lines than delta: 256 instead of 1536 a step for an LSTM of 256 units and 32 sequences.
+  // `compute` on tiles. For any number of threads, each sum is that over the lower half of the units plus that over the upper
+  // half, each started from zero. Each of two parts owns one half: it first sums that half for the other's units and sends it,
+  // then for its own. Sums take fewer cache lines than delta: 256 instead of 1536 per step for an LSTM of 256 units and 32
+  // sequences.
   template <class Put>
   void compute_in_halves(const ThreadView& view, int64_t later, const Rows& rows, const Ready& ready, const Put& put) {
     const int64_t K = depth(later), middle = middle_of(K);
@@ -98,7 +99,7 @@ class RecurrentGradient {
     };
     if (exchanges && K > 0) {
       const Range half = half_of(view, K);
-      // With a single block of rows, `tile` gets no sums before the second panel.
+      // With a single block of rows, `tile` gets the first panel's sums only during the second panel.
       const bool ahead = view.b.end - view.b.begin <= Tiles::Backward::rows;
       if (ahead) start_half(view, half, K, rows, {own.at(0), own.at(0) + 1}, sink<S>(tile));
       if (!ready()) return view.unit->steps().finish();
@@ -131,7 +132,7 @@ class RecurrentGradient {
   }
 
   int64_t lower_units() const { return share(plan.unit_vectors, 2, 0, Plan::quantum).end; }
-  // The half sums that a thread sends: (panels of units, B, back, lanes). Two slots, for even and odd steps.
+  // The half sums that a part sends: (panels of units, B, back, lanes). Two slots, for even and odd steps.
   S* half_sums(int64_t step, int part) const { return halves + (step % 2 * plan.unit_parts + part) * halves_size; }
   template <class P>
   P* half_sum(P* sums, int64_t b, int64_t q) const {

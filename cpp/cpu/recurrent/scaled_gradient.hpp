@@ -1,5 +1,5 @@
-// The flow of a gradient past the range of floats. What the loop carries of each sequence is the gradient over 2^exponent,
-// brought near 1 before every step. Of each step's total dL/dh_t it finds the norms, as logarithms.
+// Gradient flow beyond the range of floats. The carried gradient of each sequence is divided by 2^exponent, rescaled to be near
+// 1 before every step. The norms of each step's total dL/dh_t are stored as logarithms.
 #pragma once
 
 #include "plan.hpp"
@@ -24,7 +24,7 @@ class ScaledGradient {
     powers = scratch<int64_t>(host, threads * p->P);
   }
 
-  // Before what is carried into a step is observed.
+  // Call before observing the gradient carried into a step.
   void clear(int thread, Range b) const {
     __builtin_memset(largest + (thread * p->B + b.begin) * W, 0, size_t((b.end - b.begin) * W) * sizeof(S));
   }
@@ -36,8 +36,8 @@ class ScaledGradient {
     store(into, before < magnitude ? magnitude : before);
   }
 
-  // Returns the factor that rescales the carried gradient of sequence b to its exponent at timestep t, where a loss may arrive,
-  // from the maxima that threads first..first + parts - 1 observed. Every one of these threads calls it.
+  // Returns the factor that rescales the carried gradient of sequence b to its exponent at timestep t, from the loss's exponent
+  // and the maxima that threads first..first + parts - 1 observed. Each of these threads calls it.
   S rescale(int thread, int first, int parts, int64_t t, int64_t b, bool idle) const {
     V all = {};
     for (int i = first; i < first + parts; ++i) {
@@ -56,14 +56,14 @@ class ScaledGradient {
 
   int32_t exponent(int thread, int64_t b) const { return exponents[thread * p->B + b]; }
 
-  // What the loss adds to vector q of dL/dh.
+  // The loss's contribution to vector q of dL/dh.
   TT_INLINE V loss(int thread, int64_t t, int64_t b, int64_t q) const {
     const S factor = losses[thread * p->B + b];
     if (factor == 0) return V{};
     return load_some<V>(p->d_output.data + t * p->d_output.time + b * p->d_output.batch + q * W, p->P - q * W) * factor;
   }
 
-  // Norms of timestep t, whose dL/dh over 2^exponent is `total` (B, P).
+  // Stores the norms of timestep t; `total` (B, P) is dL/dh divided by 2^exponent.
   void find_norms(int thread, int64_t t, const S* total) const {
     const int64_t B = p->B, P = p->P;
     const int32_t* exponent = p->exponent + t * B;
@@ -82,7 +82,7 @@ class ScaledGradient {
   }
 
  private:
-  // Sums of squares over the batch, each over 4^(power - 1023) of its largest.
+  // Sums each unit's squares over the batch, divided by 4^(top - 1023); `top` is the power of its largest entry.
   void of_units(const double* rows, const int32_t* exponent, double* sum, int64_t* top) const {
     const int64_t B = p->B, P = p->P;
     for (int64_t u = 0; u < P; ++u) top[u] = no_exponent, sum[u] = 0;
@@ -108,14 +108,14 @@ class ScaledGradient {
     return sum_lanes(sum);
   }
 
-  // The exponent of a normal number, and 1023; of zero 0.
+  // The exponent of a normal number, plus 1023; of zero, 0.
   TT_INLINE static int64_t power(double value) {
     uint64_t bits;
     __builtin_memcpy(&bits, &value, sizeof bits);
     return int64_t(bits >> 52 & 0x7ff);
   }
 
-  // 2^(power - 1023), below the range zero.
+  // 2^(power - 1023); zero below the range.
   TT_INLINE static double two_to(int64_t power) {
     const uint64_t bits = uint64_t(power < 0 ? 0 : power > 2046 ? 2046 : power) << 52;
     double value;
@@ -135,8 +135,8 @@ class ScaledGradient {
   }
 
   const Backward<S>* p = nullptr;
-  S* largest;           // (threads, B, lanes): of what is carried, by each thread's units
-  S* losses;            // (threads, B): what a loss is multiplied with
+  S* largest;           // (threads, B, lanes): of the carried gradient, over each thread's units
+  S* losses;            // (threads, B): factor of the loss
   int32_t* exponents;   // (threads, B)
   double *wide, *sums;  // (threads, B, P), (threads, P)
   int64_t* powers;      // (threads, P)

@@ -1,4 +1,4 @@
-// Parameters that each unit has for itself, in vectors of units: (units, values, lanes); and their gradients.
+// Per-unit parameters packed in vectors of units, (units, values, lanes), and their gradients.
 #pragma once
 
 #include "../../step/unit_parameters.hpp"
@@ -18,14 +18,14 @@ S* pack_unit_parameters(const Recurrence<S>& p, const Host& host) {
   return packed;
 }
 
-// Those of vector j of units.
+// Loads the parameters of vector j of units.
 template <int count, class S>
 TT_INLINE void load_units(const S* packed, int64_t j, Vec<S>* w) {
   for (int k = 0; k < count; ++k) w[k] = load<Vec<S>>(packed + (j * count + k) * lanes<S>);
 }
 
-// The gradients of the unit weights: of each sequence in the chunk, and of all so far in float64. Where norms are asked for, each
-// step of the chunk has a place.
+// The gradients of per-unit parameters: for each sequence over the chunk, and the total so far in float64. If norms are
+// requested, each step of the chunk has its own place.
 template <class C, class S>
 class UnitGradients {
   using V = Vec<S>;
@@ -48,11 +48,11 @@ class UnitGradients {
   TT_INLINE void add(int64_t step, int64_t b, int64_t j, int value, V gradient) const {
     S* into = recent + ((step % places * B + b) * values + value) * units + j * W;
     gradient = keep_some<S>(gradient, H - j * W);
-    asm("" : "+m"(gradient));  // no part of a fused product: the sum's bits would depend on the places
+    asm("" : "+m"(gradient));  // prevents an FMA: the sum's bits would depend on `places`
     store(into, load<V>(into) + gradient);
   }
 
-  // Those of steps `begin` to `end` - 1 to those of all; in one order, places or none.
+  // Adds the gradients of steps `begin` to `end` - 1 to the total, in the same order for any `places`.
   void close_chunk(int64_t begin, int64_t end, int parts, int index) const {
     const Range own = share(size(), parts, index, W);
     if (places == 1) begin = end - 1;
@@ -68,7 +68,7 @@ class UnitGradients {
       }
   }
 
-  // Calls put(parameter, norm of what the step added to its gradient); `rows` has room for B pointers.
+  // Calls put(parameter, norm of the step's contribution to its gradient); `rows` has room for B pointers.
   template <class Norm, class Put>
   void norms(Norm& norm, int64_t step, const S** rows, const Put& put) const {
     const auto of_values = [&](int64_t first, int64_t count) {

@@ -1,6 +1,6 @@
 // The delta of one of a step's products (W_ih x, W_hh h or the second one), kept as rows, and the gradient of that product's
-// weight. A product that sums over these rows packs them panel by panel. Sums have two levels: each chunk from zero, chunks in
-// float64.
+// weight. A product that sums over these rows packs them panel by panel. Sums have two levels: each chunk starts from zero, and
+// chunks are added in float64.
 #pragma once
 
 #include "operand.hpp"
@@ -20,7 +20,7 @@ class WeightGradient {
   int64_t features;
   Operand<S, Engine> delta;  // (slots, row_size)
 
-  // The rows of delta are a ring of so many slots. `shared` has the same delta already.
+  // The rows of delta form a ring of `number` slots. `shared`: another object that already holds the same delta.
   void prepare(const Engine& engine, const Host& host, Interleaved gates, int64_t of_features, int64_t number,
                int64_t padded_rows, bool readable, const WeightGradient* shared = nullptr) {
     order = gates, features = of_features, slots = number, shares = shared;
@@ -48,7 +48,7 @@ class WeightGradient {
     if (!shares) clear(bias, share(row_size(), parts, index));
   }
 
-  // The chunk's x, h or m; null rows are zeros.
+  // Transposes the chunk's x, h or m; null rows are zeros.
   void transpose(const S* const* rows, Range range) const {
     for (int64_t r = range.begin; r < range.end; r += W) {
       for (int64_t next = r + W; next < range.end && next < r + 2 * W; ++next)
@@ -57,8 +57,7 @@ class WeightGradient {
     }
   }
 
-  // A panel of the delta of `height` rows, which begin at slot `first` and go on at 0 after the last. The bias's gradient is
-  // their sum.
+  // Packs a panel of `height` rows of delta, from slot `first` on, wrapping around. Their sum is added to the bias's gradient.
   void pack(const Engine& engine, int64_t first, int64_t height, int64_t panel, Weight* packed) const {
     const int64_t wrap = slots - first, q = panel * Product::vectors;
     const int count = int(order.vectors() - q < Product::vectors ? order.vectors() - q : Product::vectors);
@@ -89,7 +88,7 @@ class WeightGradient {
     for (int i = 0; i < count * W; ++i) bias[q * W + i] += total[i];
   }
 
-  // Adds columns^T times those panels; there is room for so many rows.
+  // Adds the transposed operand times the packed panels; `row_buffer` has room for `row_buffer_rows` rows.
   void add_gradient(const Engine& engine, int64_t height, Range panels, const Weight* packed, const S** row_buffer,
                     int64_t row_buffer_rows, typename Engine::Unit& unit) const {
     const int64_t q = panels.begin * Product::vectors;
@@ -106,7 +105,7 @@ class WeightGradient {
     }
   }
 
-  // A thread's part of the gradients, as the caller has them; `d_bias` may be null.
+  // Stores a thread's part of the gradients in the caller's layout; `d_bias` may be null.
   void unpack(int parts, int index, S* d_weight, S* d_bias, Poll& poll) const {
     in_pieces(share(order.vectors(), parts, index), features * W, poll, [&](Range own) {
       for (int64_t q = own.begin; q < own.end; ++q) {
@@ -119,12 +118,12 @@ class WeightGradient {
 
  private:
   int64_t sums_size() const { return Product::panels(order.vectors()) * features * Product::vectors * W; }
-  // Of vector q of row i.
+  // The sums of vector q of row i.
   double* sum_of(int64_t i, int64_t q) const {
     return sums + ((q / Product::vectors * features + i) * Product::vectors + q % Product::vectors) * W;
   }
 
-  // Rows of the gradient from columns of the sums, a square at a time.
+  // Transposes columns of the sums into rows of the gradient, a square at a time.
   void unpack_rows(int64_t q, S* d_weight) const {
     for (int64_t i = 0; i < features; i += W) {
       const int64_t count = features - i < W ? features - i : W;

@@ -1,4 +1,4 @@
-// One sequence at one step, for cells that see all of its units at once: what both time loops' rows have.
+// One sequence at one step, for cells that see all of its units at once: the part that both time loops share.
 #pragma once
 
 #include "../../kernels.hpp"
@@ -13,7 +13,7 @@ struct WholeRow {
 
   int64_t H;
   const S* saved;    // (units, C::saved, lanes)
-  const S* old;      // (H): the last of the states before the step, or null: zeros
+  const S* old;      // (H): the last state (c if there is one) before the step, or null: zeros
   const S* weights;  // (units, values, lanes)
   S* row_scratch;    // (units, C::row_scratch, lanes)
 

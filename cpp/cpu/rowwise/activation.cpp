@@ -1,4 +1,4 @@
-// Activations for one instruction set. Compiled once per level, with TT_ISA its name.
+// Activations for one instruction set. Compiled once per level; TT_ISA is its name.
 #include "activation.hpp"
 
 #include "../../activations.hpp"

@@ -1,4 +1,4 @@
-// Bias and activation of every row, and back: the gradient in place, that of the bias beside it.
+// Bias and activation of every row, and the backward: dx in place of dy, and the bias's gradient.
 #pragma once
 
 #include "rows.hpp"

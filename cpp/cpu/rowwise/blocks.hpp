@@ -1,5 +1,5 @@
-// Independent blocks of work, and registers of S as registers of double. Subnormal numbers stay here: an optimiser that divides
-// by the root of a small mean square must not find zero, and torch and NumPy keep them too.
+// Independent blocks of work, and conversion between registers of S and of double. Subnormals are kept here: an optimiser that
+// divides by the root of a small mean square must not find zero, and torch and NumPy keep them too.
 #pragma once
 
 #include "../engine/pack.hpp"
@@ -7,8 +7,8 @@
 
 namespace throughtime::TT_ISA {
 
-// body(block, thread) for every block, each by the next free thread, or all by the calling one. It is not interrupted: an update
-// that stops half way would leave a model that is neither the old nor the new one.
+// Calls body(block, thread) for every block, each on the next free thread, or all on the calling one. Cannot be interrupted: an
+// update that stops half way would leave a model that is neither the old nor the new one.
 template <class Body>
 void for_blocks(int64_t count, bool alone, const Host& host, const Body& body) {
   struct Work {
@@ -28,7 +28,7 @@ void for_blocks(int64_t count, bool alone, const Host& host, const Body& body) {
   else host.run(host.context, take, &work);
 }
 
-// The same for results that nobody sees when the call is to stop: what is left then is not done.
+// The same for results that are discarded if the call must stop: the remaining blocks are then skipped.
 template <class Body>
 void for_blocks_until_stopped(int64_t count, bool alone, const Host& host, const Body& body) {
   Team team(host);
@@ -37,7 +37,7 @@ void for_blocks_until_stopped(int64_t count, bool alone, const Host& host, const
   });
 }
 
-// The sum of blocks, one after the other.
+// Adds up the sums of blocks, in order.
 TT_INLINE double sum_blocks(const double* sums, int64_t count) {
   double total = 0;
   for (int64_t i = 0; i < count; ++i) total += sums[i];

@@ -34,7 +34,7 @@ struct RowsOfIndex {
   Range of(int64_t r) const { return {r ? ends[r - 1] : 0, ends[r]}; }
 };
 
-// Columns j of dW[r], so many registers, of which the last may be a part: `count` numbers.
+// Sums `registers` registers of dW[r] from column j on; of a partial one, only `count` numbers.
 template <int registers, class S>
 TT_INLINE void sum_rows(const EmbeddingBackward<S>& p, const RowsOfIndex& sorted, int64_t r, int64_t j, int64_t count) {
   Vec<double> sums[registers][halves<S>] = {};
@@ -48,7 +48,7 @@ TT_INLINE void sum_rows(const EmbeddingBackward<S>& p, const RowsOfIndex& sorted
   for (int k = 0; k < registers; ++k) store_some(p.d_weight + r * p.F + j + k * lanes<S>, narrow(sums[k]), count);
 }
 
-// Blocks of rows and of columns, so that a row which most indices name is shared too.
+// Blocks of rows and of columns, so that threads also share a row that most indices name.
 template <class S>
 void embedding_backward(const EmbeddingBackward<S>& p, const Host& host) {
   constexpr int64_t W = lanes<S>, width = 64;

@@ -1,4 +1,4 @@
-// LayerNorm for one instruction set. Compiled once per level, with TT_ISA its name.
+// LayerNorm for one instruction set. Compiled once per level; TT_ISA is its name.
 #include "layer_norm.hpp"
 
 namespace throughtime::TT_ISA {

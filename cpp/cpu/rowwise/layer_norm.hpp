@@ -1,8 +1,8 @@
 // Residual add and LayerNorm over the features of a row, forward and backward, each in one pass over memory:
 //   s = x + scale b    n = (s - <s>) r    r = 1 / sqrt(<(s - <s>)^2> + eps)    y = n weight + bias    (<> is the mean of a row)
 //   ds = dsum + r (g - <g> - n <g n>)    g = weight dy    dx = ds    db = scale ds    dweight = sum dy n    dbias = sum dy
-// The mean is kept as two numbers, whose second is what rounding took from the first: rows far from zero keep their digits. Where
-// squares would leave the range, mean and r are those of the row times a power of two.
+// The mean is stored as two numbers, the second being the first's rounding error, so that rows far from zero keep their digits.
+// If squares would leave the range, mean and r are those of the row times a power of two.
 #pragma once
 
 #include "../../row_unit.hpp"
@@ -10,7 +10,7 @@
 
 namespace throughtime::TT_ISA {
 
-// What a backward needs of a row.
+// The values of a row that the backward needs.
 template <class S>
 struct RowStatistics {
   S high, low, rstd;  // of the row times `unit`
@@ -60,8 +60,8 @@ class LayerNormForwardRows {
     });
   }
 
-  // A sum stays in cache until it has been normalised. The next row is added before that: its loads and this row's mean and
-  // deviation hide each other's latency.
+  // A sum stays in cache until it has been normalised. The next row is added before that, so that its loads and this row's mean
+  // and deviation hide each other's latency.
   template <bool streamed>
   void block(Range rows, S* own) const {
     const bool direct = p.branch && p.sum && !streamed;
@@ -82,8 +82,8 @@ class LayerNormForwardRows {
     }
   }
 
-  // The sum, and its mean as far as S holds it, from differences from the first number: where all are equal, these are exactly
-  // zero.
+  // Stores the sum and returns its mean rounded to S. The mean comes from differences from the first number, which are exactly
+  // zero if all are equal.
   TT_INLINE S add(int64_t at, S* to) const {
     const S scale = p.scale;
     const auto sum = [&](int64_t j, int64_t count) {
@@ -105,8 +105,8 @@ class LayerNormForwardRows {
     return of.rstd > 0 && of.rstd <= RowUnit<S>::most_rstd ? of : measure_again(sum, of);
   }
 
-  // The rest of the mean, and the variance: differences from a number that is next to the mean lose no digits but those that the
-  // whole row shares.
+  // The mean's second number, and the variance. Differences from a number close to the mean lose only the digits that the whole
+  // row shares.
   TT_INLINE RowStatistics<S> measure(const S* sum, S high, S unit) const {
     V total[4] = {}, squares[4] = {};
     for_registers<S>(p.F, [&](int64_t j, int64_t count, int u) {
@@ -119,7 +119,7 @@ class LayerNormForwardRows {
     return {high, S(rest), rstd > RowUnit<S>::most ? RowUnit<S>::most : S(rstd), unit};
   }
 
-  // In a unit that suits the row. Numbers of 1 and above whose squares underflow are all equal, and good as they are.
+  // Measures in a unit that suits the row. Numbers of 1 and above whose squares underflow are all equal: they need none.
   TT_PHASE RowStatistics<S> measure_again(const S* sum, const RowStatistics<S>& of) const {
     const bool tiny = of.rstd > 0;
     if (tiny && !(__builtin_fabs(of.high) < 1)) return of;
@@ -133,7 +133,7 @@ class LayerNormForwardRows {
 
   const LayerNormForward<S>& p;
   RowBlocks blocks;
-  S* const sums;  // two rows a thread
+  S* const sums;  // two rows per thread
 };
 
 template <class S>
@@ -162,7 +162,7 @@ class LayerNormBackwardRows {
     columns.total([this](int64_t j, double sum) { (j < p.F ? p.d_weight[j] : p.d_bias[j - p.F]) = S(sum); });
   }
 
-  // Twice over a row; the second time the next one comes from memory (Zen 5: from L3 10 % faster for it, from memory 3 to 10 %).
+  // Two passes over a row; the second prefetches the next row (Zen 5: from L3 10 % faster for it, from memory 3 to 10 %).
   template <bool streamed>
   void row(int64_t r, S* d_weight, S* d_bias) const {
     const int64_t at = r * p.F, next = r + 1 < p.N ? at + p.F : at;

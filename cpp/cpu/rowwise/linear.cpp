@@ -1,9 +1,9 @@
-// Linear layers for one instruction set. Compiled once per level, with TT_ISA its name.
+// Linear layers for one instruction set. Compiled once per level; TT_ISA is its name.
 #include "linear.hpp"
 
 namespace throughtime::TT_ISA {
 
-// Calls run with the tiles that suit so many rows and outputs.
+// Calls run with the tiles for N rows and O outputs.
 template <class S, class Run>
 void with_tiles(int64_t N, int64_t O, const Host& host, const Run& run) {
   const EngineKind kind = choose_engine<S>(N, O, host);

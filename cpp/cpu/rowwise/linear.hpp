@@ -1,6 +1,6 @@
-// Linear layers: y = x W^T + b for N rows, and back dx = dy W, dW = dy^T x, db = sum dy. One run of all threads packs the
-// operands, another one multiplies them. A free thread takes the next task; how a product is cut into tasks changes no bit of it.
-// dW sums chunks of rows, each from zero, and adds these in float64.
+// Linear layers: y = x W^T + b for N rows; backward dx = dy W, dW = dy^T x, db = sum dy. One run of all threads packs the
+// operands, another one multiplies them. Free threads claim tasks; the cut of a product into tasks changes no bit of it. dW
+// sums chunks of rows, each from zero, and adds these in float64.
 #pragma once
 
 #include "../engine/choice.hpp"
@@ -8,14 +8,14 @@
 
 namespace throughtime::TT_ISA {
 
-// Runs the tasks of one call, on one thread where they are few.
+// Runs the tasks of one call, on one thread if the work is small.
 template <class Unit>
 class Tasks {
  public:
   // One thread does 2^20 multiplications in 25 us; two runs of two threads cost 9 us (Zen 3, floats).
   Tasks(const Host& host, int64_t products) : threads(products < 1 << 20 ? 1 : host.threads), host(host) {}
 
-  // body(task, thread, unit) for every task; false when the call is to stop.
+  // Calls body(task, thread, unit) for every task; false if the call must stop.
   template <class Body>
   bool perform(int64_t count, const Body& body) const {
     RowBlocks tasks(count, 1, threads == 1, host);
@@ -34,14 +34,14 @@ class Tasks {
   const Host& host;
 };
 
-// Whether `task` is one of the first `count`; if not, these are taken off its number. So one list holds tasks of several kinds.
+// Whether `task` is one of the first `count`; if not, subtracts `count`. So one list holds tasks of several kinds.
 TT_INLINE bool is_within(int64_t& task, int64_t count) {
   if (task < count) return true;
   task -= count;
   return false;
 }
 
-// The panels that a task packs: some cache lines of each row.
+// The panels that a task packs: a few cache lines of each row.
 template <class Product>
 constexpr int64_t packed_together = Product::vectors < 8 ? 8 / Product::vectors : 1;
 template <class Product>
@@ -58,9 +58,9 @@ Range pack_group(int64_t task, int64_t panels) {
 struct Cut {
   int64_t rows, height, blocks, panels, groups;
 
-  // At most four tiles high: higher blocks write more rows at a time, whose cache lines push each other out where rows are a
-  // power of two apart (32 x 1024 x 1024 on Zen 3: dW in 2.7 ms with 96 rows, 1.4 with 24). The same number for every thread
-  // where blocks are few, but of two tiles or more: then threads share the panels instead. `quantum` rows fill a tile.
+  // Blocks are at most four tiles high: higher ones write more rows at a time, whose cache lines evict each other if rows are a
+  // power of two apart (32 x 1024 x 1024 on Zen 3: dW in 2.7 ms with 96 rows, 1.4 with 24). If blocks are few, every thread
+  // gets the same number, but none is below two tiles: then threads share the panels instead. `quantum` rows fill a tile.
   Cut(int threads, int64_t rows, int64_t panels, int64_t quantum) : rows(rows), panels(panels) {
     const int64_t most = ceil_div(rows, 2 * quantum);
     blocks = ceil_div(rows, 4 * quantum);
@@ -80,7 +80,7 @@ struct Cut {
   Range panels_of(int64_t task) const { return share(panels, int(groups), int(task % groups)); }
 };
 
-// to (N, columns) = from (N, K) times packed panels, plus a bias in tile order. A task is a block of rows and some panels.
+// Computes to (N, columns) = from (N, K) times packed panels + a bias in tile order. A task is a block of rows and some panels.
 template <class S, class Tiles>
 class RowProduct {
   using V = Vec<S>;
@@ -113,7 +113,7 @@ class RowProduct {
     const int64_t count = rows.end - rows.begin;
     const auto left = engine.rows(row_buffer + thread * row_buffer_size, count, K);
     for (int64_t r = 0; r < count; ++r) left.set(r, from + (rows.begin + r) * K, K);
-    // One call takes several panels only where these are packed with the depth of K.
+    // One call takes several panels only if these are packed with depth K.
     for (int64_t panel = own.begin, next; panel < own.end; panel = next) {
       next = panel + Engine::panels_at_once < own.end ? panel + Engine::panels_at_once : own.end;
       const auto put = [&](int64_t first, int number, int64_t q, const V* sums) {
@@ -140,8 +140,8 @@ class RowProduct {
   typename Engine::RowBuffer* row_buffer;
 };
 
-// d_weight (O, I) = dy^T x, and d_bias. Rows are taken in rounds of some chunks, for which dy is transposed, and summed in
-// float64 on the way, and x packed; then a task adds all chunks of the round to a rectangle of d_weight.
+// Computes d_weight (O, I) = dy^T x, and d_bias. Rows come in rounds of some chunks. For these, dy is transposed (and summed in
+// float64 on the way) and x is packed; then each task adds all chunks of the round to a rectangle of d_weight.
 template <class S, class Tiles>
 class WeightProduct {
   using V = Vec<S>;
@@ -149,7 +149,7 @@ class WeightProduct {
   using Product = typename Tiles::Product;
   using Weight = typename Engine::Weight;
   static constexpr int W = lanes<S>;
-  // Rows of a chunk, and of what a task transposes. Rows of dy^T that lie a power of two apart would map to few cache sets.
+  // Rows per chunk, and rows that a task transposes. Rows of dy^T a power of two apart would map to few cache sets.
   static constexpr int64_t most = 480, strip = 96;
 
  public:
@@ -203,7 +203,7 @@ class WeightProduct {
     }
   }
 
-  // The sum over all strips, when the last round is packed.
+  // Sums all strips, when the last round is packed.
   void sum_bias(int64_t task) const {
     const int64_t begin = task * bias_columns, end = begin + bias_columns < p.O ? begin + bias_columns : p.O;
     double total[bias_columns] = {};
@@ -223,12 +223,12 @@ class WeightProduct {
     return engine.columns(columns + place * column_size, p.O, Engine::columns_padded(height(index)));
   }
 
-  // Rows of dy from `begin` on within the chunk, and zeros after its last one.
+  // Transposes rows of dy from `begin` on within the chunk, and zeros after its last one.
   void transpose(int64_t place, int64_t index, int64_t begin) const {
     const auto to = columns_at(place, index);
     const int64_t count = height(index), padded = Engine::columns_padded(count);
     const int64_t end = begin + strip < padded ? begin + strip : padded;
-    constexpr int64_t near = 64;  // strips of so many columns stay in L1 until they are full
+    constexpr int64_t near = 64;  // columns of a strip that stay in L1 until they are full
     for (int64_t first = 0; first < p.O; first += near) {
       const int64_t features = p.O - first < near ? p.O - first : near;
       const S* const dy = p.d_y + index * chunk * p.O + first;
@@ -243,7 +243,7 @@ class WeightProduct {
 
   double* bias_of(int64_t index, int64_t begin) const { return bias + (index * (chunk / strip) + begin / strip) * bias_size(); }
 
-  // Of rows `own`, column by column.
+  // Sums rows `own`, column by column.
   void sum_strip(const S* dy, Range own, int64_t features, double* to) const {
     for (int64_t o = 0; o < features; o += W) {
       double total[W] = {};
@@ -267,7 +267,7 @@ class WeightProduct {
   const int64_t panels, width;
   const int64_t chunk, chunks;  // rows of a chunk; chunks in all
   const Cut cut;
-  int64_t round, column_size, packed_size;  // chunks of a round; numbers of a chunk of dy and of x
+  int64_t round, column_size, packed_size;  // chunks per round; numbers in a chunk of dy and of x
   Weight *columns, *packed;                 // of each chunk of a round: dy (O, rows), x in tile order
   const S** rows;
   double* sums = nullptr;  // (O, width)
@@ -296,7 +296,7 @@ void linear_forward(const LinearForward<S>& p, const Host& host) {
     tasks.perform(product.tasks(), [&](int64_t task, int thread, auto& unit) { product.multiply(task, thread, bias, unit); });
 }
 
-// Of no rows.
+// The gradients for no rows.
 template <class S>
 void clear_gradients(const LinearBackward<S>& p) {
   __builtin_memset(p.d_weight, 0, size_t(p.O * p.I) * sizeof(S));

@@ -10,8 +10,7 @@
 
 namespace throughtime::TT_ISA {
 
-// exp(x - m) of a row in place, its length in whole registers; returns their sum. Where a number is NaN, or m is infinite, so is
-// the sum.
+// Replaces a row, padded to whole registers, by exp(x - m); returns the sum, which is NaN if a number is NaN or m is infinite.
 TT_INLINE double exponentials(double* row, int64_t length, double m) {
   using V = Vec<double>;
   V sums[4] = {};
@@ -35,7 +34,7 @@ TT_INLINE double largest_of(const double* row, int64_t length) {
   return largest_lane(found[0]);
 }
 
-// The loss of one row; writes its gradient. `row` is room for the logits in float64, up to whole registers.
+// Returns the loss of one row and writes its gradient. `row` is room for the logits in float64, in whole registers.
 template <class S>
 double cross_entropy_row(const S* logits, int64_t target, const CrossEntropy<S>& p, double* row, S* d_logits) {
   const int64_t length = ceil_div(p.C, lanes<double>) * lanes<double>;
@@ -54,7 +53,7 @@ void cross_entropy(const CrossEntropy<S>& p, const Host& host) {
   const int64_t stride = ceil_div(p.C, 8) * 8;
   double* const row = scratch<double>(host, stride * host.threads);
   double* const sums = scratch<double>(host, blocks);
-  // A logit takes 2.5 ns, most of them for its exponential (AMD EPYC with AVX2): 20 us are what waking a thread is worth.
+  // A logit takes 2.5 ns, mostly for its exponential (AMD EPYC with AVX2); waking a thread pays from 20 us on.
   for_blocks_until_stopped(blocks, p.N * p.C < 1 << 13, host, [&](int64_t block, int thread) {
     double sum = 0;
     for (int64_t n = block * rows; n < p.N && n < (block + 1) * rows; ++n) {

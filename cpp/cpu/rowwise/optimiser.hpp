@@ -1,5 +1,5 @@
 // One pass over all parameters: SGD and Adam in place, the norm of all gradients, and their scaling. The loops are plain:
-// compilers turn them into whole registers, and look whether arrays overlap.
+// compilers vectorise them, and check whether arrays overlap.
 #pragma once
 
 #include "blocks.hpp"
@@ -10,7 +10,7 @@ namespace throughtime::TT_ISA {
 TT_INLINE float root(float x) { return __builtin_sqrtf(x); }
 TT_INLINE double root(double x) { return __builtin_sqrt(x); }
 
-// body(segment, index, S()) for every segment, S its type.
+// Calls body(segment, index, S()) for every segment, S its type.
 template <class Body>
 void for_segments(const Segments& p, const Host& host, const Body& body) {
   int64_t size = 0;
@@ -73,7 +73,7 @@ double sum_squares(const S* x, int64_t size, double divisor) {
   return sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
-// No NaN is among them.
+// x must hold no NaN.
 template <class S>
 double largest_size(const S* x, int64_t size) {
   S largest = 0;
@@ -92,8 +92,8 @@ double sum_squares(const Segments& p, double divisor, double* sums, const Host& 
   return sum_blocks(sums, p.count);
 }
 
-// Squares of floats are in double's range. Those of doubles may overflow, or be too small to count: then all are divided by the
-// largest first.
+// Squares of floats are in double's range. Those of doubles may overflow or underflow: then all are first divided by the
+// largest.
 inline void norm(const GradientNorm& p, const Host& host) {
   double* const sums = scratch<double>(host, p.count);
   const double plain = sum_squares<false>(p, 1, sums, host);

@@ -1,5 +1,5 @@
-// Pointwise work on the N rows of a matrix, F features each: blocks of rows, the registers of a row, and sums over rows.
-// Sums are the same bits for any number of threads: what a block is and how blocks are added comes from N alone.
+// Pointwise work on the N rows of a matrix, F features each: blocks of rows, the registers of a row, and sums over rows. Sums
+// are bit-identical for any number of threads: blocks and the order of their addition depend on N alone.
 #pragma once
 
 #include "../engine/pack.hpp"
@@ -7,7 +7,7 @@
 
 namespace throughtime::TT_ISA {
 
-// body(j, count, u) for every register of a row: `count` features from j on; u goes from 0 to 3, for independent sums.
+// Calls body(j, count, u) for every register of a row: `count` features from j on; u goes from 0 to 3, for independent sums.
 template <class S, class Body>
 TT_INLINE void for_registers(int64_t F, const Body& body) {
   constexpr int64_t W = lanes<S>;
@@ -22,9 +22,9 @@ TT_INLINE void for_registers(int64_t F, const Body& body) {
   if (j < F) body(j, F - j, 1);
 }
 
-// Whether results of N rows go past the cache: where they would not stay in it, and their registers are aligned. Residual add and
-// LayerNorm of 512 floats, with and without (Zen 5, 32 MB of L3): 0.50 and 0.45 ms for 4000 rows, 0.98 and 1.11 for 8000, 4.4 and
-// 6.0 for 32000.
+// Whether results of N rows bypass the cache: if they would not stay in it, and their registers are aligned. Residual add and
+// LayerNorm of 512 floats, bypassing and not (Zen 5, 32 MB of L3): 0.50 and 0.45 ms for 4000 rows, 0.98 and 1.11 for 8000, 4.4
+// and 6.0 for 32000.
 template <class S, class... Result>
 bool streams(int64_t N, int64_t F, Result*... to) {
   return F % lanes<S> == 0 && N * F * int64_t(sizeof(S)) >= 16 << 20 && ((uintptr_t(to) % vector_bytes == 0) && ...);
@@ -36,22 +36,22 @@ TT_INLINE void put(S* to, V value, int64_t count) {
   else store_some(to, value, count);
 }
 
-// Rows of a block, at most 128 blocks in all.
+// Rows per block, for at most 128 blocks.
 inline int64_t rows_per_block(int64_t N) { return N > 16 * 128 ? ceil_div(N, 128) : 16; }
 
-// Blocks of rows; a thread takes the next one when it is free.
+// Blocks of rows; a free thread claims the next one.
 class RowBlocks {
  public:
-  // A small problem is done before another thread is awake.
+  // A small problem runs on one thread: it is done before another is awake.
   RowBlocks(int64_t N, int64_t F, const Host& host) : RowBlocks(N, rows_per_block(N), N * F < 1 << 15, host) {}
-  // Of so many rows; `alone`: for one thread.
+  // Blocks of `size` rows; `alone`: on one thread.
   RowBlocks(int64_t N, int64_t size, bool alone, const Host& host)
       : N_(N), size_(size), host_(host), alone_(alone), team_(host) {}
 
   int64_t count() const { return ceil_div(N_, size_); }
   bool alone() const { return alone_; }
 
-  // work(thread) on thread 0, and on others as they come.
+  // Runs work(thread) on thread 0, and on others as they arrive.
   template <class Work>
   void run(const Work& work) {
     const auto body = [](void* self, int thread) {
@@ -65,7 +65,7 @@ class RowBlocks {
 
   Poll poll(int thread) { return {team_, thread}; }
 
-  // body(block, rows) until every block is taken; false when the call is to stop.
+  // Calls body(block, rows) until every block is claimed; false if the call must stop.
   template <class Body>
   bool for_each(int thread, const Body& body) {
     for (;;) {
@@ -85,7 +85,7 @@ class RowBlocks {
   alignas(64) int64_t next_ = 0;
 };
 
-// Sums over all rows: of a few rows in S, of a block's in float64, then the blocks one after the other.
+// Sums over all rows: of a few rows in S, of a block in float64, then the blocks in order.
 template <class S>
 class ColumnSums {
  public:
@@ -96,7 +96,7 @@ class ColumnSums {
         few_(scratch<S>(host, columns * host.threads)),
         sums_(scratch<double>(host, columns * blocks.count())) {}
 
-  // Of a block's rows: add(r, sums) adds row r to the columns.
+  // Sums a block's rows: add(r, sums) adds row r to the columns.
   template <class Add>
   void sum_block(int thread, int64_t block, Range rows, const Add& add) {
     S* const few = few_ + thread * columns_;
@@ -109,7 +109,7 @@ class ColumnSums {
     }
   }
 
-  // put(j, sum) for every column, when all blocks are done.
+  // Calls put(j, sum) for every column, when all blocks are done.
   template <class Put>
   void total(const Put& put) const {
     RowBlocks groups(columns_, width, blocks_.alone(), host_);

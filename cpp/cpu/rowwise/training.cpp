@@ -1,4 +1,4 @@
-// Embedding, losses, optimisers and clipping for one instruction set. Compiled once per level, with TT_ISA its name.
+// Embedding, losses, optimisers and clipping for one instruction set. Compiled once per level; TT_ISA is its name.
 #include "embedding.hpp"
 #include "losses.hpp"
 #include "optimiser.hpp"

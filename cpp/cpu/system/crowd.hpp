@@ -1,7 +1,7 @@
-// Whether other programs keep the cores busy, so that threads which wait for each other lose more than they gain. A second thread
-// earns a quarter of the time in which it is not waited for. Where waiting has cost more, calls go on with fewer threads, and
-// later ones begin with one, for 2 ms at first; where it happens again soon, for twice as long each time, up to a quarter of a
-// second.
+// Detects that other programs keep the cores busy, so that threads which wait for each other lose more than they gain. A second
+// thread earns credit: a quarter of the time in which no thread waits for it. If waiting has cost more, the call continues with
+// fewer threads, and later calls begin with one, for 2 ms at first; if it soon happens again, for twice as long each time, up
+// to a quarter of a second.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +15,7 @@ class Crowd {
  public:
   bool lasts() const { return now() < until_.load(std::memory_order_relaxed); }
 
-  // A thread of ours was waited for so long, in nanoseconds, that it is not running. Whether it is too much now.
+  // Records that a thread that is not running was waited for this many nanoseconds. Returns whether that is too much now.
   bool stalls(int64_t nanoseconds) {
     const int64_t time = now(), earned = (time - since_.exchange(time, std::memory_order_relaxed) - nanoseconds) / 4;
     const int64_t left = std::min(credit_.load(std::memory_order_relaxed) + std::max(earned, int64_t(0)), most) - nanoseconds;

@@ -39,7 +39,7 @@ namespace {
 }
 
 #if defined(TT_HAS_AMX)
-// The processor has tiles and bfloat16 products, and Linux grants this process the registers.
+// Whether the processor has tiles and bfloat16 products, and Linux grants this process the tile registers.
 bool has_amx() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   constexpr unsigned bfloat16 = 1u << 22, tiles = 1u << 24;

@@ -1,4 +1,4 @@
-// What the kernels need of the process: settings, threads, memory.
+// See host.hpp. Also the settings of the process.
 #include "host.hpp"
 
 #include <pthread.h>
@@ -23,7 +23,7 @@ namespace throughtime {
 
 namespace {
 
-// The number at the start of a variable, 0 where there is none in range.
+// The number at the start of a variable; 0 if there is none in range.
 long leading_number(const char* text, const char*& end) {
   char* stop = nullptr;
   const long count = std::strtol(text, &stop, 10);
@@ -40,9 +40,9 @@ int default_threads() {
   }
   const char* ranks = std::getenv("LOCAL_WORLD_SIZE");  // processes that torchrun started on this machine
   const long processes = ranks ? std::max(leading_number(ranks, end), 1L) : 1;
-  if (const char* shared = std::getenv("OMP_NUM_THREADS"))  // may be a list, of which the first counts
+  if (const char* shared = std::getenv("OMP_NUM_THREADS"))  // may be a list, whose first entry counts
     if (const long count = leading_number(shared, end); count && (count > 1 || processes == 1)) return int(count);
-  return std::max(usable_cores() / int(processes), 1);  // where torchrun's own default would be 1
+  return std::max(usable_cores() / int(processes), 1);  // torchrun's own default would be 1
 }
 
 std::atomic<int>& threads() {
@@ -58,7 +58,7 @@ std::atomic<bool>& threads_are_set() {
   return set;
 }
 
-// The processor's counter against the clock, since this library was loaded.
+// Calibrates the processor's counter against the clock, from the time when this library was loaded.
 const int64_t first_ticks = ticks();
 const auto first_time = std::chrono::steady_clock::now();
 
@@ -91,11 +91,11 @@ int64_t l2_bytes() {
 std::atomic<int> terms{3};
 std::atomic<Forced> forced{Forced{}};
 
-// How many forks lie between the first process and this one.
+// The number of forks between the first process and this one.
 std::atomic<int> forks{0};
 const int counts_forks = pthread_atfork(nullptr, nullptr, [] { ++forks; });
 
-// This thread's mode of floating point.
+// This thread's floating-point mode.
 #if defined(__aarch64__)
 uint64_t get_mode() {
   uint64_t mode;
@@ -108,8 +108,8 @@ uint64_t get_mode() { return __builtin_ia32_stmxcsr(); }
 void set_mode(uint64_t mode) { __builtin_ia32_ldmxcsr(uint32_t(mode)); }
 #endif
 
-// While this lives, a thread that is between products of a kernel runs other code, in the mode that this code expects: the
-// kernel's mode and the shapes of its tiles come back.
+// During its lifetime, a thread between the products of a kernel runs other code, in the floating-point mode that this code
+// expects. The destructor restores the kernel's mode and tile shapes.
 class KernelAside {
  public:
   explicit KernelAside(uint64_t mode) : mode_(get_mode()) {
@@ -180,7 +180,7 @@ Call::Call(std::function<bool()> poll, double operations, int terms)
            .allocate = allocate,
            .run = run,
            .yield = [] { std::this_thread::yield(); },
-           .nap = [] { std::this_thread::sleep_for(std::chrono::microseconds(1)); },  // and the system's slack of 50 us
+           .nap = [] { std::this_thread::sleep_for(std::chrono::microseconds(1)); },  // plus the system's slack of 50 us
            .stalls = [](void*, int64_t ticks) { return crowd.stalls(int64_t(double(ticks) / ticks_per_nanosecond())); },
            .rest = rest,
            .call_back = call_back,
@@ -192,7 +192,7 @@ Call::~Call() {
   if (operations_ > 0 && !stopped_) Wake::worked(operations_, nanoseconds_since(begun_), host_.threads);
 }
 
-// How many threads this call has. Borrowed ones would come at once: where the cores are busy, this thread works alone.
+// Returns this call's number of threads. Borrowed ones would all start at once: if the cores are busy, this thread works alone.
 int Call::take_threads() {
   const int count = get_num_threads(), borrowed = borrowed_threads();
   if (count == 1) return 1;
@@ -207,7 +207,7 @@ int Call::take_threads() {
   return Workers::instance().prepare(count);
 }
 
-// For tests, choices by force hold for small problems too.
+// Overrides for tests apply to small problems too.
 bool Call::pays(Wake& wake) const {
   const Forced choices = forced;
   return operations_ == 0 || choices.split != Split::free || choices.chunk || choices.rest || wake.pays(operations_);
@@ -247,21 +247,21 @@ void Call::run(void* self, void (*body)(void*, int), void* argument) {
   call.alone_ = false;
 }
 
-// What every thread of a run does.
+// The entry of every thread of a run.
 void Call::enter(void* self, int thread) {
   auto& call = *static_cast<Call*>(self);
   if (thread >= call.host_.threads) return;
   if (thread == 1) call.note_wake();
   call.body_(call.argument_, thread);
   if (thread == 0) {
-    if (call.lost_threads()) throw Forked();  // through a borrowed runtime too, which would wait for the threads
+    if (call.lost_threads()) throw Forked();  // also through a borrowed runtime, which would wait for the threads
     if (!call.alone_) call.note_wake();
     call.over_ = true;
     call.wake();
   }
 }
 
-// The second thread has come; or it has not, but the work is done.
+// Called when the second thread has started, or when the work is done without it.
 void Call::note_wake() {
   if (!woken_.exchange(true)) (pool_ == Pool::borrowed ? borrowed_wake : own_wake).took(nanoseconds_since(run_begun_));
 }
@@ -281,7 +281,7 @@ bool Call::interrupted(void* self) {
   return call.stopped_ = call.poll_() || call.lost_threads();
 }
 
-// Whether this is a child that was forked during the call, and others are to work with this thread.
+// Whether this is a child process forked during a call of several threads.
 bool Call::lost_threads() const { return forks_ != forks && host_.threads > 1; }
 
 void Call::rest(void* self) {

@@ -1,4 +1,4 @@
-// What the kernels need of the process, built for the baseline: threads, scratch memory, cache size, interrupts.
+// The services that the process provides to kernels, built for the baseline: threads, scratch memory, cache size, interrupts.
 #pragma once
 
 #include <atomic>
@@ -18,23 +18,23 @@ constexpr int most_threads = 1024;  // of a call
 int get_num_threads();
 void set_num_threads(int count);
 int usable_cores();
-int get_terms();  // see Host; of calls that do not say
+int get_terms();  // see Host; for calls that do not specify it
 void set_terms(int count);
 void force(const Forced& choices);
 
 class Wake;
 
-// What a call throws in a child process that was forked from within it, since the other threads are not there to do their parts.
+// Thrown by a call in a child process forked from within it, because the other threads are not there to do their parts.
 struct Forked : std::runtime_error {
   Forked() : std::runtime_error("this process was forked during the call, whose other threads exist in the parent alone") {}
 };
 
-// One call's hold on the process: its threads (alone, where another call has the team) and its scratch memory.
+// The resources of one call: its threads (only the caller's, if another call has the team) and its scratch memory.
 class Call {
  public:
-  // `poll` is asked now and then, on the calling thread and in the floating-point mode that this had, whether the call is to
-  // stop. It may fork: in the child a call of one thread goes on, any other stops by a Forked. `operations` is the number of the
-  // call's floating-point operations where that is known: a call that is short stays on one thread. `terms`: see Host.
+  // `poll` tells whether the call must stop. It is called now and then, on the calling thread and in that thread's
+  // floating-point mode. It may fork: in the child a call of one thread continues, any other throws Forked. `operations` is the
+  // number of the call's floating-point operations, if known: a short call stays on one thread. `terms`: see Host.
   explicit Call(std::function<bool()> poll, double operations = 0, int terms = get_terms());
   ~Call();
   Call(const Call&) = delete;
@@ -65,23 +65,23 @@ class Call {
   using Time = std::chrono::steady_clock::time_point;
 
   double operations_;
-  uint64_t caller_mode_;  // of floating point
+  uint64_t caller_mode_;  // floating-point mode
   int forks_;             // before the call
   Pool pool_ = Pool::none;
-  int borrowed_ = 0;                    // threads in each parallel region, of which this call may use fewer
+  int borrowed_ = 0;                    // threads of each parallel region; this call may use fewer
   void (*body_)(void*, int) = nullptr;  // of the run in progress
   void* argument_ = nullptr;
   Time run_begun_;
-  std::atomic<bool> woken_{false};  // the second thread has come
-  bool alone_ = false;              // own workers were not asked to come to this run yet
+  std::atomic<bool> woken_{false};  // the second thread has started
+  bool alone_ = false;              // the workers were not yet called to this run
   std::atomic<bool> over_{false};   // thread 0 has left its body
-  std::atomic<uint32_t> wakes_{0};  // threads at rest were woken so often
+  std::atomic<uint32_t> wakes_{0};  // times that threads at rest were woken
   std::vector<std::unique_ptr<void, Release>> scratch_;
   char* next_piece_ = nullptr;  // of the last shared block
-  size_t left_ = 0;             // of its bytes
+  size_t left_ = 0;             // bytes left in it
   std::function<bool()> poll_;
   Time begun_, next_poll_;
-  int polls_ = 0;  // counted only if Forced says which one is interrupted
+  int polls_ = 0;  // counted only if Forced::interrupt is set
   bool stopped_ = false;
   Host host_;
 };

@@ -1,6 +1,6 @@
-// Blocks are of a few sizes, so that a free one of the right size is found in constant time: a request takes the block that was
-// released last of the smallest size that has one, and wastes at most a quarter. Free blocks also wait in the order of their
-// release. Beyond the limit the oldest go back to the system, so that steps of changing sizes don't grow without bound.
+// The memory pool. Blocks have a few sizes, so that a free one is found in constant time: a request takes the most recently
+// released block of the smallest size that has one, and wastes at most a quarter. Free blocks are also listed in the order of
+// their release. Beyond the limit the oldest return to the system, so that steps of changing sizes don't grow without bound.
 #include "memory.hpp"
 
 #include <pthread.h>
@@ -21,11 +21,11 @@ constexpr size_t alignment = 64;
 constexpr size_t huge_page = size_t(2) << 20;
 constexpr size_t worth_keeping = size_t(64) << 10;
 
-// Sizes that blocks have from `worth_keeping` on: 16 between one power of two and the next.
+// Block sizes from `worth_keeping` on: 16 from one power of two to the next.
 constexpr int steps = 16;
 constexpr int classes = (64 - std::bit_width(worth_keeping) + 1) * steps;
 
-// Such a size of at least so many bytes.
+// The smallest of these sizes that holds `bytes` bytes.
 size_t rounded(size_t bytes) {
   const size_t step = std::bit_floor(bytes) / steps;
   return (bytes + step - 1) / step * step;
@@ -41,10 +41,10 @@ struct Link {
   Header *before, *after;
 };
 
-// Before every block: its size. As wide as the alignment, so that what follows is aligned.
+// Precedes every block. As wide as the alignment, so that the block is aligned.
 struct alignas(alignment) Header {
   size_t bytes;  // header included
-  Link of_size;  // neighbours while it is free: released before and after it
+  Link of_size;  // neighbours in the list while free: released before and after it
   Link of_all;
 };
 static_assert(sizeof(Header) == alignment);
@@ -74,7 +74,7 @@ class List {
 
 std::align_val_t alignment_of(size_t bytes) { return std::align_val_t(bytes >= huge_page ? huge_page : alignment); }
 
-// Null where the system has no memory.
+// Null if the system has no memory.
 Header* fresh(size_t bytes) {
   void* memory = ::operator new(bytes, alignment_of(bytes), std::nothrow);
   if (!memory) return nullptr;
@@ -88,7 +88,7 @@ void discard(Header* block) noexcept { ::operator delete(block, alignment_of(blo
 
 class Pool {
  public:
-  // A free block of so many bytes and at most a quarter more, or null.
+  // A free block of at least `bytes` bytes and at most a quarter more, or null.
   Header* take(size_t bytes) {
     const std::lock_guard<std::mutex> hold(mutex);
     const int last = class_of(rounded(bytes + bytes / 4 + 1)) - 1;
@@ -112,7 +112,7 @@ class Pool {
   std::mutex mutex;
 
  private:
-  // An eighth of the memory, and not above 2 GiB.
+  // An eighth of the memory, at most 2 GiB.
   const size_t limit_ = std::min(size_t(sysconf(_SC_PHYS_PAGES)) * size_t(sysconf(_SC_PAGESIZE)) / 8, size_t(2) << 30);
 
   Header* remove(Header* block) {

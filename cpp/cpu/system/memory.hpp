@@ -9,7 +9,7 @@
 
 namespace throughtime {
 
-// Says what was asked for; Python sees a MemoryError.
+// States the size requested; Python sees a MemoryError.
 class OutOfMemory : public std::bad_alloc {
  public:
   explicit OutOfMemory(size_t bytes) : text_("no memory for " + std::to_string(bytes) + " bytes") {}
@@ -19,9 +19,9 @@ class OutOfMemory : public std::bad_alloc {
   std::string text_;
 };
 
-// 64-byte aligned; huge pages where it is large. Throws OutOfMemory where the pool's free memory does not help either.
+// 64-byte aligned; huge pages for large blocks. Throws OutOfMemory if releasing the pool's free memory does not help either.
 void* pool_acquire(size_t bytes);
 void pool_release(void* block) noexcept;
-void pool_trim(size_t keep) noexcept;  // gives free memory beyond so many bytes back to the system
+void pool_trim(size_t keep) noexcept;  // returns free memory beyond `keep` bytes to the system
 
 }  // namespace throughtime

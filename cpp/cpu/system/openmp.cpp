@@ -17,7 +17,7 @@ struct Region {
   void* argument;
 };
 
-// As the compiler would describe a parallel region of C to LLVM's runtime.
+// Describes a parallel region to LLVM's runtime as a C compiler would.
 struct Location {
   int32_t reserved, flags, more[2];
   const char* source;

@@ -1,11 +1,11 @@
-// Threads of an OpenMP runtime that somebody else has loaded, by functions found in it at run time.
+// Borrows threads of an OpenMP runtime that another library has loaded, through functions found in it at run time.
 #pragma once
 
 #include <cstdint>
 
 namespace throughtime {
 
-// libgomp, libomp or libiomp5. One of `parallel` (GNU's entry) and `fork_call` (LLVM's and Intel's) is there.
+// Functions of libgomp, libomp or libiomp5, of which `parallel` (GNU's entry) or `fork_call` (LLVM's and Intel's) is present.
 struct OpenMP {
   void (*parallel)(void (*body)(void*), void* argument, unsigned threads, unsigned flags);
   void (*fork_call)(void* location, int32_t count, void (*body)(int32_t*, int32_t*, void*), ...);
@@ -16,16 +16,16 @@ struct OpenMP {
   int (*max_threads)();
 };
 
-// From now on calls run on its threads. Not in a forked child, where such a runtime may wait for threads that it no longer has.
+// Later calls run on its threads, except in a forked child, in which the runtime may wait for threads that no longer exist.
 void borrow(const OpenMP& runtime);
 
-// How many threads it would give to a parallel region of this thread; 0 where nothing is borrowed.
+// The number of threads that it would give to a parallel region of this thread; 0 if nothing is borrowed.
 int borrowed_threads();
 
-// Whether this thread is in such a region already.
+// Whether this thread is already in a parallel region.
 bool in_parallel();
 
-// body(argument, i) on this thread, number 0, and on i up to threads - 1, as far as the runtime has so many.
+// Runs body(argument, i) on this thread, number 0, and on up to threads - 1 others, as many as the runtime has.
 void run_borrowed(int threads, void (*body)(void*, int), void* argument);
 
 }  // namespace throughtime

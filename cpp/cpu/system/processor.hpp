@@ -1,5 +1,5 @@
-// The processor's counter, and how a thread waits without giving up its core. Always inlined: this header is compiled for every
-// instruction set, and a function in it would be one symbol shared by all of them.
+// The processor's counter, and its pause for a thread that waits without giving up its core. Always inlined: this header is
+// compiled for every instruction set, and a function in it would be one symbol shared by all of them.
 #pragma once
 
 #include <stdint.h>

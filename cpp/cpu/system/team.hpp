@@ -1,7 +1,7 @@
-// The threads of one call. Work is cut into parts, one for each thread, and runs in phases: a phase runs its body once for every
-// part. A thread runs its own part; where the owner of a part is not there (not awake yet, or at rest because its core is busy
-// with something else), another thread runs that part as well. So a call starts at once, may lose threads and gets them back, and
-// a part is the same work whoever runs it.
+// The threads of one call. Work is cut into parts, one per thread, and runs in phases: a phase runs its body once for every
+// part. A thread runs its own part. If the owner of another part is absent (not awake yet, or at rest because its core is busy
+// with something else), the thread runs that part as well. So a call starts at once, may lose threads and get them back, and a
+// part is the same work on any thread.
 #pragma once
 
 #include "../../kernels.hpp"
@@ -10,13 +10,13 @@
 
 namespace throughtime::TT_ISA {
 
-// Scratch of one call, cut from what the host lends.
+// Scratch memory of one call, from the host.
 template <class T>
 T* scratch(const Host& host, int64_t count) {
   return static_cast<T*>(host.allocate(host.context, size_t(count) * sizeof(T)));
 }
 
-// A phase of one part alone, where no other part waits for it.
+// A phase of a single part, for which no other part waits.
 template <class Part>
 struct OnePart {
   const Part& part;
@@ -35,10 +35,10 @@ class Team {
     seats_[0].here = 1;
   }
 
-  // The first call of each thread.
+  // Each thread calls this first.
   void enter(int thread) { publish(seats_[thread].here, 1); }
 
-  // One phase: returns when body(part) is done for every part; false when the call is to stop.
+  // Runs one phase: returns when body(part) is done for every part; false if the call must stop.
   template <class Body>
   bool each(int thread, const Body& body) {
     const int64_t phase = start(thread, body);
@@ -46,14 +46,14 @@ class Team {
     return finish(thread, phase, body);
   }
 
-  // Its first half: runs the thread's own part and those whose owners are not there. Returns the number of the phase.
+  // First half of a phase: runs the thread's own part and those of absent owners. Returns the number of the phase.
   template <class Body>
   int64_t start(int thread, const Body& body) {
     const int64_t phase = ++seats_[thread].phase;
     if (host_.threads == 1) {
       body(0);
     } else {
-      wait_for(seats_[thread].done, phase - 1);  // another thread may be running this part still
+      wait_for(seats_[thread].done, phase - 1);  // another thread may still be running this part
       run_part(thread, phase, body);
       for (int i = 0; i < host_.threads; ++i)
         if (!read(seats_[i].here)) run_part(i, phase, body);
@@ -61,13 +61,13 @@ class Team {
     return phase;
   }
 
-  // Its second half: waits until every part of this phase is done. May be called in the body of the next phase.
+  // Second half of a phase: waits until every part is done, and runs those of absent owners. The next phase's body may call it.
   template <class Body>
   bool finish(int thread, int64_t phase, const Body& body) {
     return wait(thread, phase, [&](int part) { return !read(seats_[part].here) && run_part(part, phase, body); });
   }
 
-  // The same, but leaves other parts to their threads. One that has gone to rest since this phase was started is called back.
+  // The same, but runs no other part. An owner that has gone to rest since this phase was started is called back.
   bool finish(int thread, int64_t phase) {
     return wait(thread, phase, [&](int part) {
       if (thread == 0 && !read(seats_[part].here)) host_.call_back(host_.context, true);
@@ -75,8 +75,8 @@ class Team {
     });
   }
 
-  // `count` phases, each of which begins before the one before it is done: body(part, i, ready) waits for that by ready(), which
-  // is false when the call is to stop.
+  // Runs `count` phases, each of which begins before the previous one is done: body(part, i, ready) waits for that one by
+  // calling ready(), which returns false if the call must stop.
   template <class Body>
   bool overlapped(int thread, int64_t count, const Body& body) {
     const int64_t before = seats_[thread].phase;
@@ -102,7 +102,7 @@ class Team {
     own.since = ticks();
   }
 
-  // Waits until another thread has counted so far; false when the call is to stop.
+  // Waits until another thread's `count` reaches `least`; false if the call must stop.
   bool wait_for(const int64_t& count, int64_t least) const {
     const int64_t begun = ticks();
     while (read(count) < least) {
@@ -112,7 +112,7 @@ class Team {
     return true;
   }
 
-  // Every thread polls this between chunks and within long ones. Thread 0 asks the host on behalf of all, and calls threads back.
+  // Every thread polls this between chunks and within long ones. Thread 0 polls the host for all, and calls threads back.
   bool interrupted(int thread) {
     if (thread == 0) {
       if (host_.interrupted(host_.context)) publish(stop_, true);
@@ -128,14 +128,14 @@ class Team {
   int64_t work_per_poll() const { return host_.forced.polls_often ? 0 : 1 << 24; }
 
  private:
-  // What is known of a thread and of its part, by who writes it.
+  // State of a thread and of its part, grouped by writer.
   struct Seat {
-    alignas(64) int64_t claimed;  // the part's last phase that somebody runs or has run
-    alignas(64) int64_t done;     // and that is done
+    alignas(64) int64_t claimed;  // the part's last phase that a thread runs or has run
+    alignas(64) int64_t done;     // the part's last phase that is done
     alignas(64) int64_t here;     // whether the thread runs its part itself
-    int64_t asked;                // whether it is to rest
-    alignas(64) int64_t phase;    // that the thread has started last
-    int64_t since;                // ticks: when it last had nothing to wait for
+    int64_t asked;                // whether it was asked to rest
+    alignas(64) int64_t phase;    // the last phase that the thread has started
+    int64_t since;                // ticks, when its last wait ended
   };
 
   template <class T>
@@ -147,7 +147,7 @@ class Team {
     __atomic_store_n(&to, T(value), __ATOMIC_RELEASE);
   }
 
-  // Whether this thread has run it.
+  // Returns whether this thread has run the part.
   template <class Body>
   bool run_part(int part, int64_t phase, const Body& body) {
     Seat& seat = seats_[part];
@@ -166,7 +166,7 @@ class Team {
          [&] { return finish(thread, phase - 1, [&](int other) { run_overlapped(thread, other, i - 1, phase - 1, body); }); });
   }
 
-  // Until every part of this phase is done; helps(part) may do one.
+  // Waits until every part of this phase is done; helps(part) may run one.
   template <class Help>
   bool wait(int thread, int64_t phase, const Help& helps) {
     if (host_.threads > 1) {
@@ -177,8 +177,8 @@ class Team {
     return !stopped();
   }
 
-  // A part that takes longer than this thread's own work, and 50 us more, belongs to a thread that is not running: there are more
-  // busy threads than cores. Where that costs too much, one of ours rests: that thread, or if it is the caller the last one.
+  // A part that takes longer than this thread's own work plus 50 us belongs to a thread that is not running: there are more
+  // busy threads than cores. If that costs too much, one thread rests: that one, or if it is the caller, the last one.
   template <class Help>
   bool wait_for_part(int thread, int part, int64_t phase, const Help& helps) {
     const int64_t begun = ticks(), worked = begun - seats_[thread].since;
@@ -227,7 +227,7 @@ class Poll {
   Poll() = default;  // for short products: never polls
   Poll(Team& team, int thread) : team_(&team), thread_(thread), left_(team.work_per_poll()) {}
 
-  // Called before so many multiplications. False when the call is to stop: the caller then returns without them.
+  // Called before `products` multiplications. False if the call must stop: the caller then returns without them.
   TT_INLINE bool goes_on(int64_t products) {
     left_ -= products;
     return left_ >= 0 || poll();
@@ -246,7 +246,7 @@ class Poll {
   int64_t left_ = INT64_MAX;
 };
 
-// Subnormals are zero while this lives: a product with one costs over a hundred cycles. The caller's mode comes back.
+// Flushes subnormals to zero during its lifetime: a product with one costs over a hundred cycles. Restores the caller's mode.
 class FlushSubnormals {
  public:
 #if defined(__aarch64__)

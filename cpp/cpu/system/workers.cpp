@@ -16,7 +16,7 @@ namespace {
 
 std::atomic<Workers*> current{nullptr};
 
-// Waits while `state` has this value: awake for 50 us, then asleep.
+// Waits while `state` is `value`: polls for 50 us, then sleeps.
 void wait_while(std::atomic<uint32_t>& state, uint32_t value) {
   const auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(50);
   while (state.load(std::memory_order_acquire) == value) {
@@ -25,7 +25,7 @@ void wait_while(std::atomic<uint32_t>& state, uint32_t value) {
   }
 }
 
-// Of this file alone: std::thread's code for any other type would be a symbol that the extension shows.
+// Local to this file: std::thread's code for any other type would be a symbol that the extension exports.
 struct Start {
   Workers& workers;
   Workers::Worker& worker;
