@@ -1,4 +1,4 @@
-"""The recorders that `record` registers, to which backward passes report the gradients of timesteps."""
+"""The recorders that `record` registers, to which backward passes report the gradients at every timestep."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RECORDED = tuple(name for name in TIMESTEPS if name != "products")
 
 
 class BackwardTimesteps:
-    """What one backward pass of a module gave for every timestep, as far as it was asked for.
+    """The gradients of one backward pass of a module at every timestep, as far as they were asked for.
 
     Attributes
     ----------
@@ -25,7 +25,7 @@ class BackwardTimesteps:
     gates : (L*D, T, B, G*H) tensor
         Gradient of the input's part of the pre-activations.
     parameter_norms : dict of str to (T,) float64 tensor
-        Frobenius norm of what each timestep adds to each parameter's gradient.
+        Frobenius norm of each timestep's contribution to each parameter's gradient.
     """
 
     def __init__(self, grads: Gradients) -> None:
@@ -40,12 +40,12 @@ class BackwardTimesteps:
 
 
 class Timesteps:
-    """What `record` fills: attributes of `BackwardTimesteps`, of the last backward pass.
+    """The recorder that `record` fills. It has the attributes of `BackwardTimesteps` of the last backward pass.
 
     Attributes
     ----------
     backwards : list of BackwardTimesteps
-        Of every backward pass, in the order in which they ran: where a loss was made of several calls of the module,
+        One entry per backward pass, in the order in which they ran: if a loss depends on several calls of the module,
         its last call comes first.
     asked : set of str
     """
@@ -55,7 +55,7 @@ class Timesteps:
         self.backwards: list[BackwardTimesteps] = []
 
     def add(self, grads: Gradients) -> None:
-        """Take over what a backward pass found."""
+        """Record the gradients of a backward pass."""
         self.backwards.append(BackwardTimesteps(grads))
 
     def __getattr__(self, name: str) -> Any:
@@ -65,7 +65,7 @@ class Timesteps:
             raise AttributeError(f"timesteps.{name}: no backward pass of this module has run yet")
         if name not in vars(self.backwards[-1]):
             raise AttributeError(
-                f"timesteps.{name} is not there: record(module, timesteps=({name!r}, ...)) asks for it; "
+                f"timesteps.{name} was not recorded: record(module, timesteps=({name!r}, ...)) asks for it; "
                 "only the LSTM has 'cell'"
             )
         return getattr(self.backwards[-1], name)
@@ -78,7 +78,7 @@ _active: dict[int, Timesteps] = {}  # by address_of
 
 
 def address_of(weights: Sequence[Tensor]) -> int:
-    """What a module is known by: its first weight's memory, which compiled graphs see too."""
+    """The key of a module: the address of its first weight's memory, which compiled graphs see too."""
     return weights[0].data_ptr()
 
 
