@@ -72,7 +72,7 @@ def _layer_of(module: Any) -> Layer:
         raise TypeError(f"{_EXPECTED}, got {full_name(type(module))}{_inner(module)}")
     owner = next(cls for cls in type(module).__mro__ if "forward" in vars(cls))
     if full_name(owner).rpartition(".")[0] not in ("torch.nn", "throughtime.torch"):
-        raise TypeError(f"{_EXPECTED}, got {full_name(type(module))}, whose forward is its own")
+        raise TypeError(f"{_EXPECTED}, got {full_name(type(module))}, which overrides forward")
     return _recurrent_of(kind, module)
 
 

@@ -105,7 +105,7 @@ class GradientFlow:
     def log10_unit(self) -> Array:
         """log10 of the norm of each unit's gradient over the batch, (L*D, T, H)."""
         if self._log10_unit is None:
-            raise AttributeError("this flow holds no log10_unit: it was made without")
+            raise AttributeError("this flow has no log10_unit: none was given to the constructor")
         return self._log10_unit
 
     @property

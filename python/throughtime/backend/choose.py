@@ -57,15 +57,15 @@ def backend_of(device: Any) -> Backend:
     Raises
     ------
     ValueError
-        If there is none of that name.
+        If no backend has that name.
     RuntimeError
-        If it is CUDA, and this build has none or there is no device.
+        If it is CUDA, but this build has no CUDA or there is no device.
     """
     if device == "cpu":
         return Host
     if device != "cuda":
         raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}")
-    from .cuda import Cuda  # here, for most programs never need it
+    from .cuda import Cuda  # here, because most programs never need it
 
     extension()
     return Cuda

@@ -119,7 +119,7 @@ class DeviceArray:
         return self
 
     def _operand(self, name: str, value: Any, to: Array) -> Array:
-        """The array to write into `to`, a view of this array: of its shape, and not overlapping it in memory."""
+        """`value` as an operand of a write into `to`, a view of this array: broadcast to its shape, without overlap."""
         array = as_device_array(name, value)
         if array.dtype != self.dtype:
             raise TypeError(f"{name} has dtype {array.dtype}, expected {self.dtype} (nothing is cast on the device)")
@@ -180,7 +180,7 @@ class DeviceArray:
         own = self.copy() if copy else self
         versioned = max_version is not None and max_version[0] >= 1
         if not versioned and not own._view.flags.writeable:
-            raise BufferError("this array is read-only, which DLPack says from version 1.0 on: max_version=(1, 0)")
+            raise BufferError("this array is read-only, which needs DLPack 1.0 or later: pass max_version=(1, 0)")
         if stream != -1:
             _order(current_stream(), stream or 1)
         return extension().to_dlpack(own._view, self.dtype, versioned)

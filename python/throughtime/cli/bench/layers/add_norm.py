@@ -35,7 +35,7 @@ def reference(problem: AddNorm, type: str, device: Device, compared: int) -> dic
 
 
 class Block:
-    """x + branch and its LayerNorm by torch's two kernels. Subclasses call another module."""
+    """x + branch and its LayerNorm with torch's two kernels. Subclasses call another module."""
 
     def __init__(self, problem: AddNorm, numbers: Numbers, device: Device) -> None:
         self._data = device_data(problem, numbers.type, device.place)
