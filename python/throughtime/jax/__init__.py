@@ -43,7 +43,7 @@ def lstm(
     perturbations : dict of str to array, optional
         Zeros to differentiate with respect to. The gradients of ``"hidden"`` and ``"cell"``, ``(L*D, T, B, H)``, are
         the total dL/dh_t and dL/dc_t at every timestep; that of ``"gates"``, ``(L*D, T, B, 4H)``, is the gradient of
-        ``W_ih x + b_ih``, or ``LN(W_ih x) + b_ih`` if layer-normalised. Values are not read: they stand for added terms.
+        ``W_ih x + b_ih``, or ``LN(W_ih x) + b_ih`` if normalised. Values are not read: they stand for added terms.
 
     Returns
     -------
