@@ -204,7 +204,7 @@ def test_analyses_say_which_torch_module_they_cannot_take():
     for module, named in (
         (torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.GRU(3, 4)), "torch.nn.Sequential, which has one at '1'"),
         (torch.nn.LSTMCell(3, 4), "torch.nn.LSTMCell"),
-        (Other(3, 4), "Other, whose forward is its own"),
+        (Other(3, 4), "Other, which overrides forward"),
     ):
         calls = (tt.gradient_flow, tt.lyapunov_spectrum, lambda *given: tt.jacobian_singular_values(*given, 0, 1))
         for call in calls:

@@ -238,7 +238,7 @@ def test_repr():
 def test_units():
     units = np.zeros((1, 2, 5))
     assert flow_of([0, 0], log10_unit=units).log10_unit is units
-    with pytest.raises(AttributeError, match="made without"):
+    with pytest.raises(AttributeError, match="none was given to the constructor"):
         _ = flow_of([0, 0]).log10_unit
 
 

@@ -98,7 +98,7 @@ def test_what_is_no_tensor(wrong, x):
         (lambda: norm(wrong, x), "x"),
         (lambda: norm(x, wrong), "branch"),
         (lambda: block(wrong), "x"),
-        (lambda: ours.ResidualBlock(Gives(wrong), 3)(x.float()), "what sublayer gave"),
+        (lambda: ours.ResidualBlock(Gives(wrong), 3)(x.float()), "the output of sublayer"),
     ):
         with pytest.raises(TypeError, match=f"{name} must be a tensor.*, got .*{kind}"):
             call()

@@ -134,7 +134,7 @@ def test_what_cannot_be_recorded():
     ):
         pass
     for other, named in (
-        (torch.nn.GRU(3, 4), r"got torch.nn.GRU; throughtime.torch.replace makes one"),
+        (torch.nn.GRU(3, 4), r"got torch.nn.GRU; throughtime.torch.replace converts torch"),
         (torch.nn.LSTM, "got the class torch.nn.LSTM"),
         (ours.LSTM, "got the class throughtime.torch.LSTM"),
         (tt.LSTM(3, 4), "got throughtime.LSTM"),

@@ -1,4 +1,4 @@
-"""Checks of what a caller passes: every message names the argument, what came and what was expected."""
+"""Checks of the caller's arguments. Every message names the argument, the value it got and the expected one."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ._memory import with_room
 
 Array = NDArray[Any]
 
-TIMESTEPS = ("hidden", "cell", "gates", "products", "parameter_norms")  # what a backward may return of each
+TIMESTEPS = ("hidden", "cell", "gates", "products", "parameter_norms")  # a backward may return these for every step
 LARGEST_SIZE = 1 << 47  # bytes that a process can address
-UNBOUNDED = sys.maxsize  # for what counts no more than something else, such as the steps of a sequence
+UNBOUNDED = sys.maxsize  # for values that another size limits anyway, such as the steps of a sequence
 
 _LARGEST_FLOAT = int(sys.float_info.max)
 _require = with_room(np.require)
@@ -29,9 +29,9 @@ def as_array(name: str, value: Any) -> Array:
         if type(value) is not np.ndarray:
             check_unmasked(name, value)
         return plain(value)
-    if hasattr(value, "detach"):  # a torch tensor that requires grad refuses to be exported as it is
+    if hasattr(value, "detach"):  # a torch tensor that requires grad refuses to be exported
         value = value.detach()
-    if hasattr(value, "resolve_neg"):  # torch's lazy sign, of which DLPack knows nothing
+    if hasattr(value, "resolve_neg"):  # torch's lazy negation, which DLPack ignores
         value = value.resolve_neg()
     if hasattr(value, "__dlpack__"):
         try:
@@ -49,9 +49,9 @@ def as_array(name: str, value: Any) -> Array:
 
 
 def as_host_floats(name: str, value: Any) -> Array:
-    """`as_array` of weights, which may be of any float type: those that NumPy has not come as float32, exactly."""
+    """`as_array` for weights of any float type: types that NumPy lacks are converted to float32, exactly."""
     kind = str(getattr(value, "dtype", ""))
-    if not isinstance(value, np.ndarray) and ("bfloat16" in kind or "float8" in kind):  # no DLPack that NumPy reads
+    if not isinstance(value, np.ndarray) and ("bfloat16" in kind or "float8" in kind):  # NumPy cannot read their DLPack
         value = value.float() if hasattr(value, "float") else np.asarray(value)
     array = as_array(name, value)
     known = np.issubdtype(array.dtype, np.floating) or not is_floating(array.dtype)
@@ -59,7 +59,7 @@ def as_host_floats(name: str, value: Any) -> Array:
 
 
 def plain(array: Array) -> Array:
-    """`array` itself, or the ndarray in a subclass, such as np.matrix, whose operators mean something else."""
+    """`array` itself, or a plain ndarray for a subclass such as np.matrix, whose operators have other meanings."""
     return array if type(array) is np.ndarray else np.asarray(array)
 
 
@@ -72,7 +72,7 @@ def check_unmasked(name: str, array: Array) -> None:
 
 
 def is_floating(dtype: np.dtype[Any]) -> bool:
-    """Whether `dtype` is of real floating-point numbers, NumPy's or those that ml_dtypes adds."""
+    """Whether `dtype` is a real floating-point type of NumPy or ml_dtypes."""
     return np.issubdtype(dtype, np.floating) or "float" in dtype.name
 
 
@@ -102,7 +102,7 @@ def check_dtype(name: str, array: Array, dtype: np.dtype[Any]) -> None:
 
 
 def check_shape(name: str, array: Any, shape: Sequence[int | str]) -> None:
-    """Raise ValueError unless `array.shape` is `shape`; a string in `shape` stands for a size left open."""
+    """Raise ValueError unless `array.shape` is `shape`; a string in `shape` stands for any size."""
     if array.shape == shape:
         return
     fits = array.ndim == len(shape) and all(
@@ -114,7 +114,7 @@ def check_shape(name: str, array: Any, shape: Sequence[int | str]) -> None:
 
 
 def float_array(name: str, value: Any, dtype: np.dtype[Any], shape: Sequence[int | str]) -> Array:
-    """`value` as an array of this dtype and shape, in whatever memory order it came."""
+    """`value` as an array of this dtype and shape, in its own memory order."""
     array = as_array(name, value)
     check_dtype(name, array, dtype)
     check_shape(name, array, shape)
@@ -123,7 +123,7 @@ def float_array(name: str, value: Any, dtype: np.dtype[Any], shape: Sequence[int
 
 @with_room
 def bool_array(name: str, value: Any, shape: Sequence[int | str]) -> Array:
-    """A contiguous copy of `value`, a bool array of this shape: what a tape keeps must not change under it."""
+    """A contiguous copy of `value`, a bool array of this shape: the tape keeps it, so the caller may change `value`."""
     array = as_array(name, value)
     if array.dtype != np.bool_:
         raise TypeError(f"{name} has dtype {array.dtype}, expected bool")
@@ -132,7 +132,7 @@ def bool_array(name: str, value: Any, shape: Sequence[int | str]) -> Array:
 
 
 def sequence_lengths(lengths: Any, steps: int, batch: int, batched: bool) -> Array | None:
-    """A copy of `lengths` (B,), integers from 0 to T in any order, as int64; one integer where there is no batch."""
+    """A copy of `lengths` (B,), integers from 0 to T in any order, as int64; one integer without a batch."""
     if lengths is None:
         return None
     try:
@@ -152,7 +152,7 @@ def sequence_lengths(lengths: Any, steps: int, batch: int, batched: bool) -> Arr
 
 
 def valid_steps(x: Array, lengths: Any, *, batch_first: bool = False) -> Array:
-    """Where `x` is no padding, bool: (T, B) for x (T, B, F), in the layout of x; (T,) where there is no batch."""
+    """Bool mask of the steps of `x` that are not padding: (T, B) for x (T, B, F), in its layout; (T,) unbatched."""
     axes = x.shape if x.dtype.kind in "iu" else x.shape[:-1]
     if len(axes) not in (1, 2):
         raise ValueError(f"x has shape {x.shape}, expected (T, B, F), or (T, F) unbatched, where lengths are given")
@@ -165,14 +165,14 @@ def valid_steps(x: Array, lengths: Any, *, batch_first: bool = False) -> Array:
 
 
 def contiguous(array: Array) -> Array:
-    """`array` itself where it is in C order and aligned, else a copy."""
+    """`array` itself if it is in C order and aligned, else a copy."""
     if type(array) is np.ndarray and array.flags.c_contiguous and array.flags.aligned:
         return array
     return _require(array, requirements=["C", "A"])
 
 
 def features_together(array: Array) -> Array:
-    """`array` itself where it is aligned, its last axis contiguous and its strides whole elements, else a copy."""
+    """`array` itself if it is aligned, its last axis is contiguous and its strides are whole elements, else a copy."""
     item = array.itemsize
     together = array.strides[-1] == item or array.shape[-1] == 1
     if together and array.flags.aligned and not any(stride % item for stride in array.strides):
@@ -182,18 +182,18 @@ def features_together(array: Array) -> Array:
 
 @with_room
 def native_floats(array: Array) -> Array:
-    """`array` itself where kernels take it as it is, else a copy: in float64 unless it is of float32."""
+    """`array` itself if the kernels can use it, else a copy, in float64 unless it is float32."""
     dtype = np.float32 if array.dtype.itemsize == 4 else np.float64
     return np.require(array, dtype, ["C", "A"])
 
 
 def is_integer(value: Any) -> bool:
-    """Whether `value` is an int or a NumPy integer: no bool, and no time, which NumPy counts among its integers."""
+    """Whether `value` is an int or a NumPy integer, but not a bool or a timedelta, which NumPy counts as an integer."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool | np.timedelta64)
 
 
 def size(name: str, value: Any, *, least: int = 1, most: int = LARGEST_SIZE) -> int:
-    """`value` as an int of at least `least` and at most `most`, by default what the axis of an array can have."""
+    """`value` as an int from `least` to `most`, by default the largest size of an array's axis."""
     if not is_integer(value):
         raise TypeError(f"{name} must be an int, got {value!r}")
     if value < least:
@@ -204,7 +204,7 @@ def size(name: str, value: Any, *, least: int = 1, most: int = LARGEST_SIZE) -> 
 
 
 def number(name: str, value: Any, low: float, high: float, *, open_low: bool = False, open_high: bool = False) -> float:
-    """`value` as a float in [low, high], without low where `open_low` holds, without high where `open_high` does."""
+    """`value` as a float in [low, high]; `open_low` and `open_high` exclude the ends."""
     if type(value) is float:
         found = value
     elif is_integer(value):
@@ -220,7 +220,7 @@ def number(name: str, value: Any, low: float, high: float, *, open_low: bool = F
 
 
 def _shown(value: Any) -> str:
-    """A number as text; the size of an integer in place of hundreds of digits."""
+    """A number as text; for an integer of hundreds of digits, its size."""
     long = is_integer(value) and int(value).bit_length() > 128
     return f"an integer of {int(value).bit_length()} bits" if long else str(value)
 
@@ -233,14 +233,14 @@ def check_shapes(what: str, shapes: Mapping[str, Sequence[int]], itemsize: int) 
 
 
 def file_path(name: str, value: Any) -> str | bytes:
-    """`value` as the name of a file; not an int, which `open` would take for a file that is open already."""
+    """`value` as the name of a file; an int is refused, because `open` would use it as a file descriptor."""
     if not isinstance(value, str | bytes | os.PathLike):
         raise TypeError(f"{name} must be a str or os.PathLike, got {value!r}")
     return os.fspath(value)
 
 
 def generator(name: str, seed: Any) -> np.random.Generator:
-    """The generator that `seed` stands for: whatever ``numpy.random.default_rng`` takes, but no bool."""
+    """The generator for `seed`: anything that ``numpy.random.default_rng`` accepts, except a bool."""
     try:
         if isinstance(seed, bool | np.bool_):
             raise TypeError
@@ -264,7 +264,7 @@ def flag(name: str, value: Any) -> bool:
 
 
 def check_timesteps(timesteps: Iterable[str], known: tuple[str, ...] = TIMESTEPS) -> set[str]:
-    """`timesteps` as a set of those words that are known."""
+    """`timesteps` as a set; raises for names that are not in `known`."""
     try:
         asked = {timesteps} if isinstance(timesteps, str) else set(timesteps)
     except TypeError:

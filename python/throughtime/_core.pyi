@@ -22,12 +22,12 @@ class RecurrentProblem(TypedDict):
     lengths: Array | None  # (B,)
     resets: Array | None  # (T, B)
     saved: Array | None  # (T, *saved_shape)
-    zoneout: Mapping[str, Array | float]  # of each state: a mask (T, B, P or H), or a probability
-    terms: int | None  # that a float32 is split into for products: 3, 2 or 1; None: as `set_terms` says
-    output: NotRequired[Array]  # (T, B, P), which the forward fills
+    zoneout: Mapping[str, Array | float]  # for each state, a mask (T, B, P or H) or a probability
+    terms: int | None  # number of terms that a product splits a float32 into: 3, 2 or 1; None: set by `set_terms`
+    output: NotRequired[Array]  # (T, B, P), filled by the forward
 
 class RecurrentGradients(TypedDict, total=False):
-    """Gradients of that layer and direction: those that are given, then those that the backward fills."""
+    """Gradients of that layer and direction: the given ones, then those that the backward fills."""
 
     d_output: Array | None  # (T, B, P)
     d_cell: Array | None  # (T, B, H)
@@ -35,7 +35,7 @@ class RecurrentGradients(TypedDict, total=False):
     truncate: int | None
     clip: float | None
     dropped: Array | None  # (G H, P): the mask of weight dropout
-    d_output_exponent: Array  # (T, B): with it the backward is the scaled one, and fills the three entries below
+    d_output_exponent: Array  # (T, B); if given, the backward is the scaled one and fills the last three entries below
 
     d_input: Array | None  # (T, B, I)
     add_to_input: bool
@@ -43,7 +43,7 @@ class RecurrentGradients(TypedDict, total=False):
     d_states: Mapping[str, Array | None]  # (T, B, P or H)
     d_gates: Array | None  # (T, B, G H)
     d_parameters: Mapping[str, Array] | None
-    norms: Mapping[str, Array] | None  # (T,) of each parameter
+    norms: Mapping[str, Array] | None  # (T,) for each parameter
     clipped: Array | None  # (T, B)
     exponent: Array  # (T, B)
     log10_sequence: Array  # (T, B)

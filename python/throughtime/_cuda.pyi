@@ -4,8 +4,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# An array on the device is a NumPy array that has the device's address; 16-bit floats are uint16. A stream is a
-# cudaStream_t as a number.
+# An array on the device is a NumPy array with a device address; 16-bit floats are uint16. A stream is a cudaStream_t as
+# a number.
 
 is_stand_in: bool
 

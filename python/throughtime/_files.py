@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def replacing(path: str | bytes | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Write a new file beside `path`, which takes its place when it is whole and on the disk.
+    """Write a new file in the directory of `path`; it replaces `path` once it is complete and on the disk.
 
-    Where that fails, what was there before is still there, and nothing else. A symbolic link stays, and the file that
-    it names is replaced; mode and owner stay. A device or a pipe is written to as it is.
+    If that fails, the old file stays unchanged and the new one is removed. A symbolic link stays, and the file that it
+    points to is replaced; mode and owner are kept. A device or a pipe is written to directly.
 
     Raises
     ------
@@ -31,7 +31,7 @@ def replacing(path: str | bytes | os.PathLike[str]) -> Iterator[BinaryIO]:
     target = Path(os.path.realpath(named))
     try:
         if target.exists() and not target.is_file():
-            whole = BytesIO()  # for a zip file seeks, which a device does not
+            whole = BytesIO()  # a zip file needs to seek, which a device cannot
             yield whole
             with open(target, "wb") as file:
                 file.write(whole.getbuffer())
@@ -49,27 +49,27 @@ def replacing(path: str | bytes | os.PathLike[str]) -> Iterator[BinaryIO]:
                 fresh.unlink(missing_ok=True)
                 raise
     except OSError as error:
-        if error.errno is not None:  # which an unsupported operation of Python's own has not
+        if error.errno is not None:  # it is None in Python's io.UnsupportedOperation
             error.filename, error.filename2 = named, None
         raise
     _sync_directory(target.parent)
 
 
 def check_writable(directory: Path) -> None:
-    """Raise OSError unless a file can be made there: permissions alone do not tell."""
+    """Raise OSError unless a file can be created there; permissions alone do not show it."""
     fresh = _unused(directory)
     fresh.touch(exist_ok=False)
     fresh.unlink()
 
 
 def sync(file: BinaryIO) -> None:
-    """Return when what was written is on the disk; a full one is found here at the latest."""
+    """Return when the data is on the disk; a full disk raises an error here at the latest."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: int = 150) -> None:
-    """As ``figure.savefig``, in the format of the name's ending, but whole or not at all."""
+    """Like ``figure.savefig``, in the format of the name's suffix, but complete or not at all."""
     name = os.fspath(path)
     form = os.path.splitext(name)[1][1:].lower()
     if not form:
@@ -80,7 +80,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: int = 150) ->
 
 
 def _unused(directory: Path) -> Path:
-    """A name that no file has; it is short, however long that of the file to be written is."""
+    """An unused name, which is short even if the name of the file to be written is long."""
     return directory / f".throughtime-{secrets.token_hex(8)}.tmp"
 
 
@@ -88,13 +88,13 @@ def _take_over(old: Path, fresh: Path) -> None:
     """Give `fresh` the owner and the mode of the file that it replaces, if there is one."""
     with suppress(FileNotFoundError):
         status = old.stat()
-        with suppress(PermissionError):  # only root gives files away
+        with suppress(PermissionError):  # only root may change a file's owner
             os.chown(fresh, status.st_uid, status.st_gid)
         os.chmod(fresh, status.st_mode & 0o7777)
 
 
 def _sync_directory(path: Path) -> None:
-    """Make a new name last; not every file system can."""
+    """Write a directory's new entry to the disk; not every file system supports it."""
     with suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY)
         try:

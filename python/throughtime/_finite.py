@@ -1,4 +1,4 @@
-"""Where the numbers of an array stop being finite."""
+"""Find where the numbers of an array stop being finite."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from ._arguments import Array
 from .backend.host import Host
 from .backend.protocol import Backend
 
-_AT_ONCE = 2**20  # numbers that are looked at together
+_AT_ONCE = 2**20  # numbers that are checked together
 
 
 def rows_finite(backend: Backend, array: Array) -> Array:
-    """Of every timestep and sequence of an array (T, B, F), whether all its numbers are finite; on the host."""
+    """Whether all numbers are finite, for every timestep and sequence of an array (T, B, F); on the host."""
     steps, batch = array.shape[:2]
     found = np.ones((steps, batch), np.bool_)
     some = max(1, _AT_ONCE // max(1, batch * array.shape[2]))
@@ -24,7 +24,7 @@ def rows_finite(backend: Backend, array: Array) -> Array:
 
 
 def not_finite_row(array: Array, batch_first: bool) -> str | None:
-    """The first timestep of an array (T, B, F), or (T, F), at which a row is not finite, and the sequence, in words."""
+    """The first timestep and sequence of an array (T, B, F), or (T, F), whose row is not finite, in words."""
     if array.dtype.kind != "f" or array.ndim not in (2, 3):
         return None
     in_time = array[:, None] if array.ndim == 2 else array.swapaxes(0, 1) if batch_first else array
@@ -35,13 +35,13 @@ def not_finite_row(array: Array, batch_first: bool) -> str | None:
 
 
 def raise_fault(fault: str | None) -> None:
-    """Raise FloatingPointError where there is a fault."""
+    """Raise FloatingPointError if there is a fault."""
     if fault is not None:
         raise FloatingPointError(fault)
 
 
 def first_of(broken: Array, *, reverse: bool) -> tuple[int, int] | None:
-    """Timestep and sequence of the first true value of (T, B), in the order in which a direction goes."""
+    """Timestep and sequence of the first true value of (T, B) in a direction's order, or None."""
     steps = np.flatnonzero(broken.any(axis=1))
     if not steps.size:
         return None
@@ -50,7 +50,7 @@ def first_of(broken: Array, *, reverse: bool) -> tuple[int, int] | None:
 
 
 def last_of(valid: Array, reverse: bool) -> Array:
-    """Where `valid` (T, B) has the last step that a direction takes in each sequence."""
+    """Mask of the last valid step (T, B) of each sequence, in a direction's order."""
     last = valid.copy()
     if reverse:
         last[1:] = False

@@ -1,4 +1,4 @@
-"""What `_core`'s pool keeps is given back where NumPy has no memory for an array of its own."""
+"""Release the free memory of `_core`'s pool if NumPy cannot allocate an array."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ R = TypeVar("R")
 
 
 def with_room(call: Callable[P, R]) -> Callable[P, R]:
-    """`call`, which is made once more, without the pool's free memory, where it raises MemoryError.
+    """Wrap `call`: if it raises MemoryError, release the pool's free memory and call it once more.
 
-    It must not have changed anything by then. Arrays of `_core` need no such care: their allocator does the same.
+    `call` must not have changed anything before it raises. `_core`'s own allocator does the same for its arrays.
     """
 
     @functools.wraps(call)
@@ -23,7 +23,7 @@ def with_room(call: Callable[P, R]) -> Callable[P, R]:
         try:
             return call(*args, **kwargs)
         except MemoryError:
-            pass  # what the call has made is freed here
+            pass  # the arrays of the failed call are freed here
         _core.empty_cache()
         return call(*args, **kwargs)
 

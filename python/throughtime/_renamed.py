@@ -1,4 +1,4 @@
-"""The modules that pickles of earlier versions name, for the classes that may be in them."""
+"""The module names in pickles of earlier versions, for the classes that such pickles may contain."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _BEFORE: dict[str, tuple[type, ...]] = {
 
 
 def remember() -> None:
-    """Let pickle find the classes by their modules' earlier names."""
+    """Let pickle find the classes under the earlier names of their modules."""
     for name, classes in _BEFORE.items():
         module = ModuleType(f"{__package__}.{name}", "For pickles of earlier versions.")
         vars(module).update({kind.__name__: kind for kind in classes})

@@ -1,4 +1,4 @@
-"""The files that ``layer.save`` writes, read as an enemy's: what an entry says of itself is checked before it is read.
+"""Read the files that ``layer.save`` writes, without trusting them: the header of an entry is checked before its data.
 
 A file is NumPy's ``.npz``: a zip archive whose entries are ``.npy`` files. One of them is the configuration, as JSON.
 """
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 CONFIGURATION = "__throughtime__"
 _LONGEST_CONFIGURATION = 1 << 26  # bytes: some 100,000 layers
-_BEST_RATIO = 1032  # of deflate
-_SLACK = 1 << 16  # numbers that cost nothing: which parameter is missing or too small is then said by name
+_BEST_RATIO = 1032  # highest compression ratio of deflate
+_SLACK = 1 << 16  # numbers allowed in excess, so that later errors can name the missing or too small parameter
 
 _room: ContextVar[list[int] | None] = ContextVar("_room", default=None)
 
 
 class Entry(NamedTuple):
-    """An array of the file that was not read yet."""
+    """An array in the file that has not been read yet."""
 
     info: ZipInfo
     shape: tuple[int, ...]
@@ -35,10 +35,10 @@ class Entry(NamedTuple):
 
 
 class SavedFile:
-    """The entries of a file. Raises ValueError, or whatever a parser says to damaged bytes."""
+    """The entries of a file. Raises ValueError, or any error of a parser on damaged bytes."""
 
     def __init__(self, stream: BinaryIO) -> None:
-        from zipfile import ZipFile  # here, for it would be half of the package's import time
+        from zipfile import ZipFile  # here, because it would take half of the package's import time
 
         length = stream.seek(0, 2)
         self._zip: ZipFile = ZipFile(stream)
@@ -53,7 +53,7 @@ class SavedFile:
         self.configuration = self._configuration(self.entries.pop(CONFIGURATION, None))
 
     def read(self, entry: Entry) -> Array:
-        """The array, whose checksum is right."""
+        """Read an array; a wrong checksum raises an error."""
         with self._zip.open(entry.info) as stream:
             array: Array = np.lib.format.read_array(stream, allow_pickle=False)
             if stream.read(1):
@@ -97,7 +97,7 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
 
 @contextmanager
 def room_for(entries: Iterable[Entry]) -> Iterator[None]:
-    """While this lasts, layers are made whose parameters together have hardly more numbers than these entries."""
+    """In this context, limit new layers to about as many parameter values in total as these entries have."""
     token = _room.set([sum(math.prod(entry.shape) for entry in entries) + _SLACK])
     try:
         yield
@@ -106,7 +106,7 @@ def room_for(entries: Iterable[Entry]) -> Iterator[None]:
 
 
 def claim(shapes: Iterable[tuple[int, ...]]) -> None:
-    """Raise where a layer that is made of a file asks for more numbers than the file has."""
+    """Raise if a layer made from a file needs more numbers than the file has."""
     left = _room.get()
     if left is None:
         return

@@ -1,4 +1,4 @@
-"""Arrays under several names: which are one and the same memory, and which overlap."""
+"""Arrays under several names: find those in the same memory, and those that overlap."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ _base = attrgetter("base")
 
 
 def are_plain(arrays: Iterable[Any]) -> bool:
-    """Whether none is of a subclass of NumPy's arrays, which kernels would take for what it derives from."""
+    """Whether all are plain NumPy arrays; kernels would treat a subclass as its base class."""
     return set(map(type, arrays)) <= {np.ndarray}
 
 
 def may_share(arrays: Collection[Any], owners: Set[type] = _OWNERS) -> bool:
-    """False where all are different arrays of memory of their own: their bases are of these types."""
+    """False if all are distinct arrays that own their memory, so that their bases have the types `owners`."""
     try:
         bases = set(map(type, map(_base, arrays)))
-    except AttributeError:  # of what is no array
+    except AttributeError:  # an entry is not an array
         return True
     return len(set(map(id, arrays))) < len(arrays) or not bases <= owners
 
 
 def by_memory(label: str, arrays: Mapping[str, Array], *, apart: bool) -> list[list[str]]:
-    """The names, those of views of one and the same memory together, transposed or not; with `apart`, a ValueError
-    where others overlap.
+    """The names, grouped by memory: views of the same memory, transposed or not, are in one group. With `apart`, raises
+    ValueError if other arrays overlap.
     """
     groups: dict[Any, list[str]] = {}
     for name, array in arrays.items():
@@ -41,7 +41,7 @@ def by_memory(label: str, arrays: Mapping[str, Array], *, apart: bool) -> list[l
 
 
 def in_memory_order(array: Array, like: Array) -> Array:
-    """`array` as a vector, in the order in which an array laid out as `like` has the same entries in memory."""
+    """`array` as a vector, in the memory order of an array with the layout of `like`."""
     flat: Array = array.transpose(_order(like)).reshape(-1)
     return flat
 
@@ -54,12 +54,12 @@ def from_memory_order(flat: Array, like: Array) -> Array:
 
 
 def _order(array: Array) -> list[int]:
-    """The axes by their steps in memory, the longest first."""
+    """The axes sorted by stride, the largest first."""
     return sorted(range(array.ndim), key=lambda axis: -array.strides[axis])
 
 
 def _place(array: Array) -> tuple[Any, ...]:
-    """What views of one and the same memory have in common; of memory with gaps, those of the same layout."""
+    """A key that views of the same memory share; views with gaps share it only if they have the same layout."""
     dense = array.transpose(_order(array)).flags.c_contiguous
     layout = (array.size,) if dense else (array.shape, array.strides)
     return array.__array_interface__["data"][0], array.dtype, *layout

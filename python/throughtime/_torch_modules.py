@@ -1,4 +1,4 @@
-"""Modules of PyTorch as layers, without importing it: a program that has such a module has imported torch already."""
+"""PyTorch modules as layers, without importing torch: a program with such a module has already imported it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
 
 
 def full_name(kind: type) -> str:
-    """The name of a class, with the package where its name is one of several packages'."""
+    """The name of a class, with its package if classes of several packages have that name."""
     for inner, public in _PUBLIC.items():
         if kind.__module__.startswith(inner):
             return f"{public}.{kind.__name__}"
@@ -34,14 +34,15 @@ def full_name(kind: type) -> str:
 
 
 def from_torch(layer: Any, *arrays: Any) -> tuple[Any, ...]:
-    """The layer and the arrays as they are; of a torch module a layer on its weights, of tensors what that takes.
+    """The layer and the arrays, unchanged unless they are torch's: a module becomes a layer, tensors become its inputs.
 
-    A recurrent layer shares the weights' memory, but for those in half precision, on a device, or not contiguous.
+    A recurrent layer shares the memory of the module's weights, except those in half precision, on a device, or not
+    contiguous.
 
     Raises
     ------
     TypeError
-        If `layer` is a torch module that no layer stands for.
+        If `layer` is a torch module without a corresponding layer.
     """
     if not _is(type(layer), "torch.nn.modules.module", "Module"):
         return (layer, *arrays)
@@ -49,7 +50,7 @@ def from_torch(layer: Any, *arrays: Any) -> tuple[Any, ...]:
 
 
 def _inner(module: Any) -> str:
-    """Where in a model there are modules that layers stand for."""
+    """The places of a model's modules that have a corresponding layer, for an error message."""
     names = [
         name
         for name, part in module.named_modules()
@@ -59,7 +60,7 @@ def _inner(module: Any) -> str:
 
 
 def _is(kind: type, module: str, name: str) -> bool:
-    """Whether it is that class or derives from it."""
+    """Whether `kind` is that class or a subclass of it."""
     return any(cls.__module__ == module and cls.__name__ == name for cls in kind.__mro__)
 
 
@@ -71,7 +72,7 @@ def _layer_of(module: Any) -> Layer:
         raise TypeError(f"{_EXPECTED}, got {full_name(type(module))}{_inner(module)}")
     owner = next(cls for cls in type(module).__mro__ if "forward" in vars(cls))
     if full_name(owner).rpartition(".")[0] not in ("torch.nn", "throughtime.torch"):
-        raise TypeError(f"{_EXPECTED}, got {full_name(type(module))}, whose forward is its own")
+        raise TypeError(f"{_EXPECTED}, got {full_name(type(module))}, which overrides forward")
     return _recurrent_of(kind, module)
 
 
@@ -87,13 +88,13 @@ def _recurrent_of(kind: str, module: Any) -> Layer:
     options = {name: getattr(module, name) for name in _OPTIONS[kind] if hasattr(module, name)}
     dtype = str(module.weight_ih_l0.dtype)
     layer: Layer = _UNSET[kind](**options, dtype="float32" if dtype in _HALVES else dtype.removeprefix("torch."))
-    for name in layer.parameters:  # by attribute: parametrizations compute what is there
+    for name in layer.parameters:  # as attributes, which parametrizations compute
         layer.parameters[name] = contiguous(as_array(name, _on_host(getattr(module, name))))
     return layer
 
 
 def _on_host(value: Any) -> Any:
-    """A tensor where NumPy can read it, in a type that it has; anything else as it is."""
+    """A tensor on the CPU, in a type that NumPy has; any other value unchanged."""
     if isinstance(value, tuple | list):
         return tuple(_on_host(entry) for entry in value)
     if not hasattr(value, "detach"):
@@ -103,7 +104,7 @@ def _on_host(value: Any) -> Any:
 
 
 def _unset(layer: type[Layer]) -> type[Layer]:
-    """The same layer without initial values: nothing is drawn, and NumPy's zeros touch no memory."""
+    """The layer class without initial values: nothing is drawn, and NumPy's zeros touch no memory."""
     return type(layer.__name__, (layer,), {"_initialise": lambda self: None})
 
 

@@ -16,15 +16,15 @@ __version__ = "0.1.0"
 def get_num_threads() -> int:
     """Threads that a call may use: ``THROUGHTIME_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the usable cores.
 
-    In a process of torchrun, the cores divided by its processes on this machine (``LOCAL_WORLD_SIZE``); the 1 that
-    torchrun itself gives to ``OMP_NUM_THREADS`` does not count. After ``import throughtime.torch`` the default is
-    torch's number of threads, and calls run on those.
+    Under torchrun, the cores are divided by its processes on this machine (``LOCAL_WORLD_SIZE``), and the value 1 that
+    torchrun sets for ``OMP_NUM_THREADS`` is ignored. After ``import throughtime.torch`` the default is torch's number
+    of threads, and calls run on torch's threads.
     """
     return _core.get_num_threads()
 
 
 def set_num_threads(n: int) -> None:
-    """Set the number of threads of later calls. Results are the same bits for any number.
+    """Set the number of threads for later calls. Results are bit-identical for any number.
 
     Raises
     ------
@@ -40,29 +40,29 @@ def get_matmul_precision() -> str:
 
 
 def set_matmul_precision(precision: str) -> None:
-    """Set the precision of float32 products of recurrent layers in later calls, where the processor has faster ones.
+    """Set the precision of float32 products of recurrent layers in later calls, if the processor has faster ones.
 
     Parameters
     ----------
     precision : {"highest", "high", "medium"}
-        PyTorch's words. ``"highest"``, the default, is float32's own accuracy; ``"high"`` keeps about 16 bits of each
-        factor, ``"medium"`` 8 (bfloat16). Sums are float32 always. The gradients of pre-activations are such factors,
-        and bias gradients their sums. CUDA has all three, AMX as well (``"high"`` from 3 sequences on),
-        AVX512_BF16 without AMX has ``"medium"``; where a precision is missing (:func:`show_config` lists
-        those there are), and for float64, it is ``"highest"``. A backward, and what it computes again for
-        ``memory=``, has the precision of its own call.
+        PyTorch's names. ``"highest"``, the default, is the full accuracy of float32; ``"high"`` keeps about 16 bits of
+        each factor, ``"medium"`` 8 (bfloat16). Sums are always float32. The gradients of pre-activations are such
+        factors, and bias gradients are sums of them. CUDA and AMX support all three (AMX ``"high"`` from 3 sequences
+        on), AVX512_BF16 without AMX supports ``"medium"``. ``"highest"`` replaces a missing precision
+        (:func:`show_config` lists the available ones), and applies to float64. A backward, with everything it
+        recomputes for ``memory=``, has the precision set when it is called.
     """
     _core.set_terms(3 - _PRECISIONS.index(choice("precision", precision, _PRECISIONS)))
 
 
 def _precisions_here() -> list[str]:
-    """Those that have products of their own on this processor."""
+    """The precisions with separate products on this processor."""
     most = max(_core.bfloat16_terms().values(), default=0)
     return ["highest", *(name for name, terms in (("high", 2), ("medium", 1)) if terms <= most)]
 
 
 def empty_cache() -> None:
-    """Give pooled memory that no array uses back to the system."""
+    """Return pooled memory that no array uses to the system."""
     _core.empty_cache()
 
 
@@ -72,7 +72,7 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     Parameters
     ----------
     mode : {"stdout", "dicts"}
-        Print, or return a dict.
+        Whether to print them or to return a dict.
     """
     choice("mode", mode, ("stdout", "dicts"))
     compiled = _core.levels()

@@ -1,7 +1,7 @@
 """Figures of a gradient flow: curves over time, heat maps over units and over layers. Legible in black and white.
 
-Everything drawn is a logarithm to base 10 on a linear axis (power_axis.py). Legends cover nothing that is drawn. A
-figure is at most 1600 pixels high.
+All values are logarithms to base 10 on a linear axis (power_axis.py). Legends never cover data. A figure is at most
+1600 pixels high.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from .._files import save_figure
 from .power_axis import label_powers
 from .thinning import bin_size, binned_label, largest, spread, thinned_curve
 
-_CURVES, _HEAT_MAPS, _NAMES = 12, 8, 16  # at most, of one figure
+_CURVES, _HEAT_MAPS, _NAMES = 12, 8, 16  # the most that one figure shows
 _DPI = 150
-_IS_CURVE, _IS_SIGN = "gradient flow", "no norm"  # gids of a curve's line and band, and of signs in its place
-_FLOATS = {  # log10 of the normal numbers at both ends
+_IS_CURVE, _IS_SIGN = "gradient flow", "no norm"  # gids of a curve's line and band, and of markers in its place
+_FLOATS = {  # log10 of the smallest and the largest normal numbers
     "smallest float32": -37.93,
     "largest float32": 38.53,
     "smallest float64": -307.65,
@@ -42,7 +42,7 @@ _BROKEN: dict[str, Any] = {"facecolor": "white", "edgecolor": "black", "hatch": 
 
 
 class Flow(Protocol):
-    """What is drawn of a `GradientFlow`."""
+    """The attributes of a `GradientFlow` that the figures read."""
 
     quantity: str
     title: str
@@ -59,7 +59,7 @@ class Flow(Protocol):
 
 
 class Stack(Flow, Protocol):
-    """And of a `StackFlow`."""
+    """The attributes of a `StackFlow` that the figures read."""
 
     @property
     def depth_log10_norm(self) -> Array: ...
@@ -72,7 +72,7 @@ def _is_stack(flow: Flow) -> TypeGuard[Stack]:
 
 
 class _Curve(NamedTuple):
-    """A row of a flow, and what it is called."""
+    """A row of a flow, and its label."""
 
     flow: Flow
     row: int
@@ -80,7 +80,7 @@ class _Curve(NamedTuple):
 
 
 def plot(flow: Flow, path_or_axes: str | os.PathLike[str] | Axes | None, label: str | None) -> Figure:
-    """The curves alone in axes that are given, else a new figure, saved where a path is given."""
+    """Draw the curves alone into the given axes, or a new figure; save it if a path is given."""
     title = flow.title if label is None else "Gradient flow"
     depth_alone = _is_stack(flow) and flow._is_of_depth_alone
     if isinstance(path_or_axes, Axes):
@@ -97,7 +97,7 @@ def plot(flow: Flow, path_or_axes: str | os.PathLike[str] | Axes | None, label: 
 
 
 def plot_flows(flows: Mapping[str, Flow], path_or_axes: str | os.PathLike[str] | Axes | None) -> Figure:
-    """The curves of several flows in axes that are given, else in a new figure, saved where a path is given."""
+    """Draw the curves of several flows into the given axes, or into a new figure; save it if a path is given."""
     if all(_is_stack(flow) and flow._is_of_depth_alone for flow in flows.values()):
         if isinstance(path_or_axes, Axes):
             return _layers_into_axes(path_or_axes, flows, "Gradient flow")
@@ -148,9 +148,9 @@ def _curves_of(flow: Flow, label: str | None) -> list[_Curve]:
 
 
 def draw_curves(axes: Axes, curves: Sequence[_Curve]) -> list[Artist]:
-    """A curve for every row, and how far the sequences of the batch are apart; what a legend shows.
+    """Draw a curve for every row and a band for the range of the batch. Returns the handles for a legend.
 
-    Of several sequences the curve is their median, the band their range, at each step of those that carry a gradient.
+    For several sequences, the curve is the median and the band the range of those that carry a gradient at a step.
     """
     shown = spread(len(curves), _CURVES)
     before = sum(line.get_gid() == _IS_CURVE for line in axes.lines)
@@ -172,7 +172,7 @@ def draw_curves(axes: Axes, curves: Sequence[_Curve]) -> list[Artist]:
 
 
 def _median(sequences: Array) -> Array:
-    """Of each step (T, B), the median of those norms that are not zero; NaN where one is."""
+    """For each step of (T, B), the median of the norms that are not zero; NaN if any norm is NaN."""
     ordered, count = np.sort(sequences, axis=1), sequences.shape[1]
     zeros = (ordered == -np.inf).sum(axis=1)
     middle = [np.minimum(zeros + (count - zeros - odd) // 2, count - 1) for odd in (1, 0)]
@@ -183,7 +183,7 @@ def _median(sequences: Array) -> Array:
 
 
 def _steps(flow: Flow) -> int:
-    """How many timesteps are drawn: what lies beyond the longest sequence is padding."""
+    """Number of timesteps to draw: those beyond the longest sequence are padding."""
     return max(1, flow.steps)
 
 
@@ -200,19 +200,19 @@ def _legend(axes: Axes, handles: Sequence[Artist], **look: Any) -> Legend:
 
 
 def _legend_beside(axes: Axes, handles: Sequence[Artist]) -> None:
-    """A legend right of axes that have a constrained layout."""
+    """Draw a legend to the right of axes with a constrained layout."""
     _legend(axes, handles, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
 
 
 def _legend_over(axes: Axes, handles: Sequence[Artist]) -> None:
-    """A short legend above the right end of axes, whose title stands left."""
+    """Draw a short legend above the right end of axes whose title is on the left."""
     if handles:
         look = {"frameon": False, "borderaxespad": 0, "borderpad": 0.1}
         _legend(axes, handles, loc="lower right", bbox_to_anchor=(1, 1.01), ncols=len(handles), **look)
 
 
 def legend_in_headroom(axes: Axes, handles: Sequence[Artist]) -> None:
-    """A legend inside of axes, above everything that is drawn."""
+    """Draw a legend inside the axes, above all curves; extends the y axis to make room."""
     axes.autoscale(axis="y")
     _figure_of(axes).draw_without_rendering()
     for columns in (4, 3, 2, 1):
@@ -227,7 +227,7 @@ def legend_in_headroom(axes: Axes, handles: Sequence[Artist]) -> None:
 def draw_curve(
     axes: Axes, norms: Array, label: str, place: int, *, sequences: Array | None = None, **style: Any
 ) -> None:
-    """Norms (T,) in the line and marker of a place; steps without a gradient, or not finite, as signs at the bottom."""
+    """Draw norms (T,) in line style number `place`; markers at the bottom show steps whose norm is 0 or not finite."""
     times, (highest,) = thinned_curve(norms)
     finite = np.isfinite(highest)
     look: dict[str, Any] = {
@@ -252,7 +252,7 @@ def draw_curve(
 
 
 def label_curves(axes: Axes, quantity: str, steps: int) -> None:
-    """Axes of the norms of `steps` timesteps."""
+    """Label the axes of curves over `steps` timesteps, and mark the limits of float types within their range."""
     axes.set(xlabel=binned_label("timestep t", steps), ylabel=f"norm of {_typeset(quantity)} (log scale)")
     axes.grid(alpha=0.3)
     label_powers(axes.yaxis)
@@ -265,7 +265,7 @@ def label_curves(axes: Axes, quantity: str, steps: int) -> None:
 
 
 def draw_depth(axes: Axes, norms: Array, label: str, place: int, **style: Any) -> None:
-    """Norms over all timesteps (layers + 1,) against the boundaries of layers, first at the top."""
+    """Draw norms over all timesteps (layers + 1,) against the boundaries between layers."""
     finite = np.isfinite(norms)
     look: dict[str, Any] = {"linestyle": _LINES[place % len(_LINES)], "marker": _MARKERS[place % len(_MARKERS)]}
     (line,) = axes.plot(
@@ -277,7 +277,7 @@ def draw_depth(axes: Axes, norms: Array, label: str, place: int, **style: Any) -
 
 
 def _without_place(norms: Array, label: str, line: Line2D) -> list[tuple[Array, dict[str, Any]]]:
-    """Which norms a curve cannot show, and with what signs they are shown instead."""
+    """Masks of the norms that a curve cannot show (zero, not finite), each with the style of its markers."""
     signs = ((norms == -np.inf, "x", "exactly zero"), (~(norms < np.inf), "+", "not finite"))
     look: dict[str, Any] = {"linestyle": "none", "color": line.get_color()}
     return [
@@ -286,7 +286,7 @@ def _without_place(norms: Array, label: str, line: Line2D) -> list[tuple[Array, 
 
 
 def label_depth(axes: Axes) -> None:
-    """Axes of norms over the boundaries of layers."""
+    """Label the axes of norms against the boundaries between layers."""
     axes.set_xlabel("norm over all timesteps (log scale)")
     axes.grid(alpha=0.3)
     label_powers(axes.xaxis)
@@ -309,7 +309,7 @@ def _layer_figure(flow: Flow, label: str | None) -> Figure:
 
 
 def literal(text: str) -> str:
-    """Text for a title that wraps: where matplotlib measures it, `parse_math=False` does not count."""
+    """Escape text for a title that wraps: matplotlib ignores `parse_math=False` when it measures the title."""
     return text.replace("$", r"\$")
 
 
@@ -320,7 +320,7 @@ def _set_title(figure: Figure, flow: Flow, label: str | None) -> None:
 
 
 def _draw_units(figure: Figure, panels: list[Axes], flow: Flow, shown: list[int]) -> None:
-    """Heat maps time x unit of these rows, in common colours."""
+    """Draw heat maps, time x unit, of these rows with a common colour scale."""
     maps = [flow.log10_unit[row, : _steps(flow)].T for row in shown]
     colours = _colours(*maps)
     for axes, row, values in zip(panels, shown, maps, strict=True):
@@ -365,7 +365,7 @@ def _stack_figure(flow: Stack, label: str | None) -> Figure:
 
 
 def draw_layers(axes: Axes, flows: Mapping[Any, Flow]) -> None:
-    """The norm at every boundary of layers of flows without time, by their names; the first layer at the top."""
+    """Draw the norm at every boundary between layers, for named flows without time; the first layer is at the top."""
     first = len(axes.lines)
     for place, (name, flow) in enumerate(flows.items(), first):
         assert _is_stack(flow)
@@ -398,7 +398,7 @@ def _depth_figure(flows: Mapping[Any, Flow]) -> Figure:
 
 
 def _heat_map(axes: Axes, values: Array, colours: Normalize) -> AxesImage:
-    """Values (rows, T) as colours; hatched where they are zero, cross-hatched where they are not finite."""
+    """Draw values (rows, T) as colours; zeros are hatched, values that are not finite are cross-hatched."""
     drawn, (tall, wide) = values, (bin_size(size) for size in values.shape)
     for axis, size in enumerate((tall, wide)):
         drawn = largest(drawn, size, axis)
@@ -425,19 +425,19 @@ def _heat_map(axes: Axes, values: Array, colours: Normalize) -> AxesImage:
 
 
 def _runs(marked: Array) -> list[tuple[int, int]]:
-    """Begin and end of every run of true values."""
+    """Start and end of every run of true values."""
     edges = np.flatnonzero(np.diff(marked.astype(np.int8), prepend=0, append=0))
     return [(int(first), int(last)) for first, last in edges.reshape(-1, 2)]
 
 
 def _colours(*maps: Array) -> Normalize:
-    """From the smallest to the largest finite value of all maps."""
+    """A colour scale from the smallest to the largest finite value of all maps."""
     finite = np.concatenate([values[np.isfinite(values)] for values in maps])
     return Normalize(finite.min(), finite.max()) if finite.size else Normalize(-1, 0)
 
 
 def _marked(finite: Array, place: int) -> list[int]:
-    """Where a curve has its markers: ten, not above those of other curves, and where one step stands alone."""
+    """Indices of a curve's markers: ten, offset from those of other curves, and every isolated step."""
     apart = max(1, len(finite) // 10)
     beside = np.pad(finite, 1)
     alone = finite & ~beside[:-2] & ~beside[2:]

@@ -1,4 +1,4 @@
-"""What `throughtime.gradient_flow` finds: logarithms of the gradient's norm at every timestep, its decay, a table."""
+"""The result of `throughtime.gradient_flow`: log10 of the gradient's norm at every timestep, its decay, and a table."""
 
 from __future__ import annotations
 
@@ -25,37 +25,36 @@ _NOTE = (
 
 
 class GradientFlow:
-    """How large the gradient is at every timestep of a recurrent layer: what :func:`throughtime.gradient_flow` returns.
+    """The gradient's norm at every timestep of a recurrent layer, as :func:`throughtime.gradient_flow` returns it.
 
-    All norms are logarithms to base 10, which reach as far past the range of floats as gradients do: ``-1500`` is a
-    norm of 1e-1500. ``-inf`` is a gradient of exactly zero, such as in padding or after the last loss; ``inf`` and
-    ``nan`` come from weights or losses that are not finite. A row is a layer and direction, in the order of ``h_n``.
-    Its backward goes from the last timestep to the first; in the reverse direction, from the first to the last.
+    All norms are logarithms to base 10, which may lie far outside the range of floats: ``-1500`` is a norm of 1e-1500.
+    ``-inf`` is a gradient of exactly zero, for example in padding or after the last loss; ``inf`` and ``nan`` come from
+    weights or losses that are not finite. A row is one layer and direction, in the order of ``h_n``. Its backward runs
+    from the last timestep to the first; in the reverse direction, from the first to the last.
 
     Parameters
     ----------
     log10_norm_per_sequence : (L*D, T, B) array, float64
-        log10 of ||dL/dh_t|| over the units; (L*D, T) where there is no batch.
+        log10 of ||dL/dh_t|| over the units; (L*D, T) without a batch.
     log10_unit : (L*D, T, H) array, float64, optional
         log10 of the norm over the batch.
     reverse : (L*D,) sequence of bool
         Which rows belong to the reverse direction.
     names : (L*D,) sequence of str
-        What the rows are called in the table and in plots.
+        Names of the rows in the table and in plots.
     title : str
-        What the flow is of.
+        Title of the table and of plots.
     lengths : (B,) integers, optional
-        Each sequence's own length, one integer where there is no batch. What lies beyond the longest is padding: it
-        counts for nothing.
+        Length of each sequence; one integer without a batch. Steps beyond the longest are padding and are ignored.
     fault : str, optional
-        Where the forward stopped being finite. Gradients that come back through that are ``nan``.
+        Where the forward stopped being finite. Gradients that pass through that step are ``nan``.
 
     Attributes
     ----------
     log10_norm_per_sequence, reverse, names, title, lengths, fault
         As given.
     steps : int
-        Timesteps of the longest sequence, T where there are no lengths.
+        Timesteps of the longest sequence; T without lengths.
     log10_norm : (L*D, T) array
         log10 of ||dL/dh_t|| over batch and units.
     """
@@ -106,24 +105,23 @@ class GradientFlow:
     def log10_unit(self) -> Array:
         """log10 of the norm of each unit's gradient over the batch, (L*D, T, H)."""
         if self._log10_unit is None:
-            raise AttributeError("this flow holds no log10_unit: it was made without")
+            raise AttributeError("this flow has no log10_unit: none was given to the constructor")
         return self._log10_unit
 
     @property
     def gamma(self) -> Array:
         """Geometric mean of the factor by which the norm changes per step back, (L*D,).
 
-        With n steps from the first one that carries a gradient (a norm above zero), in the order of the backward, to
-        the last one that does: ``(norm at the last / norm at the first) ** (1 / n)``, whatever lies between. NaN where
-        fewer than two steps carry a gradient. It describes a loss on one step; where there are losses on the way too,
-        it includes what they add.
+        ``(norm at the last / norm at the first) ** (1 / n)``, n steps apart: the first and the last step, in backward
+        order, that carry a gradient (a norm above zero). Norms between them do not matter. NaN if fewer than two steps
+        carry a gradient. Gamma describes a loss on one step; losses on later steps of the backward add to it.
         """
         with np.errstate(over="ignore", under="ignore"):
             gamma: Array = np.power(10.0, self._log10_gamma)
         return gamma
 
     def horizon(self, fraction: float) -> Array:
-        """Steps back until the norm is below a fraction of what it starts with.
+        """Steps back until the norm is below a fraction of its first value.
 
         Parameters
         ----------
@@ -133,33 +131,33 @@ class GradientFlow:
         Returns
         -------
         (L*D,) array
-            Counted from the first step that carries a gradient, in the order of the backward, to the first whose norm
-            is below `fraction` times the norm there; a gradient of exactly zero is below. ``inf`` where none is, up to
-            the last step of the longest sequence; ``nan`` where no step carries a gradient or a norm is not finite
-            before that.
+            Steps from the first one that carries a gradient, in backward order, to the first whose norm is below
+            `fraction` times the norm there; a gradient of exactly zero is below. ``inf`` if no norm up to the last step
+            of the longest sequence is; ``nan`` if no step carries a gradient, the first norm is infinite, or a NaN
+            comes earlier.
 
         Raises
         ------
         TypeError, ValueError
-            If `fraction` is no number between 0 and 1.
+            If `fraction` is not a number between 0 and 1.
         """
         fraction = number("fraction", fraction, 0, 1, open_low=True, open_high=True)
         return np.array([_horizon(self._way(row), np.log10(fraction)) for row in range(len(self.names))])
 
     def summary(self) -> str:
-        """Return a table of every row: log10 of the norm where its way begins, halfway and at its end, gamma, horizons.
+        """Return a table of every row: log10 of the norm at the start, middle and end of its backward, gamma, horizons.
 
         Returns
         -------
         str
-            The start is the first step that carries a gradient, in the order of the backward; the end is the last
-            timestep in that order: the first of the sequence, in the reverse direction the last of the longest one.
-            Where the forward was not finite, a line before the table says so.
+            The start is the first step that carries a gradient, in backward order. The end is the last timestep in that
+            order: the first of the sequence, or the last of the longest sequence in the reverse direction. If the
+            forward was not finite, a line before the table says so.
         """
         return self._as_text(COLUMNS, [self.cells(row) for row in range(len(self.names))], _NOTE.format(self.quantity))
 
     def _as_text(self, columns: Sequence[str], cells: Sequence[Sequence[str]], note: str) -> str:
-        """Title, a table with a line for every row, and a note."""
+        """The title, a table with one line per row, and a note."""
         lines = [("", *columns), *((name, *own) for name, own in zip(self.names, cells, strict=True))]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         table = ["  ".join([name.ljust(widths[0]), *map(str.rjust, own, widths[1:])]).rstrip() for name, *own in lines]
@@ -167,7 +165,7 @@ class GradientFlow:
         return "\n".join([self.title, *fault, *table, note])
 
     def cells(self, row: int) -> tuple[str, ...]:
-        """What a table shows of a row, in the order of ``COLUMNS``."""
+        """The cells of a row of the table, in the order of ``COLUMNS``."""
         way = self._way(row)
         places = (way[0], way[len(way) // 2], way[-1]) if way.size else (-np.inf,) * 3
         horizons = (_horizon(way, exponent) for exponent in (-3.0, -6.0))
@@ -179,22 +177,22 @@ class GradientFlow:
         Parameters
         ----------
         path_or_axes : path or matplotlib Axes, optional
-            Where the figure is saved, in the format that its name ends in; or axes for the curves alone, beside the
-            curves of other flows that they hold.
+            File to save the figure to, in the format of its suffix; or axes to draw only the curves into, in addition
+            to those of other flows that they already show.
         label : str, optional
-            What this flow is called in the legend.
+            Name of this flow in the legend.
 
         Returns
         -------
         matplotlib.figure.Figure
-            A new one, or that of the axes. Of several sequences a curve is the median, within the band of their range.
+            A new figure, or that of the axes. For several sequences, a curve is their median and a band their range.
 
         Raises
         ------
         ImportError
             If matplotlib is not installed.
         TypeError
-            If `path_or_axes` or `label` is something else.
+            If `path_or_axes` or `label` has another type.
         """
         if not isinstance(label, str | None):
             raise TypeError(f"label must be a str, got {type(label).__name__}")
@@ -206,9 +204,9 @@ class GradientFlow:
         return np.array([_log10_gamma(self._way(row)) for row in range(len(self.names))])
 
     def _way(self, row: int) -> Array:
-        """The row's norms in the order of the backward, from the first step that carries a gradient to the end.
+        """The row's norms in backward order, from the first step that carries a gradient to the end.
 
-        Beyond the longest sequence there is only padding, which the reverse direction would otherwise end in.
+        Padding beyond the longest sequence is left out; otherwise the reverse direction would end in it.
         """
         norms = self.log10_norm[row, : self.steps]
         norms = norms if self.reverse[row] else norms[::-1]
@@ -222,21 +220,21 @@ def plot_flows(flows: Mapping[str, GradientFlow], path_or_axes: str | os.PathLik
     Parameters
     ----------
     flows : mapping of str to GradientFlow
-        What :func:`gradient_flow` returned, by the names that the legend shows.
+        Results of :func:`gradient_flow`, by their names in the legend.
     path_or_axes : path or matplotlib Axes, optional
-        Where the figure is saved, in the format that its name ends in; or axes to draw into.
+        File to save the figure to, in the format of its suffix; or axes to draw into.
 
     Returns
     -------
     matplotlib.figure.Figure
-        A new one, or that of the axes.
+        A new figure, or that of the axes.
 
     Raises
     ------
     ImportError
         If matplotlib is not installed.
     TypeError
-        If `flows` is no mapping of names to flows, or `path_or_axes` something else.
+        If `flows` is not a mapping of names to flows, or `path_or_axes` has another type.
     ValueError
         If `flows` is empty.
 
@@ -254,13 +252,13 @@ def plot_flows(flows: Mapping[str, GradientFlow], path_or_axes: str | os.PathLik
     for name, flow in flows.items():
         if not isinstance(name, str) or not isinstance(flow, GradientFlow):
             what = f"{name!r}: {type(flow).__name__}"
-            raise TypeError(f"flows must be a dict of str to what gradient_flow returns, got {what}")
+            raise TypeError(f"flows must be a dict of str to GradientFlow, got {what}")
     figure: Figure = _figures().plot_flows(flows, path_or_axes)
     return figure
 
 
 def _figures() -> Any:
-    """The module that draws."""
+    """Import the module that draws; it needs matplotlib."""
     try:
         from . import flow_figures
     except ModuleNotFoundError as error:
@@ -271,19 +269,19 @@ def _figures() -> Any:
 
 
 class StackFlow(GradientFlow):
-    """How large the gradient is at every timestep and layer of a `Sequential`.
+    """The gradient's norm at every timestep and layer of a `Sequential`.
 
-    A row is the gradient of what enters a layer, dL/dx_t; the last row is that of the output. The flow inside a
-    recurrent layer, from step to step, is in ``layers``.
+    A row is the gradient of a layer's input, dL/dx_t; the last row is that of the output. ``layers`` has the flow
+    inside each recurrent layer, from step to step.
 
     Parameters
     ----------
     log10_norm_per_sequence : (layers + 1, T, B) array, float64
-        log10 of ||dL/dx_t|| over the features; (layers + 1, T) where there is no batch.
+        log10 of ||dL/dx_t|| over the features; (layers + 1, T) without a batch.
     names : (layers + 1,) sequence of str
-        What the rows are called in the table and in plots.
+        Names of the rows in the table and in plots.
     layers : (layers,) sequence of GradientFlow or None
-        The flow inside each layer that holds a recurrent one, None for others.
+        The flow inside each layer that is or contains a recurrent one; None for others.
     title, lengths, fault
         As for :class:`GradientFlow`.
 
@@ -293,7 +291,7 @@ class StackFlow(GradientFlow):
     depth_log10_norm : (layers + 1,) array
         log10 of the norm over all timesteps.
     log10_norm, log10_norm_per_sequence, reverse, names, title, lengths, steps, fault
-        As of :class:`GradientFlow`; a row for every boundary of layers, ``reverse`` nowhere.
+        As for :class:`GradientFlow`, with one row per boundary between layers; ``reverse`` is False in every row.
     """
 
     quantity = "dL/dx_t"
@@ -312,28 +310,28 @@ class StackFlow(GradientFlow):
         super().__init__(norms, reverse=reverse, names=names, title=title, lengths=lengths, fault=fault)
         self.layers = tuple(layers)
         if len(self.layers) != len(self.names) - 1:
-            raise ValueError(f"layers has {len(self.layers)} entries, expected {len(self.names) - 1}: names less one")
+            raise ValueError(f"layers has {len(self.layers)} entries, expected {len(self.names) - 1}: len(names) - 1")
 
     @property
     def log10_unit(self) -> Array:
-        """Layers differ in width: there is none of a whole stack."""
+        """Not available: the layers of a stack differ in width."""
         inside = [i for i, layer in enumerate(self.layers) if layer is not None]
         where = f"flow.layers[i].log10_unit, i among {inside}" if inside else "no layer here is recurrent"
-        raise AttributeError(f"a stack has no log10_unit of its own: {where}")
+        raise AttributeError(f"a stack has no log10_unit: {where}")
 
     @property
     def _is_of_depth_alone(self) -> bool:
-        """Whether there is one timestep only, as of rows (N, F)."""
+        """Whether there is only one timestep, as for rows (N, F)."""
         return len(self.log10_norm[0]) == 1
 
     def summary(self) -> str:
-        """Return a table of every boundary of layers: `depth_log10_norm`, and how the norm fares over time.
+        """Return a table of every boundary between layers: `depth_log10_norm`, and the norm's course over time.
 
         Returns
         -------
         str
-            "all steps" is `depth_log10_norm`; the other columns are those of :meth:`GradientFlow.summary`. Where there
-            is one timestep only, a table of depth alone: the same, and by what factor each layer changes it.
+            "all steps" is `depth_log10_norm`; the other columns are those of :meth:`GradientFlow.summary`. If there is
+            only one timestep, the columns are `depth_log10_norm` and the factor by which each layer changes it.
         """
         depth = [_log10_text(norm) for norm in self.depth_log10_norm]
         if self._is_of_depth_alone:
@@ -356,7 +354,7 @@ class StackFlow(GradientFlow):
 
 
 def combined_log10_norm(logarithms: Array, axis: int) -> Array:
-    """log10 of the root of the sum of squares, given log10 of what is squared; the largest is taken out first."""
+    """log10 of the root of the sum of squares of 10**logarithms; the largest is factored out first."""
     largest = np.max(logarithms, axis=axis, keepdims=True, initial=-np.inf)
     unit = np.where(np.isfinite(largest), largest, 0.0)
     with np.errstate(all="ignore"):  # log10(0) is -inf, and 10^inf is inf, as they should be
@@ -389,7 +387,7 @@ def _log10_text(value: float) -> str:
 
 
 def fault_text(fault: str) -> str:
-    """A forward that was not finite, in a line of its own."""
+    """The line that reports a forward that was not finite."""
     return f"The forward is not finite: {fault}. Gradients that come back through that are nan."
 
 

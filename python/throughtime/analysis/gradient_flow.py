@@ -1,4 +1,4 @@
-"""`gradient_flow`: the way back through time, and through stacks of layers, with a power of two beside every row."""
+"""`gradient_flow`: backpropagation through time and stacks of layers, with a power-of-two exponent for every row."""
 
 from __future__ import annotations
 
@@ -34,44 +34,44 @@ def gradient_flow(
     lengths: Any = None,
     memory: str | int = "full",
 ) -> GradientFlow:
-    """Find how large the gradient is at every timestep, however far below or above the range of floats.
+    """Measure the gradient's norm at every timestep, however far below or above the range of floats.
 
-    The way back is that of :meth:`Tape.backward`, without the gradients of parameters. What is carried of each sequence
-    is the gradient over a power of two, whose exponent is kept beside it; so a norm of 1e-1500 is as exact as one of 1.
-    Dropout is switched off, zoneout takes its expectation; BatchNorm takes the statistics of x, as in training, and
-    leaves its running ones alone.
+    Backpropagates like :meth:`Tape.backward`, but without parameter gradients. The carried gradient of each sequence is
+    scaled by a power of two whose exponent is stored separately, so a norm of 1e-1500 is as exact as one of 1. Dropout
+    is off, zoneout uses its expectation, and BatchNorm uses the statistics of x, as in training, without updating its
+    running statistics.
 
     Parameters
     ----------
     layer : RNN, GRU, LSTM, Sequential or another layer
-        With any number of layers and directions. What is not recurrent is taken as a stack. A ``torch.nn.RNN``,
-        ``GRU`` or ``LSTM``, or one of ``throughtime.torch`` (a block of it too), goes as well, and so do tensors.
+        Any number of layers and directions. A layer that is not recurrent is treated as a stack. ``torch.nn.RNN``,
+        ``GRU`` and ``LSTM``, the modules and blocks of ``throughtime.torch``, and tensors are accepted too.
     x : (T, B, I) array
-        As for the layer's ``forward``. Rows (N, I) have no time in a stack of layers to which they are nothing but a
-        batch (`Linear`, `MLP`, norms, activations, `Embedding`): the flow has T = 1 and B = N, and speaks of depth.
+        As for the layer's ``forward``. Rows (N, I) have no time axis in a stack whose layers all treat them as a batch
+        (`Linear`, `MLP`, norms, activations, `Embedding`): the flow has T = 1 and B = N, and describes depth only.
     d_output : "last" or array
-        The gradient of the loss with respect to the output, in its shape. ``"last"`` is one of ones on what ``h_n``
-        holds: each direction's own last step, ``output[lengths[b] - 1, b, :H]`` and, of the reverse direction,
-        ``output[0, b, H:]``, or ``output[0, b]`` of a layer with ``reverse=True``. Of a stack whose last layer is not
-        recurrent it is one of ones on each sequence's last valid output; where there is no time, on every row's.
+        The gradient of the loss with respect to the output, in its shape. ``"last"`` puts ones on the entries of
+        ``h_n``, the last step of each direction: ``output[lengths[b] - 1, b, :H]``, ``output[0, b, H:]`` for the
+        reverse direction, and ``output[0, b]`` for a layer with ``reverse=True``. If the last layer of a stack is not
+        recurrent, the ones are on each sequence's last valid output; without a time axis, on every row's output.
     state : optional
         Initial state, as for ``forward``.
     lengths : (B,) integers, optional
-        As for ``forward``. In the padding no gradient arrives.
+        As for ``forward``. The gradient in the padding is zero.
     memory : {"full", "states", "checkpoint"} or int
         As for ``forward``: ``"checkpoint"`` for long sequences.
 
     Returns
     -------
     GradientFlow
-        For a stack a :class:`StackFlow`, whose rows are the gradients of what enters each layer, and of the output.
+        For a stack, a :class:`StackFlow`, whose rows are the gradients of each layer's input and of the output.
 
     Raises
     ------
     TypeError
-        If `layer` is no layer, or an array has another dtype than the layer.
+        If `layer` is not a layer, or the dtype of an array differs from the layer's.
     ValueError
-        If a size does not fit, `d_output` is another word, or a layer without a state is given one.
+        If a size does not fit, `d_output` is another string, or a state is given to a layer without one.
 
     Examples
     --------
@@ -91,7 +91,7 @@ def gradient_flow(
         if isinstance(layer, Sequential):
             return _of_stack(layer, x, d_output, lengths, memory, state)
         return _of_stack(Sequential(layer), x, d_output, lengths, memory, None if state is None else (state,))
-    # Of the outputs nobody reads more than their shape.
+    # Only the shape of the output is needed.
     tape = layer.forward(x, state, lengths, training=False, output="last", memory=memory)
     return flow_of_record(tape.record, repr(layer), d_output)
 
@@ -117,7 +117,7 @@ def _incoming(
     time_axis: int,
     reverse: tuple[bool, ...],
 ) -> list[Scaled]:
-    """The loss's gradient, of the output's shape: the features of each direction by themselves."""
+    """The gradient of the loss with respect to the output, one array of features per direction."""
     part = (*shape[:-1], shape[-1] // len(reverse))
     if isinstance(d_output, str):
         return [_ones_on_last(part, dtype, valid, time_axis, back) for back in reverse]
@@ -130,7 +130,7 @@ def _incoming(
 def _ones_on_last(
     shape: tuple[int, ...], dtype: np.dtype[Any], valid: Array | None, time_axis: int, reverse: bool
 ) -> Scaled:
-    """Ones on the last step that a direction takes in each sequence. The row of ones is there once."""
+    """Ones on the last step of a direction in each sequence. All rows are views of one row of ones."""
     exponent = np.full(shape[:-1], ZERO, np.int32)
     in_time = np.moveaxis(exponent, time_axis, 0)
     if valid is None:
@@ -141,7 +141,7 @@ def _ones_on_last(
 
 
 def _reverse_of_last(layer: Layer) -> tuple[bool, ...]:
-    """Of every direction whose own last step the output holds, side by side, whether it is the reverse one."""
+    """For each direction in the features of the output, whether it runs backward in time."""
     if isinstance(layer, Sequential):
         return _reverse_of_last(layer.layers[-1])
     if not isinstance(layer, Recurrent):
@@ -150,13 +150,13 @@ def _reverse_of_last(layer: Layer) -> tuple[bool, ...]:
 
 
 def _together(parts: list[Scaled]) -> Scaled:
-    """The features side by side; parts of a row have the same exponent where they are not zero."""
+    """The parts concatenated along the features. Nonzero parts of a row have the same exponent."""
     values = parts[0].dense if len(parts) == 1 else np.concatenate([part.dense for part in parts], axis=-1)
     return Scaled(values, np.maximum.reduce([part.exponent for part in parts]))
 
 
 def _valid(record: Record) -> Array | None:
-    """Where there is no padding, in the layout of the output."""
+    """Mask of the steps that are not padding, in the layout of the output; None without lengths."""
     valid = record.valid()
     return None if valid is None else record.user_layout(valid[..., None])[..., 0]
 
@@ -173,7 +173,7 @@ def _of_stack(stack: Sequential, x: Any, d_output: Any, lengths: Any, memory: st
 
 
 def _flow_of(found: Any, time_axis: int | None, lengths: Array | None) -> GradientFlow | None:
-    """What was found in a layer; time is on this axis of its arrays, None: rows without time."""
+    """The flow inside a layer. `time_axis` is that of its arrays; None for rows without time."""
     if isinstance(found, StackNorms):
         return _flow_of_stack(found, time_axis, lengths)
     return None if found is None else _flow_of_recurrent(found)

@@ -1,4 +1,4 @@
-"""How a recurrent layer's state spreads or forgets: Lyapunov exponents, and singular values of its Jacobians."""
+"""How differences of a recurrent layer's state grow or decay: Lyapunov exponents, singular values of its Jacobians."""
 
 from __future__ import annotations
 
@@ -19,58 +19,59 @@ from .products import log_singular_values, lyapunov_exponents
 
 __all__ = ["jacobian_singular_values", "lyapunov_spectrum"]
 
-_BLOCK_BYTES = 1 << 25  # of the kernels' arrays for one block of steps
+_BLOCK_BYTES = 1 << 25  # memory of the kernels' arrays for one block of steps
 
 
 @with_room
 def lyapunov_spectrum(layer: Recurrent, x: Any, k: int | None = None, *, state: Any = None, warmup: int = 0) -> Array:
     """Lyapunov exponents of a recurrent layer driven by x: the rates at which small differences of its state grow.
 
-    The largest tells stable (negative) from chaotic (positive) dynamics; all of them, on how many timescales the layer
-    remembers: a difference along direction i changes by ``exp(exponent_i)`` per step, and so does a gradient on its
-    way back. The state is that of all layers jointly, h and for the LSTM c, so that there are N exponents, N the sum
-    of their widths.
+    The sign of the largest exponent separates stable (negative) from chaotic (positive) dynamics. The spectrum shows
+    the timescales of the layer's memory: a difference along direction i changes by a factor ``exp(exponent_i)`` per
+    step, and so does a gradient on its way back. The state is the joint state of all layers, h and for the LSTM c, so
+    there are N exponents, where N is the sum of their widths.
 
-    The Jacobians of the steps are those of the layer's own trajectory, in float64 also where the layer is float32, in
-    inference: no dropout, of zoneout the expectation. Their product is taken by the QR method (Benettin et al. 1980;
-    Shimada and Nagashima 1979; of recurrent networks Vogt et al. 2022, Engelken, Wolf and Abbott 2023).
+    The Jacobians are taken along the layer's own trajectory in inference mode (no dropout, zoneout's expectation), in
+    float64 even if the layer is float32. Their product is computed by the QR method (Benettin et al. 1980; Shimada and
+    Nagashima 1979; for recurrent networks Vogt et al. 2022, Engelken, Wolf and Abbott 2023).
 
     Parameters
     ----------
     layer : RNN, GRU or LSTM
-        Of one direction, forward in time; of ``torch.nn`` or ``throughtime.torch`` as well.
+        One direction, forward in time; modules of ``torch.nn`` and ``throughtime.torch`` are accepted too.
     x : (T, 1, I) array
         Input, as for ``layer.forward``: one sequence.
     k : int, optional
-        How many exponents, the largest; all N when None. Fewer cost less, but the Jacobians are computed whole.
+        Number of exponents, the largest first; all N when None. A smaller k costs less, but the full Jacobians are
+        still computed.
     state : (L, 1, H) array, or a pair of them for the LSTM, optional
         Initial state; zeros when None.
     warmup : int
-        The exponents are those of the steps of x after the first `warmup`, in which the state settles on its attractor
-        and the directions turn into those that grow fastest.
+        Number of first steps of x that are not averaged. In these, the state settles on its attractor and the
+        directions align with those that grow fastest.
 
     Returns
     -------
     exponents : (k,) float64 array
-        Nats per step, largest first. Minus infinity for directions that a step wiped out, which happens where units
-        are off or saturated, or weights are zero. A direction counts as wiped out where the Jacobian, its rows brought
-        to the same size, cannot be told from a singular one after rounding: for N = 100, where a step shrinks it some
-        1e12 times more than others, be it not through the small slope of its own unit.
+        Nats per step, largest first. Minus infinity for directions that a step wiped out, which happens if units are
+        off or saturated, or weights are zero. A direction counts as wiped out if rounding makes the Jacobian, with rows
+        scaled to equal size, indistinguishable from a singular matrix: for N = 100, if a step shrinks the direction
+        about 1e12 times more than others and the cause is not a single unit's small slope.
 
     Raises
     ------
     ValueError
-        If x has more than one sequence, the layer two directions, or a size does not fit.
+        If x has more than one sequence, the layer is bidirectional or reversed, or a size does not fit.
     FloatingPointError
-        If the state or a Jacobian is not finite; the step is named.
+        If the state or a Jacobian is not finite; the message names the step.
 
     See Also
     --------
-    jacobian_singular_values : the same for a stretch of time, without the limit.
+    jacobian_singular_values : the same for a finite stretch of time, without the limit.
 
     Examples
     --------
-    An orthogonal recurrent matrix times 0.9, of units that stay in the linear range:
+    An orthogonal recurrent matrix times 0.9, with units that stay in the linear range:
 
     >>> import numpy as np
     >>> import throughtime as tt
@@ -86,7 +87,7 @@ def lyapunov_spectrum(layer: Recurrent, x: Any, k: int | None = None, *, state: 
     skipped = size("warmup", warmup, least=0, most=len(x) - 1)
     states = _trajectory(layer, x, initial)
     exponents = lyapunov_exponents(_jacobians(layer, x, states), count, skipped)
-    if count < width and exponents[-1] == -np.inf:  # a direction not followed may grow faster than one that died
+    if count < width and exponents[-1] == -np.inf:  # an untracked direction may grow faster than one that died
         exponents = lyapunov_exponents(_jacobians(layer, x, states), width, skipped)[:count]
     return exponents
 
@@ -95,13 +96,13 @@ def lyapunov_spectrum(layer: Recurrent, x: Any, k: int | None = None, *, state: 
 def jacobian_singular_values(layer: Recurrent, x: Any, start: int, stop: int, *, state: Any = None) -> Array:
     """Singular values of the Jacobian of a recurrent layer's state after `stop` steps by that after `start` steps.
 
-    The largest is the most that a small difference of the state, or a gradient on its way back, can grow over these
-    steps; the smallest, the least that is left of one. State and Jacobians are as for :func:`lyapunov_spectrum`.
+    The largest is the largest factor by which a small difference of the state, or a gradient on its way back, can grow
+    over these steps; the smallest is the smallest such factor. State and Jacobians: see :func:`lyapunov_spectrum`.
 
     Parameters
     ----------
     layer : RNN, GRU or LSTM
-        Of one direction, forward in time; of ``torch.nn`` or ``throughtime.torch`` as well.
+        One direction, forward in time; modules of ``torch.nn`` and ``throughtime.torch`` are accepted too.
     x : (T, 1, I) array
         Input, as for ``layer.forward``: one sequence.
     start, stop : int
@@ -112,16 +113,17 @@ def jacobian_singular_values(layer: Recurrent, x: Any, start: int, stop: int, *,
     Returns
     -------
     logarithms : (N,) float64 array
-        Natural logarithms, largest first, of a range that numbers need not have: the product is never formed. Minus
-        infinity where a step wipes a direction out, as in :func:`lyapunov_spectrum`. Each is known to some eps times
-        the largest factor by which a single step shrinks one direction more than others, and to eps of itself.
+        Natural logarithms, largest first. The singular values may lie outside the range of floats: the product is never
+        formed. Minus infinity for directions that a step wipes out, as in :func:`lyapunov_spectrum`. The absolute error
+        of each is about eps times the largest factor by which a single step shrinks one direction more than others; the
+        relative error is about eps.
 
     Raises
     ------
     ValueError
-        If x has more than one sequence, the layer two directions, or a size does not fit.
+        If x has more than one sequence, the layer is bidirectional or reversed, or a size does not fit.
     FloatingPointError
-        If the state or a Jacobian is not finite; the step is named.
+        If the state or a Jacobian is not finite; the message names the step.
 
     Examples
     --------
@@ -164,7 +166,7 @@ def _check(layer: Recurrent, x: Any, state: Any) -> tuple[Array, list[Array], in
 
 
 def _trajectory(layer: Recurrent, x: Array, initial: list[Array]) -> list[Array]:
-    """Every state of all layers, the initial one first: (L, T + 1, H) float64 arrays."""
+    """All states of all layers, the initial one first: (L, T + 1, H) float64 arrays."""
     x = time_major(x, True, layer.batch_first)
     tape = layer.forward(x, _as_state(initial), training=False, memory="states")
     states = [
@@ -178,7 +180,7 @@ def _trajectory(layer: Recurrent, x: Array, initial: list[Array]) -> list[Array]
 
 
 def _jacobians(layer: Recurrent, x: Array, states: list[Array], start: int = 0) -> Iterator[Array]:
-    """d state_t / d state_{t-1}, (N, N), of all steps from `start` on."""
+    """Yield d state_t / d state_{t-1}, (N, N), for all steps from `start` on."""
     wide = layer.astype("float64")
     wide_x = x[:, 0].astype(np.float64)
     rows = sum(array.shape[0] * array.shape[2] for array in states)
@@ -196,10 +198,10 @@ def _jacobians(layer: Recurrent, x: Array, states: list[Array], start: int = 0) 
 
 
 def _block(layer: Recurrent, x: Array, states: list[Array]) -> Array:
-    """The Jacobians (m, N, N) of m single steps, of inputs x (m, I) and states before them (L, m, H).
+    """The Jacobians (m, N, N) of m single steps with inputs x (m, I), from the states before them (L, m, H).
 
-    Each step is a sequence of its own, N times over: row n of a Jacobian is the gradient of the n-th entry of the
-    state after the step, and that is a unit vector as `d_final_state`.
+    The batch holds each step N times, as sequences of length 1. Row n of a Jacobian is the gradient of entry n of the
+    state after the step, so `d_final_state` is the n-th unit vector.
     """
     sizes = [len(array) * array.shape[2] for array in states]
     rows = sum(sizes)

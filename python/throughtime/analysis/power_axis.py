@@ -1,4 +1,4 @@
-"""Ticks of logarithms on a linear axis: a log axis of matplotlib ends where floats do, at 1e-308."""
+"""Ticks for logarithms on a linear axis, because matplotlib's log axis ends at 1e-308, the limit of floats."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .._arguments import Array
 
 
 class _PowerLocator(Locator):
-    """Places of ticks for logarithms: powers of ten, in a narrow range round numbers."""
+    """Tick positions for logarithms: powers of ten; in a narrow range, round numbers."""
 
     def __call__(self) -> Any:
         assert self.axis is not None
@@ -32,7 +32,7 @@ class _PowerLocator(Locator):
 
 
 class _PowerFormatter(Formatter):
-    """Logarithms as powers of ten, where not all are whole as numbers, of as many digits as tell them apart."""
+    """Writes logarithms as powers of ten; if not all are integers, as numbers with enough digits to tell them apart."""
 
     def __call__(self, value: float, _: int | None = None) -> str:
         return self.format_ticks([value])[0]
@@ -45,7 +45,7 @@ class _PowerFormatter(Formatter):
 
 
 def _number_text(log10: float, close: float) -> str:
-    """A number, whose logarithm is off by no more than `close`."""
+    """The number 10**log10, rounded so that its logarithm is off by at most `close`."""
     exponent = int(np.floor(log10 + 1e-9))
     for digits in range(12):
         factor = round(10 ** (log10 - exponent), digits)
@@ -57,6 +57,6 @@ def _number_text(log10: float, close: float) -> str:
 
 
 def label_powers(axis: Axis) -> None:
-    """Ticks of logarithms, written as powers of ten, in a narrow range as numbers."""
+    """Label logarithms as powers of ten; in a narrow range, as numbers."""
     axis.set_major_locator(_PowerLocator())
     axis.set_major_formatter(_PowerFormatter())

@@ -1,4 +1,4 @@
-"""Products of many matrices, of any range: their Lyapunov exponents and singular values, as logarithms."""
+"""Lyapunov exponents and singular values of long matrix products of any range, as logarithms."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import numpy as np
 
 from .._arguments import Array
 
-# Nats. A window's first singular value is exp(piece + margin) = 3e3 times the last that is taken from it, and so is its
-# rounding error. Couplings c beyond the margin count for c^2 exp(-2 (sweeps + 1) margin) = 5e-25 c^2; with 3 sweeps,
-# random products were off by up to 1e-10, with 6 or more by the same 2e-13.
+# Nats. The first singular value of a window is exp(piece + margin) = 3e3 times the last one taken from it, and the
+# rounding error scales with the first. Couplings c beyond the margin contribute c^2 exp(-2 (sweeps + 1) margin) =
+# 5e-25 c^2. For random products the error was up to 1e-10 with 3 sweeps, and 2e-13 with 6 or more.
 _PIECE, _MARGIN, _SWEEPS = 4.0, 4.0, 6
 
 
 def lyapunov_exponents(matrices: Iterable[Array], k: int, warmup: int = 0) -> Array:
     """The k largest exponents of the product of square `matrices`, the first factor first, by the QR method.
 
-    k orthonormal columns are multiplied by one matrix after the other and made orthonormal again; the logarithms of the
-    diagonals of R, summed from matrix number `warmup` on and divided by their number, are the exponents (Benettin et
-    al. 1980, Shimada and Nagashima 1979). The columns start at random, the same for every k: a unit vector may be
-    invariant, or die at once, and would show its own exponent instead of the largest.
+    k orthonormal columns are multiplied by one matrix after the other and orthonormalised each time. The exponents are
+    the logarithms of the diagonals of R, averaged from matrix number `warmup` on (Benettin et al. 1980, Shimada and
+    Nagashima 1979). The initial columns are random, from a fixed seed: a unit vector may be invariant or die at once,
+    which would give its exponent instead of the largest.
 
     Returns
     -------
     exponents : (k,) float64 array
-        Largest first; minus infinity for directions that died, be it in the warm-up.
+        Largest first; minus infinity for directions that died, even during the warm-up.
     """
     sums, live, count = np.zeros(k), np.arange(k), -warmup
     q: Array | None = None
@@ -45,8 +45,8 @@ def lyapunov_exponents(matrices: Iterable[Array], k: int, warmup: int = 0) -> Ar
 def log_singular_values(matrices: Iterable[Array], size: int) -> Array:
     """Natural logarithms of the singular values of the product of (size, size) `matrices`, the first factor first.
 
-    The product is kept as ``q @ diag(exp(scale)) @ t``, where the rows of t have norm 1 and are far from dependent
-    (Loh et al. 1989; columns sorted beforehand instead of pivoting, Tomas et al. 2012): its range is all in `scale`.
+    The product is stored as ``q @ diag(exp(scale)) @ t``, with well-conditioned rows of t of norm 1 (Loh et al. 1989;
+    columns are sorted in advance instead of pivoted, Tomas et al. 2012), so `scale` holds its whole range.
 
     Returns
     -------
@@ -63,12 +63,12 @@ def log_singular_values(matrices: Iterable[Array], size: int) -> Array:
 
 
 def _times(matrix: Array, q: Array, scale: Array | None = None) -> tuple[Array, Array, Array]:
-    """QR factors of those columns of ``matrix @ q`` that are independent beyond rounding errors; with `scale`, the
-    columns that are largest after multiplication by ``exp(scale)`` first.
+    """QR factors of the columns of ``matrix @ q`` that are linearly independent beyond rounding errors. With `scale`,
+    the columns are sorted by their size after multiplication by ``exp(scale)``, largest first.
 
-    Rows may differ in size by orders of magnitude, as those of saturated units do. They are judged as rows of equal
-    size, and factorised with the largest first, which keeps errors relative to each row (Cox and Higham 1998): of
-    products of 20 such matrices over 8 decades, singular values are off by 6e-13 so, by 8e-8 in any order.
+    Rows may differ in size by orders of magnitude, for example if units are saturated. Independence is tested with rows
+    scaled to equal size. QR takes the largest rows first, which keeps errors relative to each row (Cox and Higham
+    1998): for products of 20 such matrices over 8 decades, singular values are off by 6e-13, unsorted by 8e-8.
 
     Returns
     -------
@@ -83,8 +83,8 @@ def _times(matrix: Array, q: Array, scale: Array | None = None) -> tuple[Array, 
     order = np.arange(z.shape[1])
     if scale is not None:
         order = np.argsort(-(scale + _log(np.abs(sizes[:, None] * z).max(axis=0, initial=0))), kind="stable")
-    # Some N roundings meet in an entry; as good as independent, they are below 10 sqrt(N) u relative to the size of a
-    # column (Higham and Mary 2019), and that is at most sqrt(N). Measured: 2 eps sqrt(N), N from 2 to 512.
+    # About N rounding errors add up in an entry. Nearly independent, they stay below 10 sqrt(N) u relative to the norm
+    # of a column (Higham and Mary 2019), which is at most sqrt(N). Measured: 2 eps sqrt(N), for N from 2 to 512.
     error = 5 * len(z) * np.finfo(np.float64).eps
     order, rank = _independent(z / error, order)
     rows = np.argsort(-sizes, kind="stable")
@@ -95,30 +95,30 @@ def _times(matrix: Array, q: Array, scale: Array | None = None) -> tuple[Array, 
 
 
 def _independent(z: Array, order: Array) -> tuple[Array, int]:
-    """`order` (k,) of the columns of z (N, k), changed so that those that are independent of the ones before them,
-    beyond errors of norm 1, come first; and their number.
+    """Reorder `order` (k,), an order of the columns of z (N, k), so that columns independent of those before them,
+    beyond errors of norm 1, come first. Returns the order and the number of independent columns.
     """
     rank = len(order)
     while True:
         first, outside = _first_dependent(_triangle(z[:, order[:rank]]))
         if first == rank:
             return order, rank
-        # A dead column leaves an arbitrary direction behind in QR; what comes after it is judged anew without.
+        # QR gives a dependent column an arbitrary direction; the columns after it are tested again without it.
         alive = first + int(np.argmax(outside)) if outside.any() else rank
         order = np.concatenate([order[:first], order[alive:rank], order[first:alive], order[rank:]])
         rank -= alive - first
 
 
 def _first_dependent(r: Array) -> tuple[int, Array]:
-    """Of columns with errors of norm 1, in triangular r: the first that lies in the span of those before it, and which
-    from there on lie outside that span.
+    """In triangular r, whose columns have errors of norm 1: the index of the first column in the span of those before
+    it, and a mask of the columns from there on that lie outside that span.
 
-    Column j, ``r[:first, :first] @ c`` and a rest, is in the span if the rest is not larger than the error of that
-    combination, ``1 + sum(|c|)``. Of column j = first the sum is ``|r[j, j]|`` times that of column j of r's inverse.
+    Column j, ``r[:first, :first] @ c`` plus a remainder, is in the span if the remainder does not exceed the error of
+    that combination, ``1 + sum(|c|)``: for j = first, ``|r[j, j]|`` times the 1-norm of column j of r's inverse.
     """
     rank = len(r)
     diagonal = np.abs(np.diag(r))
-    if np.all(diagonal > 1e6):  # spares the inverse: sum(|c|) is 1e3 at most where columns are not contrived
+    if np.all(diagonal > 1e6):  # skip the inverse: sum(|c|) is at most 1e3 unless the columns are contrived
         return rank, np.zeros(0, bool)
     surely = int(np.argmax(diagonal <= 1)) if np.any(diagonal <= 1) else rank
     inverse = np.linalg.inv(r[:surely, :surely])
@@ -131,7 +131,7 @@ def _first_dependent(r: Array) -> tuple[int, Array]:
 
 
 def _unit_rows(a: Array, scale: Array, b: Array) -> tuple[Array, Array]:
-    """``a @ diag(exp(scale)) @ b`` as ``diag(exp(new)) @ rows``, rows of norm 1."""
+    """``a @ diag(exp(scale)) @ b`` as ``diag(exp(new)) @ rows``, with rows of norm 1."""
     logarithms = _log(np.abs(a)) + scale
     largest = logarithms.max(axis=1, initial=-np.inf)
     rows = (np.sign(a) * np.exp(logarithms - largest[:, None])) @ b
@@ -142,8 +142,8 @@ def _unit_rows(a: Array, scale: Array, b: Array) -> tuple[Array, Array]:
 def _graded_singular_values(scale: Array, rows: Array) -> Array:
     """Logarithms of the singular values of ``diag(exp(scale)) @ rows``, largest first.
 
-    Each sweep factorises the transposed matrix, graded along its columns, and leaves a triangular one whose couplings
-    over a distance of g nats are smaller by exp(-g) (the unshifted QR iteration). Then a window shows its middle right.
+    Each sweep factorises the transposed matrix, graded along its columns, into a triangular one whose couplings over a
+    distance of g nats are smaller by exp(-g) (unshifted QR iteration). After that, the middle of a window is accurate.
     """
     for _ in range(_SWEEPS):
         order = np.argsort(-scale, kind="stable")
@@ -163,12 +163,12 @@ def _graded_singular_values(scale: Array, rows: Array) -> Array:
 
 
 def _triangle(a: Array) -> Array:
-    """R of the QR factors."""
+    """R of the QR factorisation."""
     return np.asarray(np.linalg.qr(a, mode="r"))
 
 
 def _log(a: Array) -> Array:
-    """Minus infinity for zero."""
+    """log(a), without a warning for zeros, which give minus infinity."""
     with np.errstate(divide="ignore"):
         logarithms: Array = np.log(a)
     return logarithms

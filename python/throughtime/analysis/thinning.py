@@ -1,4 +1,4 @@
-"""Curves and heat maps of more numbers than a figure has pixels: the largest of several neighbours stands for them."""
+"""Thin out curves and heat maps of more numbers than a figure has pixels: draw the largest of several neighbours."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import numpy as np
 
 from .._arguments import Array
 
-_POINTS = 2000  # of a curve, columns or rows of a heat map: more than a figure has pixels
+_POINTS = 2000  # points of a curve, columns or rows of a heat map: more than a figure has pixels
 
 
 def spread(rows: int, most: int) -> list[int]:
-    """All rows, or `most` of them at even distances, first and last included."""
+    """All rows, or `most` of them, evenly spaced, including the first and the last."""
     return [int(row) for row in np.linspace(0, rows - 1, min(rows, most)).round()]
 
 
@@ -20,7 +20,7 @@ def bin_size(size: int) -> int:
 
 
 def largest(values: Array, size: int, axis: int) -> Array:
-    """The largest value of each `size` neighbours along an axis."""
+    """The largest value of every `size` neighbours along an axis."""
     reduced: Array = np.maximum.reduceat(values, np.arange(0, values.shape[axis], size), axis=axis)
     return reduced
 
@@ -34,5 +34,5 @@ def thinned_curve(*curves: Array) -> tuple[Array, list[Array]]:
 
 
 def binned_label(what: str, size: int) -> str:
-    """The label of an axis with `size` numbers, which says if several are drawn as one."""
+    """The label of an axis with `size` numbers; it says if several are drawn as one."""
     return what if bin_size(size) == 1 else f"{what} (the largest of every {bin_size(size)} is drawn)"

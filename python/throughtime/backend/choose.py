@@ -1,4 +1,4 @@
-"""Which backend an array or a name of a device means, and refusals of those that a function does not work on."""
+"""Choose the backend for an array or a device name, and refuse those that a function does not support."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ DLPACK_CUDA = 2  # kDLCUDA
 
 
 def require_host(what: str, device: str) -> None:
-    """Raise where `what`, which is for layers on the CPU, is asked of one on this device."""
+    """Raise unless `device` is the CPU; `what`, in the error, supports layers on the CPU only."""
     if device != "cpu":
         raise NotImplementedError(f"{what} is for layers on the CPU; this one is on {device!r}: .to('cpu')")
 
 
 def refuse_device_array(what: str, name: str, value: Any) -> None:
-    """Raise where `what`, which works on arrays of the host, is given one of a device."""
+    """Raise if `value` is on a device; `what`, in the error, supports host arrays only."""
     if isinstance(value, DeviceArray):
         raise NotImplementedError(
             f"{what} works on arrays of the host, but {name} is on {value.device!r}; "
@@ -31,7 +31,7 @@ def refuse_device_array(what: str, name: str, value: Any) -> None:
 
 
 def check_floats(what: str, name: str, value: Any) -> None:
-    """Raise unless `what`, which works on NumPy's arrays of any float type, takes this one."""
+    """Raise unless `value` is a NumPy array of floats; `what`, in the error, supports only those."""
     refuse_device_array(what, name, value)
     if isinstance(value, np.ndarray):
         _arguments.check_unmasked(name, value)
@@ -41,7 +41,7 @@ def check_floats(what: str, name: str, value: Any) -> None:
 
 
 def backend_holding(value: Any) -> Backend:
-    """The backend for an array that a caller passes: CUDA's where it is on such a device, else the host's."""
+    """The backend for a caller's array: CUDA's if it is on a CUDA device, else the host's."""
     if isinstance(value, np.ndarray):
         return Host
     if isinstance(value, DeviceArray):
@@ -57,15 +57,15 @@ def backend_of(device: Any) -> Backend:
     Raises
     ------
     ValueError
-        If there is none of that name.
+        If no backend has that name.
     RuntimeError
-        If it is CUDA, and this build has none or there is no device.
+        If it is CUDA, but this build has no CUDA or there is no device.
     """
     if device == "cpu":
         return Host
     if device != "cuda":
         raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}")
-    from .cuda import Cuda  # here, for most programs never need it
+    from .cuda import Cuda  # here, because most programs never need it
 
     extension()
     return Cuda

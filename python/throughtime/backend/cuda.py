@@ -1,4 +1,4 @@
-"""Arrays of a CUDA device, and the kernels of `_cuda`. Annotations say NumPy arrays, as everywhere."""
+"""Arrays on a CUDA device, and the kernels of `_cuda`. Annotations say NumPy arrays, as in `protocol`."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from .._core import LayerNormBackward, LayerNormForward, RecurrentGradients, RecurrentProblem
 
 OnDevice = Any  # a DeviceArray, which `Backend` calls a NumPy array
-_forced: dict[str, Any] = {"mode": "free", "chunk": 0, "multiprocessors": 0, "shared_bytes": 0}  # of the recurrence
-_forced_blocks = {"blocks": 0}  # of LayerNorm's backward
+_forced: dict[str, Any] = {"mode": "free", "chunk": 0, "multiprocessors": 0, "shared_bytes": 0}  # the recurrence's
+_forced_blocks = {"blocks": 0}  # that of LayerNorm's backward
 
 
 @contextmanager
 def force(*, blocks: int = 0, **of_recurrence: Any) -> Iterator[None]:
-    """Run the recurrence in one of its ways, or as on a smaller device, and LayerNorm's backward on so many blocks, for
-    tests; an error where it does not fit.
+    """For tests, override the mode of the recurrence or the size of the device, and the number of blocks in LayerNorm's
+    backward. Raises an error if the override does not fit.
     """
     before = dict(_forced), dict(_forced_blocks)
     _forced.update(of_recurrence)
@@ -204,7 +204,7 @@ def _call(problem: Mapping[str, Any], dtype: Any, **own: Any) -> dict[str, Any]:
 
 
 def _held(problem: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays as the kernels take them."""
+    """The problem with its arrays as the kernels take them."""
     return {name: value._view if isinstance(value, DeviceArray) else value for name, value in problem.items()} | {
         name: _held(value) for name, value in problem.items() if isinstance(value, dict)
     }

@@ -42,7 +42,7 @@ class Host:
 
     @staticmethod
     def saved_shape(cell: str, dtype: Any, batch: int, units: int) -> tuple[int, ...]:
-        """The shape of the values that a cell saves of one step."""
+        """The shape of the values that a cell saves for one step."""
         whole_rows, vectors, *rest = _saved_layout(cell, dtype == np.float64, units)
         return (batch, vectors, *rest) if whole_rows else (vectors, batch, *rest)
 
@@ -55,7 +55,7 @@ class Host:
     @staticmethod
     @with_room
     def dropped(array: Array, mask: Array, probability: float) -> Array:
-        """Dropout, and its own gradient: zero where the mask is true, the others scaled by 1 / (1 - p)."""
+        """Dropout, or its gradient: zero where the mask is true, other values scaled by 1 / (1 - p)."""
         number_type = array.dtype.type
         kept = number_type(1 - probability)
         dropped: Array = np.where(mask, number_type(0), array) * (number_type(1) / kept if kept else number_type(0))
@@ -83,12 +83,12 @@ class Host:
     @staticmethod
     @with_room
     def finite(array: Array) -> Array:
-        """Of every entry of the first axis, whether all its numbers are finite; on the host."""
+        """Whether all numbers are finite, for each entry of the first axis; on the host."""
         return np.asarray(np.isfinite(array).all(axis=tuple(range(1, array.ndim))))
 
     @staticmethod
     def owner(array: Array) -> Array:
-        """The array whose memory this one shows."""
+        """The array that owns the memory of this view."""
         while isinstance(array.base, np.ndarray):
             array = array.base
         return array
@@ -105,7 +105,7 @@ class Host:
     def check_parameters(
         parameters: Mapping[str, Any], dtype: np.dtype[Any], shapes: Mapping[str, tuple[int, ...]]
     ) -> None:
-        """Raise unless each is an array such as the layer made."""
+        """Raise unless each is an array of this dtype and shape, contiguous, on this device."""
         for name, shape in shapes.items():
             array = parameters[name]
             if type(array) is np.ndarray and array.dtype == dtype and array.shape == shape and array.flags.carray:
@@ -134,16 +134,16 @@ class Host:
 
     @staticmethod
     def placed(array: Array, dtype: np.dtype[Any]) -> Array:
-        """An array of the host, here."""
+        """A copy of a NumPy array on this device."""
         return array.astype(dtype)
 
     @staticmethod
     def on_host(name: str, value: Any) -> Array:
-        """Any array that this backend reads, as NumPy's."""
+        """Any array that this backend reads, as a NumPy array."""
         return value.numpy() if isinstance(value, DeviceArray) else _arguments.as_host_floats(name, value)
 
 
 @lru_cache(maxsize=1024)
 def _saved_layout(cell: str, float64: bool, units: int) -> tuple[int, ...]:
-    """Whether the cell sees whole rows, and what it saves of one step, without the batch."""
+    """Whether the cell sees whole rows, then the shape of the values that it saves for one step, without the batch."""
     return (_core.sees_whole_rows(cell), *_core.saved_shape(cell, float64, units))

@@ -34,7 +34,7 @@ class Backend(Protocol):
     def layer_norm_backward(self, problem: LayerNormBackward) -> None: ...
 
     def saved_shape(self, cell: str, dtype: Any, batch: int, units: int) -> tuple[int, ...]:
-        """The shape of the values that a cell saves of one step."""
+        """The shape of the values that a cell saves for one step."""
 
     # New arrays
 

@@ -1,4 +1,4 @@
-"""The command `throughtime`. Its dependencies: ``pip install "throughtime[cli]"``."""
+"""The command `throughtime`. Install its dependencies with ``pip install "throughtime[cli]"``."""
 
 from __future__ import annotations
 

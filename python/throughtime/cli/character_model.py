@@ -24,12 +24,12 @@ Recurrent = tt.RNN | tt.GRU | tt.LSTM
 _EMBEDDING_SIZE = 64
 _KINDS: dict[str, Any] = {"embedding": tt.Embedding, "recurrent": Recurrent, "linear": tt.Linear}
 _VOCABULARY = "vocabulary.json"
-FILES = (*(f"{name}.npz" for name in _KINDS), _VOCABULARY)  # of a saved model
+FILES = (*(f"{name}.npz" for name in _KINDS), _VOCABULARY)  # the files of a saved model
 
 
 @dataclass(frozen=True)
 class CharacterModel:
-    """Character ids (T, B) in, logits (T, B, characters) of the next ones out."""
+    """Maps character ids (T, B) to logits (T, B, characters) of the next characters."""
 
     vocabulary: str
     embedding: tt.Embedding

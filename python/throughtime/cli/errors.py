@@ -1,4 +1,4 @@
-"""How a command fails: one line on the standard error, with control characters escaped, and an exit code."""
+"""Failures of a command: one line on the standard error, with control characters escaped, and an exit code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import typer
 FAILED, INTERRUPTED, BROKEN_PIPE = 1, 130, 141  # exit codes; the last two are a shell's for SIGINT and SIGPIPE
 _WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EPIPE)
 _CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories of controls, lone surrogates, separators of lines
-_DIRECTIONS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # which reorder the text around them
+_DIRECTIONS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # they reorder the text around them
 
 
 def visible(text: str, keep: str = "") -> str:
@@ -36,7 +36,7 @@ def fail(message: str, code: int = 2) -> NoReturn:
 
 
 class OneLineErrors:
-    """For typer's commands and groups: every error is one line, and an exit code."""
+    """Mixin for typer's commands and groups: every error becomes one line and an exit code."""
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Run with the arguments of typer's own `main`, and exit."""
@@ -65,7 +65,7 @@ def _exit_code(run: Callable[[], int | None]) -> int:
             return _end(error.__context__, output)
         raise
     except Exception as error:
-        if not hasattr(error, "format_message"):  # which typer's errors about arguments have
+        if not hasattr(error, "format_message"):  # typer's errors about arguments have it
             raise
         _complain(" ".join(error.format_message().split()))
         return int(getattr(error, "exit_code", FAILED))
@@ -81,7 +81,7 @@ def _end(error: OSError, output: TextIO) -> int:
 
 
 def _silence(output: TextIO) -> None:
-    """Discard pending output: the interpreter would try to write it again on exit, and complain."""
+    """Discard pending output: the interpreter would try to write it again on exit and report the failure."""
     with suppress(OSError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, output.fileno())

@@ -98,7 +98,7 @@ def check_finite(options: Mapping[str, float]) -> None:
 def repeat_names(arguments: Sequence[str], lists: Collection[str]) -> list[str]:
     """`arguments` with the name of an option among `lists` before each of its values."""
     repeated: list[str] = []
-    current, waits = "", False  # the list option that was named last; whether its first value is still to come
+    current, waits = "", False  # the last list option; whether its first value is still missing
     for argument in arguments:
         if argument.startswith("-"):
             name, equals, _ = argument.partition("=")

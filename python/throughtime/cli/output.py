@@ -41,7 +41,7 @@ def say(console: Console, text: str, keep: str = "") -> None:
 
 @contextmanager
 def progress(total: int, console: Console) -> Iterator[Callable[[str], None]]:
-    """A progress bar of `total` parts; yields a function to call after each. No bar if the output is no terminal.
+    """A progress bar of `total` parts; yields a function to call after each. No bar if the output is not a terminal.
 
     The bar is drawn by these calls only: a drawing thread would take a core from the program being timed.
     """

@@ -35,7 +35,7 @@ _STREAMS, _WINDOW, _MOST = (
     64,
     1 << 17,
 )  # of the held-out text; _MOST characters of it are read
-_REPORTS = 5.0  # seconds between lines where the output is no terminal
+_REPORTS = 5.0  # seconds between lines if the output is not a terminal
 
 
 class Cell(StrEnum):
@@ -97,7 +97,7 @@ def train(context: typer.Context, options: Options) -> None:
     )
     run = _train(model, streams, options, console)
     if options.save is not None and run.losses:
-        model.save(options.save)  # before anything that may fail
+        model.save(options.save)  # before any step that may fail
     if run.error is not None:
         raise run.error
     unigram = unigram_bits(ids)
@@ -219,7 +219,7 @@ def _train(model: CharacterModel, streams: Streams, options: Options, console: O
 
 
 def _progress(console: Output) -> Progress:
-    """The progress bar; none if the output is no terminal, which gets lines instead."""
+    """The progress bar; none if the output is not a terminal, which gets lines instead."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -1,4 +1,4 @@
-"""Recurrent layers on an NVIDIA GPU: ``layer.to("cuda")``, arrays by DLPack, streams.
+"""Recurrent layers on an NVIDIA GPU: ``layer.to("cuda")``, arrays through DLPack, streams.
 
 Examples
 --------

@@ -1,4 +1,4 @@
-"""Arrays on the GPU, in and out by DLPack and by ``__cuda_array_interface__``."""
+"""Arrays on the GPU, exchanged through DLPack and ``__cuda_array_interface__``."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _BASIC = (int, np.integer, slice, EllipsisType, NoneType)
 
 
 class DeviceArray:
-    """An array in the memory of a GPU: of views, copies and exchange with other libraries, no more.
+    """An array in the memory of a GPU, with views, copies and exchange with other libraries, but no arithmetic.
 
-    It is made by :func:`to_device`, :func:`from_dlpack` and by layers on the device. torch, CuPy and JAX take it by
-    DLPack (``torch.from_dlpack(array)``), in the same memory.
+    :func:`to_device`, :func:`from_dlpack` and layers on the device make it. torch, CuPy and JAX accept it through
+    DLPack (``torch.from_dlpack(array)``), without a copy.
 
     Attributes
     ----------
     shape, ndim, size, nbytes, strides
-        As NumPy's.
+        As in NumPy.
     dtype : str
         ``"float32"``, ``"bfloat16"``, ``"float16"``, or the name of NumPy's type.
     """
@@ -35,7 +35,7 @@ class DeviceArray:
     __array_ufunc__ = None  # numpy_array + device_array is a TypeError
 
     def __init__(self, view: Array, dtype: str) -> None:
-        """`view` has the address of the device's memory, and keeps it: nobody may read what it shows."""
+        """`view` has the address of device memory and keeps it alive; its contents must not be read on the host."""
         self._view, self.dtype = view, dtype
 
     # Shape
@@ -86,11 +86,11 @@ class DeviceArray:
         return DeviceArray(self._view.squeeze(axis), self.dtype)
 
     def reshape(self, *shape: Any) -> DeviceArray:
-        """A view where this array is without gaps, else a copy."""
+        """A view if this array has no gaps, else a copy."""
         return DeviceArray(self.contiguous()._view.reshape(*shape), self.dtype)
 
     def contiguous(self) -> DeviceArray:
-        """This array where its rows are without gaps, else a copy."""
+        """This array if its rows have no gaps, else a copy."""
         return self if self._view.flags.c_contiguous and self._view.flags.aligned else self.copy()
 
     # Contents
@@ -102,7 +102,7 @@ class DeviceArray:
         return other
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        """Write an array of the device of the same dtype, or an array or a number of the host."""
+        """Write a device array of the same dtype, or a host array or a number."""
         to = self._view[_basic(key)]
         if not to.flags.writeable:
             raise ValueError("this array is read-only")
@@ -119,7 +119,7 @@ class DeviceArray:
         return self
 
     def _operand(self, name: str, value: Any, to: Array) -> Array:
-        """What is read where `to`, a view of this array, is written: of its shape, and apart from it in memory."""
+        """`value` as an operand of a write into `to`, a view of this array: broadcast to its shape, without overlap."""
         array = as_device_array(name, value)
         if array.dtype != self.dtype:
             raise TypeError(f"{name} has dtype {array.dtype}, expected {self.dtype} (nothing is cast on the device)")
@@ -135,7 +135,7 @@ class DeviceArray:
         return self
 
     def numpy(self) -> Array:
-        """A copy in the host's memory, when the work before is done. bfloat16 becomes float32, exactly."""
+        """A copy in host memory, after all earlier work. bfloat16 becomes float32, exactly."""
         own = self.contiguous()
         host = np.empty(self.shape, self._view.dtype)
         if self.size:
@@ -172,7 +172,7 @@ class DeviceArray:
         dl_device: tuple[int, int] | None = None,
         copy: bool | None = None,
     ) -> Any:
-        """A DLPack capsule of the same memory, which the consumer's stream sees as the current stream leaves it."""
+        """A DLPack capsule of the same memory; the consumer's stream waits for the work of the current stream."""
         if dl_device is not None and tuple(dl_device) != self.__dlpack_device__():
             raise BufferError(f"dl_device is {dl_device}, but the array is on {self.__dlpack_device__()}")
         if stream == 0:
@@ -180,7 +180,7 @@ class DeviceArray:
         own = self.copy() if copy else self
         versioned = max_version is not None and max_version[0] >= 1
         if not versioned and not own._view.flags.writeable:
-            raise BufferError("this array is read-only, which DLPack says from version 1.0 on: max_version=(1, 0)")
+            raise BufferError("this array is read-only, which needs DLPack 1.0 or later: pass max_version=(1, 0)")
         if stream != -1:
             _order(current_stream(), stream or 1)
         return extension().to_dlpack(own._view, self.dtype, versioned)
@@ -200,7 +200,7 @@ class DeviceArray:
 
 
 def empty(shape: tuple[int, ...], dtype: str) -> DeviceArray:
-    """An array of the current stream that holds anything."""
+    """An uninitialised array on the current stream."""
     allocate = _allocate.get()
     if allocate:
         return allocate(shape, dtype)
@@ -212,7 +212,7 @@ _allocate: ContextVar[Callable[[tuple[int, ...], str], DeviceArray] | None] = Co
 
 @contextmanager
 def allocated_by(allocate: Callable[[tuple[int, ...], str], DeviceArray]) -> Iterator[None]:
-    """Have another library's memory, on the current stream, for the new arrays of this context."""
+    """In this context, allocate new arrays from another library's memory, on the current stream."""
     token = _allocate.set(allocate)
     try:
         yield
@@ -221,7 +221,7 @@ def allocated_by(allocate: Callable[[tuple[int, ...], str], DeviceArray]) -> Ite
 
 
 def zeros(shape: tuple[int, ...], dtype: str) -> DeviceArray:
-    """An array of the current stream that holds zeros."""
+    """An array of zeros on the current stream."""
     array = empty(shape, dtype)
     extension().clear(array._view, current_stream())
     return array
@@ -233,14 +233,14 @@ def to_device(array: Any, dtype: Any = None) -> DeviceArray:
     Parameters
     ----------
     array : array
-        Anything that NumPy makes an array of.
+        Anything that NumPy can convert to an array.
     dtype : str, optional
-        The type on the device, such as ``"bfloat16"``; else that of `array`.
+        The type on the device, such as ``"bfloat16"``; by default that of `array`.
 
     Raises
     ------
     TypeError
-        If `array` is no array of numbers, or `dtype` none of the device's.
+        If `array` is not an array of numbers, or the device does not support `dtype`.
     """
     if isinstance(array, np.ndarray):
         check_unmasked("array", array)
@@ -259,13 +259,13 @@ def from_dlpack(array: Any) -> DeviceArray:
     Parameters
     ----------
     array : array
-        With ``__dlpack__`` or ``__cuda_array_interface__``: torch's, CuPy's, JAX's. The work on it so far comes before
-        what the current stream is given from now on.
+        With ``__dlpack__`` or ``__cuda_array_interface__``: torch's, CuPy's, JAX's. Later work on the current stream
+        waits for the earlier work on the array.
 
     Raises
     ------
     TypeError
-        If `array` is none, or not on the device.
+        If `array` is not such an array, or not on the device.
     """
     return as_device_array("array", array)
 
@@ -283,7 +283,7 @@ def is_on_device(value: Any) -> bool:
 
 
 def as_device_array(name: str, value: Any) -> DeviceArray:
-    """`value` as an array of the device, in the memory where it is; `name` is what errors call it."""
+    """`value` as a device array, without a copy; `name` is its name in errors."""
     if isinstance(value, DeviceArray):
         return value
     if isinstance(value, np.ndarray | np.generic | list | tuple | int | float):
@@ -344,14 +344,14 @@ def _strides_without_gaps(shape: tuple[int, ...], step: int) -> tuple[int, ...]:
 
 
 def _order(earlier: int, later: int) -> None:
-    """What `later` is given from now on waits for what `earlier` has; 0 and 1 both are the default stream."""
+    """Make later work on stream `later` wait for the work on `earlier`; 0 and 1 both are the default stream."""
     if (earlier or 1) != (later or 1):
         extension().order(earlier, later)
 
 
 def _basic(key: Any) -> tuple[Any, ...]:
-    """`key` as a tuple of basic indices, by which NumPy gives a view and reads nothing."""
-    if type(key) is int:  # as nearly always
+    """`key` as a tuple of basic indices, for which NumPy makes a view without reading the array."""
+    if type(key) is int:  # the most common case
         return (key, ...)
     keys = key if isinstance(key, tuple) else (key,)
     for part in keys:

@@ -1,4 +1,4 @@
-"""The extension `throughtime._cuda`, which not every build has, and the stream on which its work goes."""
+"""The extension `throughtime._cuda`, which not every build has, and the stream on which its work runs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _stream: ContextVar[int] = ContextVar("throughtime.cuda.stream", default=0)
 
 @functools.cache
 def extension() -> ModuleType:
-    """`throughtime._cuda`, which then knows where cuBLAS is.
+    """`throughtime._cuda`, with the path of cuBLAS set.
 
     Raises
     ------
     RuntimeError
-        If this build has none, or there is no device.
+        If this build has no CUDA, or there is no device.
     """
     module = _built()
     if module is None:
@@ -45,7 +45,7 @@ def _built() -> ModuleType | None:
 
 
 def _packaged_blas() -> str:
-    """The library in the package nvidia-cublas, where that is installed."""
+    """The path of the library in the package nvidia-cublas, if that is installed."""
     nvidia = importlib.util.find_spec("nvidia")
     folders = nvidia.submodule_search_locations if nvidia else None
     found = [path for folder in folders or () for path in Path(folder).glob("*/lib/libcublas.so.*")]
@@ -72,38 +72,38 @@ def device_name() -> str:
 
 
 def synchronize() -> None:
-    """Wait until the work given to the current stream is done."""
+    """Wait until all work on the current stream is done."""
     extension().synchronise(current_stream())
 
 
 def empty_cache() -> None:
-    """Give pooled memory of the current device that no array uses back to the system."""
+    """Return pooled memory of the current device that no array uses to the system."""
     extension().empty_cache()
 
 
 def current_stream() -> int:
-    """The ``cudaStream_t`` on which work goes, as a number; 0 is the default stream."""
+    """The ``cudaStream_t`` on which work runs, as a number; 0 is the default stream."""
     return _stream.get()
 
 
 @contextmanager
 def stream(handle: Any) -> Iterator[None]:
-    """Send the work of this context to a stream.
+    """Run the work of this context on a stream.
 
-    An array belongs to the stream on which it was made, and goes back to the pool in its order: the stream must live as
-    long, and whoever reads the array on another one keeps it until that work is done. A call here that reads arrays
-    made on another stream does not wait for it: order the two first, as with torch's ``side.wait_stream(...)``. Arrays
-    of other libraries come in ordered.
+    An array belongs to the stream on which it was made, and its memory returns to the pool in that stream's order. The
+    stream must live as long as the array, and code that reads the array on another stream must keep it alive until that
+    work is done. Calls of this library do not wait for arrays made on another stream: synchronise the streams first, as
+    with torch's ``side.wait_stream(...)``. Arrays of other libraries are synchronised when they are passed.
 
     Parameters
     ----------
     handle : int, or a stream of another library
-        A ``cudaStream_t`` as a number; an object with ``__cuda_stream__``; torch's streams.
+        A ``cudaStream_t`` as a number, an object with ``__cuda_stream__``, or a torch stream.
 
     Raises
     ------
     TypeError
-        If `handle` is neither.
+        If `handle` is none of these.
 
     Examples
     --------

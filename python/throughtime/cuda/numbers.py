@@ -1,4 +1,4 @@
-"""Types of the numbers in a DeviceArray, and the host's arrays from and to them."""
+"""The number types of a DeviceArray, and conversions from and to host arrays."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from .._arguments import Array
 
-#: As NumPy holds them: 16-bit floats as bits, for it knows one of the two.
+#: NumPy dtypes for storage: 16-bit floats are stored as bits, because NumPy has only one of the two.
 HELD_AS: dict[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(np.uint16),
@@ -18,7 +18,7 @@ HELD_AS: dict[str, np.dtype[Any]] = {
     "bool": np.dtype(np.bool_),
     **{f"{sign}int{bits}": np.dtype(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }
-FLOATS = ("float32", "bfloat16", "float16")  # of layers
+FLOATS = ("float32", "bfloat16", "float16")  # dtypes of layers
 
 
 def dtype_name(dtype: Any) -> str:
@@ -27,10 +27,10 @@ def dtype_name(dtype: Any) -> str:
     Raises
     ------
     TypeError
-        If arrays on the device cannot be of that type.
+        If arrays on the device cannot have that type.
     """
     name = dtype if isinstance(dtype, str) else str(dtype).removeprefix("torch.")
-    if name not in HELD_AS and dtype is not None:  # which NumPy reads as float64
+    if name not in HELD_AS and dtype is not None:  # NumPy reads None as float64
         with suppress(TypeError):
             name = np.dtype(dtype).name
     if name not in HELD_AS:
@@ -47,8 +47,8 @@ def float_name(dtype: Any) -> str:
 
 
 def held(array: Array, dtype: str) -> Array:
-    """The numbers of a host array, rounded where `dtype` is narrower, as the device holds them, without gaps."""
-    if array.dtype.name == "bfloat16":  # that of ml_dtypes
+    """A host array in the storage format of the device, without gaps; values are rounded if `dtype` is narrower."""
+    if array.dtype.name == "bfloat16":  # of ml_dtypes
         array = shown(array.view(np.uint16), "bfloat16")
     if dtype == "bfloat16":
         return _rounded(array.astype(np.float32, order="C"))
@@ -58,16 +58,16 @@ def held(array: Array, dtype: str) -> Array:
 
 
 def shown(array: Array, dtype: str) -> Array:
-    """The other way; bfloat16 becomes float32, exactly."""
+    """The inverse of `held`; bfloat16 becomes float32, exactly."""
     if dtype == "bfloat16":
         return (array.astype(np.uint32) << 16).view(np.float32)
     return array.view(np.float16) if dtype == "float16" else array
 
 
 def _rounded(array: Array) -> Array:
-    """To the nearest bfloat16, even at ties."""
+    """Round to the nearest bfloat16, ties to even."""
     bits = array.view(np.uint32)
     nearest = ((bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) >> 16).astype(np.uint16)
-    quiet = np.uint16(0x7FFF)  # a NaN's fraction may be nothing but bits that go
+    quiet = np.uint16(0x7FFF)  # truncation may remove all fraction bits of a NaN
     rounded: Array = np.where(np.isnan(array), quiet, nearest)
     return rounded

@@ -39,11 +39,11 @@ def lstm(
     state : pair of (L*D, B, H) arrays, optional
         Initial state ``(h_0, c_0)``; zeros when None.
     lengths : (B,) integers, optional
-        Each sequence's own length, in any order, 0 allowed. Beyond it the output is zero and the state stands still.
+        Length of each sequence, in any order, 0 allowed. Beyond it the output is zero and the state stays unchanged.
     perturbations : dict of str to array, optional
-        Zeros to differentiate with respect to: the gradient of ``"hidden"`` and of ``"cell"``, ``(L*D, T, B, H)``, is
-        the total dL/dh_t and dL/dc_t at every timestep, that of ``"gates"``, ``(L*D, T, B, 4H)``, the one of
-        ``W_ih x + b_ih``. They stand for terms added there; their values are not read.
+        Zeros to differentiate with respect to. The gradients of ``"hidden"`` and ``"cell"``, ``(L*D, T, B, H)``, are
+        the total dL/dh_t and dL/dc_t at every timestep; that of ``"gates"``, ``(L*D, T, B, 4H)``, is the gradient of
+        ``W_ih x + b_ih``, or ``LN(W_ih x) + b_ih`` if normalised. Values are not read: they stand for added terms.
 
     Returns
     -------
@@ -56,7 +56,7 @@ def lstm(
     ValueError
         If a size does not fit; names every missing, unexpected and misshapen parameter.
     TypeError
-        If an array has another dtype than `x`; nothing is cast.
+        If the dtype of an array differs from that of `x`; nothing is cast.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Checks of what a caller passes, while jax traces: shapes and dtypes are known then, values are not."""
+"""Checks of the caller's arguments during tracing, when shapes and dtypes are known but values are not."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import numpy as np
 from .._arguments import check_dtype, check_shape, sequence_lengths
 from ..recurrent.architecture import Architecture
 
-_VARIANTS = {"weight_hr_l0": "_projected", "weight_ci_l0": "_peephole"}  # of the LSTM
+_VARIANTS = {"weight_hr_l0": "_projected", "weight_ci_l0": "_peephole"}  # LSTM only
 
 
 def check_x(x: Any) -> Any:
-    """`x` as (T, B, I) or (T, I)."""
+    """Check `x`, (T, B, I) or (T, I)."""
     check_array("x", x)
     if x.dtype not in (np.float32, np.float64):
         raise TypeError(f"x has dtype {x.dtype}, expected float32 or float64")
     if x.dtype == np.float64 and not jax.config.jax_enable_x64:
-        raise TypeError("x has dtype float64, which jax has after jax.config.update('jax_enable_x64', True) only")
+        raise TypeError("x has dtype float64, which needs jax.config.update('jax_enable_x64', True)")
     if x.ndim not in (2, 3):
         raise ValueError(f"x has shape {x.shape}, expected (T, B, I), or (T, I) unbatched")
     if x.shape[0] == 0:
@@ -30,7 +30,7 @@ def check_x(x: Any) -> Any:
 
 
 def check_params(params: Any, cell: str, gates: int, x: Any) -> Architecture:
-    """What `params` describe; raises unless they are all there, fit together and fit `x`."""
+    """The architecture that `params` describe; raises unless they are complete and fit each other and `x`."""
     if not isinstance(params, Mapping):
         raise TypeError(f"params must be a dict of name to array, got {type(params).__name__}")
     for name in ("weight_ih_l0", "weight_hh_l0"):
@@ -89,12 +89,12 @@ def _check_shapes(params: Mapping[str, Any], described: Architecture, x: Any) ->
 
 
 def widths_of(described: Architecture) -> dict[str, int]:
-    """Features of what has a gradient at every timestep."""
+    """The number of features of each quantity that has a gradient at every timestep."""
     return {**dict(zip(described.states, described.widths, strict=True)), "gates": described.gate_rows}
 
 
 def check_state(state: Any, described: Architecture, x: Any) -> list[Any]:
-    """The initial states (L*D, B, P), (L*D, B, H), without B where x has none; zeros for None."""
+    """The initial states (L*D, B, P), (L*D, B, H), without B if x has none; zeros for None."""
     shapes = [(described.count, *x.shape[1:-1], width) for width in described.widths]
     if state is None:
         return [jnp.zeros(shape, x.dtype) for shape in shapes]
@@ -109,7 +109,7 @@ def check_state(state: Any, described: Architecture, x: Any) -> list[Any]:
 
 
 def check_lengths(lengths: Any, x: Any) -> Any:
-    """`lengths` (B,) as int32, (0,) for None. Where they are traced, the kernel looks at their values."""
+    """`lengths` (B,) as int32, (0,) for None. If they are traced, the kernel checks their values."""
     if lengths is None:
         return jnp.zeros((0,), np.int32)
     batched = x.ndim == 3
@@ -124,7 +124,7 @@ def check_lengths(lengths: Any, x: Any) -> Any:
 
 
 def _known(lengths: Any) -> Any:
-    """`lengths` that are not traced, on the host where devices have them, as an array where they are a list."""
+    """`lengths` that are not traced, copied to the host if on a device, and as an array if they are a list."""
     if isinstance(lengths, jax.Array | np.ndarray):
         check_array("lengths", lengths)
         return np.asarray(lengths)
@@ -158,11 +158,11 @@ def check_perturbations(perturbations: Any, described: Architecture, x: Any) -> 
 
 
 def check_array(name: str, value: Any) -> None:
-    """Raise TypeError unless `value` is an array of numbers: NumPy's, jax's, or one that converts itself to them."""
+    """Raise TypeError unless `value` is an array of numbers from NumPy or jax, or converts itself to one."""
     converts = hasattr(value, "__jax_array__") or hasattr(value, "__array__")
     if isinstance(value, type) or not converts or not hasattr(value, "dtype"):
         raise TypeError(f"{name} must be an array, got {_kind(value)}")
-    if not isinstance(value.dtype, np.dtype):  # a key of jax.random, a tensor of torch
+    if not isinstance(value.dtype, np.dtype):  # for example a key of jax.random or a tensor of torch
         raise TypeError(f"{name} must be a NumPy or jax array of numbers, got {_kind(value)} of {value.dtype}")
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} must be an array without a mask, got MaskedArray (use {name}.filled(...))")

@@ -1,4 +1,4 @@
-"""`jax.vmap` of a function that already has a batch axis: the mapped axis becomes a part of it."""
+"""`jax.vmap` of a function that already has a batch axis: the mapped axis is merged into it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Axes = Sequence[int | None]
 
 
 def fold(fun: Function, axes: Axes, result_axes: Axes, size: int, mapped: Sequence[bool], operands: Any) -> list[Any]:
-    """`fun` for each of `size` entries along axis 0 of the `mapped` operands; stacked along axis 0 of its results.
+    """Map `fun` over the `size` entries along axis 0 of the `mapped` operands; results are stacked along axis 0.
 
-    `axes` and `result_axes` say where `fun`'s own batch axis is. Where a mapped operand or a result has None, being a
-    weight or a sum over the batch, the entries are taken one after another.
+    `axes` and `result_axes` are the positions of `fun`'s own batch axis. If a mapped operand (a weight) or a result (a
+    sum over the batch) has None, the entries are processed one after another.
     """
     into = [axis for axis in result_axes if axis is not None]
     if len(into) < len(result_axes) or any(
@@ -60,7 +60,7 @@ def _repeat(array: Any, size: int) -> Any:
 
 
 def _merge(array: Any, axis: int) -> Any:
-    """(N, ..., B, ...) as (..., N * B, ...), B at `axis`."""
+    """(N, ..., B, ...) as (..., N * B, ...), with B at `axis` of a single entry."""
     shape = (*array.shape[1 : axis + 1], array.shape[0] * array.shape[axis + 1], *array.shape[axis + 2 :])
     return jnp.moveaxis(array, 0, axis).reshape(shape)
 

@@ -1,4 +1,4 @@
-"""The kernels of one layer and direction as XLA calls. `cpp/bindings/jax.cpp` is the other side."""
+"""The kernels of one layer and direction as XLA calls, implemented in `cpp/bindings/jax.cpp`."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ for _target, _handler in _core.jax_handlers().items():
     jax.ffi.register_ffi_target(_target, _handler, platform="cpu")
 
 Operands = Sequence[Any]
-_TIMESTEPS = ("hidden", "cell", "gates")  # what the kernels may return of each
+_TIMESTEPS = ("hidden", "cell", "gates")  # gradients that the kernels can return for every timestep
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One layer and direction: what is the same in every call.
+    """The settings of one layer and direction that are the same in every call.
 
-    Its operands are, one after another, x (T, B, I), lengths (B,) or (0,) where there are none, the parameters in the
+    The operands of a call are, in order, x (T, B, I), lengths (B,) or (0,) if there are none, the parameters in the
     kernels' order, the initial states (B, P), (B, H), and a perturbation (T, B, ...) for each name in `timesteps`.
     """
 
@@ -42,33 +42,33 @@ class Kind:
 
     @property
     def parameters(self) -> int:
-        """How many there are."""
+        """The number of parameters."""
         return len(self.architecture.parameter_names)
 
     @property
     def states(self) -> int:
-        """How many there are."""
+        """The number of states."""
         return len(self.architecture.states)
 
     def split(self, operands: Operands) -> tuple[Operands, Operands, Operands]:
-        """What every call begins with, the initial states, and the perturbations."""
+        """The common operands (x, lengths, parameters), the initial states, and the perturbations."""
         state = 2 + self.parameters
         return operands[:state], operands[state : state + self.states], operands[state + self.states :]
 
     @property
     def saved_axis(self) -> int:
-        """Where B is in what the cell saves."""
+        """The axis of B in the values that the cell saves."""
         return 1 if _core.sees_whole_rows(self.architecture.cell) else 2
 
     @property
     def common_axes(self) -> tuple[int | None, ...]:
-        """Where B is in what every call begins with."""
+        """The axis of B in each of the common operands, or None."""
         return (1, 0, *(None,) * self.parameters)
 
 
 def forward(kind: Kind, common: Operands, state: Operands, *, keep: bool) -> list[Any]:
-    """Output (T, B, P); then the states, (T + 2, B, P or H) with `keep`, else the initial and the final one alone;
-    then, with `keep`, what the cell saves for its backward.
+    """Returns the output (T, B, P); then the states, (T + 2, B, P or H) with `keep`, else only the initial and the
+    final one; then, with `keep`, the values that the cell saves for its backward.
     """
     x, described = common[0], kind.architecture
     steps, batch = x.shape[:2]
@@ -86,7 +86,7 @@ def backward(
 ) -> list[Any]:
     """The gradients of the initial states; then, if asked for, of x and of each parameter; then of `kind.timesteps`.
 
-    `kept` is what `forward` returned after the output, `loss` the gradients of the output and of the final states.
+    `kept` has the results of `forward` after the output, `loss` the gradients of the output and of the final states.
     """
     x, described, steps = common[0], kind.architecture, common[0].shape[:2]
     per_step = {**dict(zip(described.states, described.widths, strict=True)), "gates": described.gate_rows}
@@ -102,14 +102,14 @@ def backward(
 
 def _call(target: str, kind: Kind, shapes: Sequence[tuple[int, ...]], operands: Operands, **asked: bool) -> list[Any]:
     dtype = operands[0].dtype
-    if operands[0].shape[1] == 0:  # no kernel runs where there is no sequence: what is not empty is a sum of nothing
+    if operands[0].shape[1] == 0:  # no kernel runs without a sequence: results that are not empty are empty sums
         return vary([jnp.zeros(shape, dtype) for shape in shapes], varying_axes(*operands))
     results = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
     attributes = {"cell": kind.architecture.cell, "reverse": kind.reverse, "bias": kind.architecture.bias, **asked}
 
     def call(*buffers: Any) -> list[Any]:
         found = jax.ffi.ffi_call(target, results)(*buffers, **attributes)
-        return vary(found, varying_axes(*buffers))  # jax takes what a call returns to be the same on all devices
+        return vary(found, varying_axes(*buffers))  # jax assumes that results of a call are the same on all devices
 
     once = jax.custom_jvp(call)
     once.defjvp(_refuse)
@@ -119,5 +119,5 @@ def _call(target: str, kind: Kind, shapes: Sequence[tuple[int, ...]], operands: 
 
 def _refuse(primals: Operands, tangents: Operands) -> Any:
     raise NotImplementedError(
-        "throughtime.jax has first derivatives in reverse mode only: no jvp or jacfwd, and no second ones"
+        "throughtime.jax has first derivatives in reverse mode only: no jvp, no jacfwd, no second derivatives"
     )

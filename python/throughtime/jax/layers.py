@@ -1,4 +1,4 @@
-"""Layers and directions, put together from single recurrences."""
+"""Stacks of layers and directions, built from single recurrences."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run(
 def _stack(
     described: Architecture, params: Mapping[str, Any], x: Any, initial: list[Any], lengths: Any, taps: dict[str, Any]
 ) -> tuple[Any, tuple[Any, ...]]:
-    timesteps = tuple(name for name in widths_of(described) if name in taps)  # a pytree's own order is by name
+    timesteps = tuple(name for name in widths_of(described) if name in taps)  # a pytree sorts its keys by name
     outputs: list[Any] = []
     final: list[Any] = []
     for index, names in enumerate(described.own_parameters):

@@ -1,8 +1,8 @@
 """One layer and direction as a function that jax can transform.
 
-Its gradient is a `jax.custom_vjp`. Around that stands a primitive, for two things that no decorator does: it meets
-`jax.vmap` before the gradient is taken where `vmap` is inside `grad`, so that the weights' gradient is still one fused
-sum over all sequences; and it knows which operands are differentiated, so that the backward computes nothing for the
+Its gradient is a `jax.custom_vjp`, wrapped in a primitive that does two things that no decorator does. With `jax.vmap`
+inside `grad`, the primitive is batched before it is differentiated, so that the weights' gradient is still one fused
+sum over all sequences. It also knows which operands are differentiated, so that the backward computes nothing for the
 others.
 """
 
@@ -22,20 +22,20 @@ from .sharding import vary, varying_axes
 
 
 def recurrence(kind: Kind, operands: Operands) -> list[Any]:
-    """Output (T, B, P) and final states (B, P), (B, H)."""
+    """Returns the output (T, B, P) and the final states (B, P), (B, H)."""
     results: list[Any] = _primitive.bind(*vary(operands, varying_axes(*operands)), kind=kind)
     return results
 
 
 def _infer(*operands: Any, kind: Kind) -> list[Any]:
-    """The primitive where nothing is differentiated: no state is kept but the last."""
+    """The primitive when nothing is differentiated: only the last state is kept."""
     common, state, _ = kind.split(operands)
     output, *states = forward(kind, common, state, keep=False)
     return [output, *(rows[1] for rows in states)]
 
 
 def _differentiable(kind: Kind, input: bool, parameters: bool) -> Function:
-    """The primitive as a `jax.custom_vjp` that gives gradients of x and of the parameters where asked for."""
+    """The primitive as a `jax.custom_vjp`, with the gradients of x and of the parameters only if asked for."""
     states, sums = (1,) * kind.states, (None,) * kind.parameters * parameters
     common_axes, count = kind.common_axes, len(kind.common_axes)
 
@@ -73,7 +73,7 @@ def _differentiable(kind: Kind, input: bool, parameters: bool) -> Function:
 
 
 def _final(kind: Kind, states: Any) -> Any:
-    """The last state in the direction's own order, of all T + 2; see cpp/cpu/recurrent/history.hpp."""
+    """The final state in the direction's order, from all T + 2 rows; see cpp/cpu/recurrent/history.hpp."""
     return states[1 if kind.reverse else -2]
 
 

@@ -1,4 +1,4 @@
-"""Arrays over several devices: how they vary inside `jax.shard_map`, and how meshes with explicit axes split them."""
+"""Arrays on several devices: how they vary inside `jax.shard_map`, and how meshes with explicit axes split them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ else:  # before jax 0.8
 
 
 def varying_axes(*arrays: Any) -> tuple[Any, ...]:
-    """The mesh axes along which one of `arrays` varies, as `jax.shard_map` tracks it with `check_vma=True`."""
+    """The mesh axes along which any of `arrays` varies, as `jax.shard_map` tracks it with `check_vma=True`."""
     return tuple(sorted(set().union(*map(_varies_along, arrays)), key=str))
 
 
 def vary(arrays: Sequence[Any], axes: Sequence[Any]) -> list[Any]:
-    """`arrays`, each of which varies along all of `axes` now.
+    """Mark `arrays` as varying along all of `axes`.
 
-    This moves nothing. Where an array did not vary along an axis, its gradient is the sum over that axis.
+    No data moves. If an array did not vary along an axis, its gradient is the sum over that axis.
     """
     missing = [tuple(axis for axis in axes if axis not in _varies_along(array)) for array in arrays]
     return [_cast(array, new) if new else array for array, new in zip(arrays, missing, strict=True)]
@@ -35,11 +35,11 @@ def vary(arrays: Sequence[Any], axes: Sequence[Any]) -> list[Any]:
 def by_sequences(
     function: Callable[..., Any], layers: Any, x: Any, operands: Sequence[Any], *, axes: tuple[int | None, ...]
 ) -> Any:
-    """`function(layers, *operands)`; where the type of `x` (T, B, I) says that devices split its sequences, each of
-    them takes its own.
+    """Call `function(layers, *operands)`. If the type of `x` (T, B, I) splits its sequences over devices, each device
+    runs its own sequences.
 
-    `axes` says where each operand, a pytree of arrays, has its sequences; results have them at 1. Operands that are
-    split in other ways are brought together.
+    `axes` has the axis of the sequences of each operand, a pytree of arrays; in results it is 1. Operands that are
+    split along other axes are gathered.
     """
     shardings = [_sharding(leaf) for leaf in jax.tree.leaves(operands)]
     mesh = next((one.mesh for one in shardings if any(part is not None for part in one.spec)), None)
@@ -47,13 +47,13 @@ def by_sequences(
         return function(layers, *operands)
     if not hasattr(jax.sharding, "reshard"):
         raise NotImplementedError(
-            "an array is split along explicit axes of its mesh, for which throughtime.jax needs jax.sharding.reshard, "
-            "which a newer jax has; with this one, axes of AxisType.Auto work"
+            "an array is split along explicit axes of its mesh, for which throughtime.jax needs jax.sharding.reshard; "
+            "use a newer jax, or axes of AxisType.Auto"
         )
     return _split(function, layers, axes, mesh, _sharding(x).spec[1], operands)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))  # the mesh of a type knows of no devices, and jit needs none
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))  # the mesh of a type has no devices, and jit needs none
 def _split(function: Callable[..., Any], layers: Any, axes: Any, mesh: Any, names: Any, operands: Any) -> Any:
     specs = [_spec(names, axis) for axis in axes]
     placed = [
@@ -77,7 +77,7 @@ def _spec(names: Any, axis: int | None) -> Any:
 
 
 def _sharding(array: Any) -> Any:
-    """What an array's type says: axes of a mesh that are not explicit do not occur in it."""
+    """The sharding in an array's type, which names only explicit axes of a mesh."""
     return jax.typeof(array).sharding
 
 

@@ -16,15 +16,15 @@ __all__ = ["add_layer_norm", "add_layer_norm_backward"]
 
 
 class Saved:
-    """What `add_layer_norm` keeps for its backward: the sum, four numbers a row, and the weight as it was."""
+    """Saved by `add_layer_norm` for its backward: the sum, four numbers per row, and a copy of the weight."""
 
     def __init__(self, total: Array, statistics: Array, weight: Array, scale: float, added: bool) -> None:
         self.sum, self.statistics, self.weight, self.scale = total, statistics, weight, scale
-        self.added = added  # whether the sum is one
+        self.added = added  # whether `sum` is x + branch, not x itself
 
     @property
     def nbytes(self) -> int:
-        """Bytes held beside the sum."""
+        """Bytes held in addition to the sum."""
         return self.statistics.nbytes + self.weight.nbytes
 
 
@@ -34,19 +34,19 @@ def add_layer_norm(
     """Add a scaled branch and normalise the sum over its last axis, in one pass over memory.
 
     ``sum = x + scale branch`` and ``normalised = (sum - mean) / sqrt(variance + eps) weight + bias``. Rows far from
-    zero keep their digits (the mean is carried to twice the precision), and a row of equal numbers gives `bias`.
-    Finite rows of any size normalise alike, also where their squares overflow. A NaN or infinity stays in its row.
+    zero keep their precision (the mean has twice the working precision), and a row of equal numbers gives `bias`.
+    Finite rows of any magnitude are normalised, even if their squares overflow. A NaN or infinity stays in its row.
 
     Parameters
     ----------
     x, branch : (..., F) array
-        float32 or float64, of one shape. On a CUDA device `throughtime.cuda.DeviceArray` and whatever has DLPack or
-        ``__cuda_array_interface__``, float32, bfloat16 or float16: the sum is rounded to that before it is normalised,
-        all else is float32. Results are where the arguments are.
+        float32 or float64, of one shape. On a CUDA device, `throughtime.cuda.DeviceArray` and objects with DLPack or
+        ``__cuda_array_interface__``, in float32, bfloat16 or float16: the sum is rounded to that type before it is
+        normalised, everything else is float32. Results are on the device of the arguments.
     weight, bias : (F,) array
-        Of the dtype of `x`.
+        In the dtype of `x`.
     scale : float
-        Of the branch.
+        Factor of the branch.
     eps : float
         Added to the variance.
 
@@ -54,12 +54,12 @@ def add_layer_norm(
     -------
     sum, normalised : (..., F) array
     saved : object
-        For :func:`add_layer_norm_backward`. It refers to `sum`: do not write into that before.
+        For :func:`add_layer_norm_backward`. It refers to `sum`: do not write into that before the backward.
 
     Raises
     ------
     TypeError
-        If an array has another dtype than `x`, or is on another device; nothing is cast or copied.
+        If the dtype or device of an array differs from that of `x`; nothing is cast or copied.
     ValueError
         If shapes do not fit, F is 0, or `scale` or `eps` is out of range.
 
@@ -90,27 +90,27 @@ def add_layer_norm(
 
 
 def add_layer_norm_backward(d_sum: Any, d_normalised: Any, saved: Saved) -> tuple[Array, Array, Array, Array]:
-    """Backpropagate through :func:`add_layer_norm`, in one pass over memory; may be called again.
+    """Backpropagate through :func:`add_layer_norm`, in one pass over memory. May be called repeatedly.
 
     Parameters
     ----------
     d_sum, d_normalised : (..., F) array or None
-        Gradients of the loss with respect to `sum` and `normalised`, of their dtype; one of them may be None.
+        Gradients of the loss with respect to `sum` and `normalised`, in their dtype; one of them may be None.
     saved : object
-        The third that `add_layer_norm` returned.
+        The third result of `add_layer_norm`.
 
     Returns
     -------
     d_x, d_branch : (..., F) array
-        ``d_branch`` is ``d_x`` itself where ``scale`` is 1, else ``scale d_x``.
+        ``d_branch`` is ``d_x`` itself if ``scale`` is 1, else ``scale d_x``.
     d_weight, d_bias : (F,) array
-        Summed in float64 beyond a few rows, in an order that does not depend on the number of threads; on a device in
-        float32, in an order that depends on the shape and the device.
+        Summed in float64 beyond a few rows, in an order that does not depend on the number of threads. On a device,
+        summed in float32, in an order that depends on the shape and the device.
 
     Raises
     ------
     TypeError, ValueError
-        If `saved` is something else, both gradients are None, or a dtype or shape does not fit.
+        If `saved` has another type, both gradients are None, or a dtype or shape does not fit.
 
     Examples
     --------
@@ -134,7 +134,7 @@ def add_layer_norm_backward(d_sum: Any, d_normalised: Any, saved: Saved) -> tupl
 
 
 def check_eps(eps: Any) -> float:
-    """`eps` as a float: above zero, so that a row of equal numbers is no division by zero."""
+    """`eps` as a float above zero, so that a row of equal numbers does not divide by zero."""
     return number("eps", eps, 0, sys.float_info.max, open_low=True)
 
 
@@ -150,7 +150,7 @@ def forward(
     keep_sum: bool = True,
     save: bool = True,
 ) -> tuple[Array | None, Array, Saved | None]:
-    """`add_layer_norm` of checked arguments; without a branch, x itself is the sum. `save` implies `keep_sum`."""
+    """`add_layer_norm` for checked arguments; without a branch, x itself is the sum. `save` implies `keep_sum`."""
     backend = backend_holding(x)
     x, weight, bias = backend.contiguous(x), backend.contiguous(weight), backend.contiguous(bias)
     normalised = backend.empty(x.shape, x.dtype)
@@ -183,13 +183,13 @@ def forward(
 
 @with_room
 def backward(d_sum: Array | None, d_normalised: Array | None, saved: Saved) -> tuple[Array, Array, Array, Array]:
-    """`add_layer_norm_backward` of checked arguments."""
+    """`add_layer_norm_backward` for checked arguments."""
     backend = backend_holding(saved.sum)
     new = backend.zeros if d_normalised is None else backend.empty
     d_weight, d_bias = (new(saved.weight.shape, saved.weight.dtype) for _ in range(2))
     if d_normalised is None:
         assert d_sum is not None
-        d_x = d_sum.copy()  # a result is nobody's argument
+        d_x = d_sum.copy()  # a result must not share memory with an argument
         return d_x, d_x if saved.scale == 1 else backend.scaled(d_x, saved.scale), d_weight, d_bias
     d_x = backend.empty(saved.sum.shape, saved.sum.dtype)
     d_branch = d_x if saved.scale == 1 else backend.empty(d_x.shape, d_x.dtype)
@@ -210,5 +210,5 @@ def backward(d_sum: Array | None, d_normalised: Array | None, saved: Saved) -> t
 
 
 def _rows(array: Array) -> Array:
-    """A contiguous array as a matrix, of the same memory."""
+    """A view of a contiguous array as a matrix."""
     return array.reshape(-1, array.shape[-1])

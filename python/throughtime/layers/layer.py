@@ -1,4 +1,4 @@
-"""What every layer has: named parameters in plain arrays, loading, saving and a telling repr."""
+"""The base class of layers: named parameters in plain arrays, loading, saving, `repr`."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from ..backend.protocol import Backend
 
 
 class _Held:
-    """An array on its way into a copy. Layers that share an array give one holder, and so the copies share one too,
-    also under joblib, which writes an array as often as it is referred to.
+    """Wraps an array that is being copied or pickled. Layers that share an array share one holder, so their copies
+    share an array too, even with joblib, which writes an array once per reference.
     """
 
     _of: ClassVar[WeakValueDictionary[int, _Held]] = WeakValueDictionary()
@@ -32,13 +32,13 @@ class _Held:
 
     @classmethod
     def of(cls, array: Any) -> _Held:
-        return cls._of.setdefault(id(array), cls(array))  # it keeps the array, whose id is its own as long
+        return cls._of.setdefault(id(array), cls(array))  # the holder keeps the array alive, so its id stays unique
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         array = state["array"]
-        if isinstance(array, np.memmap):  # joblib's, on a file that is not to be read as a whole
+        if isinstance(array, np.memmap):  # joblib's, on a file that should not be read completely
             array = plain(array)
-        elif getattr(array, "base", None) is not None:  # bytes of the file it comes from
+        elif getattr(array, "base", None) is not None:  # a view of the bytes of its file
             array = array.copy()
         self.array = array
 
@@ -63,17 +63,17 @@ class Layer:
     """Features of the output's last axis; None where they are not known."""
 
     _backend: Backend = Host
-    _elementwise = False  # whether each number of the output is a function of the same one of the input
-    _rowwise = False  # whether the rows of the input are nothing but a batch
-    _any_dtype = False  # whether x is float32 or float64, whatever `dtype` says
+    _elementwise = False  # whether each output value depends only on the input value at the same position
+    _rowwise = False  # whether the layer treats the rows of its input as a batch
+    _any_dtype = False  # whether x may be float32 or float64, independent of `dtype`
 
     @property
     def buffers(self) -> dict[str, Array]:
-        """Name to array of what belongs to the layer and is not trained, such as running statistics; mostly empty."""
+        """Arrays by name that belong to the layer but are not trained, such as running statistics; usually empty."""
         return {}
 
     def __init_subclass__(cls, kind: str | None = None) -> None:
-        """Name a class that `load` makes; a user's subclass is saved as what it derives from."""
+        """Register a class that `load` makes; a user's subclass is saved as its base class."""
         if kind:
             cls._kind = kind
             Layer._kinds[kind] = cls
@@ -88,7 +88,7 @@ class Layer:
         self.parameters = {name: Host.zeros(shape, self.dtype) for name, shape in shapes.items()}
 
     def __repr__(self) -> str:
-        constructor = self._kinds[self._kind].__init__  # a user's subclass may have one of its own
+        constructor = self._kinds[self._kind].__init__  # a user's subclass may override it
         signature = constructor.__code__.co_varnames[1 : constructor.__code__.co_argcount]
         positional = dict(zip(signature[::-1], (constructor.__defaults__ or ())[::-1], strict=False))
         defaults = {"dtype": "float32", **positional, **(constructor.__kwdefaults__ or {})}
@@ -102,16 +102,16 @@ class Layer:
 
     @property
     def device(self) -> str:
-        """Where the parameters are: ``"cpu"`` or ``"cuda"``."""
+        """The device of the parameters: ``"cpu"`` or ``"cuda"``."""
         return self._backend.device
 
     def to(self, device: str, *, dtype: Any = None) -> Self:
-        """Move the parameters to a device; RNN, GRU and LSTM alone have another than the CPU.
+        """Move the parameters to a device; only RNN, GRU and LSTM support devices other than the CPU.
 
         Raises
         ------
         NotImplementedError
-            If this layer does not run there.
+            If this layer does not run on the device.
         """
         if backend_of(device) is not Host:
             raise NotImplementedError(
@@ -124,12 +124,12 @@ class Layer:
     def astype(self, dtype: Any) -> Self:
         """Return a copy of this layer with parameters of another dtype."""
         require_host("astype", self.device)
-        other = copy.deepcopy(self)  # of its own class, whatever arguments that is made with
+        other = copy.deepcopy(self)  # keeps the class, whose constructor may take any arguments
         other._cast(float_dtype(dtype))
         return other
 
     def _cast(self, dtype: np.dtype[Any]) -> None:
-        """Replace the parameters by ones of another dtype."""
+        """Convert the parameters to another dtype."""
         self._config["dtype"] = str(dtype)
         self.dtype = dtype
         self.parameters = {name: array.astype(dtype) for name, array in self.parameters.items()}
@@ -148,13 +148,13 @@ class Layer:
         Parameters
         ----------
         mapping : mapping of str to array
-            NumPy arrays, torch tensors (a ``state_dict()`` as it is), or anything with DLPack, in any float type:
-            bfloat16 and float16 are read exactly. Entries of `buffers` may be among them.
+            NumPy arrays, torch tensors (such as a ``state_dict()``), or anything with DLPack, in any float type:
+            bfloat16 and float16 are read exactly. Entries of `buffers` may be included.
 
         Raises
         ------
         ValueError
-            Names every missing, unexpected and misshapen entry; nothing is changed then.
+            Names every missing, unexpected and misshapen entry; in that case nothing is changed.
         TypeError
             If an entry is not an array of floating-point numbers.
         """
@@ -179,7 +179,7 @@ class Layer:
             own[name][...] = array
 
     def _check_parameters(self) -> None:
-        """Raise unless `parameters` still holds what the constructor put there: a user may have replaced an entry."""
+        """Raise unless `parameters` still has the constructor's arrays: a user may have replaced an entry."""
         if self.parameters.keys() != self._shapes_of_parameters.keys():
             raise ValueError(f"parameters has {sorted(self.parameters)}, expected {sorted(self._shapes_of_parameters)}")
         self._backend.check_parameters(self.parameters, self.dtype, self._shapes_of_parameters)
@@ -187,18 +187,19 @@ class Layer:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write configuration and parameters to `path` (NumPy's ``.npz`` format); `throughtime.load` reads it.
 
-        The file is written beside `path`, then takes its place: where that fails, a file that was there is as it was.
+        A temporary file in the same directory is written first, then replaces `path`: on failure, an existing file
+        stays unchanged.
 
         Raises
         ------
         OSError
-            If it cannot be written, on a full disk say.
+            If the file cannot be written, for example because the disk is full.
         """
         with replacing(file_path("path", path)) as file:
             self._write(file)
 
     def _write(self, file: BinaryIO) -> None:
-        """What `save` does, into an open file."""
+        """Write to an open file, as `save`."""
         about = json.dumps(self._about(), default=lambda inner: inner._about())
         values = {
             name: self._backend.on_host(name, array) for name, array in {**self.parameters, **self.buffers}.items()
@@ -207,7 +208,7 @@ class Layer:
         np.savez(file, **entries)
 
     def _about(self) -> dict[str, Any]:
-        """What `_rebuild` makes this layer of, but for the parameters' values."""
+        """The data from which `_rebuild` makes this layer, without the parameters' values."""
         return {"layer": self._kind, "config": self._config}
 
     @classmethod
@@ -216,7 +217,7 @@ class Layer:
 
 
 class Composite(Layer):
-    """A layer made of others, whose parameters are theirs, with the others' names before them.
+    """A layer that consists of others. Its parameters are theirs, with their names as prefixes.
 
     A subclass calls ``_compose`` with its configuration and its inner layers by name.
     """
@@ -237,12 +238,12 @@ class Composite(Layer):
 
     @property
     def buffers(self) -> dict[str, Array]:
-        """Those of the inner layers, with the others' names before them."""
+        """The buffers of the inner layers, with the layers' names as prefixes."""
         return self._named({name: layer.buffers for name, layer in self._inner.items()})
 
     @functools.cached_property
     def parameters(self) -> dict[str, Array]:  # type: ignore[override]
-        """Name to array, those of the inner layers. Writing into an array changes the layer."""
+        """The parameters of the inner layers, by name. Writing into an array changes the layer."""
         return self._named({name: layer.parameters for name, layer in self._inner.items()})
 
     def _cast(self, dtype: np.dtype[Any]) -> None:
@@ -254,7 +255,7 @@ class Composite(Layer):
         vars(self).pop("parameters", None)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without `parameters`, which a copy finds in the copies of the inner layers."""
+        """The state without `parameters`, which a copy takes from the copies of the inner layers."""
         self._check_parameters()
         return {name: value for name, value in vars(self).items() if name != "parameters"}
 
@@ -263,11 +264,11 @@ class Composite(Layer):
 
     @staticmethod
     def _named(arrays: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """Entries of the inner layers as one dict."""
+        """The entries of all inner layers as one dict."""
         return {f"{name}.{key}": array for name, own in arrays.items() for key, array in own.items()}
 
     def _check_parameters(self) -> None:
-        """Raise unless `parameters` still is the inner layers' own arrays."""
+        """Raise unless `parameters` still has the inner layers' arrays."""
         own = self._named({name: layer.parameters for name, layer in self._inner.items()})
         if self.parameters.keys() != own.keys():
             raise ValueError(f"parameters has {sorted(self.parameters)}, expected {sorted(own)}")
@@ -288,7 +289,7 @@ def owners(layer: Layer) -> Iterator[Layer]:
 
 
 def check_parameters(layer: Layer) -> None:
-    """Raise unless `parameters` still holds what the constructor put there."""
+    """Raise unless `parameters` still has the constructor's arrays."""
     layer._check_parameters()
 
 
@@ -299,8 +300,8 @@ def _rebuild(entry: dict[str, Any]) -> Any:
 def load(path: str | os.PathLike[str]) -> Layer:
     """Read a layer that ``layer.save(path)`` wrote.
 
-    A file from elsewhere is safe to read: nothing in it is executed, and before memory is taken for an array, its name
-    and shape are checked against the configuration and the length of the file.
+    Untrusted files are safe to read: nothing in them is executed, and the name and shape of an array are checked
+    against the configuration and the length of the file before its memory is allocated.
 
     Raises
     ------
@@ -317,7 +318,7 @@ def load(path: str | os.PathLike[str]) -> Layer:
             return _read(SavedFile(stream))
         except MemoryError:
             raise
-        except Exception as error:  # whatever zipfile, NumPy, JSON or a constructor says to what the file holds
+        except Exception as error:  # any error of zipfile, NumPy, JSON or a constructor about the file's contents
             what = str(error) or type(error).__name__
             raise ValueError(f"path is not a layer saved by throughtime: {name!r} ({what})") from None
 

@@ -11,7 +11,7 @@ from .stream import Pass, PendingSum, StreamGradient, StreamLayer, StreamTape
 
 
 class Norm(StreamLayer):
-    """Base class of the norms. Each saves an object of its own class for the backward."""
+    """Base class of the norms. Each saves an object of a separate class for the backward."""
 
     eps: float
 

@@ -1,4 +1,4 @@
-"""The backward pass of `gradient_flow`: every row of a gradient has an exponent of its own.
+"""The backward pass of `gradient_flow`: every row of a gradient has a separate exponent.
 
 A tape may have a method ``_scaled_backward(layer, d, way)``, which returns the norms found inside the layer, or None,
 and the gradient of the input. For any other tape `superposed` calls ``backward``.

@@ -80,7 +80,7 @@ class StreamTape:
 
 
 def streamed(forward: F) -> F:
-    """Mark a ``forward`` that a stack may replace by `StreamLayer._advance`. The override of a user has no mark."""
+    """Mark a ``forward`` that a stack may replace by `StreamLayer._advance`. A user's override has no mark."""
     forward.__dict__["streamed"] = True
     return forward
 

@@ -1,7 +1,7 @@
 """RNN, GRU and LSTM.
 
-`architecture` describes a stack of layers, `arguments` checks what callers pass, `forward` leaves a `record` of what it
-computed, and `backward` starts from that. `tape` and `layers` are what users hold.
+`architecture` describes a stack of layers, and `arguments` checks the callers' arguments. `forward` makes a `record`,
+which `backward` reads. Users work with `layers` and `tape`.
 """
 
 from .backward import Gradients

@@ -7,9 +7,9 @@ from functools import cached_property
 
 from .. import _core
 
-# The states that a cell carries from step to step, by the first word of its name. The first is the output.
+# The states that a cell carries from step to step, by the first word of its name. The first state is the output.
 _STATES: dict[str, tuple[str, ...]] = {"rnn": ("hidden",), "gru": ("hidden",), "lstm": ("hidden", "cell")}
-EPS = 1e-5  # of the cells' layer normalisation
+EPS = 1e-5  # for the cells' layer normalisation
 _BIASES = ("bias_ih", "bias_hh")
 
 # Parameters that start as a constant; all others are random.
@@ -18,7 +18,7 @@ CONSTANTS: dict[str, float] = {"weight_ln_ih": 1, "weight_ln_hh": 1, "weight_ln_
 
 @dataclass(frozen=True)
 class Architecture:
-    """A stack of recurrent layers without its parameters. Forward, backward and analyses read nothing else of a layer.
+    """A stack of recurrent layers without its parameters: all that forward, backward and analyses know of a layer.
 
     An index below is that of a layer and direction in the order of ``h_n``: layers outside, directions inside.
 
@@ -88,28 +88,28 @@ class Architecture:
 
     @cached_property
     def suffixes(self) -> tuple[str, ...]:
-        """By index, the end of the parameters' names."""
+        """The suffix of the parameters' names, by index."""
         directions = ("", "_reverse")[: self.num_directions]
         return tuple(f"_l{layer}{direction}" for layer in range(self.num_layers) for direction in directions)
 
     @cached_property
     def goes_back(self) -> tuple[bool, ...]:
-        """By index, whether it runs from the last timestep to the first."""
+        """Whether a direction runs from the last timestep to the first, by index."""
         return tuple(self.reverse or index % self.num_directions == 1 for index in range(self.count))
 
     @cached_property
     def parameter_names(self) -> tuple[str, ...]:
-        """The parameters of one layer and direction, as the kernels call them."""
+        """The kernels' names of the parameters of one layer and direction."""
         return tuple(self._shapes(1))
 
     @cached_property
     def own_parameters(self) -> tuple[dict[str, str], ...]:
-        """By index, the parameters: the name that the kernels know, and the full name."""
+        """The kernels' name and the full name of each parameter, by index."""
         return tuple({name: name + suffix for name in self.parameter_names} for suffix in self.suffixes)
 
     @cached_property
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of all parameters."""
+        """The shapes of all parameters, by full name."""
         shapes: dict[str, tuple[int, ...]] = {}
         first, others = self._shapes(self.input_size), self._shapes(self.output_size)
         for index, suffix in enumerate(self.suffixes):
@@ -118,13 +118,13 @@ class Architecture:
         return shapes
 
     def _shapes(self, below: int) -> dict[str, tuple[int, ...]]:
-        """The parameters of one layer and direction whose input has so many features."""
+        """The shapes of the parameters of one layer and direction whose input has `below` features."""
         shapes = _core.parameter_shapes(self.cell, below, self.hidden_size, self.width)
         return {name: shape for name, shape in shapes.items() if self.bias or name not in _BIASES}
 
     @cached_property
     def zoneouts(self) -> dict[str, float]:
-        """Of each state, the probability that a unit keeps its old value."""
+        """For each state, the probability that a unit keeps its old value."""
         each = self.zoneout if isinstance(self.zoneout, tuple) else (self.zoneout,) * len(self.states)
         return dict(zip(self.states, each, strict=True))
 
@@ -134,7 +134,7 @@ class Architecture:
         return bool(self.dropout or self.weight_dropout or any(self.zoneouts.values()))
 
     def zoneout_mask(self, state: str, index: int) -> str:
-        """The name of a mask."""
+        """The name of a zoneout mask."""
         return f"zoneout_{state[0]}{self.suffixes[index]}"
 
     def mask_shapes(self, steps: int, batch: int) -> dict[str, tuple[tuple[int, ...], float]]:

@@ -1,4 +1,4 @@
-"""Checks of the arguments of recurrent layers: of constructors, of forward and of backward."""
+"""Checks of the arguments of recurrent layers: constructors, forward and backward."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .._arguments import UNBOUNDED, Array, choice, flag, number, size
 from ..backend.protocol import Backend
 from .architecture import Architecture, states_of
 
-_MOST_LAYERS = 10_000  # a slip, such as sizes in the wrong order, would keep the constructor busy for minutes
+_MOST_LAYERS = 10_000  # a mistake, such as sizes in the wrong order, would keep the constructor busy for minutes
 _MEMORY = ("full", "states", "checkpoint")
 NONLINEARITIES = ("tanh", "relu", "sigmoid")
 
@@ -20,9 +20,9 @@ Options = Mapping[str, Any]
 
 
 def describe(kind: str, options: Options, name: str | None = None) -> tuple[dict[str, Any], Architecture]:
-    """Check the options of a constructor: returns them as plain Python values, and the architecture.
+    """Check the options of a constructor. Returns them as plain Python values, and the architecture.
 
-    `kind` is ``"RNN"``, ``"GRU"`` or ``"LSTM"``; `name` stands for the layer in error messages.
+    `kind` is ``"RNN"``, ``"GRU"`` or ``"LSTM"``; `name` is the layer's name in error messages.
     """
     name = kind if name is None else name
     cell, checked = _CELLS[kind](options)
@@ -51,7 +51,7 @@ def describe(kind: str, options: Options, name: str | None = None) -> tuple[dict
 
 
 def _rnn(options: Options) -> tuple[str, dict[str, Any]]:
-    """The cell that the options select, and the checked options that only this kind of layer has."""
+    """The cell that the options select, and the checked options specific to this kind of layer."""
     nonlinearity = choice("nonlinearity", options["nonlinearity"], NONLINEARITIES)
     layer_norm = flag("layer_norm", options.get("layer_norm", False))
     variant = "_layer_norm" if layer_norm else "_kept" if options["zoneout"] else ""
@@ -97,7 +97,7 @@ def _zoneout(name: str, zoneout: Any, states: tuple[str, ...]) -> float | tuple[
 
 
 def check_memory(memory: Any) -> str | int:
-    """`memory` as :meth:`Recurrent.forward` takes it."""
+    """Check `memory`, as :meth:`Recurrent.forward` takes it."""
     if isinstance(memory, int | np.integer):
         return size("memory", memory, most=UNBOUNDED)
     if not isinstance(memory, str) or memory not in _MEMORY:
@@ -118,7 +118,7 @@ class Inputs:
 
 
 class Checks(NamedTuple):
-    """Checks of the arrays that are passed to a layer on a backend."""
+    """Checks of the arrays passed to a layer on a backend."""
 
     architecture: Architecture
     backend: Backend
@@ -157,7 +157,7 @@ class Checks(NamedTuple):
         return backend.features_together(major), batched
 
     def state(self, name: str, state: Any, batch: int, batched: bool, *, partial: bool = False) -> list[Array | None]:
-        """The states as contiguous (L*D, B, width) arrays, None for zeros; `partial` lets one of several be None."""
+        """The states as contiguous (L*D, B, width) arrays, None for zeros; `partial` allows None for single states."""
         described = self.architecture
         if state is None:
             return [None for _ in described.states]
@@ -182,7 +182,7 @@ class Checks(NamedTuple):
         return arrays
 
     def resets(self, resets: Any, steps: int, batch: int, batched: bool) -> Array | None:
-        """As (T, B)."""
+        """`resets` as (T, B)."""
         if resets is None:
             return None
         checked = self.backend.bool_array("resets", resets, (steps, batch) if batched else (steps,))

@@ -35,14 +35,14 @@ class Gradients:
     hidden, cell : (L*D, T, B, H) array
         Total dL/dh_t and dL/dc_t, if asked for (they are by default).
     gates : (L*D, T, B, G*H) array
-        Gradient of the input's part of the pre-activations, ``W_ih x + b_ih``, with layer normalisation
-        ``LN(W_ih x) + b_ih``, if asked for. Summed over t it is what each sequence adds to the gradient of ``bias_ih``.
+        Gradient of the input's part of the pre-activations, ``W_ih x + b_ih``, or ``LN(W_ih x) + b_ih`` with layer
+        normalisation, if asked for. Its sum over t is each sequence's contribution to the gradient of ``bias_ih``.
     products : (L*D, T, B, G*H) array
         Gradient of the product ``W_ih x`` alone, if asked for: ``sum_t products[i, t, b]^T x[t, b]``, with the layer's
-        own input x, is what sequence b adds to the gradient of ``weight_ih``. It is ``gates`` but for layer
-        normalisation, which stands between the product and the bias.
+        own input x, is the contribution of sequence b to the gradient of ``weight_ih``. Equal to ``gates`` unless
+        layer normalisation stands between the product and the bias.
     parameter_norms : dict of str to (T,) float64 array
-        Frobenius norm of what each timestep adds to each parameter's gradient, if asked for.
+        Frobenius norm of each timestep's contribution to each parameter's gradient, if asked for.
     clipped : (L*D, T, B) bool array
         Where ``clip`` took effect, if it was given.
     """
@@ -57,7 +57,7 @@ class Gradients:
                 "a layer without a cell state has no 'cell'"
             )
         if name == "clipped":
-            raise AttributeError("grads.clipped exists where tape.backward(..., clip=...) was called")
+            raise AttributeError("grads.clipped exists only after tape.backward(..., clip=...)")
         raise AttributeError(f"gradients have no {name!r}")
 
     def without(self, names: Set[str]) -> Gradients:
@@ -79,7 +79,7 @@ class Loss:
 
 @dataclass(slots=True)
 class Asked:
-    """The gradients that a backward shall compute, and its options."""
+    """The gradients that a backward computes, and its options."""
 
     timesteps: Set[str] = frozenset()
     input: bool = True
@@ -87,7 +87,7 @@ class Asked:
     parameters: Set[str] | None = None  # None: all
     truncate: int | None = None
     clip: float | None = None
-    check_finite: bool = False  # of the gradients that it makes
+    check_finite: bool = False  # check the gradients it computes
 
 
 def run_backward(record: Record, loss: Loss, asked: Asked) -> Gradients:
@@ -118,7 +118,7 @@ class _Backward:
         if "gates" in asked.timesteps or "products" in asked.timesteps:
             self.gates = empty((*per_step, described.gate_rows), dtype)
         if "products" in asked.timesteps:
-            self.products = self.gates  # the same but for layer normalisation
+            self.products = self.gates  # equal without layer normalisation
         self.normalises = self.products is not None and "weight_ln_ih" in described.parameter_names
         if self.normalises:
             require_host("timesteps='products' with layer normalisation", record.backend.device)
@@ -152,7 +152,7 @@ class _Backward:
         )
 
     def _wanted_parameters(self) -> Iterable[str]:
-        """The kernels fill all parameters of a layer and direction, or none."""
+        """The names of the parameters to fill: the kernels fill all of a layer and direction, or none."""
         described, wanted = self.record.architecture, self.asked.parameters
         if wanted is None or "parameter_norms" in self.asked.timesteps:
             return described.parameter_shapes
@@ -247,7 +247,7 @@ class _Backward:
         self.products[index] = d_product.reshape(self.products[index].shape)
 
     def _check_finite(self, index: int, d_input: Array | None) -> None:
-        """Raise for the first NaN or infinity in the order in which the backward makes them."""
+        """Raise for the first NaN or infinity in the order of the backward."""
         record, described = self.record, self.record.architecture
         made = {name: array[index] for name, array in self.states.items()}
         raise_fault(overflow(record, index, made if d_input is None else {**made, "input": d_input}))

@@ -1,4 +1,4 @@
-"""Where numbers stop being finite: the timestep, sequence, layer and direction that a NaN or infinity enters at."""
+"""Find the timestep, sequence, layer and direction at which the first NaN or infinity occurs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .record import Record
 
 
 class Place(NamedTuple):
-    """A step of one layer and direction, and a sequence."""
+    """A timestep of one layer and direction in one sequence."""
 
     row: int  # layer and direction, in the order of h_n
     t: int
@@ -22,7 +22,7 @@ class Place(NamedTuple):
 
 
 def words(record: Record, place: Place) -> str:
-    """How a place is told."""
+    """The place in words, for messages."""
     described = record.architecture
     direction = ", reverse direction" if described.goes_back[place.row] else ""
     sequence = f", in sequence {place.sequence}" if record.batched else ""
@@ -30,10 +30,10 @@ def words(record: Record, place: Place) -> str:
 
 
 def forward_fault(record: Record) -> str | None:
-    """Where the forward stopped being finite and why, None where it did not.
+    """Where the forward stopped being finite and why; None if it did not.
 
-    It is the first step, in the order in which a direction goes, of the lowest layer. A NaN or infinity of x counts
-    where it stands, though a gate may hide it.
+    Names the first such step, in the direction's order, of the lowest such layer. A NaN or infinity in x is reported at
+    its own place even if a gate hides it.
     """
     described, of_x = record.architecture, _broken(record, record.inputs[0])
     for index in range(described.count):
@@ -54,10 +54,9 @@ def forward_fault(record: Record) -> str | None:
 def incoming_fault(
     record: Record, d_output: Array | None, d_final: Sequence[Array | None], d_cell: Array | None
 ) -> str | None:
-    """Which incoming gradient is not finite, and where the backward meets it first; None where all are finite.
+    """The first incoming gradient that is not finite, and where the backward meets it; None if all are finite.
 
-    `d_output` is (T, B, D*H), or (B, D*H) of each direction's last step; `d_final` and `d_cell` are as `backward` takes
-    them.
+    `d_output` is (T, B, D*H), or (B, D*H) for each direction's last step; `d_final` and `d_cell` are as for `backward`.
     """
     described, finite = record.architecture, record.backend.finite
     width, directions = described.width, described.num_directions
@@ -85,7 +84,7 @@ def incoming_fault(
 
 
 def overflow(record: Record, index: int, gradients: Mapping[str, Array]) -> str | None:
-    """Which gradient (T, B, F) of a layer and direction is the first that is not finite in the backward's order."""
+    """The first gradient (T, B, F) of a layer and direction, in backward order, that is not finite; None if all are."""
     reverse = record.architecture.goes_back[index]
     met = [(first_of(_broken(record, array), reverse=not reverse), name) for name, array in gradients.items()]
     found = [(place, name) for place, name in met if place is not None]
@@ -96,9 +95,9 @@ def overflow(record: Record, index: int, gradients: Mapping[str, Array]) -> str 
 
 
 def first_broken(record: Record, index: int) -> Array:
-    """Of each state and sequence (states, B), how many steps the direction took before the state was not finite.
+    """For each state and sequence (states, B), the number of steps before the state is not finite; T if it always is.
 
-    T where it always was. Where the record keeps a state every so many steps, those between are computed again.
+    If the record stores only every k-th state, those between are recomputed.
     """
     reverse, steps = record.architecture.goes_back[index], record.sizes[0]
     if not record.every:
@@ -117,13 +116,13 @@ def first_broken(record: Record, index: int) -> Array:
 
 
 def _first(broken: Array, *, reverse: bool) -> Array:
-    """Of each sequence of (T, B), how many steps come before the first true one; T where there is none."""
+    """For each sequence of (T, B), the number of steps before the first true one; T if there is none."""
     in_order = broken[::-1] if reverse else broken
     return np.where(in_order.any(axis=0), in_order.argmax(axis=0), len(broken))
 
 
 def _first_between(record: Record, index: int, x: Array, row: int) -> Array:
-    """As `first_broken`, of the steps from the state kept in the row before this one to it, counted there; -1: none."""
+    """As `first_broken`, for the steps between stored states `row - 1` and `row`, counted from the former; -1: none."""
     described, reverse, (steps, batch) = record.architecture, record.architecture.goes_back[index], record.sizes
     begin, end = (row - 1) * record.every, min(row * record.every, steps)
     times = slice(steps - end, steps - begin) if reverse else slice(begin, end)
@@ -150,8 +149,8 @@ def _first_between(record: Record, index: int, x: Array, row: int) -> Array:
 
 
 def _start(record: Record, kept: Array, after: int) -> Array:
-    """A kept state (B, H), on the host, as steps start from it; `after` is the timestep that the reverse direction
-    took last, whose reset makes that zero.
+    """A stored state (B, H), on the host, from which steps continue. `after` is the last timestep of the reverse
+    direction before it; a reset there makes the state zero.
     """
     backend = record.backend
     state = backend.on_host("state", kept)
@@ -164,7 +163,7 @@ def _start(record: Record, kept: Array, after: int) -> Array:
 
 
 def _first_state(record: Record, index: int) -> tuple[str, Place] | None:
-    """The state of this layer and direction that stops being finite first, and where."""
+    """The state of this layer and direction that first stops being finite, and where; None if all are finite."""
     steps, batch = record.sizes
     first = first_broken(record, index) if batch else np.full((1, 1), steps)
     which, sequence = divmod(int(first.argmin()), first.shape[1])
@@ -176,13 +175,13 @@ def _first_state(record: Record, index: int) -> tuple[str, Place] | None:
 
 
 def _last_steps(record: Record, index: int) -> Array:
-    """Where (T, B) a direction takes the last step of a sequence."""
+    """Mask (T, B) of the last step of a direction in each sequence."""
     valid = record.valid()
     return last_of(np.ones(record.sizes, np.bool_) if valid is None else valid, record.architecture.goes_back[index])
 
 
 def _cause(record: Record, name: str, place: Place) -> str:
-    """What made this state, the first of all, not finite."""
+    """Why this state, the first of all, is not finite."""
     described, backend = record.architecture, record.backend
     after = f"and so {name} at {words(record, place)}"
     for state, array in zip(described.states, record.states, strict=True):
@@ -196,7 +195,7 @@ def _cause(record: Record, name: str, place: Place) -> str:
 
 
 def _parameter(record: Record, index: int) -> str | None:
-    """The first parameter of a layer and direction that is not finite."""
+    """The first parameter of a layer and direction that is not finite, or None."""
     for name in record.architecture.own_parameters[index].values():
         if not record.backend.finite(record.parameters[name][None]).all():
             return name
@@ -204,6 +203,6 @@ def _parameter(record: Record, index: int) -> str | None:
 
 
 def _broken(record: Record, array: Array) -> Array:
-    """Where an array (T, B, F) is not finite, padding left out."""
+    """Mask (T, B) of the rows of an array (T, B, F) that are not finite, without padding."""
     broken, valid = ~rows_finite(record.backend, array), record.valid()
     return broken if valid is None else broken & valid

@@ -1,4 +1,4 @@
-"""The forward pass: layer by layer from the lowest, each direction by one call of the kernels."""
+"""The forward pass: layer by layer from the lowest, with one call of the kernels per direction."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def run_forward(
     last: bool = False,
     terms: int | None = None,
 ) -> Record:
-    """Run all layers over all timesteps. With `last`, the output is only that of the last step of each direction."""
+    """Run all layers over all timesteps. With `last`, the output is that of each direction's last step only."""
     record = Record.of(architecture, backend, inputs, parameters, masks, memory, terms)
     record.states = record.new_states(record.every, inputs.state)
     record.saved = record.new_saved()
     layers = _run_layers(record, inputs.x, architecture.num_layers, record.states, record.every, last=last)
     output = layers.pop()
     if memory is not None:
-        record.inputs = layers[:1] if record.every else layers  # those above are computed again
+        record.inputs = layers[:1] if record.every else layers  # the others are recomputed
     record.final_state = [_final_state(record, states) for states in record.states]
     if last:
         top = record.final_state[0][-architecture.num_directions :]

@@ -1,4 +1,4 @@
-"""The gates of a forward, after their activations."""
+"""The gates of a forward pass, after their activations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .record import Record
 
 
 def gate_values(record: Record) -> Array:
-    """Every gate, (L*D, T, B, G*H), from the values that the cells saved; zero in the padding."""
+    """All gates, (L*D, T, B, G*H), from the values that the cells saved; zero in the padding."""
     described = record.architecture
     gates = np.empty((described.count, *record.sizes, described.gate_rows), record.dtype)
     for index, own in enumerate(gates):
@@ -46,10 +46,10 @@ def _normalised(record: Record, index: int) -> Array:
 
 
 def _activated(cell: str, x: Array, r: Array) -> Array:
-    """The gates (T, B, G, H) of the two parts of the pre-activations, that of the input and the recurrent one."""
+    """The gates (T, B, G, H) from the input and the recurrent part of the pre-activations."""
     if cell.startswith("rnn"):
         return _ACTIVATIONS[cell.split("_")[1]](x + r)
-    gates = _sigmoid(x + r)  # the third is g of the LSTM, n of the GRU
+    gates = _sigmoid(x + r)  # the third is g in the LSTM, n in the GRU
     gates[:, :, 2] = np.tanh(x[:, :, 2] + (gates[:, :, 0] if cell.startswith("gru") else 1) * r[:, :, 2])
     return gates
 

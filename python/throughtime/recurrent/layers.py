@@ -19,7 +19,7 @@ from .tape import Tape
 
 
 class Recurrent(Layer):
-    """What the recurrent layers share. Sizes: T timesteps, B sequences, I inputs, H units, L layers, D directions."""
+    """Base of the recurrent layers. Sizes: T timesteps, B sequences, I inputs, H units, L layers, D directions."""
 
     input_size: int
     hidden_size: int
@@ -42,16 +42,16 @@ class Recurrent(Layer):
 
     @cached_property
     def architecture(self) -> Architecture:
-        """What forward and backward know of this layer."""
+        """The description of this layer for forward and backward."""
         return describe(self._kind, vars(self), type(self).__name__)[1]
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name in vars(self).get("_config", ()):  # an option, which the architecture has
+        if name in vars(self).get("_config", ()):  # an option, which is part of the architecture
             vars(self).pop("architecture", None)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the architecture, which follows from the options."""
+        """The state to pickle, without the architecture, which follows from the options."""
         return {name: value for name, value in super().__getstate__().items() if name != "architecture"}
 
     def _initialise(self) -> None:
@@ -67,12 +67,12 @@ class Recurrent(Layer):
         Parameters
         ----------
         device : {"cpu", "cuda"}
-            With ``"cuda"``, calls take and return arrays of the current device: they accept
+            With ``"cuda"``, calls take and return arrays on the current device: they accept
             `throughtime.cuda.DeviceArray` and objects with DLPack or ``__cuda_array_interface__``, and return
-            `DeviceArray`, which has DLPack.
+            `DeviceArray`, which supports DLPack.
         dtype : str, optional
-            ``"float32"``, ``"bfloat16"`` or ``"float16"`` on CUDA, ``"float32"`` or ``"float64"`` on the CPU; else the
-            layer's own, or float32 if it comes from CUDA.
+            ``"float32"``, ``"bfloat16"`` or ``"float16"`` on CUDA, ``"float32"`` or ``"float64"`` on the CPU. Default:
+            the layer's dtype, or float32 when moving from CUDA to the CPU.
 
         Returns
         -------
@@ -82,9 +82,9 @@ class Recurrent(Layer):
         Raises
         ------
         ValueError, TypeError
-            If there is no such device, or it does not support the layer's dtype, such as float64.
+            If the name of the device is unknown, or it does not support the dtype (float64 on CUDA).
         RuntimeError
-            If this build has no CUDA, or there is no device.
+            If this build has no CUDA, or there is no CUDA device.
         """
         backend = backend_of(device)
         if dtype is None:
@@ -95,11 +95,11 @@ class Recurrent(Layer):
         for name, array in self.parameters.items():
             self.parameters[name] = backend.placed(self._backend.on_host(name, array), dtype)
         self._backend, self.dtype = backend, dtype
-        self._config["dtype"] = str(dtype) if backend is Host else "float32"  # of what `load` makes
+        self._config["dtype"] = str(dtype) if backend is Host else "float32"  # dtype of the layer that `load` makes
         return self
 
     def __call__(self, x: Array, state: Any = None, lengths: Any = None) -> tuple[Array, State]:
-        """Inference: no dropout, nothing is saved.
+        """Inference: no dropout, and nothing is stored for a backward.
 
         Parameters
         ----------
@@ -110,7 +110,7 @@ class Recurrent(Layer):
         -------
         output : (T, B, D*H) array
         state : array or tuple of arrays, (L*D, B, H)
-            Final state: ``h_n``, for the LSTM ``(h_n, c_n)``.
+            Final state: ``h_n``, or ``(h_n, c_n)`` for the LSTM.
         """
         tape = Tape(self._run(x, state, lengths, None, None, training=False, memory=None), id(self))
         return tape.output, tape.final_state
@@ -137,24 +137,24 @@ class Recurrent(Layer):
         state : (L*D, B, H) array, or a pair of them for the LSTM, optional
             Initial state ``h_0`` or ``(h_0, c_0)``; zeros when None.
         lengths : (B,) integers, optional
-            Each sequence's own length, in any order, 0 allowed. Beyond it the output is zero and the state stands
-            still, whatever the padding holds.
+            Length of each sequence, in any order, 0 allowed. Beyond it the output is zero and the state stays
+            unchanged, whatever the padding contains.
         resets : (T, B) bool array, optional
             True on the first step of an episode: the forward direction starts from zero there, the reverse direction on
-            the step before it. No gradient crosses.
+            the step before it. No gradient crosses a reset.
         masks : mapping of str to bool array, optional
-            Masks in place of random ones, as in ``tape.masks``: ``dropout_l0 (T, B, D*H)``, true where dropped;
+            Masks to use instead of random ones, as in ``tape.masks``: ``dropout_l0 (T, B, D*H)``, true where dropped;
             ``zoneout_h_l0``, ``zoneout_c_l0 (T, B, H)``, true where a unit keeps its old state;
             ``weight_hh_l0 (G*H, H)``, true where dropped.
         training : bool
-            False switches dropout off, and takes the expectation of zoneout.
+            False disables dropout and replaces zoneout by its expectation.
         output : {"all", "last"}
-            With ``"last"``, ``tape.output (B, D*H)`` is what ``h_n`` holds for the last layer, directions side by side.
+            With ``"last"``, ``tape.output (B, D*H)`` is ``h_n`` of the last layer, directions concatenated.
         memory : {"full", "states", "checkpoint"} or int
-            What is kept for the backward: with ``"full"`` all that it reads; with ``"states"`` the states, from which
-            the gates are computed again; with ``"checkpoint"`` or a number k the state of every k-th step (about the
-            square root of T when not given), from which all between is computed again, at least 512 rows (steps times
-            sequences) at a time. The gradients are the same up to rounding.
+            Values stored for the backward: with ``"full"``, all that it reads; with ``"states"``, the states, from
+            which it recomputes the gates; with a number k, the state of every k-th step, from which it recomputes the
+            rest, at least 512 rows (steps times sequences) at a time. ``"checkpoint"`` chooses k, about the square root
+            of T. The gradients are equal up to rounding.
 
         Returns
         -------
@@ -163,7 +163,7 @@ class Recurrent(Layer):
         Raises
         ------
         TypeError
-            If an array has another dtype than the layer; nothing is cast.
+            If the dtype of an array differs from the layer's; nothing is cast.
         ValueError
             If a size does not fit, or T is 0.
 
@@ -209,7 +209,7 @@ class Recurrent(Layer):
 
 @with_room
 def _copied(parameters: dict[str, Array]) -> dict[str, Array]:
-    """They may change before the backward."""
+    """Copies, because the parameters may change before the backward."""
     return {name: array.copy() for name, array in parameters.items()}
 
 
@@ -229,12 +229,12 @@ class RNN(Recurrent, kind="RNN"):
     batch_first : bool
         Input, output and their gradients are ``(B, T, F)``; nothing else changes.
     dropout : float
-        Probability of dropping an output of a layer but the last, in training.
+        Probability of dropping an output of any layer except the last, in training.
     bidirectional : bool
         A second direction (suffix ``_reverse``) runs from the last timestep to the first.
     reverse : bool
-        The only direction runs from the last timestep to the first, with `lengths` from each sequence's own last one;
-        the output stands where the input does. The parameters have no suffix.
+        The only direction runs from the last timestep to the first; with `lengths`, from each sequence's last valid
+        one. Outputs keep the order of the inputs. The parameters have no suffix.
     layer_norm : bool
         ``h_t = f(LN(W_ih x_t) + LN(W_hh h_{t-1}) + b_ih + b_hh)``, each LN over all units with a gain ``weight_ln_ih``,
         ``weight_ln_hh (H,)``, which starts as 1, and eps 1e-5. Ba et al. (2016, arXiv:1607.06450) normalise the sum of
@@ -248,7 +248,7 @@ class RNN(Recurrent, kind="RNN"):
         ``1/(1-p)`` (Merity et al. 2018).
     dtype : {"float32", "float64"}
     seed : int, optional
-        Of the initial weights, uniform in ``+-1/sqrt(H)`` as PyTorch's, and of the masks.
+        Seed of the initial weights, uniform in ``+-1/sqrt(H)`` as in PyTorch, and of the masks.
 
     Examples
     --------
@@ -347,10 +347,10 @@ class LSTM(Recurrent, kind="LSTM"):
     layer_norm : bool
         Gates from ``LN(W_ih x) + LN(W_hh h) + b_ih + b_hh``, each LN over all gates with a gain ``weight_ln_ih``,
         ``weight_ln_hh``; ``h' = o tanh(LN(c'))`` with ``weight_ln_c``, ``bias_ln_c`` (Ba et al. 2016, arXiv:1607.06450,
-        equations 20 to 22). Gains start as 1, where gradients grow by some 4 % a step (H = 256); with ``weight_ln_hh``
-        at 0.5 they fall by 17 %. Of these three options one may be chosen.
+        equations 20 to 22). Gains start as 1; gradients then grow by about 4 % per step (H = 256). With
+        ``weight_ln_hh`` at 0.5 they shrink by 17 %. At most one of these three options may be set.
     zoneout : float or pair of float
-        As for :class:`RNN`; a pair is for h and c. h is computed from the c before its zoneout.
+        As for :class:`RNN`; a pair is for h and c. h is computed from c before c's zoneout.
 
     Examples
     --------
@@ -387,5 +387,5 @@ class LSTM(Recurrent, kind="LSTM"):
 
 
 def _config(arguments: dict[str, Any]) -> dict[str, Any]:
-    """A constructor's own arguments, for `repr`, `save` and the base class."""
+    """The arguments of a constructor, for `repr`, `save` and the base class."""
     return {key: value for key, value in arguments.items() if key not in ("self", "dtype", "seed", "__class__")}

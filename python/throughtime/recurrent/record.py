@@ -23,7 +23,7 @@ State = Array | tuple[Array, ...]
 
 @dataclass(slots=True)
 class Record:
-    """The settings and the arrays of one forward pass. An index is that of a layer and direction.
+    """The settings and arrays of one forward pass. An index is that of a layer and direction.
 
     Attributes
     ----------
@@ -46,7 +46,7 @@ class Record:
     inputs : list of (T, B, F) arrays
         The input of every layer. Only the first one if the others are recomputed; none for inference.
     terms : int, optional
-        Precision of the products: the number of bfloat16 terms that a float32 is split into. None: the process's.
+        Precision of the products: the number of bfloat16 terms that a float32 is split into. None: the process default.
     output : array, optional
         In the caller's layout.
     final_state : list of (L*D, B, width) arrays
@@ -107,7 +107,7 @@ class Record:
         )
 
     def restore(self, x: Array, kept: Iterable[Array]) -> None:
-        """Set the arrays that :meth:`kept` of another record returned, for a backward without its forward."""
+        """Restore the arrays from :meth:`kept` of another record, for a backward without a forward."""
         described, rest = self.architecture, iter(kept)
         self.states = [next(rest) for _ in described.states]
         self.saved = [next(rest) if self.memory == "full" else None for _ in range(described.count)]
@@ -213,7 +213,7 @@ class Record:
         return self.backend.empty((steps, batch, features), self.dtype)
 
     def as_state(self, arrays: list[Array]) -> State:
-        """Arrays of each state as the caller has them: one, or a tuple."""
+        """The arrays of the states in the caller's form: one array, or a tuple."""
         if not self.batched:
             arrays = [array.squeeze(1) for array in arrays]
         return arrays[0] if len(arrays) == 1 else tuple(arrays)

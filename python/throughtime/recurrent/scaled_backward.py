@@ -1,4 +1,4 @@
-"""The backward pass with a power of two beside every row of the gradient, whose norms may leave the range of floats."""
+"""The backward pass with a power-of-two exponent per gradient row, so that norms may leave the range of floats."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class ScaledPass:
-    """The scaled backward pass through a recurrent layer, and the norms that it fills, from the top layer down."""
+    """The scaled backward pass through a recurrent layer, from the top layer down, and the norms that it fills."""
 
     def __init__(self, layer: str, record: Record) -> None:
         self.layer, self.record = layer, record
@@ -28,9 +28,9 @@ class ScaledPass:
         self.per_unit = np.full((record.architecture.count, record.sizes[0], record.architecture.width), -np.inf)
 
     def run(self, parts: list[Scaled], *, asks_input: bool) -> Scaled:
-        """Backpropagate the loss of each direction. Returns the gradient of the input if it is asked for.
+        """Backpropagate the loss of each direction. Returns the gradient of the input, if asked for.
 
-        Both are in the caller's layout.
+        `parts` and the result are in the caller's layout.
         """
         record, described = self.record, self.record.architecture
         parts = [self._time_major(part) for part in parts]
@@ -53,7 +53,7 @@ class ScaledPass:
         return Scaled(features_together(values), exponent[..., 0])
 
     def _layer(self, number: int, x: Array, parts: list[Scaled], *, asks_input: bool) -> Scaled:
-        """Both directions of one layer, each with its own part of the gradient. Returns the gradient of the input."""
+        """Run both directions of one layer, each with its part of the gradient. Returns the gradient of the input."""
         first = number * len(parts)
         below = [self._direction(first + i, x, part, asks_input=asks_input) for i, part in enumerate(parts)]
         return add(*below) if asks_input and len(below) > 1 else below[0]
@@ -76,7 +76,7 @@ class ScaledPass:
         return Scaled(x, exponent) if d_input is None else scaled(d_input, exponent)
 
     def _mark_lost(self, index: int, d: Scaled, d_input: Array | None, exponent: Array) -> None:
-        """Set gradients to NaN that passed a state that is not finite: a ReLU, for example, turns them into zeros."""
+        """Set gradients that passed a state that is not finite to NaN: a ReLU, for example, turns them into zeros."""
         record, (steps, batch) = self.record, self.record.sizes
         arrives, broken = d.exponent != ZERO, has_nan(d)
         if not batch or (self.fault is None and not broken.any()):

@@ -43,12 +43,12 @@ class Tape:
 
     @cached_property
     def final_state(self) -> State:
-        """(L*D, B, H), for the LSTM a pair of them."""
+        """(L*D, B, H); for the LSTM, a pair of them."""
         return self.record.as_state(self.record.final_state)
 
     @cached_property
     def masks(self) -> dict[str, Array]:
-        """The masks used, of dropout, zoneout and weight dropout, by name."""
+        """The masks of dropout, zoneout and weight dropout that were used, by name."""
         unbatch = self.record.unbatch
         return {name: unbatch(mask, 1) if mask.ndim == 3 else mask for name, mask in self.record.masks.items()}
 
@@ -77,9 +77,9 @@ class Tape:
     def gates(self) -> Array:
         """Every gate after its activation, (L*D, T, B, G*H), in the order of the weights; zero beyond a length.
 
-        i f g o of the LSTM, r z n of the GRU; of the RNN the one activation, which is h_t before any zoneout. Index t
-        is the input's timestep. A copy, made from what ``memory="full"`` keeps, at each access; the gradients of the
-        same pre-activations are ``grads.gates``.
+        i f g o for the LSTM, r z n for the GRU; for the RNN the only activation, h_t before any zoneout. Index t is the
+        input's timestep. Each access makes a new copy, which needs ``memory="full"``. ``grads.gates`` has the gradients
+        of the same pre-activations.
         """
         require_host("tape.gates", self.record.backend.device)
         if self.record.memory != "full":
@@ -93,7 +93,7 @@ class Tape:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the arrays that this tape holds, beside x and the output."""
+        """Bytes of the arrays that this tape holds, without x and the output."""
         kept = self.record
         arrays = [*kept.states, *kept.saved, *kept.inputs[1:], *kept.masks.values(), *kept.parameters.values()]
         owner_of = kept.backend.owner
@@ -132,16 +132,16 @@ class Tape:
         d_cell : (L*D, T, B, H) array, optional
             Gradient with respect to every c_t.
         timesteps : iterable of {"hidden", "cell", "gates", "products", "parameter_norms"}
-            What to return for every timestep, as :class:`Gradients` has it. ``"cell"`` is ignored by cells without c.
+            Attributes of :class:`Gradients` to return. ``"cell"`` is ignored by cells without c.
         truncate : int, optional
-            Truncated BPTT: the gradient stops every so many steps, counted from each direction's own first step.
+            Truncated BPTT: the gradient is cut every `truncate` steps, counted from each direction's first step.
         clip : float, optional
-            Largest norm, per sequence, of what flows into a step from the one after it.
+            Largest norm, per sequence, of the gradient that a step receives from the step after it.
         check_finite : bool
-            Raise FloatingPointError where a NaN or infinity enters, naming tensor, timestep, layer and sequence. First
-            the forward is looked through, from the lowest layer up, each direction in its own order: x, the initial
-            state, parameters, what overflows. Then the backward, from the highest layer down and in its order:
-            incoming gradients, and what overflows.
+            Raise FloatingPointError for the first NaN or infinity, naming tensor, timestep, layer and sequence. The
+            forward is checked first, from the lowest layer up, in the order of each direction: x, the initial state,
+            parameters, overflow. Then the backward, from the highest layer down, in its order: incoming gradients,
+            overflow.
 
         Returns
         -------
@@ -152,9 +152,9 @@ class Tape:
         ValueError
             If no gradient is given, or a size does not fit.
         TypeError
-            If an array has another dtype than the layer.
+            If the dtype of an array differs from the layer's.
         FloatingPointError
-            With ``check_finite``.
+            If ``check_finite`` finds a NaN or infinity.
 
         Examples
         --------
@@ -167,7 +167,7 @@ class Tape:
         """
         record = self.record
         if not record.inputs:
-            raise RuntimeError("this tape was made for inference and kept nothing")
+            raise RuntimeError("this tape was made for inference and stores nothing for a backward")
         asked = Asked(
             timesteps=check_timesteps(timesteps),
             truncate=None if truncate is None else min(size("truncate", truncate, most=UNBOUNDED), record.sizes[0]),
@@ -178,7 +178,7 @@ class Tape:
         return observed_backward(self.key, record, loss, asked)
 
     def _loss(self, d_output: Any, d_final_state: Any, d_cell: Any, *, check_finite: bool) -> Loss:
-        """Check the incoming gradients. That of ``output="last"`` becomes a part of the final state's."""
+        """Check the incoming gradients. That of ``output="last"`` is added to the final state's."""
         record = self.record
         checks = Checks(record.architecture, record.backend, record.dtype)
         d_final = checks.state("d_final_state", d_final_state, record.sizes[1], record.batched, partial=True)
@@ -196,7 +196,7 @@ class Tape:
 
     @property
     def _is_last(self) -> bool:
-        """Whether the output is that of each direction's last step alone."""
+        """Whether the output is that of each direction's last step only."""
         return self.output.ndim < (3 if self.record.batched else 2)
 
     def _time_major(self, given: Array) -> Array:
@@ -205,11 +205,11 @@ class Tape:
         return record.backend.features_together(major)
 
     def _rows_of_last(self, given: Array) -> Array:
-        """(B, D*H)."""
+        """The gradient of the last outputs as (B, D*H)."""
         return given.reshape(self.record.sizes[1], self.record.architecture.output_size)
 
     def _with_last(self, rows: Array, d_hidden: Array | None) -> Array:
-        """The gradient of the final h, (L*D, B, H), with that of each direction's last output, `rows`, added."""
+        """The gradient of the final h, (L*D, B, H), plus that of each direction's last output, `rows`."""
         record, described = self.record, self.record.architecture
         shape = (described.count, record.sizes[1], described.width)
         total = record.backend.zeros(shape, record.dtype) if d_hidden is None else d_hidden.copy()

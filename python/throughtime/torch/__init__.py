@@ -1,4 +1,4 @@
-"""RNN, LSTM and GRU as torch modules: torch's own classes in all but the kernels that run them.
+"""RNN, LSTM and GRU as torch modules: subclasses of torch's own that run throughtime's kernels.
 
 >>> import torch
 >>> import throughtime.torch
@@ -25,7 +25,7 @@ from .recording import record
 from .replacing import replace
 
 _threads.borrow()
-# What a file of weights alone may hold: these have no code of a file's to run. A ResidualBlock has torch's LayerNorm.
+# Allowed with weights_only=True: loading these runs no code from the file. A ResidualBlock contains torch's LayerNorm.
 _torch.serialization.add_safe_globals([RNN, GRU, LSTM, AddLayerNorm, ResidualBlock, _torch.nn.LayerNorm])
 
 __all__ = ["GRU", "LSTM", "RNN", "AddLayerNorm", "FlowMonitor", "ResidualBlock", "record", "replace"]

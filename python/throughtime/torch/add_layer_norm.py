@@ -1,4 +1,4 @@
-"""Residual add and LayerNorm on tensors: as an autograd function eagerly, as an operator in graphs."""
+"""Residual add and LayerNorm on tensors: an autograd function in eager mode, an operator in graphs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def add_layer_norm(
 def _forward(
     x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, scale: float, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum, normalised, and four numbers a row for the backward."""
+    """The sum, its normalisation, and four numbers per row for the backward."""
     place = PLACES[x.device.type]
     with place.working(x):
         arrays = [place.array_of(tensor) for tensor in (x, branch, weight, bias)]
@@ -49,7 +49,7 @@ def _forward(
 def _backward(
     d_total: Tensor | None, d_normalised: Tensor | None, total: Tensor, statistics: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, weight and bias; that of the branch is the first, scaled."""
+    """The gradients of x, weight and bias. The branch's is that of x times `scale`."""
     place = PLACES[total.device.type]
     with place.working(total):
         d_sum, d_norm = (None if d is None else place.array_of(d) for d in (d_total, d_normalised))
@@ -59,7 +59,7 @@ def _backward(
 
 
 class AddLayerNormFunction(Function):
-    """What runs eagerly."""
+    """The autograd function used in eager mode."""
 
     @staticmethod
     def forward(
@@ -89,7 +89,7 @@ class AddLayerNormFunction(Function):
 def operator(
     x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, scale: float, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum, normalised, and what `operator_backward` is given as `statistics`."""
+    """The sum, its normalisation, and the `statistics` for `operator_backward`."""
     return _forward(x, branch, weight, bias, scale, eps)
 
 
@@ -105,7 +105,7 @@ def _(
 def operator_backward(
     d_total: Tensor | None, d_normalised: Tensor | None, total: Tensor, statistics: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, weight and bias."""
+    """The gradients of x, weight and bias."""
     return _backward(d_total, d_normalised, total, statistics, weight)
 
 

@@ -1,4 +1,4 @@
-"""Tensors of the CPU as NumPy arrays on the same memory."""
+"""CPU tensors as NumPy arrays on the same memory."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch import Tensor
 from .._arguments import Array
 from .unsupported import unsupported
 
-HALVES = (torch.bfloat16, torch.float16)  # kernels of the CPU compute in float32 where weights are of these
+HALVES = (torch.bfloat16, torch.float16)  # for weights of these types, CPU kernels compute in float32
 
 
 def array_of(tensor: Tensor) -> Array:
-    """A view of a tensor's memory; a copy of what lies there in half precision, or in another sign than is meant."""
+    """A view of a tensor's memory; a copy if the tensor is in half precision or lazily negated (torch's neg bit)."""
     if tensor.requires_grad:
         tensor = tensor.detach()
     if tensor.dtype in HALVES:

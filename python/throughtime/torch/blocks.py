@@ -1,4 +1,4 @@
-"""AddLayerNorm and ResidualBlock: the residual addition and the LayerNorm after it as one pass over memory."""
+"""AddLayerNorm and ResidualBlock: the residual addition and the LayerNorm after it fused into one pass over memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LARGEST = torch.finfo(torch.float64).max
 class AddLayerNorm(Base):
     """Add a scaled branch and normalise the sum over its last axis: ``sum = x + scale branch``, ``LN(sum)``.
 
-    ``weight`` and ``bias`` are those of a ``torch.nn.LayerNorm``, whose state dict loads as it is.
+    ``weight`` and ``bias`` are those of a ``torch.nn.LayerNorm``, whose state dict can be loaded.
 
     Parameters
     ----------
@@ -30,9 +30,9 @@ class AddLayerNorm(Base):
     eps : float
         Added to the variance.
     scale : float
-        Of the branch.
+        Factor of the branch.
     device, dtype : optional
-        As for ``torch.nn.LayerNorm``; float32, bfloat16 and float16, on the CPU float64 too.
+        As for ``torch.nn.LayerNorm``; float32, bfloat16 and float16, and float64 on the CPU.
 
     Examples
     --------
@@ -55,7 +55,7 @@ class AddLayerNorm(Base):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Weight 1, bias 0."""
+        """Set the weight to 1 and the bias to 0."""
         torch.nn.init.ones_(self.weight)
         torch.nn.init.zeros_(self.bias)
 
@@ -74,25 +74,25 @@ class AddLayerNorm(Base):
 class ResidualBlock(Base):
     """A module with a skip connection: ``x + s f(LN(x))``, ``LN(x + s f(x))`` or ``x + s f(x)``.
 
-    Parameters are the norm's, ``norm.weight`` and ``norm.bias``, and the sublayer's, ``sublayer.`` before their names,
-    as in :class:`throughtime.ResidualBlock`.
+    Parameters are the norm's, ``norm.weight`` and ``norm.bias``, and the sublayer's, with the prefix ``sublayer.``, as
+    in :class:`throughtime.ResidualBlock`.
 
     Parameters
     ----------
     sublayer : torch.nn.Module
-        f: gives as many features as it takes. Of a tuple, as recurrent modules return it, the first is used.
+        f, with as many output as input features. If it returns a tuple, as recurrent modules do, the first is used.
     size : int
         Features of x and y.
     norm : {"pre", "post", None}
-        Where LN stands. After the addition it is one pass with it, as :class:`AddLayerNorm`.
+        Position of LN. After the addition, both are fused into one pass, as in :class:`AddLayerNorm`.
     residual : bool
-        False leaves the addition out: ``s f(LN(x))``, ``LN(s f(x))`` or ``s f(x)``.
+        False omits the addition: ``s f(LN(x))``, ``LN(s f(x))`` or ``s f(x)``.
     branch_scale : float
         s.
     eps : float
-        Of the LayerNorm.
+        eps of the LayerNorm.
     device, dtype : optional
-        Of the LayerNorm.
+        Device and dtype of the LayerNorm.
 
     Examples
     --------
@@ -137,7 +137,7 @@ class ResidualBlock(Base):
         inside = self.norm(x) if self.norm is not None and self.norm_place == "pre" else x
         branch = self.sublayer(inside)
         branch = branch[0] if isinstance(branch, tuple) else branch
-        check_is_tensor("what sublayer gave", branch, "a tensor, or a tuple that begins with one")
+        check_is_tensor("the output of sublayer", branch, "a tensor, or a tuple that begins with one")
         if branch.shape != x.shape:
             raise ValueError(f"sublayer gave shape {tuple(branch.shape)}, expected {tuple(x.shape)}, that of x")
         if self.norm is not None and self.norm_place == "post" and self.residual:

@@ -1,4 +1,4 @@
-"""Under torch.compile: modules of ours are traced, though they are instances of what torch's tracer refuses."""
+"""torch.compile: let its tracer trace our modules, although they subclass classes that it refuses."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _BUILDER = "torch._dynamo.variables.builder"
 
 
 def is_traced(x: Tensor) -> bool:
-    """Whether a call is being written into a graph, so that it has to be an operator."""
+    """Whether a call is being traced into a graph, so that it must be an operator."""
     return torch.compiler.is_compiling() or type(x) not in (Tensor, Parameter) or is_in_torch_dispatch_mode()
 
 
 def let_dynamo_trace(kind: type[Module]) -> None:
     """Let torch.compile trace into modules of this kind.
 
-    Dynamo breaks the graph at every instance of torch.nn.RNN, LSTM and GRU, subclasses as well, unless
-    ``torch._dynamo.config.allow_rnn`` is set; but that is for torch's own modules too, which then are unrolled step by
-    step. So it is set while one of ours is looked at. Dynamo takes as long to import as torch itself, hence not before
-    somebody else needs it.
+    Dynamo breaks the graph at every instance of torch.nn.RNN, LSTM and GRU, including subclasses, unless
+    ``torch._dynamo.config.allow_rnn`` is set. That option would also unroll torch's own modules step by step, so it is
+    set only while Dynamo wraps one of ours. Importing Dynamo takes as long as importing torch, so this waits until
+    other code imports it.
     """
     builder = sys.modules.get(_BUILDER)
     if builder is not None:
@@ -41,7 +41,7 @@ def let_dynamo_trace(kind: type[Module]) -> None:
 def _allow(builder: Any, kind: type[Module]) -> None:
     original = getattr(builder.VariableBuilder, "wrap_module", None)
     if original is None or not hasattr(builder.config, "allow_rnn"):
-        return  # another version of torch, whose rule may be another: at worst the graph breaks
+        return  # another version of torch, which may have another rule: at worst the graph breaks
 
     def wrap_module(self: Any, value: Module) -> Any:
         with builder.config.patch(allow_rnn=builder.config.allow_rnn or isinstance(value, kind)):
@@ -51,7 +51,7 @@ def _allow(builder: Any, kind: type[Module]) -> None:
 
 
 class _AfterImport(MetaPathFinder):
-    """Waits for the import of dynamo's builder, once."""
+    """Waits for the first import of Dynamo's builder."""
 
     def __init__(self, kind: type[Module]) -> None:
         self._kind = kind

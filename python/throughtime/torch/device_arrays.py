@@ -1,4 +1,4 @@
-"""CUDA tensors as arrays of the device and back, on the same memory, and new arrays in memory of torch's."""
+"""CUDA tensors as device arrays and back, without copies, and new device arrays in torch's memory."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ..cuda.extension import extension
 from ..cuda.numbers import HELD_AS
 from .unsupported import unsupported
 
-_SOME = 256  # address of what holds nothing: NumPy would find one of its own for 0
+_SOME = 256  # dummy address for empty tensors: for 0, NumPy would allocate memory
 
 
 def array_of(tensor: Tensor) -> DeviceArray:
-    """A view of a tensor's memory, which keeps the tensor."""
+    """A view of a tensor's memory, which keeps the tensor alive."""
     tensor = tensor.resolve_neg()
     try:
         address = tensor.data_ptr()
@@ -27,7 +27,7 @@ def array_of(tensor: Tensor) -> DeviceArray:
         raise unsupported(f"a tensor without memory ({error})") from None
     if not address and tensor.numel():
         raise unsupported("a tensor without memory")
-    return _view(tensor, address, str(tensor.dtype)[6:])  # less "torch."
+    return _view(tensor, address, str(tensor.dtype)[6:])  # without "torch."
 
 
 def _view(tensor: Tensor, address: int, dtype: str) -> DeviceArray:
@@ -38,14 +38,14 @@ def _view(tensor: Tensor, address: int, dtype: str) -> DeviceArray:
 
 
 def tensor_of(array: DeviceArray) -> Tensor:
-    """The tensor that `allocator` made this array of, or another on its memory where the array is a view of it."""
+    """The tensor from which `allocator` made this array, or a new one on its memory if the array is a view of it."""
     view, tensor = array._view, _owner(array._view)
     strides = tuple(stride // view.itemsize for stride in view.strides)
     if tensor.shape == view.shape and tensor.stride() == strides:
         return tensor
     storage = tensor.untyped_storage()
     offset = (view.__array_interface__["data"][0] - storage.data_ptr()) // view.itemsize if view.size else 0
-    # To autograd no view: what a function returns is the caller's to write.
+    # Not a view for autograd: callers may write to the results of a function.
     return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(storage, offset, view.shape, strides)
 
 
@@ -58,7 +58,7 @@ def _owner(view: Array) -> Tensor:
 
 
 def allocator(device: torch.device) -> Callable[[tuple[int, ...], str], DeviceArray]:
-    """What makes arrays of new tensors: torch's caching allocator, streams and graph pools own them."""
+    """A function that makes arrays from new tensors: torch's caching allocator, streams and graph pools own them."""
 
     def allocate(shape: tuple[int, ...], dtype: str) -> DeviceArray:
         tensor = torch.empty(shape, dtype=getattr(torch, dtype), device=device)

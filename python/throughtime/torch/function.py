@@ -1,4 +1,4 @@
-"""The autograd function of a recurrent layer: what runs eagerly."""
+"""The autograd function of a recurrent layer, used in eager mode."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .unsupported import once, unsupported
 
 
 class RecurrentFunction(Function):
-    """Output and final states of input, initial states (none for zeros) and weights.
+    """Output and final states, from input, initial states (none for zeros) and weights.
 
-    What the backward reads is saved as tensors: torch frees it after the backward, and raises where an input or a
-    weight was changed in place meanwhile.
+    The values that the backward reads are saved as tensors: torch frees them after the backward, and raises if an input
+    or a weight was changed in place in the meantime.
     """
 
     @staticmethod
@@ -37,7 +37,7 @@ class RecurrentFunction(Function):
         visible = 1 + len(plan.architecture.states)
         ctx.save_for_backward(x, *state_and_weights, *masks, *results[visible:])
         ctx.call = plan, medium, lengths
-        ctx.address = address_of(weights)  # before hooks put copies in the place of what is saved
+        ctx.address = address_of(weights)  # before hooks replace the saved tensors by copies
         ctx.states, ctx.counts = states, (len(weights), len(masks))
         ctx.set_materialize_grads(False)
         return tuple(results[:visible])

@@ -1,4 +1,4 @@
-"""Forward and backward of a recurrent layer on tensors: what operators and autograd share."""
+"""Forward and backward of a recurrent layer on tensors, shared by operators and autograd."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ class Call(NamedTuple):
     masks: Sequence[Tensor]
 
     def inputs(self, x: Tensor, state: Any = None) -> Inputs:
-        """Of a forward; `state` as the NumPy interface takes it."""
+        """The inputs of a forward; `state` as the NumPy interface takes it."""
         checks, array_of = self.plan.checks, self.plan.place.array_of
         array, batched = checks.x(array_of(x), "input")
         initial = checks.state("hx", state, array.shape[1], batched)
         return Inputs(array, batched, initial, None if self.lengths is None else array_of(self.lengths))
 
     def parameters(self) -> dict[str, Any]:
-        """By name, as kernels take them."""
+        """The parameters by name, as the kernels take them."""
         contiguous = self.plan.place.contiguous_array_of
         return {name: contiguous(weight) for name, weight in zip(self.plan.names, self.weights, strict=True)}
 
     def named_masks(self) -> dict[str, Any]:
-        """By name."""
+        """The masks by name."""
         names, array_of = self.plan.mask_names(len(self.masks)), self.plan.place.array_of
         return {name: array_of(mask) for name, mask in zip(names, self.masks, strict=True)}
 
@@ -53,7 +53,7 @@ class Call(NamedTuple):
 
 
 def forward(call: Call, x: Tensor, state: Sequence[Tensor]) -> list[Tensor]:
-    """Output, final states, and what the backward needs besides; `state` is empty for zeros."""
+    """Output, final states, and the other arrays that the backward needs; `state` is empty for zeros."""
     plan = call.plan
     with plan.place.working(x):
         record = run_forward(
@@ -71,9 +71,9 @@ def forward(call: Call, x: Tensor, state: Sequence[Tensor]) -> list[Tensor]:
 
 
 def empty_forward(call: Call, x: Tensor) -> list[Tensor]:
-    """What `forward` returns, in shape alone."""
+    """Empty tensors with the shapes and dtypes of the results of `forward`."""
     described, memory = call.plan.architecture, call.plan.memory
-    *middle, steps = x.shape[:-1] if described.batch_first else x.shape[-2::-1]  # the batch, where there is one
+    *middle, steps = x.shape[:-1] if described.batch_first else x.shape[-2::-1]  # middle: the batch, if there is one
     batch = middle[0] if middle else 1
     shapes = [(*x.shape[:-1], described.output_size)]
     shapes += [(described.count, *middle, width) for width in described.widths]
@@ -95,7 +95,7 @@ def backward(
     wanted: Sequence[bool],
     key: int,
 ) -> list[Tensor]:
-    """Gradients, those that are wanted: of the input, of the initial states (all or none), of each weight.
+    """The wanted gradients: of the input, of the initial states (all or none), of each weight.
 
     `d_results` are those of output and final states, None for zeros. Observers of the module with this key see them.
     """
@@ -130,7 +130,7 @@ def _gradients(
 
 
 def empty_backward(call: Call, x: Tensor, wanted: Sequence[bool]) -> list[Tensor]:
-    """What `backward` returns, in shape alone."""
+    """Empty tensors with the shapes and dtypes of the results of `backward`."""
     _, *states = empty_forward(call, x)[: 1 + len(call.plan.architecture.states)]
     needs_input, needs_state, *needs_weights = wanted
     found = [*([x] if needs_input else []), *(states if needs_state else [])]
@@ -139,7 +139,7 @@ def empty_backward(call: Call, x: Tensor, wanted: Sequence[bool]) -> list[Tensor
 
 
 def _as_state(arrays: Sequence[Any]) -> Any:
-    """One array, a pair, or None for none, as the NumPy interface takes states."""
+    """One array, a pair, or None for no arrays, as the NumPy interface takes states."""
     return arrays[0] if len(arrays) == 1 else tuple(arrays) or None
 
 

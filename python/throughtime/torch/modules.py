@@ -28,11 +28,11 @@ State = Tensor | tuple[Tensor, ...]
 
 
 class Recurrent(Base, RNNBase):
-    """What the recurrent modules share. Sizes: T timesteps, B sequences, I inputs, H units, L layers, D directions."""
+    """Base of the recurrent modules. Sizes: T timesteps, B sequences, I inputs, H units, L layers, D directions."""
 
     _kind: ClassVar[str]
     _states: ClassVar[tuple[str, ...]]
-    _own: ClassVar[dict[str, Any]] = {"zoneout": 0.0, "weight_dropout": 0.0, "memory": "full"}  # beside torch's options
+    _own: ClassVar[dict[str, Any]] = {"zoneout": 0.0, "weight_dropout": 0.0, "memory": "full"}  # not torch's options
     _torchs = ("num_layers", "nonlinearity", "bias", "batch_first", "dropout", "bidirectional", "proj_size")
     _plain = frozenset(["input_size", "hidden_size", *_torchs, *_own, "reset_after", "peephole", "layer_norm"])
 
@@ -43,11 +43,11 @@ class Recurrent(Base, RNNBase):
     # Set up
 
     def _set_up(self, **own: Any) -> None:
-        """After torch's constructor: the options that it does not have, and the parameters that come with them."""
+        """After torch's constructor, set the options that torch lacks and register their parameters."""
         for name, value in own.items():
             setattr(self, name, value)
         self._text = layer_text(self._kind, self._options())
-        plan = plan_of(call_text(self._text, torch.float32, self.batch_first, self.memory))  # checks, too
+        plan = plan_of(call_text(self._text, torch.float32, self.batch_first, self.memory))  # also checks the options
         self._names, shapes = plan.names, plan.architecture.parameter_shapes
         bound = self.hidden_size**-0.5
         like = next(self.parameters())
@@ -59,7 +59,7 @@ class Recurrent(Base, RNNBase):
         self._set_constants()
 
     def _set_constants(self) -> None:
-        """Initial values that are not random: those of layer normalisation."""
+        """Set the initial values that are not random: those of layer normalisation."""
         for name, parameter in self.named_parameters(recurse=False):
             constant = CONSTANTS.get(name.rpartition("_l")[0])
             if constant is not None:
@@ -71,11 +71,11 @@ class Recurrent(Base, RNNBase):
         self._set_constants()
 
     def flatten_parameters(self) -> None:
-        """Nothing: cuDNN wants all weights in one buffer, these kernels do not."""
+        """Do nothing: cuDNN needs all weights in one buffer, these kernels do not."""
 
     @classmethod
     def _of(cls, module: RNNBase) -> Self:
-        """A module that shares the parameters, hooks and whatever else is there of torch's own."""
+        """A module that shares the parameters, hooks and all other attributes of a torch module."""
         ours = cls.__new__(cls)
         ours.__dict__.update(vars(module))
         for name in ("_parameters", "_buffers", "_modules", "_flat_weights"):
@@ -86,16 +86,16 @@ class Recurrent(Base, RNNBase):
         return ours
 
     def extra_repr(self) -> str:
-        """Torch's, and the options that are ours where they were chosen."""
+        """Torch's text, and our options that differ from their defaults."""
         chosen = [
             f"{name}={getattr(self, name)!r}" for name, usual in self._own.items() if getattr(self, name) != usual
         ]
         return ", ".join([super().extra_repr(), *chosen])
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """As torch's modules, options may be changed later."""
+        """Options may be changed later, as in torch's modules."""
         super().__setattr__(name, value)
-        if "_text" in self.__dict__ and name in self._options():  # text, for to the compiler numbers may be variables
+        if "_text" in self.__dict__ and name in self._options():  # text: the compiler may treat numbers as variables
             self.__dict__["_text"] = layer_text(self._kind, self._options())
 
     def _options(self) -> dict[str, Any]:
@@ -135,7 +135,7 @@ class Recurrent(Base, RNNBase):
         TypeError, ValueError
             If a dtype, device or size does not fit.
         NotImplementedError
-            On devices, types and transforms that there are no kernels for.
+            For devices, dtypes and transforms without kernels.
         """
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx)
@@ -144,8 +144,8 @@ class Recurrent(Base, RNNBase):
         return self._run(input, hx, None, self.batch_first)
 
     def _forward_packed(self, packed: PackedSequence, hx: Any) -> tuple[PackedSequence, State]:
-        """By way of (T, B, I) and lengths: the kernels take sequences in any order, so states need no sorting."""
-        # As sorted, for torch knows these lengths on the CPU, and nothing waits for a GPU to say what it sorted by.
+        """Run as (T, B, I) with lengths: the kernels take sequences in any order, so states need no sorting."""
+        # Pad in sorted order: torch has the sorted lengths on the CPU, so nothing waits for the GPU's permutation.
         padded, lengths = pad_packed_sequence(PackedSequence(packed.data, packed.batch_sizes))
         own_lengths = lengths.to(padded.device, non_blocking=True)
         if packed.unsorted_indices is not None:
@@ -179,9 +179,9 @@ class Recurrent(Base, RNNBase):
     def _checked(
         self, x: Tensor, hx: Any, *, packed: bool
     ) -> tuple[Tensor, list[Tensor], list[Tensor], list[torch.dtype]]:
-        """Input, initial states (none for zeros) and weights; under autocast in the type of the weights.
+        """Input, initial states (none for zeros) and weights, under autocast in the type of the weights.
 
-        The last are the types that results then have, none where it is that of the weights.
+        The last entry lists the types of the results; it is empty if they have that of the weights.
         """
         weights = self._weights()
         first = weights[0]
@@ -206,7 +206,7 @@ class Recurrent(Base, RNNBase):
         return x, state, weights, types
 
     def _weights(self) -> list[Tensor]:
-        """In the plan's order; by attribute, for parametrizations and `functional_call` put their own there."""
+        """The weights in the plan's order, as attributes: parametrizations and `functional_call` replace these."""
         return [getattr(self, name) for name in self._names]
 
     def _state(self, hx: Any) -> list[Tensor]:
@@ -214,7 +214,7 @@ class Recurrent(Base, RNNBase):
         return [hx]
 
     def _masks(self, x: Tensor, batch_first: bool) -> list[Tensor]:
-        """New ones from torch's generator, true where a value is dropped or an old state kept, in the plan's order."""
+        """New masks from torch's generator, in the plan's order; true drops a value or keeps an old state."""
         if not (self.dropout or self.zoneout or self.weight_dropout):
             return []
         steps, batch = (x.shape[0], 1) if x.dim() == 2 else (x.shape[1], x.shape[0]) if batch_first else x.shape[:2]
@@ -238,15 +238,15 @@ class RNN(Recurrent, torch.nn.RNN):
     Parameters
     ----------
     input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional, device, dtype
-        As for ``torch.nn.RNN``, and NumPy's scalars go as well. There are kernels for float32 and float64 on the CPU,
-        where bfloat16 and float16 are computed in float32, and for float32, bfloat16 and float16 on CUDA. Dropout draws
-        from torch's generator, other masks than torch.nn.RNN would. `nonlinearity` may be ``"sigmoid"``, too.
+        As for ``torch.nn.RNN``, with NumPy scalars accepted too. Dtypes are float32, float64, bfloat16 and float16 on
+        the CPU, which computes the last two in float32, and float32, bfloat16 and float16 on CUDA. Dropout draws from
+        torch's generator, but different masks than torch.nn.RNN. `nonlinearity` may also be ``"sigmoid"``.
     layer_norm : bool
         As for :class:`throughtime.RNN`, with parameters of the same names; torch.nn.RNN does not have them.
     zoneout, weight_dropout : float
         As for :class:`throughtime.RNN`.
     memory : {"full", "states", "checkpoint"} or int
-        What is kept for the backward, as for :meth:`throughtime.RNN.forward`.
+        Values stored for the backward, as for :meth:`throughtime.RNN.forward`.
 
     Examples
     --------
@@ -285,7 +285,7 @@ class RNN(Recurrent, torch.nn.RNN):
         chosen = choice("nonlinearity", plain(nonlinearity), NONLINEARITIES)
         options = (num_layers, "tanh" if chosen == "sigmoid" else chosen, bias, batch_first, dropout, bidirectional)
         super().__init__(*plain((input_size, hidden_size, *options)), device=device, dtype=dtype)
-        if chosen == "sigmoid":  # which torch's constructor refuses
+        if chosen == "sigmoid":  # torch's constructor rejects it
             self.nonlinearity, self.mode = chosen, "RNN_SIGMOID"
         self._set_up(layer_norm=layer_norm, zoneout=zoneout, weight_dropout=weight_dropout, memory=memory)
 
@@ -301,7 +301,7 @@ class GRU(Recurrent, torch.nn.GRU):
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype
         As for ``torch.nn.GRU``, and :class:`RNN`.
     reset_after : bool
-        As for :class:`throughtime.GRU`; False is the original, whose weights torch.nn.GRU would read differently.
+        As for :class:`throughtime.GRU`; False is the original, whose weights torch.nn.GRU would interpret differently.
     layer_norm : bool
         As for :class:`throughtime.GRU`, with parameters of the same names; torch.nn.GRU does not have them.
     zoneout, weight_dropout, memory

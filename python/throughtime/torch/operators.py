@@ -1,4 +1,4 @@
-"""The same as operators of torch.library, which torch.compile and torch.export keep whole in their graphs."""
+"""Forward and backward as operators of torch.library, which torch.compile and torch.export keep as single nodes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def recurrent(
     plan: str,
     medium: bool,
 ) -> list[Tensor]:
-    """Output, final states, and what `recurrent_backward` is given as `kept`; see `kernels.forward`."""
+    """Output, final states, and the arrays `kept` for `recurrent_backward`; see `kernels.forward`."""
     return kernels.forward(Call(plan_of(plan), medium, weights, lengths, masks), x, state)
 
 
@@ -54,7 +54,7 @@ def recurrent_backward(
     medium: bool,
     wanted: Sequence[bool],
 ) -> list[Tensor]:
-    """The gradients that are wanted; see `kernels.backward`."""
+    """The wanted gradients; see `kernels.backward`."""
     call = Call(plan_of(plan), medium, weights, lengths, masks)
     return kernels.backward(call, x, kept, d_results, wanted, address_of(weights))
 

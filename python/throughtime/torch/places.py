@@ -1,4 +1,4 @@
-"""Where tensors are, the CPU or a GPU: what calls do differently there."""
+"""The devices of tensors, the CPU and CUDA, and how calls differ between them."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from .unsupported import unsupported
 
 
 class Cpu:
-    """NumPy's arrays."""
+    """Tensors on the CPU, as NumPy arrays."""
 
     name = "the CPU"
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64, *arrays.HALVES)
-    autocasts_results = True  # to the types that torch's modules give there; else they have that of the weights
+    autocasts_results = True  # to the types that torch's modules return; else results have that of the weights
 
     def backend(self) -> Backend:
-        """What layers of the NumPy interface have as theirs."""
+        """The backend of the NumPy interface for this device."""
         return backend_of("cpu")
 
     def computes_in(self, dtype: torch.dtype) -> torch.dtype:
-        """The type of the kernels' arrays where weights are of this one."""
+        """The dtype of the kernels' arrays for weights of this dtype."""
         return torch.float32 if dtype in arrays.HALVES else dtype
 
     def working(self, tensor: Tensor) -> AbstractContextManager[None]:
-        """In which kernels run that read this tensor."""
-        torch.get_num_threads()  # a new thread takes torch.set_num_threads over from the others at its first question
+        """The context in which to run kernels that read this tensor."""
+        torch.get_num_threads()  # its first call on a new thread applies torch.set_num_threads to that thread
         return nullcontext()
 
     def array_of(self, tensor: Tensor) -> Any:
@@ -43,12 +43,12 @@ class Cpu:
         return arrays.array_of(tensor)
 
     def contiguous_array_of(self, tensor: Tensor) -> Any:
-        """The same in C order; a copy where the tensor is in another."""
+        """The same in C order; a copy if the tensor has another order."""
         return self.array_of(tensor.contiguous())
 
 
 class Cuda(Cpu):
-    """The device's arrays, in memory of torch's, on its current stream."""
+    """Tensors on CUDA, as device arrays in torch's memory, on torch's current stream."""
 
     name = "CUDA"
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
@@ -67,7 +67,7 @@ class Cuda(Cpu):
 
     @contextmanager
     def current(self, device: torch.device) -> Iterator[None]:
-        """The device is current, and torch's current stream of it is the library's."""
+        """Make the device current, and its current torch stream the library's stream."""
         with torch.cuda.device(device), stream(torch.cuda.current_stream(device).cuda_stream):
             yield
 
@@ -79,13 +79,13 @@ PLACES: dict[str, Cpu] = {"cpu": Cpu(), "cuda": Cuda()}  # by the type of a torc
 
 
 def tensor_of(array: Any, dtype: torch.dtype | None = None) -> Tensor:
-    """A tensor on the memory of an array that was made in a `working` context; a copy where `dtype` is another."""
+    """A tensor on the memory of an array that was made in a `working` context; a copy if `dtype` differs."""
     tensor = device_arrays.tensor_of(array) if isinstance(array, DeviceArray) else torch.from_numpy(array)
     return tensor if dtype is None or tensor.dtype is dtype else tensor.to(dtype)
 
 
 def check_weight(name: str, weight: Tensor) -> None:
-    """Raise unless there are kernels for weights such as this one, which others are compared with."""
+    """Raise unless kernels support this weight's device and dtype, with which other tensors are compared."""
     check_is_tensor(name, weight)
     _check_device(name, weight)
     place = PLACES[weight.device.type]
@@ -95,7 +95,7 @@ def check_weight(name: str, weight: Tensor) -> None:
 
 
 def check_tensor(name: str, tensor: Tensor, weight: Tensor) -> None:
-    """Raise unless it is a tensor where this weight is, and of its type."""
+    """Raise unless `tensor` is a tensor on the device of this weight, with its dtype."""
     check_is_tensor(name, tensor)
     if tensor.device == weight.device and tensor.dtype is weight.dtype:
         return

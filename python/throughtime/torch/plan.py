@@ -1,4 +1,4 @@
-"""What a call is apart from its tensors, as text: operators in a compiled graph take it as a constant."""
+"""The settings of a call, without its tensors, as text: operators in a compiled graph take it as a constant."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class Plan:
     Attributes
     ----------
     architecture : Architecture
-        Parameters are given to each call.
+        The layer; each call passes the parameters.
     place : Cpu or Cuda
         The device.
     checks : Checks
         Checks of the arrays on that device.
     memory : str, int or None
-        As `Recurrent.forward` takes it; None where no backward follows.
+        As `Recurrent.forward` takes it; None if no backward follows.
     names : tuple of str
-        Of the parameters, in the order in which calls hand them over.
+        Names of the parameters, in the order in which calls pass them.
     """
 
     def __init__(
@@ -40,21 +40,21 @@ class Plan:
         self.names = tuple(self.architecture.parameter_shapes)
 
     def mask_names(self, count: int) -> list[str]:
-        """The names of so many masks, in the order in which calls hand them over."""
+        """The names of a call's masks, in the order in which it passes them; none if `count` is 0."""
         return list(self.architecture.mask_shapes(1, 1)) if count else []
 
 
 @lru_cache(maxsize=1024)
 def plan_of(text: str) -> Plan:
-    """The plan that a text made by `call_text` says."""
+    """The plan that a text from `call_text` describes."""
     return Plan(*ast.literal_eval(text))
 
 
 def layer_text(kind: str, options: dict[str, Any]) -> str:
-    """Of a layer, the part that stays from call to call."""
+    """The part of a plan's text that is the same for all calls of a layer."""
     return f"{kind!r}, {options!r}"
 
 
 def call_text(layer: str, dtype: torch.dtype, batch_first: bool, memory: str | int | None, device: str = "cpu") -> str:
-    """A literal that `plan_of` reads, of what `layer_text` gave."""
+    """The literal that `plan_of` reads; `layer` is from `layer_text`."""
     return f"({layer}, {device!r}, {str(PLACES[device].computes_in(dtype))[6:]!r}, {batch_first!r}, {memory!r})"

@@ -1,4 +1,4 @@
-"""torch.autocast as precision of matrix products."""
+"""torch.autocast as the precision of matrix products."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def _has_operator(supported: str) -> bool:
-    """What torch's oneDNN says of this processor."""
+    """Whether torch's oneDNN supports a type on this processor."""
     try:
         return bool(getattr(torch.ops.mkldnn, supported)())
     except (AttributeError, RuntimeError):  # a torch without oneDNN
@@ -17,7 +17,7 @@ def _has_operator(supported: str) -> bool:
 
 
 _names = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
-_OPERATORS = {dtype for dtype, supported in _names.items() if _has_operator(supported)}  # of an LSTM of such tensors
+_OPERATORS = {dtype for dtype, supported in _names.items() if _has_operator(supported)}  # torch has an LSTM operator
 
 
 def is_medium(device: str) -> bool:
@@ -28,13 +28,13 @@ def is_medium(device: str) -> bool:
 def autocast_types(
     kind: str, weight: Tensor, x: Tensor, state: Sequence[Tensor], *, packed: bool, projected: bool
 ) -> list[torch.dtype]:
-    """Of output, h_n and c_n, as torch's own modules return them under autocast on the CPU.
+    """The types of output, h_n and c_n that torch's own modules return under autocast on the CPU.
 
-    There products give autocast's type, and what is added to the state has that of both. An LSTM is one operator, with
-    autocast's type throughout, if its input is float32 or the processor computes in autocast's type; but packed or
-    projected it goes step by step.
+    There, products have autocast's type, and adding them to the state promotes both types. An LSTM is one operator,
+    with autocast's type throughout, if its input is float32 or the processor computes in autocast's type. A packed or
+    projected LSTM goes step by step instead.
     """
-    if weight.dtype is torch.float64:  # which autocast leaves as it is
+    if weight.dtype is torch.float64:  # autocast does not convert it
         return [torch.float64] * 3
     low = torch.get_autocast_dtype("cpu")
     one_operator = kind == "LSTM" and (x.dtype is torch.float32 or low in _OPERATORS) and not (packed or projected)

@@ -1,4 +1,4 @@
-"""The recorders that `record` registers, to which backward passes report the gradients of timesteps."""
+"""The recorders that `record` registers, to which backward passes report the gradients at every timestep."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RECORDED = tuple(name for name in TIMESTEPS if name != "products")
 
 
 class BackwardTimesteps:
-    """What one backward pass of a module gave for every timestep, as far as it was asked for.
+    """The gradients of one backward pass of a module at every timestep, as far as they were asked for.
 
     Attributes
     ----------
@@ -28,7 +28,7 @@ class BackwardTimesteps:
     gates : (L*D, T, B, G*H) tensor
         Gradient of the input's part of the pre-activations.
     parameter_norms : dict of str to (T,) float64 tensor
-        Frobenius norm of what each timestep adds to each parameter's gradient.
+        Frobenius norm of each timestep's contribution to each parameter's gradient.
     """
 
     def __init__(self, grads: Gradients, asked: set[str]) -> None:
@@ -43,12 +43,12 @@ class BackwardTimesteps:
 
 
 class Timesteps:
-    """What `record` fills: attributes of `BackwardTimesteps`, of the last backward pass.
+    """The recorder that `record` fills. It has the attributes of `BackwardTimesteps` of the last backward pass.
 
     Attributes
     ----------
     backwards : list of BackwardTimesteps
-        Of every backward pass, in the order in which they ran: where a loss was made of several calls of the module,
+        One entry per backward pass, in the order in which they ran: if a loss depends on several calls of the module,
         its last call comes first.
     asked : set of str
     """
@@ -72,7 +72,7 @@ class Timesteps:
             raise AttributeError(f"timesteps.{name}: no backward pass of this module has run yet")
         if name not in vars(self.backwards[-1]):
             raise AttributeError(
-                f"timesteps.{name} is not there: record(module, timesteps=({name!r}, ...)) asks for it; "
+                f"timesteps.{name} was not recorded: record(module, timesteps=({name!r}, ...)) asks for it; "
                 "only the LSTM has 'cell'"
             )
         return getattr(self.backwards[-1], name)

@@ -1,4 +1,4 @@
-"""`record`: the gradient at every timestep of the backward passes inside a with statement."""
+"""`record`: the gradients at every timestep, for backward passes inside a with statement."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from .recorder import RECORDED, Timesteps, address_of, recording
 
 @contextmanager
 def record(module: Module, timesteps: Iterable[str] = RECORDED) -> Iterator[Timesteps]:
-    """Record the gradient at every timestep of each backward pass of a module inside.
+    """Record the gradients at every timestep in each backward pass of a module that runs inside the with statement.
 
     Parameters
     ----------
     module : RNN, LSTM or GRU
-        Of this package, by itself or part of a model.
+        A module of this package, alone or as a part of a model.
     timesteps : iterable of {"hidden", "cell", "gates", "parameter_norms"}
         What to record; ``"cell"`` is ignored by cells without c.
 
     Yields
     ------
     Timesteps
-        Its attributes are those of the last backward pass, ``backwards`` has all of them.
+        Its attributes are those of the last backward pass; ``backwards`` lists all passes.
 
     Raises
     ------
     TypeError
-        If `module` is something else.
+        If `module` has another type.
     ValueError
-        If `timesteps` has another word, or the module is being recorded already.
+        If `timesteps` has an unknown name, or the module is being recorded already.
     RuntimeError
         At the end, if no backward pass of the module ran inside.
 
@@ -57,16 +57,16 @@ def record(module: Module, timesteps: Iterable[str] = RECORDED) -> Iterator[Time
         yield recorder
     if not recorder.backwards:
         raise RuntimeError(
-            "no backward pass of this module ran inside record(...), where the backward belongs (the forward may stand "
-            "before); a module whose weight_ih_l0 is computed anew at each call cannot be recognised, nor a "
-            "compiled one whose saved tensors hooks have copied"
+            "no backward pass of this module ran inside record(...): the backward must run inside, the forward may run "
+            "before it; a module whose weight_ih_l0 is recomputed at each call cannot be recognised, nor can a "
+            "compiled one whose saved tensors were copied by hooks"
         )
 
 
 def _hint(module: Any) -> str:
-    """Where in a model, or how from a module of torch's, there is one to record."""
+    """A hint for the error: where a model has a module to record, or how to make one from torch's."""
     if isinstance(module, RNNBase):
-        return "; throughtime.torch.replace makes one of torch's own"
+        return "; throughtime.torch.replace converts torch's own modules"
     if not isinstance(module, Module):
         return ""
     inner = [name for name, part in module.named_modules() if isinstance(part, Recurrent)]

@@ -1,4 +1,4 @@
-"""`replace`: torch's recurrent modules inside a model become these, with the same parameters."""
+"""`replace`: convert torch's recurrent modules inside a model into these, with the same parameters."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ M = TypeVar("M", bound=Module)
 
 
 def replace(model: M) -> M:
-    """Put throughtime's modules in the place of every ``torch.nn.RNN``, ``LSTM`` and ``GRU`` inside a model.
+    """Replace every ``torch.nn.RNN``, ``LSTM`` and ``GRU`` inside a model by throughtime's module.
 
-    The model is changed and returned. Its parameters stay the very same objects, so an optimiser made before goes on; a
-    module that stands in several places still is one; the training flag and hooks go along. Subclasses are left as
-    they are, for they may have a forward of their own, and so are cells such as ``LSTMCell``, and what a model holds
-    outside of its modules (in a plain list, say).
+    The model is changed in place and returned. Parameters stay the same objects, so an existing optimiser remains
+    valid. A module used in several places is replaced by a single one; the training flag and hooks are kept. Left
+    unchanged are subclasses, which may override `forward`, cells such as ``LSTMCell``, and modules that are not
+    registered with the model (for example in a plain list).
 
-    How many modules were replaced, and which others were not and why, is logged by the logger ``"throughtime.torch"``:
-    as a warning, which Python prints unless told otherwise, where one was left or none was found, else as information.
+    The logger ``"throughtime.torch"`` reports how many modules were replaced, and which were not and why: as a warning,
+    which Python prints by default, if one was left or none was found, else as information.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Where it is such a module itself, it is left alone, and a new one that shares its parameters is returned.
+        If it is such a module itself, it stays unchanged, and a new module that shares its parameters is returned.
 
     Returns
     -------
@@ -41,7 +41,7 @@ def replace(model: M) -> M:
     Raises
     ------
     TypeError
-        If `model` is no module.
+        If `model` is not a module.
 
     Examples
     --------
@@ -70,22 +70,22 @@ def replace(model: M) -> M:
             if child in made:
                 parent._modules[name] = made[child]
     _say([names[module] for module in made], left, any(isinstance(module, Recurrent) for module in names))
-    return made.get(model, model)  # type: ignore[return-value]  # a subclass of what it stands for
+    return made.get(model, model)  # type: ignore[return-value]  # a subclass of the type that it replaces
 
 
 def _reason(module: Module) -> str:
-    """Why a recurrent module is left as it is; nothing, where it is not, or is none."""
+    """Why a recurrent module is not replaced; empty if it is replaced, or is not a recurrent module of torch's."""
     if isinstance(module, RNNCellBase):
-        return "it is called for one step at a time, and these modules for whole sequences"
+        return "it is called for one step at a time, but these modules run whole sequences"
     if not isinstance(module, RNNBase) or isinstance(module, Recurrent) or type(module) in _OURS:
         return ""
     if is_parametrized(module):
-        return "it is parametrized; replace it first, then parametrize what takes its place"
-    return "a subclass, which may have a forward of its own"
+        return "it is parametrized; replace it first, then parametrize the new module"
+    return "a subclass, which may override forward"
 
 
 def _say(replaced: list[str], left: dict[str, str], has_ours: bool) -> None:
-    """Log what became of a model."""
+    """Log the replaced modules of a model and those that were left."""
 
     def place(name: str) -> str:
         return repr(name) if name else "the model itself"

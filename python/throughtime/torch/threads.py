@@ -1,6 +1,6 @@
-"""One pool of threads for torch's operators and the library's kernels: torch's own, of its OpenMP runtime.
+"""One thread pool for torch's operators and the library's kernels: that of torch's OpenMP runtime.
 
-Two pools would take the cores from each other: the threads of either spin for a while when their work is done.
+Two pools would compete for the cores: the threads of each spin for a while after their work is done.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _OF_ALL = {"omp_in_parallel", "omp_get_thread_num", "omp_get_max_threads"}
 
 
 def borrow() -> None:
-    """Run the library's calls on torch's threads, where torch's OpenMP runtime is found in this process."""
+    """Run the library's calls on torch's threads, if this process has torch's OpenMP runtime."""
     for functions in map(_functions, _libraries()):
         if functions.keys() >= _OF_ALL and any(functions.keys() >= kind for kind in _OF_ITS_KIND):
             _core.borrow_threads(functions)
@@ -34,7 +34,7 @@ def borrow() -> None:
 
 
 def _libraries() -> list[str | None]:
-    """Where torch's own calls into the runtime lead: what all libraries see, then what torch's library depends on."""
+    """Where to look up torch's runtime: in the global symbols (None), then in the dependencies of torch's library."""
     folder = Path(torch.__file__).parent / "lib"
     return [
         None,
@@ -43,7 +43,7 @@ def _libraries() -> list[str | None]:
 
 
 def _functions(library: str | None) -> dict[str, int]:
-    """The addresses of those functions of an OpenMP runtime that a library, or the whole process, sees."""
+    """The addresses of the OpenMP functions visible to a library, or to the whole process (None)."""
     found = {}
     loaded = ctypes.CDLL(library)
     for name in _FUNCTIONS:

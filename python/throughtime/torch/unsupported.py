@@ -1,4 +1,4 @@
-"""What there are no kernels for: errors that say so and name the way out."""
+"""Errors for everything that the kernels do not support, with an alternative."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.autograd import Function
 
 
 def unsupported(what: str) -> NotImplementedError:
-    """The error for what torch's own modules may do and these do not."""
+    """The error for features that torch's own modules may have and these do not."""
     return NotImplementedError(
         f"throughtime.torch does not support {what}; torch.nn.LSTM (RNN, GRU, LayerNorm) takes the same state_dict "
         "and may"
@@ -26,12 +26,12 @@ def check_transforms() -> None:
 
 
 def applied(function: type[Function], *arguments: Any) -> Any:
-    """``function.apply``, which torch leaves without types."""
+    """``function.apply``, which has no type annotations in torch."""
     return function.apply(*arguments)  # type: ignore[no-untyped-call]
 
 
 class _Once(Function):
-    """Identity on gradients, whose own derivative is an error; the inputs after them are what they depend on."""
+    """Identity on gradients whose derivative raises an error; the inputs after them are those they depend on."""
 
     @staticmethod
     def forward(ctx: Any, count: int, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -43,12 +43,12 @@ class _Once(Function):
 
 
 def second_derivative() -> NotImplementedError:
-    """The error of a backward through a backward."""
+    """The error for a backward through a backward."""
     return unsupported("second derivatives (backward through a backward made with create_graph=True)")
 
 
 def once(gradients: list[Tensor | None], inputs: list[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """The gradients; where a graph of them is being made, the derivative with respect to `inputs` is an error."""
+    """The gradients; if torch records a graph of them, their derivative with respect to `inputs` raises an error."""
     if not torch.is_grad_enabled():
         return tuple(gradients)
     found: tuple[Tensor | None, ...] = applied(_Once, len(gradients), *gradients, *inputs)

@@ -1,1 +1,1 @@
-"""`throughtime bench`: training steps of this library and of the frameworks installed, in turn in one process."""
+"""`throughtime bench`: training steps of this library and of installed frameworks, interleaved in one process."""

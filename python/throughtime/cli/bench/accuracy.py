@@ -1,4 +1,4 @@
-"""Answers against float64."""
+"""Compare answers with float64."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ OUTPUTS = ("output", "inference", "sum", "normalised")  # of a forward; all othe
 def errors(answers: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, float]:
     """The relative error ||a - b|| / ||b|| of every tensor, NumPy's or torch's.
 
-    Of a tensor that `expected` has only the beginning of, that is compared; the error is infinite if the rest is not
-    finite.
+    If `expected` has only the beginning of a tensor, only that part is compared; the error is infinite if the rest is
+    not finite.
     """
     return {name: _error(answer, expected[name]) for name, answer in answers.items()}
 
@@ -30,12 +30,12 @@ def _error(answer: Any, expected: Any) -> float:
 
 
 def bound(terms: int, product: float = 0.0) -> float:
-    """The relative error, root mean square, beyond which an answer is wrong rather than rounded.
+    """The relative root mean square error above which an answer is wrong, not just rounded.
 
-    Roundings are as good as independent, so those of a sum of n terms leave u sqrt(n), u = eps / 2, at most. A step
-    passes on less than it receives (a new layer's recurrent weights have a spectral radius near 1 / sqrt 3), so errors
-    do not pile up over time. `product` is the relative error of one product, or the rounding of 16-bit numbers that a
-    step stores, which later steps shrink. Ten times the sum, for the constants left out.
+    Rounding errors are nearly independent, so a sum of n terms has an error of at most u sqrt(n), u = eps / 2. Each
+    step shrinks errors (a new layer's recurrent weights have a spectral radius near 1 / sqrt 3), so they do not
+    accumulate over time. `product` is the relative error of one product, or the rounding of 16-bit numbers that a step
+    stores, which later steps shrink. The bound is ten times the sum of both, for the neglected constants.
     """
     return float(10 * (product + np.sqrt(terms) * np.finfo(np.float32).eps / 2))
 

@@ -11,7 +11,7 @@ from .result import Outcome, Result, Row
 
 
 class NotMeasured(Exception):
-    """Why a case cannot be measured at all."""
+    """A case cannot be measured at all, for the reason in the message."""
 
 
 class Contender(Protocol):
@@ -30,7 +30,7 @@ class Case(ABC):
     problem: str
     cell: str
     sizes: Mapping[str, Any]
-    timed: tuple[str, ...]  # one after the other, each in rounds of its own
+    timed: tuple[str, ...]  # timed one after the other, each in separate rounds
     alternates = False  # whether every other round runs backwards
     with_memory = False
 

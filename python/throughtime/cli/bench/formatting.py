@@ -1,4 +1,4 @@
-"""Figures as words of a table."""
+"""Figures as text for a table."""
 
 from __future__ import annotations
 

@@ -41,13 +41,13 @@ def describe() -> dict[str, Any]:
 
 
 def describe_after(machine: dict[str, Any]) -> None:
-    """Add the load afterwards; take the peak rate again, which other programs may have disturbed before."""
+    """Add the load after the measurements, and measure the peak rate again: other programs may have disturbed it."""
     machine["load_after"] = load()
     machine["peak_float32_flops"] = max(machine["peak_float32_flops"], peak())
 
 
 def peak() -> float:
-    """Float32 operations per second that multiply-adds in registers reach on the threads in use."""
+    """The peak rate of multiply-adds in registers on the threads in use, in float32 operations per second."""
     return _core.peak(0.5)
 
 
@@ -57,9 +57,9 @@ def load() -> float:
 
 
 def calibration_spread() -> float:
-    """The spread of a loop of multiply-adds: the time of the slowest tenth over the fastest, less one.
+    """The spread of a loop of multiply-adds: the time of the slowest tenth over the fastest, minus one.
 
-    The loop takes some milliseconds on all threads, which wait for the slowest.
+    The loop takes a few milliseconds on all threads, and each run ends with the slowest.
     """
     rates = [_core.peak(0) for _ in range(_LOOPS)]
     tenths = statistics.quantiles(rates, n=10)

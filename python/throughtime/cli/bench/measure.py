@@ -1,4 +1,4 @@
-"""Measures one case: first answers, then times in turn, then memory. No contender is timed before its answer agrees."""
+"""Measure one case: answers, then interleaved times, then memory. A contender is timed only if its answer agrees."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _measure_times(case: Case, rounds: int, tick: Tick) -> list[Result]:
 
 
 def _order(case: Case, names: Sequence[str], number: int) -> Sequence[str]:
-    """The contenders in turn; with `alternates`, no contender always follows the same one."""
+    """The order of the contenders in a round; with `alternates`, no contender always follows the same one."""
     return names[::-1] if case.alternates and number % 2 else names
 
 
@@ -69,7 +69,7 @@ def _measure_memory(result: Result) -> None:
 
 @contextmanager
 def _failing(outcome: Outcome) -> Iterator[None]:
-    """Record whatever a contender raises, for lack of memory or of a kernel for these sizes, and drop its times."""
+    """Record any error of a contender, such as missing memory or a missing kernel, and drop its times."""
     try:
         yield
     except NotMeasured:

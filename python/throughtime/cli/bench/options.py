@@ -75,7 +75,7 @@ class Options:
         return pick("--device", [self.device], _DEVICES, ()) == ["cuda"]
 
     def refuse(self, where: str, *names: str) -> None:
-        """Fail if one of these options was given, which have a meaning elsewhere only."""
+        """Fail if one of these options was given, which are valid only elsewhere (`where`)."""
         for name in names:
             if getattr(self, name):
                 fail(f"--{name.replace('_', '-')}: only {where}")

@@ -15,13 +15,13 @@ from throughtime._files import save_figure
 
 from .result import Result
 
-Panel = Mapping[str, Mapping[str, float]]  # problem to the ratios by name
+Panel = Mapping[str, Mapping[str, float]]  # ratios by problem and name
 Look = tuple[str, str]  # colour, hatch
 
 _COLOURS = ("#1f5f99", "#f0a030", "#d8d8d8", "#5aa469")
 _HATCHES = ("", "///", "...", "\\\\", "xxx")
-_GROUP = 0.81  # of the distance of two problems, filled with bars
-_ACROSS = 3  # panels
+_GROUP = 0.81  # share of the distance between two problems that bars fill
+_ACROSS = 3  # panels per row
 
 
 def ratio_panels(results: Sequence[Result]) -> dict[str, dict[str, dict[str, float]]]:

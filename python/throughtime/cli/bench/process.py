@@ -1,6 +1,6 @@
 """Processes that run contenders on request; between requests they wait on a pipe.
 
-Messages are pickles, one after the other: requests on the standard input, replies on what was the standard output.
+Messages are consecutive pickles: requests on the standard input, replies on the original standard output.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PROCESS = Path("/proc/self")
 
 
 class ProcessError(Exception):
-    """Why a contender or its process failed."""
+    """A contender or its process failed, for the reason in the message."""
 
 
 class Process:
@@ -36,7 +36,7 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             env=os.environ | dict(environment or {}),
-            start_new_session=True,  # Ctrl-C is for the parent, which then closes this
+            start_new_session=True,  # Ctrl-C goes to the parent only, which then closes this process
         )
         self._send((make, arguments))
 
@@ -64,7 +64,7 @@ class Process:
         return result
 
     def close(self) -> None:
-        """End the process, and those that a compiler in it has started."""
+        """End the process, and any that a compiler in it has started."""
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.communicate()
@@ -88,7 +88,7 @@ class Process:
 def serve() -> None:
     """Answer requests until there are no more."""
     replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # a library that prints must not print into a reply
+    os.dup2(2, 1)  # a library's prints must not get into a reply
     make, arguments = pickle.load(sys.stdin.buffer)
     served = make(*arguments)
     while True:

@@ -1,4 +1,4 @@
-"""Results as tables, as lines beneath them, and as plain data for JSON."""
+"""Results as tables, as lines below them, and as plain data for JSON."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _troubles(results: Sequence[Result]) -> list[str]:
             if outcome.failed:
                 said.append(f"failed: {name} on {result.case}: {outcome.failed}")
         said += result.notes
-    return list(dict.fromkeys(said))  # once, also if the case was timed in two ways
+    return list(dict.fromkeys(said))  # once, even if the case was timed in two ways
 
 
 def _summary(results: Sequence[Result]) -> list[str]:

@@ -42,13 +42,13 @@ class Suite(ABC):
 
     cases: Sequence[Case]
     rounds: int
-    width: ClassVar[int] = 140  # of a table that goes into a file
-    axis = "time of the other / time of throughtime"  # of the plot
+    width: ClassVar[int] = 140  # width of a table that is written to a file
+    axis = "time of the other / time of throughtime"  # label of the plot's axis
     no_plot: ClassVar[str] = "no plot: there is no ratio without a contender"
 
     @abstractmethod
     def prepare(self, console: Output) -> dict[str, Any]:
-        """Open the device and import frameworks, saying which are absent; return a description of the machine."""
+        """Open the device and import frameworks, print the missing ones; return a description of the machine."""
 
     def settle(self, about: dict[str, Any]) -> None:  # noqa: B027 (nothing to add for a GPU)
         """Complete the description after the measurements."""
@@ -90,7 +90,7 @@ class HostSuite(Suite):
     """A suite on the CPU, whose load matters."""
 
     threads: int
-    what: str  # is measured
+    what: str  # the measured quantity
 
     def prepare(self, console: Output) -> dict[str, Any]:
         """The machine, before this command does any work."""

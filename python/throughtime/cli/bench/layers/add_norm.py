@@ -26,7 +26,7 @@ def device_data(problem: AddNorm, type: str, place: str) -> dict[str, Any]:
 
 
 def reference(problem: AddNorm, type: str, device: Device, compared: int) -> dict[str, Any]:
-    """The first rows in float64, with a loss on them alone."""
+    """The first rows in float64, with a loss on them only."""
     data = device_data(problem, type, device.place)
     wide = {name: (value if value.ndim == 1 else value[:compared]).double() for name, value in data.items()}
     inputs = [wide[name].requires_grad_() for name in _INPUTS]
@@ -35,7 +35,7 @@ def reference(problem: AddNorm, type: str, device: Device, compared: int) -> dic
 
 
 class Block:
-    """x + branch and its LayerNorm by torch's two kernels. Subclasses call another module."""
+    """x + branch and its LayerNorm with torch's two kernels. Subclasses call another module."""
 
     def __init__(self, problem: AddNorm, numbers: Numbers, device: Device) -> None:
         self._data = device_data(problem, numbers.type, device.place)

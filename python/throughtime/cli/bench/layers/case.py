@@ -1,4 +1,4 @@
-"""One layer with its contenders: answers against float64, then turns on the device's clock."""
+"""One layer with its contenders: compare answers with float64, then take times on the device's clock."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class LayerContender:
             outcome.details["tape_bytes"] = layer.tape.nbytes
         if not outcome.wrong:
             self._layer = layer
-        del self._entry  # and with the last of them the reference
+        del self._entry  # the last one also frees the reference
 
     def seconds(self, timed: str) -> float:
         self._device.apply(self._numbers)
@@ -69,5 +69,5 @@ class LayerCase(Case):
 
     @contextmanager
     def contenders(self) -> Iterator[Mapping[str, Contender]]:
-        """Made when they are checked; dropped after the last round."""
+        """Contenders are made when they are checked, and dropped after the last round."""
         yield {name: LayerContender(entry, self._device, self.compared) for name, entry in self.entries().items()}

@@ -30,7 +30,7 @@ EVERY = "throughtime, loss on every step"
 
 
 class CpuCase(LayerCase):
-    """A problem of one cell; ours in several precisions and memory modes, each in turn with the others."""
+    """A problem of one cell; ours in several precisions and memory modes, interleaved with the others."""
 
     layer: Recurrence
 
@@ -59,7 +59,7 @@ class CpuCase(LayerCase):
         return found | {f"{name} over full": (name, full) for name, full in modes.items()}
 
     def rows(self, result: Result) -> list[Row]:
-        """Ours alone if nothing is compared with it."""
+        """One row per ratio; only our own row if nothing is compared with it."""
         return super().rows(result) or [Row(result, ours, None) for ours in self.full]
 
     def entries(self) -> dict[str, Entry]:
@@ -77,7 +77,7 @@ class CpuCase(LayerCase):
         return entries
 
     def memory(self, name: str) -> int | None:
-        """The peak of a step above its inputs, in a process of its own."""
+        """The peak of a step above its inputs, in a new process."""
         if name == EVERY:
             return None
         precision, mode = self.ours.get(name, ("highest", "full"))
@@ -93,7 +93,7 @@ class CpuCase(LayerCase):
 
 
 class PeakMemory:
-    """In a process of its own: the peak memory of a contender's step."""
+    """Measures the peak memory of a contender's step, in a separate process."""
 
     def __init__(self, name: str, problem: Recurrence, threads: int, precision: str, mode: str) -> None:
         self._problem = problem
@@ -109,7 +109,7 @@ class PeakMemory:
 
 
 class CpuSuite(HostSuite):
-    """Training steps of single layers on the CPU, beside other frameworks."""
+    """Training steps of single layers on the CPU, compared with other frameworks."""
 
     what = "Training steps"
     cases: list[CpuCase]
@@ -155,7 +155,7 @@ class CpuSuite(HostSuite):
         return "; ".join(parts)
 
     def columns(self, about: Mapping[str, Any]) -> tuple[Columns, Columns, Columns]:
-        """Rates of both, and of ours the share of the peak."""
+        """Rates of both, and our share of the peak."""
         peak = about["peak_float32_flops"]
         words: Columns = {
             "problem": lambda row: row.case.problem,
@@ -180,7 +180,7 @@ class CpuSuite(HostSuite):
         return {"flops": _rate(result, name)}
 
     def remarks(self, results: Sequence[Result], about: Mapping[str, Any]) -> list[str]:
-        """The purpose of single problems, and tapes."""
+        """Remarks on the purpose of single problems, and on tapes."""
         said = [*first_calls(results), *super().remarks(results, about)]
         for result in results:
             case = result.case

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from ..options import Options
 
 ROWS = ("torch", "copy")
-NEEDS = {"flashrnn": "flashrnn"}  # contender to a package beside torch
-COMPARED = {"recurrent": 64, "rows": 4096}  # timesteps or rows at the beginning of a whole run
+NEEDS = {"flashrnn": "flashrnn"}  # package that a contender needs in addition to torch
+COMPARED = {"recurrent": 64, "rows": 4096}  # number of first timesteps or rows that are compared
 
 
 class Key(NamedTuple):
@@ -51,8 +51,8 @@ class CudaCase(LayerCase):
 
     @property
     def ratios(self) -> dict[str, tuple[str, str]]:
-        """Contenders over ours in the same numbers; cuDNN's float16 over our bfloat16 too, because it has a persistent
-        kernel for float16 alone."""
+        """Contenders over ours in the same numbers; also cuDNN's float16 over our bfloat16, because cuDNN has a
+        persistent kernel for float16 only."""
         ours = [key for key in self.keys.values() if key.who == OURS]
         others = [key for key in self.keys.values() if key.who != OURS]
         return {
@@ -63,7 +63,7 @@ class CudaCase(LayerCase):
         }
 
     def entries(self) -> dict[str, Entry]:
-        """All contenders in all types. A reference has the compared part only, and is made once per type."""
+        """All contenders in all types. A reference has only the compared part, and is made once per type."""
         rows = isinstance(self.layer, AddNorm)
         module: Any = importlib.import_module(f"{__package__}.{'add_norm' if rows else 'torch_layers'}")
 
@@ -142,7 +142,7 @@ class CudaSuite(Suite):
         )
 
     def columns(self, about: Mapping[str, Any]) -> tuple[Columns, Columns, Columns]:
-        """Times of a step and of the whole, and of ours the share of the chip's ceilings."""
+        """Times of a step and of the whole run, and our share of the chip's ceilings."""
         ceilings = about["ceilings"]
         words: Columns = {
             "problem": lambda row: row.case.problem,
@@ -186,7 +186,7 @@ def _available(name: str) -> bool:
 
 
 def _against(row: Row) -> str:
-    """Their numbers are named if they are not ours."""
+    """The other contender; its number type is named if it differs from ours."""
     if row.theirs is None:
         return ""
     ours, theirs = row.case.keys[row.ours], row.case.keys[row.theirs]

@@ -1,4 +1,4 @@
-"""Where layers run, and how time is taken there."""
+"""The devices on which layers run, and their clocks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REST = 0.02  # seconds; idle OpenMP threads of the previous contender spin for m
 WARM = 0.005  # seconds of untimed steps, which wake the contender's own threads and refill the caches
 FILL = 0.05  # seconds of timed steps
 GPU_FILL = 0.03  # seconds of work between two events
-GPU_MOST = 200  # runs between them
+GPU_MOST = 200  # most runs between them
 
 Work = Callable[[], object]
 
@@ -91,7 +91,7 @@ class Cuda(Device):
         return self._turn(getattr(layer, {FORWARD: "inference", STEP: "step", BACKWARD: "backward"}[timed]))
 
     def apply(self, numbers: Numbers) -> None:
-        """Our precision; torch multiplies by TF32 unless it is `highest`."""
+        """Set our precision; torch multiplies in TF32 unless it is `highest`."""
         super().apply(numbers)
         torch: Any = importlib.import_module("torch")
         for library in (torch.backends.cudnn, torch.backends.cuda.matmul):

@@ -1,4 +1,4 @@
-"""Types of numbers, and how float32 is multiplied."""
+"""Number types, and precisions of float32 products."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import NamedTuple
 TYPES = ("float16", "bfloat16", "float32")
 PRECISIONS = ("highest", "high", "medium")
 
-_PRODUCT = {"highest": 0.0, "high": 2.0**-16, "medium": 2.0**-8}  # relative error of one, beside a float32 sum's
-_TF32 = 2.0**-11  # the same, of numbers with ten bits after the point, rounded to nearest
+_PRODUCT = {"highest": 0.0, "high": 2.0**-16, "medium": 2.0**-8}  # relative error of a product, without the sum's
+_TF32 = 2.0**-11  # the same, for numbers with ten bits after the point, rounded to nearest
 _ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8}  # relative error of a number that is stored
 
 
 class Numbers(NamedTuple):
-    """A type and, for float32, the precision of its products in throughtime's words."""
+    """A type and, for float32, throughtime's name for the precision of its products."""
 
     type: str = "float32"
     precision: str = "highest"
@@ -27,7 +27,7 @@ class Numbers(NamedTuple):
         return 4 if self.type == "float32" else 2
 
     def product_error(self, ours: bool) -> float:
-        """Relative error of one product, and of a number that is stored, beside that of a float32 sum."""
+        """The relative error of one product and of a stored number, without that of a float32 sum."""
         if self.type != "float32":
             return _ROUNDING[self.type]
         return _PRODUCT[self.precision] if ours or self.precision == "highest" else _TF32

@@ -15,7 +15,7 @@ OURS = "throughtime"
 FRAMEWORKS = {"torch": "torch", "torch-bfloat16": "torch", "torch-loop": "torch", "jax": "jax"}
 RECURRENT = ("cudnn", "flashrnn", "torch-loop")  # on a GPU
 MODES = ("full", "states", "checkpoint")  # of our memory
-PRECISIONS = {"torch-bfloat16": "medium"}  # of those that do not compute in float32
+PRECISIONS = {"torch-bfloat16": "medium"}  # contenders that do not compute in float32
 INSTALL = {
     "torch": "pip install torch --index-url https://download.pytorch.org/whl/cpu",
     "jax": "pip install jax",
@@ -35,8 +35,8 @@ class Implementation(Protocol):
         """The second half, after `forward`."""
 
     def answers(self, compared: int) -> dict[str, Any]:
-        """Take a step with a loss on the first `compared` timesteps alone. Returns the outputs and the gradients: of
-        the input, of the parameters, and of every state if the implementation has them."""
+        """Take a step with a loss on the first `compared` timesteps only. Returns the outputs and the gradients of the
+        input, of the parameters, and, if the implementation has them, of every state."""
 
 
 Maker = Callable[[Recurrence], Implementation]

@@ -1,4 +1,4 @@
-"""Sizes, the work in them, and the lists of problems; the data that the CPU's contenders share."""
+"""The problems with their sizes and work, and the data that the CPU's contenders share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PRODUCTS = {FORWARD: 1, STEP: 3, BACKWARD: 2}  # with each weight: one forward,
 
 
 class Work(NamedTuple):
-    """The least that a pass has to do: floating-point operations, numbers read and written, sequential steps."""
+    """The least work of a pass: floating-point operations, numbers read and written, sequential steps."""
 
     operations: float
     numbers: float
@@ -56,8 +56,7 @@ class Recurrence(NamedTuple):
         return self.I + (1 + GATES[self.cell]) * self.H + steps * self.B
 
     def work(self, timed: str) -> Work:
-        """Forward, input, output and weights cross memory once. Backward, both of these, their gradients and the
-        weights' do."""
+        """In the forward, input, output and weights cross memory once. In the backward, they and their gradients do."""
         products = _PRODUCTS[timed]
         rows, columns = GATES[self.cell] * self.H, self.I + self.H
         steps = self.T * self.B
@@ -87,7 +86,7 @@ class AddNorm(NamedTuple):
 
     def work(self, timed: str) -> Work:
         """Forward reads x and branch and writes their sum and its LayerNorm. Backward reads both gradients and the sum
-        and writes d_x. Some ten operations per number take no time beside that."""
+        and writes d_x. The time of about ten operations per number is negligible."""
         return Work(0.0, 4.0 * self.N * self.F)
 
     def __str__(self) -> str:
@@ -109,14 +108,14 @@ CPU_PROBLEMS: dict[str, tuple[Recurrence, ...]] = {
     "wide": _each(500, 32, 512, 512),  # the weights exceed L2
     "wider": _each(100, 32, 1024, 1024, "LSTM"),
     "deepspeech2": _each(50, 32, 1760, 1760, "RNN"),
-    "pytorch-case": _each(50, 64, 500, 500, "LSTM"),  # sizes that are no power of two
+    "pytorch-case": _each(50, 64, 500, 500, "LSTM"),  # sizes that are not powers of two
     "paddle": _each(629, 128, 128, 128, "LSTM"),
     "vanishing": _each(1000, 32, 256, 256, timed=(BACKWARD,)),  # subnormal gradients
     "million": _each(1_000_000, 1, 8, 128, "LSTM", lean=True),
 }
 CPU_DEFAULT = tuple(name for name, problems in CPU_PROBLEMS.items() if not problems[0].lean)
 
-ELEMENTS = 2**27  # of each array: kernels take longer than the host needs to launch them
+ELEMENTS = 2**27  # size of each array: kernels take longer than the host needs to launch them
 _MAIN = ("LSTM", "GRU")
 GPU_PROBLEMS: dict[str, tuple[Problem, ...]] = {
     "mark": _each(1024, 16, 768, 768, timed=(FORWARD, STEP)),  # the size for which times are published
@@ -136,7 +135,7 @@ GPU_CELLS = (*CELLS, "AddLayerNorm")
 
 
 class Data(NamedTuple):
-    """Standard normal x (T, B, I) and d_output (T, B, H), weights as a new layer has them."""
+    """Standard normal x (T, B, I) and d_output (T, B, H), and a new layer's weights."""
 
     x: Any
     d_output: Any
@@ -145,7 +144,7 @@ class Data(NamedTuple):
 
 @lru_cache(maxsize=2)  # of one problem, for all contenders
 def host_data(problem: Recurrence) -> Data:
-    """NumPy arrays in float32, the same in every process. `lean`: d_output (B, H), of the last step alone."""
+    """NumPy arrays in float32, the same in every process. With `lean`, d_output (B, H) is that of the last step."""
     T, B, I, H = problem.sizes.values()  # noqa: E741
     x = np.random.default_rng(0).standard_normal((T, B, I), dtype=np.float32)
     d_output = np.random.default_rng(1).standard_normal((1 if problem.lean else T, B, H), dtype=np.float32)

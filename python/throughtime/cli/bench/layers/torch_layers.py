@@ -16,7 +16,7 @@ torch: Any = importlib.import_module("torch")  # by name: mypy need not have it
 
 @functools.lru_cache(maxsize=3)  # the types of one problem, for all contenders
 def device_data(problem: Recurrence, type: str, place: str) -> Data:
-    """Drawn on the device, the same for every contender, rounded to the type."""
+    """Data drawn on the device, the same for every contender, rounded to the type."""
     generator = torch.Generator(place).manual_seed(0)
     dtype = getattr(torch, type)
 
@@ -29,7 +29,7 @@ def device_data(problem: Recurrence, type: str, place: str) -> Data:
 
 
 def reference(problem: Recurrence, type: str, device: Device, compared: int) -> dict[str, Any]:
-    """The first steps in float64, with a loss on them alone, by torch's step-by-step kernels without cuDNN."""
+    """The first steps in float64, with a loss on them only, from torch's step-by-step kernels without cuDNN."""
     data = device_data(problem, type, device.place)
     module = getattr(torch.nn, problem.cell)(problem.I, problem.H, dtype=torch.float64, device=device.place)
     module.load_state_dict(data.parameters)
@@ -68,7 +68,7 @@ class Layer:
         self._output.backward(self._d_output)
 
     def inference(self) -> Any:
-        """Nothing is kept for a backward; cuDNN does so only if the module is not in training."""
+        """A forward that stores nothing for a backward; with cuDNN, the module must be in inference mode for this."""
         self._module.eval()
         with torch.no_grad():
             return self._call()
@@ -127,7 +127,7 @@ class Loop(Layer):
 
 
 class FlashRNN(Layer):
-    """flashrnn's fused LSTM of one head, after the input's product by torch. Its gates come in torch's order."""
+    """flashrnn's fused LSTM of one head, after torch's product with the input. Its gates are in torch's order."""
 
     def _make(self, problem: Recurrence) -> Any:
         if problem.cell != "LSTM":
@@ -148,7 +148,7 @@ class FlashRNN(Layer):
 
 
 class _OnHost(Layer):
-    """On the CPU, from and to NumPy arrays."""
+    """A module on the CPU that takes and returns NumPy arrays."""
 
     def __init__(self, problem: Recurrence) -> None:
         x, d_output, parameters = host_data(problem)
@@ -164,7 +164,7 @@ class HostLayer(_OnHost):
 
 
 class HostBfloat16(_OnHost):
-    """The same under autocast: parameters and their gradients are float32, all else is bfloat16."""
+    """The same under autocast: parameters and their gradients are float32, everything else is bfloat16."""
 
     def __init__(self, problem: Recurrence) -> None:
         super().__init__(problem)
@@ -176,7 +176,7 @@ class HostBfloat16(_OnHost):
 
 
 class HostLoop(_OnHost, Loop):
-    """The loop of cells, retaining the gradient of every state, which torch has no other way to."""
+    """The loop of cells, which retains the gradient of every state; torch has no other way to get it."""
 
     def forward(self) -> None:
         self._states: list[tuple[Any, ...]] = []
@@ -200,7 +200,7 @@ ON_HOST: dict[str, Callable[[Recurrence], Layer]] = {
 }
 ON_DEVICE: dict[str, type[Layer]] = {
     "throughtime": OurLayer,
-    "cudnn": Layer,  # which hands the whole sequence to cuDNN on a GPU
+    "cudnn": Layer,  # on a GPU, it passes the whole sequence to cuDNN
     "flashrnn": FlashRNN,
     "torch-loop": Loop,
 }

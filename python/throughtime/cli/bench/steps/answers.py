@@ -1,4 +1,4 @@
-"""Answers, which come before times: the gradients of the first step and the losses of the first few."""
+"""Answers, checked before anything is timed: the gradients of the first step and the losses of the first few."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..accuracy import bound, errors, verdict
 from .problems import LEARNING_RATE, Array, Task
 from .program import Program
 
-STEPS = 5  # whose losses are compared
+STEPS = 5  # number of steps whose losses are compared
 
 
 class Answers(NamedTuple):
@@ -38,7 +38,7 @@ def next_steps(program: Program, answers: Answers) -> Answers:
 
 
 def gradient_errors(answers: Answers, expected: Answers) -> dict[str, float]:
-    """Relative to float64, root mean square; infinity where a gradient is missing."""
+    """Root mean square errors relative to float64; infinity for a missing gradient."""
     found = {name: answers.gradients.get(name, np.empty(0)) for name in expected.gradients}
     return errors(found, expected.gradients)
 
@@ -49,11 +49,11 @@ def loss_error(answers: Answers, expected: Answers) -> float:
 
 
 def loss_bound(task: Task, expected: Answers) -> float:
-    """The difference beyond which a loss is wrong rather than rounded.
+    """The difference above which a loss is wrong, not just rounded.
 
-    With r the relative error of one step (`bound`), the loss itself is off by r loss. Adam's first updates are near
-    lr g / |g|, entry by entry, so that an error e in an entry of the gradient g moves its parameter by at most
-    2 lr |e / g|, and the loss by 2 lr |e|. Summed over P entries that is at most 2 lr sqrt(P) r norm(g), a step.
+    Let r be the relative error of one step (`bound`). The loss itself is off by r loss. Adam's first updates are near
+    lr g / |g|, entry by entry, so an error e in an entry of the gradient g changes its parameter by at most
+    2 lr |e / g|, and the loss by 2 lr |e|. Summed over P entries, that is at most 2 lr sqrt(P) r norm(g) per step.
     """
     parameters = sum(array.size for array in task.parameters.values())
     step = 2 * LEARNING_RATE * math.sqrt(parameters) * max(expected.norms)

@@ -7,7 +7,7 @@ from .program import Maker
 
 NUMPY = OURS
 MODULES = "throughtime.torch"
-TORCH = "torch"  # torch.nn: every ratio is of its time
+TORCH = "torch"  # torch.nn: the numerator of every ratio is its time
 COMPILED = "torch-compile"
 AGAINST = (TORCH, COMPILED)
 # The NumPy program's process must not import torch. The programs in torch share a process, and so its allocator.

@@ -13,7 +13,7 @@ from .problems import Problem, Task
 from .program import Program
 
 WARM = 2  # untimed steps before a block
-STEPS = 5  # of a block
+STEPS = 5  # timed steps of a block
 # Seconds before a block. Idle threads of the previous contender still hold a core: OpenMP's spin for milliseconds,
 # OpenBLAS's for 2^26 cycles.
 REST = 0.05

@@ -15,9 +15,9 @@ from ..layers.problems import CELLS, GATES
 Array = NDArray[Any]
 
 LEARNING_RATE = 1e-3  # Adam's default, in torch and here
-MAX_NORM = 0.25  # of all gradients together; small enough to clip in most of these problems
+MAX_NORM = 0.25  # joint norm of all gradients; small enough to clip in most of these problems
 STEP_CELLS = ("LSTM", "GRU")
-_BATCHES = 4  # drawn beforehand and taken in turn
+_BATCHES = 4  # drawn in advance and used cyclically
 
 
 class Problem(NamedTuple):
@@ -54,7 +54,7 @@ PROBLEMS = {
     "forecast": Problem(24, 256, 15, 128, 1, "last", "mse", batch_first=True),
     "classify": Problem(100, 32, 32, 128, 10, "state", layers=2, bidirectional=True, shortest=20),
     "classify-last": Problem(200, 64, 64, 256, 10, "last", batch_first=True),
-    "policy": Problem(32, 8, 16, 64, 6, cells=("GRU",)),  # so small that the overhead of each call shows
+    "policy": Problem(32, 8, 16, 64, 6, cells=("GRU",)),  # small enough for the overhead of each call to show
     "stream-train": Problem(2000, 1, 128, 128, 128, loss="mse", carried=True),
 }
 
@@ -76,7 +76,7 @@ class Task:
 
     @property
     def terms(self) -> int:
-        """Length of the sums that round: over the gates' inputs in every layer, over time and batch, in the Linear."""
+        """Length of the sums that round: over gate inputs in every layer, over time and batch, in the Linear."""
         p, gates = self.problem, GATES[self.cell]
         widths = [p.I, *[p.directions * p.H] * (p.layers - 1)]
         return sum(width + (1 + gates) * p.H for width in widths) + p.T * p.B + p.directions * p.H + p.outputs
@@ -92,7 +92,7 @@ class Task:
         return {f"{part}.{name}": array for part, layer in layers.items() for name, array in layer.parameters.items()}
 
     def batches(self) -> list[Batch]:
-        """A few batches, which the steps take in turn."""
+        """A few batches, which the steps use cyclically."""
         rng = np.random.default_rng(3)
         return [self._batch(rng) for _ in range(_BATCHES)]
 

@@ -11,7 +11,7 @@ from .problems import Array, Task
 class Program(Protocol):
     """A model with its optimiser and data."""
 
-    norm: float  # of the last step's gradients before they were clipped
+    norm: float  # norm of the last step's gradients before clipping
 
     @property
     def gradients(self) -> dict[str, Array]:

@@ -1,4 +1,4 @@
-"""`throughtime bench --step`: whole training steps, in processes of their own."""
+"""`throughtime bench --step`: whole training steps, in separate processes."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class StepCase(Case):
 
     @property
     def ratios(self) -> dict[str, tuple[str, str]]:
-        """torch.nn over each contender, with all threads; with `beside`, all threads over one too."""
+        """torch.nn over each contender, with all threads; with `beside`, also all threads over one."""
         label, threads = self._suite.label, self._suite.threads
         found = {name: (label(TORCH, threads), label(name, threads)) for name in self._suite.names if name != TORCH}
         return found | {f"{theirs} over 1": (theirs, ours) for theirs, ours in self._scaling}
@@ -91,7 +91,7 @@ class StepCase(Case):
         return [(label(name, most), label(name, one[0])) for name in self._suite.names] if one else []
 
     def rows(self, result: Result) -> list[Row]:
-        """One per contender, torch.nn's own without a ratio; with `beside`, all threads over one."""
+        """One row per contender, that of torch.nn without a ratio; with `beside`, all threads over one."""
         if self._scaling:
             return [Row(result, ours, theirs) for theirs, ours in self._scaling]
         return [Row(result, name, None if name == TORCH else TORCH) for name in self._suite.names]
@@ -134,7 +134,7 @@ class StepCase(Case):
 
 
 class StepSuite(HostSuite):
-    """Whole training steps beside torch.nn, on the CPU."""
+    """Whole training steps compared with torch.nn, on the CPU."""
 
     what = "Whole training steps"
     no_plot = "no plot: there is no ratio to torch.nn"
@@ -187,7 +187,7 @@ class StepSuite(HostSuite):
         )
 
     def columns(self, about: Mapping[str, Any]) -> tuple[Columns, Columns, Columns]:
-        """Times and ratios with their spread; with `beside`, of one thread and all."""
+        """Times and ratios with their spread; with `beside`, those of one thread and of all."""
         words: Columns = {
             "problem": lambda row: row.case.problem,
             "cell": lambda row: row.case.cell,
@@ -224,11 +224,11 @@ class StepSuite(HostSuite):
         }
 
     def may_fail(self, name: str) -> bool:
-        """torch.compile may: it needs a C++ compiler."""
+        """Only torch.compile may fail, because it needs a C++ compiler."""
         return name.startswith(COMPILED)
 
 
 def _samples(result: Result, name: str) -> float | None:
-    """Sequences per second."""
+    """Samples (sequences) per second."""
     median = result.outcomes[name].median
     return result.case.sizes["B"] / median if median else None
