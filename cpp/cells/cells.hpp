@@ -1,4 +1,4 @@
-// The list of cells: kernel table, bindings and tests iterate it.
+// The list of cells. The kernel tables, the bindings and the tests iterate over it.
 #pragma once
 
 #include "cell.hpp"
