@@ -52,7 +52,7 @@ TT_INLINE RowNorm<S> norm_in(const Row& row, const Values& values, S unit) {
   return {mean, inverse, unit, inverse * unit};
 }
 
-// Repeats in a smaller unit if squares overflow, which is rare.
+// Repeats with the row scaled down if squares overflow, which is rare.
 template <int n, class Row, class Values>
 TT_INLINE auto norm_of(const Row& row, const Values& values) {
   using S = Scalar<typename Row::V>;

@@ -1,4 +1,4 @@
-// Parameters that each unit has for itself, biases first where the cell wants them there; and the part of a parameter that a
+// Parameters of each unit, preceded by the biases if the cell takes them as unit weights; and the part of a parameter that the
 // second product uses.
 #pragma once
 
@@ -6,8 +6,8 @@
 
 namespace throughtime::TT_ISA {
 
-// Calls take(value, row (H)) for every parameter that a unit of this cell has for itself; a bias may be there twice, or not at
-// all.
+// Calls take(value, row (H)) for every parameter of this cell's units; `value` is its number. Null biases are skipped; without
+// C::biases_apart, b_ih and b_hh have the same numbers.
 template <class C, class Weights, class Take>
 void for_unit_parameters(const Weights& weights, int64_t H, const Take& take) {
   for (int bias = bias_ih; C::bias_inside && bias <= bias_hh; ++bias)
@@ -17,7 +17,8 @@ void for_unit_parameters(const Weights& weights, int64_t H, const Take& take) {
     for (int k = 0; k < C::unit_parameters[i].count; ++k) take(value++, weights[first_unit_parameter + i] + k * H);
 }
 
-// The weight of the second product: weight_hr, or the last rows of weight_hh; and its bias.
+// The second product's part of a parameter: of weight_hh, weight_hr or the last rows of weight_hh; of a bias, the last rows, or
+// null if the cell projects.
 template <class C, class S, class Weights>
 auto second_part(const Weights& weights, const Recurrence<S>& p, Parameter parameter) {
   const auto whole = weights[C::projects && parameter == weight_hh ? weight_hr : parameter];
