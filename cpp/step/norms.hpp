@@ -5,12 +5,12 @@
 
 namespace throughtime::TT_ISA {
 
-// The norm of numbers, from their largest magnitude and the sum of squares of their quotients by it (plain squares may leave the
-// range).
+// The norm of numbers, from their largest magnitude and the sum of squares of their quotients by it (plain squares may leave
+// the range).
 TT_INLINE double norm_of(double largest, double squares) { return largest * __builtin_sqrt(squares); }
 
-// Whether the gradient carried into a step, of this norm, is scaled down to the norm `clip`. At the last step it is the gradient
-// of the final state, which belongs to the loss and is not clipped.
+// Whether the gradient carried into a step, of this norm, is scaled down to the norm `clip`. At the last step it is the
+// gradient of the final state, which belongs to the loss and is not clipped.
 template <class S>
 TT_INLINE bool clips(const Backward<S>& p, const Steps<S>& steps, int64_t step, int64_t b, int flags, double norm) {
   return norm > p.clip && !(flags & inactive) && !steps.last(step, b);
