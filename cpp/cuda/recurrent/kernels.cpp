@@ -1,4 +1,4 @@
-// The table of cells.
+// The table of cells that the bindings read.
 #include "kernels.hpp"
 
 #include "../../cells/cells.hpp"
