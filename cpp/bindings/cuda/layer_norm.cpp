@@ -1,4 +1,4 @@
-// Residual add and LayerNorm on the device: a dict of arrays becomes a problem.
+// Residual add and LayerNorm on the device: makes a problem of a dict of arrays and queues its work.
 #include "../../cuda/rowwise/layer_norm.hpp"
 
 #include "../layer_norm.hpp"

@@ -1,4 +1,4 @@
-// What each file of the CUDA bindings registers.
+// The registration functions of the CUDA bindings, one per file.
 #pragma once
 
 #include <pybind11/pybind11.h>
