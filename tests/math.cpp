@@ -1,4 +1,5 @@
-// Standard input through one function of math.hpp, in the machine's own format. Subnormals are zero, as in the kernels.
+// Applies one function of math.hpp to the numbers of standard input, in the machine's binary format. Subnormals are zero, as in
+// the kernels.
 #include <stdio.h>
 #include <string.h>
 

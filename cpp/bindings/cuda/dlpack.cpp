@@ -145,7 +145,7 @@ py::object give(const py::array& array, const std::string& type) {
   managed.deleter = give_back<Managed>;
   if constexpr (requires { managed.flags; }) managed.major = 1, managed.flags = array.writeable() ? 0 : read_only;
   PyObject* const capsule = PyCapsule_New(&managed, Managed::name, [](PyObject* self) {
-    if (!PyCapsule_IsValid(self, Managed::name)) return;  // used: its user deletes
+    if (!PyCapsule_IsValid(self, Managed::name)) return;  // consumed: the consumer deletes the tensor
     give_back(static_cast<Managed*>(PyCapsule_GetPointer(self, Managed::name)));
   });
   if (!capsule) throw py::error_already_set();
