@@ -234,12 +234,12 @@ struct sigaction previous;
 
 void on_illegal_instruction(int, siginfo_t* info, void* context) {
   greg_t* values = static_cast<ucontext_t*>(context)->uc_mcontext.gregs;
-  const bool sent = info->si_code <= 0;  // sent by kill or raise: there is no instruction
+  const bool sent = info->si_code <= 0;  // by kill or raise: there is no instruction
   // AMX ignores MXCSR: it rounds to nearest even, treats subnormals as zeros and raises no exceptions. The return from the
   // signal restores MXCSR.
   _mm_setcsr(0x9fc0);
   bool executed = false;
-  while (!sent) {  // one signal, which costs some microseconds, for a run of consecutive AMX instructions
+  while (!sent) {  // one signal (some microseconds) for consecutive AMX instructions
     const uint8_t* end = execute(reinterpret_cast<const uint8_t*>(values[REG_RIP]), values);
     if (!end) break;
     values[REG_RIP] = reinterpret_cast<greg_t>(end);
@@ -252,8 +252,7 @@ void on_illegal_instruction(int, siginfo_t* info, void* context) {
 
 }  // namespace
 
-// Returns 0, or -1 with errno. At the first signal that is not for the emulator, the handler that is there now takes over for
-// good.
+// Returns 0, or -1 with errno. The first signal that is not the emulator's restores the previous handler for good.
 extern "C" int install_amx_emulator() {
   struct sigaction ours = {}, current;
   ours.sa_sigaction = on_illegal_instruction;

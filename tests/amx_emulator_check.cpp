@@ -1,7 +1,6 @@
 // Runs AMX instructions and compares their results, bit for bit, with plain loops over the same numbers.
 //   amx_emulator_check HOW           HOW is an emulator (a shared library), or "processor" for the processor's own AMX
-//   amx_emulator_check HOW MISTAKE   makes a mistake, given by name, that a processor refuses; "time": prints microseconds
-//                                    per instruction
+//   amx_emulator_check HOW MISTAKE   makes the named mistake, which a processor refuses; "time": microseconds per instruction
 // Prints one line per proof. The exit status tells whether all hold; it is 77 if AMX may not be used.
 
 #include <dlfcn.h>
@@ -170,7 +169,7 @@ bool products_agree(Operation operation, Numbers numbers, int M, int K, int N, u
     multiply(operation, expected_from_zero, a, b, flushes);
     return same(operation, out, expected) && same(operation, from_zero, expected_from_zero);
   };
-  if (must_flush && model(false)) return false;  // the numbers do not show whether subnormals are flushed
+  if (must_flush && model(false)) return false;  // nothing was flushed: no proof
   return model(true) && mxcsr_kept && config_kept && turned.data == b.data;
 }
 

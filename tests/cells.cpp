@@ -87,7 +87,7 @@ class Differences {
 template <size_t n>
 using Numbers = std::array<Complex, n>;
 
-// The inputs of a cell, for one unit; a second product is a product with the number u.
+// A cell's inputs for one unit; a second product multiplies with the number u.
 template <class C>
 struct OfUnit {
   static constexpr int weights = unit_parameter_count<C>();
@@ -129,7 +129,7 @@ struct OfUnit {
     }
   }
 
-  // Compares the derivatives of the sum of the states after, weighted by `loss`.
+  // Derivatives of the sum of the states after, weighted by `loss`.
   template <class Derivative>
   void compare(const Complex* loss, const Derivative& derivative, Differences& found) const {
     Complex dn[C::states], ds[C::states], dx[C::gates], dr[C::gates], dw[weights + 1], du;
@@ -151,7 +151,7 @@ struct OfUnit {
   }
 };
 
-// The inputs of a cell for a whole row: number k (of n) of unit j is at j n + k; x and r are the products.
+// A cell's inputs for a whole row: number k (of n) of unit j is at j n + k; x and r are the products.
 template <class C>
 struct OfRow {
   static constexpr int H = 5, G = C::gates, N = C::states, weights = unit_parameter_count<C>();
@@ -161,11 +161,11 @@ struct OfRow {
   Numbers<0> u;
   Complex next[H * N], a[H * C::saved];
 
-  // The interface of the rows of both time loops.
+  // The interface of the time loops' rows.
   struct Row {
     using V = Complex;
     OfRow& of;
-    const Complex* loss;  // gradients of the states after; only for a backward
+    const Complex* loss;  // of the states after; only in a backward
     Complex row_scratch[H * C::row_scratch], dz[H * G], dx[H * G], dr[H * G], ds[H * N], dw[H * weights];
 
     int64_t units() const { return H; }
@@ -215,7 +215,7 @@ using Point = std::conditional_t<C::phases == Phases::rows, OfRow<C>, OfUnit<C>>
 
 template <class C>
 double error_at(const Point<C>& point, const Complex* loss) {
-  const auto derivative = [&](auto input, int i) {  // moves one input by sqrt(-1) times tiny
+  const auto derivative = [&](auto input, int i) {  // moves one input by sqrt(-1) tiny
     Point<C> moved = point;
     (moved.*input)[size_t(i)].z += std::complex<double>(0, tiny);
     moved.forward();
@@ -270,8 +270,7 @@ TT_INLINE V fold(V x) {
   return x - n * S(16);
 }
 
-// Each gate, state and saved value has its own factor. `backward` is not the derivative of `forward` here; it only checks
-// routing.
+// Each gate, state and saved value has its own factor. `backward` is not the derivative of `forward`; it only checks routing.
 template <int gate_count, int state_count, bool differ>
 struct Integral : OnePhase {
   static constexpr int gates = gate_count, recurrent = gates, states = state_count, saved = gates + 1;
@@ -332,7 +331,7 @@ struct Sizes {
   int64_t T, B, I, H;
 };
 
-enum class Memory { full, states, few };  // stored for the backward: all, all states, or checkpoints
+enum class Memory { full, states, few };  // contents of the tape
 
 template <class C>
 struct Problem : Sizes {
@@ -549,7 +548,7 @@ class PlainLoops {
     });
   }
 
-  // Timestep t adds d^T y, over the batch, to the weight's gradient; `norms` receives the Frobenius norm of this contribution.
+  // Timestep t adds d^T y over the batch to the weight's gradient; `norms` receives the Frobenius norm of that.
   template <class Features>
   void weight_gradient(const Tensor<double>& d, const Features& y, int64_t size, Tensor<double>& into, Tensor<double>& norms) {
     std::vector<double> squares(size_t(p.T));
@@ -662,7 +661,7 @@ void run_loop(const P& problem, TestHost& host) {
 #endif
 }
 
-// Fills the library's results. Returns the first fault found on the way, or an empty string.
+// Fills the library's results. Returns a fault found on the way, or an empty string.
 template <class C, class S>
 std::string run_library(const Problem<C>& p, TestHost& host, Results<C, S>& out) {
   const auto data = [](Tensor<S>& tensor) { return tensor.values.empty() ? nullptr : tensor.data(); };

@@ -1,4 +1,4 @@
-// The list of cells. The kernel tables, the bindings and the tests iterate over it.
+// The list of cells, for kernel tables, bindings and tests.
 #pragma once
 
 #include "cell.hpp"

@@ -17,7 +17,7 @@ struct RowMeans {
 // Computes v^ from v, and dv from t and v^.
 template <class S>
 struct RowNorm {
-  S mean, inverse;  // of v times `unit`: its mean and 1 / its deviation
+  S mean, inverse;  // mean and reciprocal deviation of v times `unit`
   S unit, slope;
   template <class V>
   TT_INLINE V operator()(V v) const {
@@ -105,7 +105,7 @@ template <class Plain>
 struct LayerNorm : NormalisedProducts<Plain> {
   using Base = NormalisedProducts<Plain>;
   using Base::gates, Plain::H;
-  static constexpr bool biases_apart = Plain::split;  // split: the equations take x and r, not only their sum
+  static constexpr bool biases_apart = Plain::split;  // whether x and r enter separately
   enum Weight { BIAS, LN_X = (biases_apart ? 2 : 1) * gates, LN_R = LN_X + gates };
   static constexpr int row_scratch = (Plain::split ? 2 : 1) * gates;  // gradients of both parts of the pre-activations
 

@@ -52,7 +52,7 @@ struct LayerNormLSTM : NormalisedProducts<LSTM> {
       V dn[states], kept[states] = {};
       row.arriving(j, dn, kept);
       dn[C] += of_c.backward(c_means, row.scratch(j, T_C), of_c(row.scratch(j, CELL)));
-      dz[O] = a[O];  // the first loop put dz of o there
+      dz[O] = a[O];  // from the loop above
       backward_of_after(a, s, dn, ds, dz);
       ds[H] = V{};
       row.set_states(j, dn, ds, kept);

@@ -1,6 +1,6 @@
 // One step of one vector of units of one sequence, backward: the cell's derivative, and the effect of lengths, resets,
-// truncation, zoneout and losses on the outputs on the gradients of its states. Contains no equation and no address: `At` loads
-// and stores the vector (a register of units on the CPU, one unit on a GPU).
+// truncation, zoneout and losses on the gradients of its states. `At` loads and stores the vector: a register of units on the
+// CPU, one unit on a GPU.
 //   V                              a number
 //   flags                          StepFlags of the sequence at this step
 //   carried(i), set_carried(i, d)  the gradient of state i that a step passes to the step before it, without h's product

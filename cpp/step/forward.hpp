@@ -1,6 +1,5 @@
 // One step of one vector of units of one sequence, forward: the cell, and the effect of lengths, resets and zoneout on its
-// states. Contains no equation and no address: `At` loads and stores the vector (a register of units on the CPU, one unit on a
-// GPU).
+// states. `At` loads and stores the vector: a register of units on the CPU, one unit on a GPU.
 //   V                             a number
 //   flags                         StepFlags of the sequence at this step
 //   old_state(i)                  state i before the step; called only if the step does not start an episode
@@ -9,10 +8,9 @@
 //   zoned(i), fraction(i)         whether state i has zoneout, and the fraction of the old state that the new one keeps
 //   save(a)                       the values for the backward
 //   set_middle(m)                 the second product's operand; only for cells with two products
-//   keeps_first_phase             for cells with equations after the second product: whether the first phase saves its values
-//                                 for the second one
-//   load_saved(a)                 if so: loads these values
-//   load_recurrent(r)             if not: loads the recurrent part of the pre-activations (R), from which they are recomputed
+//   keeps_first_phase             if equations follow the second product: whether the first phase saves its values for them
+//   load_saved(a)                 if so: these values
+//   load_recurrent(r)             if not: the recurrent part of the pre-activations (R), to recompute them
 //   set_output(y), set_state(i, s)
 #pragma once
 
@@ -22,7 +20,7 @@
 
 namespace throughtime::TT_ISA {
 
-// Runs the cell, or its first phase, which fills m, the second product's operand. `w`: unit parameters.
+// Runs the cell, or its first phase, which fills m. `w` are unit parameters.
 template <class C, class V>
 TT_INLINE void run_cell(const V* x, const V* r, const V* old, const V* w, V* next, V* a, V* m) {
   if constexpr (C::phases == Phases::two_products) C::forward(x, r, old, next, a, m);

@@ -1,4 +1,4 @@
-// The fibers, barriers and 16-bit numbers of the stand-in; see stand_in.hpp.
+// Fibers, barriers and 16-bit numbers of the stand-in; see stand_in.hpp.
 #include "cuda/system/device.hpp"
 
 #include <math.h>
@@ -106,7 +106,7 @@ uint64_t random_bits() {
   return state;
 }
 
-// Shows those of a fiber's writes that are due; writes to the same address in order.
+// Shows a fiber's writes that are due; those of one address in order.
 void show_due(Fiber& f) {
   std::vector<Write> kept;
   for (const Write& write : f.writes) {
@@ -118,8 +118,8 @@ void show_due(Fiber& f) {
   f.writes.swap(kept);
 }
 
-// Runs all fibers to their end. Each round begins with a random fiber and goes forwards or backwards. Sometimes a warp rests
-// for some rounds, so that the others get as far ahead of it as barriers allow.
+// Runs all fibers. Each round begins with a random fiber and goes forwards or backwards. Sometimes a warp rests for some
+// rounds, so that the others get as far ahead of it as barriers allow.
 void run_fibers(std::vector<Fiber>& fibers) {
   const size_t n = fibers.size();
   size_t resting = 0;
@@ -152,7 +152,7 @@ void yield() { self->context.go(scheduler); }
 
 void write_later(void* to, const void* value, size_t bytes) {
   Write& write = self->writes.emplace_back();
-  // Most writes are due soon, some only after other fibers have advanced by several steps.
+  // Most are due soon, some only after other fibers have advanced by steps.
   const uint64_t random = random_bits();
   write.due = round_now + ((random >> 32) % 256 == 0 ? 100 : int64_t(random % 3));
   write.to = static_cast<unsigned char*>(to);

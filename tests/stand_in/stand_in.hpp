@@ -39,7 +39,7 @@ struct Barrier {
 
 struct Warp {
   Barrier barrier{warp_size};
-  uint32_t values[2][warp_size][6];  // words that lanes exchange: double buffer
+  uint32_t values[2][warp_size][6];  // words that lanes share: double buffer
 };
 
 struct Block {
@@ -61,7 +61,7 @@ struct Copy {
 
 // A write that other threads do not see yet.
 struct Write {
-  int64_t due;  // the round from which on they see it
+  int64_t due;  // the first round in which they see it
   unsigned char* to;
   uint32_t bytes;
   unsigned char value[16];
@@ -84,7 +84,7 @@ struct Fiber {
   Block* block;
   int thread;
   int turn = 0;                // index into the warp's double buffer
-  int64_t cluster_ticket = 0;  // the generation of the cluster barrier at this thread's arrival
+  int64_t cluster_ticket = 0;  // generation of the cluster barrier at arrival
   int copy_group = 0;          // the group of new copies
   std::vector<Copy> copies;
   bool done = false;
@@ -177,7 +177,7 @@ TT_DEVICE T load_once(const T* from) {
 }
 TT_DEVICE void fence() { stand_in::show_writes(*stand_in::self); }
 
-// Some copies run at once, others at the last moment, so that no kernel can rely on either.
+// Some copies run at once, others at the last moment: kernels can rely on neither.
 template <class T>
 TT_DEVICE void copy_async(T* to, const T* from) {
   stand_in::Fiber& f = *stand_in::self;

@@ -1,4 +1,4 @@
-// Residual add and LayerNorm on the device: makes a problem of a dict of arrays and queues its work.
+// Residual add and LayerNorm on the device: makes problems of dicts of arrays.
 #include "../../cuda/rowwise/layer_norm.hpp"
 
 #include "../layer_norm.hpp"

@@ -1,5 +1,4 @@
-// Elementwise kernels; see elementwise.hpp. Threads stride over the elements; an element's offset follows from its number, axis
-// by axis.
+// Kernels of elementwise.hpp. Threads stride over the elements; an element's offset follows from its number, axis by axis.
 #include "elementwise.hpp"
 
 #include <algorithm>
@@ -12,7 +11,7 @@ namespace throughtime::cuda {
 namespace {
 
 constexpr int max_axes = 8, block_threads = 128;
-constexpr int64_t most_blocks = 2048;  // several blocks per multiprocessor; beyond that, several elements per thread
+constexpr int64_t most_blocks = 2048;  // several per multiprocessor; then several elements per thread
 
 // Strides in elements; slowest axis first.
 struct Axes {
@@ -98,7 +97,7 @@ TT_DEVICE uint64_t random_bits(uint64_t seed, int64_t i) {
   return z ^ z >> 31;
 }
 
-// The 24 highest bits, all that a float32 in [0, 1) holds, are compared with the probability.
+// Uses 24 bits, the precision of a float32 in [0, 1).
 TT_KERNEL void draw_elements(OfMask p) {
   for (int64_t i = first_element(); i < p.count; i += elements_between())
     p.mask[i] = float(random_bits(p.seed, i) >> 40) * 0x1p-24f < p.probability;

@@ -142,7 +142,7 @@ class BackwardBlock {
   TT_DEVICE bool exists(int n) const { return working && unit < H() && sequence(n) < p().B; }
   TT_DEVICE float& carry(int i, int n) const { return carried[(i * plan.column_tiles + n) * pairs + thread()]; }
   TT_DEVICE int flags(int64_t s, int64_t b) const { return s >= 0 && s < p().T && rules.ruled() ? rules.flags(s, b) : 0; }
-  // The address of block `from`'s part for block `to`'s units; in a cluster, the same offset in this block's shared memory.
+  // Block `from`'s part for block `to`'s units; in a cluster, the same offset in this block's shared memory.
   TT_DEVICE uint32_t* part(int64_t k, int n, int from, int to) const {
     const int64_t of_block = clustered ? 0 : int64_t(to - rank) * ring_slots * slot_words;
     return slots + of_block + k % ring_slots * slot_words + (int64_t(n) * plan.size + from) * pairs;
@@ -172,8 +172,7 @@ class BackwardBlock {
     for (int i = 0; i < C::states; ++i) f.steps.carried[i][sequence(n) * H() + unit] = carry(i, n);
   }
 
-  // In a grid: adds all blocks' parts of step k for this block's units into `parts`; each warp adds those of every eighth
-  // block.
+  // In a grid: adds all blocks' parts of step k into `parts`; each warp adds those of every eighth block.
   TT_DEVICE void collect(int64_t k, int n) const {
     if constexpr (!clustered) {
       const int lane = thread() % warp_size, warp = thread() / warp_size;

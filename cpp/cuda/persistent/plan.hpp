@@ -13,14 +13,14 @@ constexpr int persistent_warps = 8, persistent_threads = persistent_warps * warp
 constexpr int most_column_tiles = 16;
 
 struct PersistentPlan {
-  Mode mode;  // cluster or grid; stepwise: no plan fits
+  Mode mode;  // cluster or grid; stepwise: none fits
   int tiles;  // unit tiles per block
   int size;   // blocks per group
   int groups, column_tiles;
-  int all_tiles;      // unit tiles of the layer
+  int all_tiles;      // of units
   int rounds;         // per warp
-  int shared_rounds;  // rounds in shared memory, after those in registers
-  bool streams;       // whether further rounds are read from L2
+  int shared_rounds;  // in shared memory, after those in registers
+  bool streams;       // whether more rounds follow
   int64_t shared_bytes;
 
   int blocks() const { return size * groups; }
@@ -35,8 +35,8 @@ constexpr int resident_rounds(int tiles_and_terms) {
   return fit < 1 ? 1 : fit > 8 ? 8 : fit;
 }
 
-// A kernel's needs: bytes of shared memory without weights, fixed and per tile of columns; the number of warps that divide
-// the other side's tiles, and the tiles of weights of each; and the number of groups that fit on the device at once.
+// A kernel's needs: bytes of shared memory without weights, fixed and per tile of columns; the number of warps that divide the
+// other side's tiles, and the tiles of weights of each; and the number of groups that fit on the device at once.
 struct Needs {
   int64_t fixed, per_column_tile;
   int warps, tiles;
@@ -57,7 +57,7 @@ PersistentPlan plan_group(Mode mode, int tiles, int terms, int64_t B, int64_t H,
   plan.column_tiles = up(all_columns, most_groups);
   if (plan.column_tiles > most_column_tiles) {
     if (mode == Mode::grid) return plan;
-    plan.column_tiles = most_column_tiles;  // clusters are independent; those that do not fit at once run later
+    plan.column_tiles = most_column_tiles;  // clusters are independent: the rest run later
   }
   plan.groups = up(all_columns, plan.column_tiles);
   plan.rounds = up(plan.all_tiles, needs.warps);

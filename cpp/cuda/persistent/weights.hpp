@@ -27,7 +27,7 @@ class ResidentWeights {
         for (int t = 0; t < terms; ++t) at(near, i - resident, m, t) = at(own, i, m, t);
   }
 
-  // For every round before `end`: right = ask(round), then settle(round, right), then for each tile m
+  // For every round before `end`: right = ask(round), settle(round, right), then for each tile m
   // multiply(m, weights (terms), right).
   template <class Ask, class Settle, class Multiply>
   TT_DEVICE void for_rounds(int end, const Ask& ask, const Settle& settle, const Multiply& multiply) const {

@@ -91,8 +91,8 @@ class BackwardLoop {
     else fill(carried[i], 0, size_t(size) * sizeof(float), call.stream);
   }
 
-  // The chunk's products stay pending until the next chunk's steps are queued: queued earlier, they would occupy
-  // multiprocessors that a persistent launch needs all at once.
+  // Its products stay pending until the next chunk's steps are queued: queued earlier, they would occupy multiprocessors that a
+  // persistent launch needs all at once.
   void run_chunk(const Chunk& chunk) {
     Deltas<S>& own = deltas[buffer];
     side.join();  // waits for the products that last read these buffers
@@ -132,7 +132,7 @@ class BackwardLoop {
     return steps;
   }
 
-  // h before each step of the chunk. Rows of inactive steps and of steps that start an episode are zero, whatever they hold.
+  // h before each step; rows of inactive steps and of starts of episodes are zero, whatever they hold.
   const S* find_hidden(const Deltas<S>& own) const {
     const View<const S> all{states.before(p, 0, 0), p.B * p.P, p.P};
     if (!masks_hidden()) return all.data + own.chunk.t0 * all.time;
@@ -151,8 +151,8 @@ class BackwardLoop {
   const Deltas<S>* pending = nullptr;
   int buffer = 0;
   ChunkGradients<C, S> products;
-  std::optional<ForwardLoop<C, S>> forward;        // if the tape does not store all states
-  std::optional<RecomputedGates<C, S>> recompute;  // if it stores all states, but no saved values
+  std::optional<ForwardLoop<C, S>> forward;        // if the tape lacks states
+  std::optional<RecomputedGates<C, S>> recompute;  // if it lacks only saved values
   S* saved_window = nullptr;
   float* carried[max_states];
   const float* unit_rows;

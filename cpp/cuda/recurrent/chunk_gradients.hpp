@@ -17,7 +17,7 @@ struct Deltas {
   Chunk chunk;
   S *x, *r;            // (rows, G H), (rows, R H); the same array if the cell is not split
   S *second, *middle;  // (rows, P), (rows, H): delta and operand of a second product
-  float* unit;         // (rows, values H): gradients of the unit parameters; null if not needed
+  float* unit;         // (rows, values H): of the unit parameters; null if not needed
   S* gathered;         // (rows, P): memory for `hidden`
   const S* hidden;     // (rows, P): h before each step; zeros if the step is inactive or starts an episode
 };
@@ -131,7 +131,7 @@ class ChunkGradients {
 
   const Backward<S> p;
   int terms;
-  int64_t x_stride, d_input_stride;  // of x and d_input as matrices; 0: they are gathered and scattered
+  int64_t x_stride, d_input_stride;  // as matrices; 0: gathered and scattered
   WeightGradient<S> inputs, recurrent;
   std::optional<WeightGradient<S>> second;
   S* x_gathered = nullptr;     // (chunk rows, I)

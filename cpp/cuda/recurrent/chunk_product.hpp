@@ -19,7 +19,7 @@ TT_KERNEL void split_thrice(const S* from, int64_t stride, int64_t columns, BFlo
   for (int i = 0; i < 3; ++i) to[at.row * to_stride + i * part + at.column] = i == second ? terms[1] : terms[0];
 }
 
-// The matrix as three parts along the product's depth, which is the rows or the columns of the stored matrix.
+// The matrix as three parts along the product's depth, which is its stored rows or columns.
 inline Matrix<const BFloat16> split_thrice(const Matrix<const float>& of, int64_t rows, int64_t columns, bool depth_is_rows,
                                            int second, Scratch& scratch, Stream stream) {
   BFloat16* const to = scratch.get<BFloat16>(3 * rows * columns);

@@ -1,4 +1,4 @@
-// The table of cells that the bindings read.
+// The table of cells.
 #include "kernels.hpp"
 
 #include "../../cells/cells.hpp"

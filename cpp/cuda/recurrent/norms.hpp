@@ -1,7 +1,6 @@
 // The norm of each step's contribution to a weight's gradient, from two Gram matrices of the batch:
-// ||d^T x||_F^2 = <d d^T, x x^T>. If the batch is so large that the contribution itself is smaller, or if some of its elements
-// are dropped, the norm is computed element by element. One block per step. All in float64, whose range holds products of four
-// float32 numbers.
+// ||d^T x||_F^2 = <d d^T, x x^T>; or element by element, if the batch is so large that the contribution is smaller, or if some
+// of its elements are dropped. One block per step, in float64, whose range holds products of four float32 numbers.
 #pragma once
 
 #include "../../step/norms.hpp"
@@ -18,7 +17,7 @@ struct WeightNorms {
   int64_t stride;
   const uint8_t* dropped;  // (m, n), or null: true for elements that are left out
   double* norms;           // (steps)
-  bool joins;              // adds to the norm in `norms` (root of the sum of squares)
+  bool joins;              // combines the norm with that in `norms`
 
   TT_DEVICE const S* delta_row(int64_t b) const { return delta + (block() * B + b) * m; }
   TT_DEVICE const S* operand_row(int64_t b) const { return operand + (block() * B + b) * stride; }

@@ -1,5 +1,5 @@
-// Recomputes the values that the steps of a chunk saved, from their states, which are all stored. The steps are independent, so
-// one product with h serves all of them.
+// Recomputes the saved values of a chunk's steps from states, which are all stored. The steps are independent, so one product
+// with h serves all.
 #pragma once
 
 #include "../../step/forward.hpp"

@@ -1,4 +1,4 @@
-// Runs a stretch of steps: as one persistent launch if its kernels support the problem, else step by step.
+// Runs a stretch of steps: as one persistent launch if possible, else step by step.
 #pragma once
 
 #include "../persistent/persistent.hpp"

@@ -1,4 +1,4 @@
-// The statistics of a row, and the alignment check, for forward and backward of LayerNorm.
+// The common part of forward and backward of LayerNorm.
 #pragma once
 
 #include "../../row_unit.hpp"
@@ -7,9 +7,9 @@
 
 namespace throughtime::cuda {
 
-// The statistics of a row, which the forward stores for the backward.
+// Stored by the forward for the backward.
 struct RowStatistics {
-  float high, low, rstd;  // mean (two terms) and reciprocal deviation of the row times `unit`
+  float high, low, rstd;  // of the row times `unit`; the mean is high + low
   float unit;
 
   TT_DEVICE float normalise(float s) const { return (s * unit - high - low) * rstd; }
@@ -17,8 +17,7 @@ struct RowStatistics {
   TT_DEVICE void store(float* to) const { to[0] = high, to[1] = low, to[2] = rstd, to[3] = unit; }
   TT_DEVICE static RowStatistics load(const float* from) { return {from[0], from[1], from[2], from[3]}; }
 
-  // The unit in which the squares of the row stay in range. If numbers of magnitude 1 or more have differences whose squares
-  // underflow, they are all equal, and unit 1 is good.
+  // The unit that suits the row. If squares underflow around a mean of 1 or more, all numbers are equal, and unit 1 is good.
   TT_DEVICE float better_unit() const {
     if (!(rstd > 0)) return RowUnit<float>::large;
     return rstd > RowUnit<float>::most_rstd && high < 1 && high > -1 ? RowUnit<float>::small : 1.0f;

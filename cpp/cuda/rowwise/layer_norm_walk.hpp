@@ -1,7 +1,7 @@
 // Backward of LayerNorm by resident blocks: each walks over its own stretch of rows, and its threads keep their columns' parts
 // of dweight and dbias in registers.
 //
-// Later rows are prefetched into shared memory while one is processed. Each thread copies its own pieces, so that no barrier is
+// Rows are prefetched into shared memory while others are processed. Each thread copies its own pieces, so that no barrier is
 // needed. A stage is about 768 pieces of 16 bytes of each array per multiprocessor, 36 KB, and all stages except the one being
 // processed are in flight; 3.35 TB/s and a latency of 1 us need 25 KB on each of 132 multiprocessors.
 #pragma once

@@ -110,7 +110,7 @@ RowPlan plan_rows(int64_t F, bool aligned, int small_rows_threads) {
     while (width < needed && width < warp_size) width *= 2;
     if (needed > warp_size) width = (needed + warp_size - 1) / warp_size * warp_size;
     if (width > most_row_threads) return {E, 0, most_row_threads, most_row_threads};
-    // Prefers many loads per thread, if these are whole cache lines and less than a quarter of the places is empty.
+    // Many loads per thread, if these are whole cache lines and less than a quarter of the places is empty.
     const bool good = width >= 8 && 4 * pieces > 3 * V * width;
     if (good || V == 1 || E == 1) return {E, V, int(width), width > warp_size ? int(width) : small_rows_threads};
   }

@@ -8,7 +8,7 @@
 
 namespace throughtime::cuda {
 
-// Loads or stores column j of n rows of H numbers.
+// Column j of n rows of H numbers.
 template <int n, class From>
 TT_DEVICE void load_unit(const From* rows, int64_t H, int64_t j, float* values) {
   for (int k = 0; k < n; ++k) values[k] = to_float(rows[k * H + j]);
@@ -18,7 +18,7 @@ TT_DEVICE void store_unit(To* rows, int64_t H, int64_t j, const float* values) {
   for (int k = 0; k < n; ++k) from_float(values[k], rows[k * H + j]);
 }
 
-// Loads the same of a product and adds its bias, which may be null.
+// The same for a product plus its bias, which may be null.
 template <int n, class S>
 TT_DEVICE void load_product(const float* rows, const S* bias, int64_t H, int64_t j, float* values) {
   load_unit<n>(rows, H, j, values);

@@ -7,7 +7,7 @@
 
 namespace throughtime::cuda {
 
-// Rows of an array, one per step: that of step s begins at data + s * stride. data is null if there is no array.
+// Rows of an array, one per step: that of step s begins at data + s * stride. Null if there is none.
 template <class S>
 struct PerStep {
   S* data = nullptr;
@@ -27,7 +27,7 @@ struct ForwardSteps {
   PerStep<S> saved;              // (B, saved, H); data may be null
   const float* unit_rows;        // (values, H): parameters of each unit (unit_parameters.hpp)
 
-  // The address for state i after a step, or null if that state is not stored.
+  // The address for state i after a step, or null.
   TT_INLINE S* kept(int i, int64_t step) const {
     if (!after[i].data || !keeps_state(every, p.T, step + 1)) return nullptr;
     return after[i].at(every ? checkpoint_row(every, step + 1) : step);

@@ -18,7 +18,7 @@ struct Launch {
 };
 
 #if defined(__CUDACC__)
-// The launch in the driver's form. It points into itself, hence no copies.
+// The launch in the driver's form. It points into itself.
 struct LaunchConfig {
   cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t config{};
@@ -62,8 +62,8 @@ void launch(Stream stream, const Launch& shape, void (*kernel)(Parameters...), c
 }
 
 // Number of clusters of this launch that fit on the device at once; 0 if none fit or the kernel was compiled without clusters.
-// ptxVersion tells the latter: it is the __CUDA_ARCH__ of the compilation (90 for sm_90a), whereas binaryVersion is 90 also if
-// the driver translated PTX of compute_80 for a device with clusters.
+// ptxVersion shows the latter: it is __CUDA_ARCH__ (90 for sm_90a); binaryVersion is 90 also if the driver translated PTX of
+// compute_80 for a device with clusters.
 template <class Kernel>
 int clusters_at_once(const Launch& shape, Kernel* kernel) {
 #if defined(__CUDACC__)

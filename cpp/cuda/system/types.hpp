@@ -1,4 +1,4 @@
-// The 16-bit floating-point types of tensors, as bits.
+// The 16-bit floats of tensors, as bits.
 #pragma once
 
 #include <stdint.h>
