@@ -74,9 +74,7 @@ def test_training_learns_and_is_the_same_for_a_seed(folder):
     first, again, other = (call(*arguments, "--seed", seed).output for seed in (1, 1, 2))
     words = first.split("loss ")[1].split()
     before, after = float(words[0]), float(words[2])
-    assert before == pytest.approx(
-        math.log2(len(set(TEXT))), rel=0.15
-    )  # before training, all characters are equally likely
+    assert before == pytest.approx(math.log2(len(set(TEXT))), rel=0.15)  # all characters equally likely
     assert after < 0.7 * before
     without_speed = [[line for line in output.splitlines() if "per second" not in line] for output in (first, again)]
     assert without_speed[0] == without_speed[1]
