@@ -247,12 +247,12 @@ void on_illegal_instruction(int, siginfo_t* info, void* context) {
   }
   if (executed) return;
   sigaction(SIGILL, &previous, nullptr);
-  if (sent) raise(SIGILL);  // otherwise the instruction runs again and faults again
+  if (sent) raise(SIGILL);  // otherwise the instruction faults again
 }
 
 }  // namespace
 
-// Returns 0, or -1 with errno. The first signal that is not the emulator's restores the previous handler for good.
+// Returns 0, or -1 with errno. The first signal that is not for the emulator restores the previous handler.
 extern "C" int install_amx_emulator() {
   struct sigaction ours = {}, current;
   ours.sa_sigaction = on_illegal_instruction;

@@ -71,7 +71,7 @@ bool report(bool holds, const char* proof, const std::string& of) {
 
 constexpr double tiny = 1e-30;
 
-// The largest difference between a backward's result and the derivative, relative to the largest derivative.
+// The largest error of a backward, relative to the largest derivative.
 class Differences {
  public:
   void compare(Complex got, double expected) {
@@ -579,7 +579,7 @@ class PlainLoops {
   Tensor<double> dx, dr, before;  // before: h before the step
 };
 
-// Threads and scratch of a call. Scratch is NaN at first; so are the bytes after it, which must not change.
+// Threads and scratch of a call. Scratch is NaN at first, and so are the bytes after it, which must not change.
 class TestHost {
  public:
   Host host;
@@ -661,7 +661,7 @@ void run_loop(const P& problem, TestHost& host) {
 #endif
 }
 
-// Fills the library's results. Returns a fault found on the way, or an empty string.
+// Fills the library's results. Returns a fault, or an empty string.
 template <class C, class S>
 std::string run_library(const Problem<C>& p, TestHost& host, Results<C, S>& out) {
   const auto data = [](Tensor<S>& tensor) { return tensor.values.empty() ? nullptr : tensor.data(); };

@@ -1,5 +1,4 @@
-// Applies one function of math.hpp to the numbers of standard input, in the machine's binary format. Subnormals are zero, as in
-// the kernels.
+// Applies a function of math.hpp to standard input, in the machine's binary format. Subnormals are zero, as in the kernels.
 #include <stdio.h>
 #include <string.h>
 

@@ -297,6 +297,6 @@ def check(problem, options=None, asked=None, loss=None, bound=None):
     bound = bound or rounding_bound(problem.dtype, problem.terms) * magnification(record)
     norms = expected.pop("parameter_norms")
     assert_norms_close(ours.pop("parameter_norms"), norms, problem, expected, bound, record)
-    # Where every unit saturates, 1 - y^2 cancels: what is left of a gradient keeps the error of what came in.
+    # If every unit saturates, 1 - y^2 cancels: the remaining gradient keeps the error of the incoming one.
     incoming = np.max(np.abs(expected["hidden"]), initial=0)
     assert_close(ours, expected, bound, floor=incoming)

@@ -1,4 +1,4 @@
-// Norms of gradients: of the gradient carried into a step, for clipping, and of a step's contribution to a weight's gradient.
+// Norms of the gradient carried into a step, for clipping, and of a step's contribution to a weight's gradient.
 #pragma once
 
 #include "rules.hpp"
@@ -20,7 +20,7 @@ TT_INLINE bool clips(const Backward<S>& p, const Steps<S>& steps, int64_t step, 
 // if the product is smaller than its factors, or if some of its elements are dropped.
 TT_INLINE bool norm_of_elements(int64_t rows, int64_t m, int64_t n, bool dropped) { return dropped || rows * (m + n) > m * n; }
 
-// A square from Gram matrices may be rounded to below zero: then zero. A NaN stays.
+// Squares from Gram matrices may be rounded to below zero. A NaN stays.
 TT_INLINE double not_negative(double square) { return square > 0 || square != square ? square : 0.0; }
 
 }  // namespace throughtime::TT_ISA

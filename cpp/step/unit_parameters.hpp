@@ -1,4 +1,4 @@
-// Iterates over the parameters of units, biases first if they are among them; finds the second product's part of a parameter.
+// Iterates over the parameters of units, including biases inside the cell; finds the second product's part of a parameter.
 #pragma once
 
 #include "../cells/cell.hpp"

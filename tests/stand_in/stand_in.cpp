@@ -9,7 +9,7 @@
 #include <string>
 
 #if defined(__x86_64__)
-// Saves the callee-saved registers and switches to another stack. swapcontext would do so too, but with two system calls.
+// Saves the callee-saved registers and switches to another stack. swapcontext needs two system calls for that.
 extern "C" void throughtime_switch(void** from, void* to);
 asm(R"(
 .text

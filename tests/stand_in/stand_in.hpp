@@ -1,8 +1,8 @@
-// A GPU simulated on the CPU, to test the kernels' logic without a device: each thread of a grid is a fiber. Blocks that may
-// wait for each other (in a cluster or a cooperative grid) run together, others one after another. The order of fibers changes
-// in each round. Writes for other blocks (store_relaxed, store_remote) become visible late and in any order, except as a fence
-// or a barrier guarantees. Shared memory starts as NaN. A kernel that stops making progress (a deadlock) raises an error.
-// Writes to ordinary memory are visible at once: compute-sanitizer finds races there, on a device.
+// A GPU simulated on the CPU, to test the kernels' logic: each thread of a grid is a fiber. Blocks that may wait for each other
+// (in a cluster or a cooperative grid) run together, others one after another. The order of fibers changes in each round.
+// Writes for other blocks (store_relaxed, store_remote) become visible late and in any order, except as a fence or a barrier
+// guarantees. Shared memory starts as NaN. A kernel that stops making progress (a deadlock) raises an error. Writes to ordinary
+// memory are visible at once: compute-sanitizer finds races there, on a device.
 #pragma once
 
 #include <stdint.h>
@@ -110,7 +110,7 @@ int64_t arrive(Barrier&);
 void wait(Barrier&, int64_t generation);
 void run(const Shape&, const std::function<void()>& kernel);
 
-// Runs work of a stream: at once, but work of the side stream as late as allowed, when another stream waits for it.
+// Runs work of a stream at once, that of the side stream as late as possible: when another stream waits for it.
 void enqueue(void* stream, const std::function<void()>& work);
 
 }  // namespace throughtime::stand_in

@@ -1,4 +1,4 @@
-// The registration functions of the CUDA bindings, one per file.
+// One registration function per file of the CUDA bindings.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -26,7 +26,7 @@ struct PersistentPlan {
   int blocks() const { return size * groups; }
 };
 
-// The most unit tiles of a block. Two tiles of split weights would not fit on the chip.
+// Unit tiles per block. Two of split weights would not fit on the chip.
 constexpr int most_tiles(int terms) { return terms == 1 ? 2 : 1; }
 
 // Rounds of weights that fit in registers: in up to 128 of a thread's 255, fewer if each round has many sums.
@@ -43,7 +43,7 @@ struct Needs {
   int groups = 0;
 };
 
-// needs_of(mode, plan): the needs of the kernel with plan.tiles unit tiles per block.
+// needs_of(mode, plan): of the kernel with plan.tiles unit tiles per block.
 template <class NeedsOf>
 PersistentPlan plan_group(Mode mode, int tiles, int terms, int64_t B, int64_t H, const Device& on, const NeedsOf& needs_of) {
   const auto up = [](int64_t a, int64_t b) { return int((a + b - 1) / b); };

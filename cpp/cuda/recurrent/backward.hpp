@@ -60,7 +60,7 @@ class BackwardLoop {
     return made;
   }
 
-  // States that the tape does not store are recomputed in windows.
+  // States that the tape lacks are recomputed in windows.
   void prepare_windows() {
     window = window_steps(p.every, chunk_size);
     if (window > p.T) window = p.T;
@@ -95,7 +95,7 @@ class BackwardLoop {
   // persistent launch needs all at once.
   void run_chunk(const Chunk& chunk) {
     Deltas<S>& own = deltas[buffer];
-    side.join();  // waits for the products that last read these buffers
+    side.join();  // its products read these buffers
     const Deltas<S>* const before = pending;
     if (before) side.follow();
     own.chunk = chunk, own.hidden = find_hidden(own);

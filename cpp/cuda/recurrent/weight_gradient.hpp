@@ -10,7 +10,7 @@ namespace throughtime::cuda {
 template <class S>
 class WeightGradient {
  public:
-  // The weight is (rows, features). `shared` has the same delta, and so the same gradient of the bias.
+  // The weight is (rows, features). `shared` has the same delta, hence the same gradient of the bias.
   WeightGradient(int64_t of_rows, int64_t of_features, S* of_weight, Scratch& scratch, const WeightGradient* shared = nullptr)
       : rows(of_rows), features(of_features), d_weight(of_weight), owns_bias(!shared) {
     if (!d_weight) return;

@@ -35,7 +35,7 @@ void add_all_parts(const LayerNormBackward<S>& p, const float* parts, int count,
   launch(stream, shape, add_parts<S>, p, parts, count);
 }
 
-// Blocks per multiprocessor, and stages per block. Blocks are reduced, down to one, until each has two stages. No stages: the
+// Blocks per multiprocessor, and stages per block. Blocks are reduced until each has two stages, or to one. No stages: the
 // shared memory of a multiprocessor is too small for one.
 struct Resident {
   int blocks, stages;

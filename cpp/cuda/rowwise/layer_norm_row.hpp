@@ -17,7 +17,7 @@ struct RowStatistics {
   TT_DEVICE void store(float* to) const { to[0] = high, to[1] = low, to[2] = rstd, to[3] = unit; }
   TT_DEVICE static RowStatistics load(const float* from) { return {from[0], from[1], from[2], from[3]}; }
 
-  // The unit that suits the row. If squares underflow around a mean of 1 or more, all numbers are equal, and unit 1 is good.
+  // The unit that suits the row: 1 also if squares underflow around a mean of 1 or more, because all numbers are equal then.
   TT_DEVICE float better_unit() const {
     if (!(rstd > 0)) return RowUnit<float>::large;
     return rstd > RowUnit<float>::most_rstd && high < 1 && high > -1 ? RowUnit<float>::small : 1.0f;

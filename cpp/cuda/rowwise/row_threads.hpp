@@ -54,7 +54,7 @@ TT_DEVICE Word<S, E> to_word(const float (&from)[E]) {
 constexpr int most_row_threads = 512;
 constexpr int threads_per_block(int V) { return V == 1 || V == 2 ? 256 : most_row_threads; }
 
-// A thread's row within the block, and its rank among the row's threads.
+// A thread's row in the block, and its rank in the row.
 class RowThreads {
  public:
   static constexpr int64_t shared_bytes = 2 * most_row_threads / warp_size * 2 * sizeof(float);
@@ -110,7 +110,7 @@ RowPlan plan_rows(int64_t F, bool aligned, int small_rows_threads) {
     while (width < needed && width < warp_size) width *= 2;
     if (needed > warp_size) width = (needed + warp_size - 1) / warp_size * warp_size;
     if (width > most_row_threads) return {E, 0, most_row_threads, most_row_threads};
-    // Many loads per thread, if these are whole cache lines and less than a quarter of the places is empty.
+    // Many loads per thread, if these are whole cache lines and less than a quarter is empty.
     const bool good = width >= 8 && 4 * pieces > 3 * V * width;
     if (good || V == 1 || E == 1) return {E, V, int(width), width > warp_size ? int(width) : small_rows_threads};
   }
