@@ -1,5 +1,4 @@
-"""Copies of layers, made in every way: the same results, arrays shared as before, subclasses with other
-constructors."""
+"""Copies of layers, however made: the same results, arrays shared as before, subclasses with other constructors."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def test_integers_through_layers_directions_lengths_and_resets(H, dtype):
     check_equal(problem, {"lengths": problem.lengths, "resets": problem.resets}, {"truncate": 2})
 
 
-# Batches that are worth splitting, that are not, and in between; odd sizes.
+# Sizes at which threads divide sequences, at which they do not, and too small for either; odd everywhere.
 SHARED = [(30, 33, 17, 24), (12, 2, 40, 150), (7, 1, 3, 5), (5, 70, 9, 65)]
 
 

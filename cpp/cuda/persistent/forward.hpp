@@ -39,7 +39,7 @@ TT_DEVICE void wait_for(const Words* from, Words& found) {
 }
 
 // Shared memory of a block; weights come last. In a cluster h is in shared memory, so two warps read the same h, each for half
-// of the tiles, which leaves half as many parts to add. In a grid only one warp reads each h from L2.
+// of the tiles, which leaves half as many parts to add. From L2 only one warp reads each h.
 template <class C, int Q, int terms, bool clustered>
 struct ForwardSharedLayout {
   static constexpr int tiles = Q * C::recurrent, sharers = clustered && tiles % 2 == 0 ? 2 : 1;
