@@ -759,8 +759,7 @@ template <class C>
 bool whole_numbers() {
   const std::string cell = std::to_string(C::gates) + " gates, " + std::to_string(C::states) + " states, " +
                            (C::split ? "dr differs from dx" : "one delta");
-  // One thread; two threads that divide sequences, because weights fit in the cache; three that divide units, because they do
-  // not.
+  // One thread; two that divide sequences, because weights fit in the cache; three that divide units, because they do not.
   constexpr std::pair<int, int64_t> hosts[] = {{1, 0}, {2, 1 << 22}, {3, 0}};
   Sum::largest = 0;
   unsigned seed = 0;

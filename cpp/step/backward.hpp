@@ -83,8 +83,7 @@ struct BackwardStep {
     at.set_second_delta(d_second);
   }
 
-  // Two products: the cell's first phase. dm is the gradient of the second product's operand; carried(0) is the total gradient
-  // of h.
+  // Two products: the cell's first phase. dm: gradient of the second product's operand; carried(0): total gradient of h.
   TT_INLINE void run_first(V dm) const {
     V dn[N], dx[G] = {}, dr[R] = {}, m = {};
     for (int i = first_state; i < N; ++i) dn[i] = at.carried(i);
@@ -120,8 +119,7 @@ struct BackwardStep {
     if constexpr (values > 0) at.skip_unit_gradients();
   }
 
-  // Stores the total gradient of the states after the step, and the step's contribution to the states before, without that of
-  // its product.
+  // Stores the total gradient of the states after the step, and its contribution to the states before, without its product.
   TT_INLINE void store_state_gradient(const V* dn, const V* ds, const V* kept) const {
     for (int i = first_state; i < N; ++i) {
       const bool zoned = at.zoned(i);

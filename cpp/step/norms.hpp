@@ -5,8 +5,7 @@
 
 namespace throughtime::TT_ISA {
 
-// The norm of numbers, from their largest magnitude and the sum of squares of their quotients by it (plain squares may leave
-// the range).
+// A norm from the largest magnitude and the sum of squares of the quotients by it; plain squares may leave the range.
 TT_INLINE double norm_of(double largest, double squares) { return largest * __builtin_sqrt(squares); }
 
 // Whether the gradient carried into a step, of this norm, is scaled down to the norm `clip`. At the last step it is the

@@ -12,8 +12,7 @@ struct Zoneout {
 
   TT_INLINE bool any(int i) const { return p.zoneout_mask[i] || p.zoneout[i] > 0; }
 
-  // The fraction of the old state i that the new one keeps, for the units from u on. load(bytes, count) returns the mask as
-  // numbers.
+  // The fraction of the old state i that the new one keeps, for the units from u on. load(bytes, count) converts the mask.
   template <class V, class Load>
   TT_INLINE V fraction(int i, int64_t t, int64_t b, int64_t u, const Load& load) const {
     if (!p.zoneout_mask[i]) return splat<V>(Scalar<V>(p.zoneout[i]));

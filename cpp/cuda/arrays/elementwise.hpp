@@ -1,5 +1,4 @@
-// Operations on device arrays outside the layers: copies between views, and the few elementwise operations around the
-// recurrence.
+// Operations on device arrays outside the layers: copies between views, and a few elementwise operations.
 #pragma once
 
 #include <vector>

@@ -1,9 +1,8 @@
 // The forward steps as one launch. In each step, a block multiplies its recurrent weights with the h of all units, which the
 // blocks of its group exchange; its warps divide the sum. Then one thread per unit and sequence adds the parts, evaluates the
 // cell and sends its h. In a cluster, h is stored into every block's shared memory, and the hardware's barrier ends the step.
-// In a grid, h goes through memory (L2): readers poll the words, which hold a reserved NaN until written. There is a ring of
-// four slots. A block resets its part of a slot after all blocks have read it, one step and one fence before any block polls it
-// again.
+// In a grid, h goes through memory (L2): readers poll the words, which hold a reserved NaN until written. The ring has four
+// slots. A block resets its part of a slot after all blocks have read it, one step and one fence before it is polled again.
 #pragma once
 
 #include "../../step/forward.hpp"

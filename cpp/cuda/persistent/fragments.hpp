@@ -11,8 +11,7 @@ constexpr int result_floats = tile * columns;  // per tile; also its (unit, sequ
 
 TT_DEVICE uint32_t word(uint16_t low, uint16_t high) { return uint32_t(high) << 16 | low; }
 
-// The index of the word with number (k, column) of a right factor among its tile's 64 words, each of numbers k and k + 1, k
-// even.
+// The word of number (k, column) of a right factor among its tile's 64 words, each of numbers k and k + 1, k even.
 TT_DEVICE int word_of(int k, int column) { return (column * 4 + k % 8 / 2) * 2 + k / 8; }
 
 // A result is stored as 32 quadruples, one per lane, in an order without bank conflicts, both when quadruples are written and
@@ -38,8 +37,7 @@ TT_DEVICE void multiply_terms(float (&c)[4], const uint4 (&a)[terms], const uint
     for (int i = 0; i <= order; ++i) multiply_add<Factor<S>>(c, a[i], b[order - i]);
 }
 
-// Packs left factors in the order in which warps read them: (blocks, rounds, tiles, terms, threads of a block) quadruples of
-// words.
+// Packs left factors in the order in which warps read them: (blocks, rounds, tiles, terms, threads) quadruples of words.
 template <class S>
 struct Packing {
   const S* weight;  // weight_hh (G H, H)

@@ -54,8 +54,7 @@ struct PersistentBackwardOf {
   static constexpr auto kernel = persistent_backward_kernel<C, S, terms, Q, clustered>;
 };
 
-// Number of clusters of `size` blocks that fit on the device at once. Cached, except for 0, which may be due to a passing
-// error.
+// Number of clusters of `size` blocks that fit on the device at once. Cached, except for 0: that may be a passing error.
 template <class Of, int Q>
 int clusters_of_size(int size) {
   static std::mutex mutex;

@@ -73,8 +73,7 @@ PersistentPlan plan_group(Mode mode, int tiles, int terms, int64_t B, int64_t H,
   return plan;
 }
 
-// Prefers weights on the chip to weights from L2; then clusters to grids, because their barrier is faster; then small blocks to
-// large ones.
+// Prefers weights on the chip to weights from L2; then clusters, whose barrier is faster, to grids; then small blocks.
 template <class NeedsOf>
 PersistentPlan plan_persistent(const Call& call, int terms, int64_t B, int64_t H, const NeedsOf& needs_of) {
   PersistentPlan streaming{.mode = Mode::stepwise};

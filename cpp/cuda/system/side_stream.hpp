@@ -1,5 +1,4 @@
-// A second stream for products that overlap with the recurrence. When this object is destroyed, the caller's stream waits for
-// it.
+// A second stream for products that overlap with the recurrence. The destructor makes the caller's stream wait for it.
 #pragma once
 
 #include "runtime.hpp"
