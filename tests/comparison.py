@@ -52,8 +52,7 @@ def wide(values):
 
 
 def assert_close(ours, expected, bound, what="", floor=0):
-    """Checks that shapes are equal and no entry is off by more than `bound` times the largest of its tensor, or
-    `floor`."""
+    """Shapes are equal, and no entry is off by more than `bound` times the largest of its tensor, or `floor`."""
     if isinstance(expected, tuple):
         assert isinstance(ours, tuple), f"{what}: {type(ours)} where a tuple is expected"
         for k, (a, b) in enumerate(zip(ours, expected, strict=True)):

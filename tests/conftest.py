@@ -47,8 +47,7 @@ def threads():
 
 @pytest.fixture
 def teams(threads, free):
-    """A function that cycles through two, three and five threads: first all working, then all except the caller
-    resting."""
+    """A function that cycles through two, three and five threads: first all work, then all but the caller rest."""
 
     def each():
         for count in (2, 3, 5):

@@ -241,8 +241,7 @@ def results(tape, grads):
 
 
 def run(layer, x, options=None, asked=None, loss=None):
-    """Runs the library: forward with `options`, backward of `loss` with the options `asked`; returns results by
-    name."""
+    """Runs the library, forward with `options`, backward of `loss` with the options `asked`; results by name."""
     tape = layer.forward(x, **(options or {}))
     grads = tape.backward(**loss, **{"timesteps": ALL_TIMESTEPS, **(asked or {})})
     found = results(tape, grads)

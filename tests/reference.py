@@ -393,8 +393,7 @@ def run(cell, p, x, initial, plan, kept, stored):
 
 
 def run_backward(cell, direction, d_output, d_final, d_cell, truncate, clip):
-    """Gradients of the loss given by d_output (T, B, H), d_cell (T, B, H) and d_final (h and c), by name: one array per
-    t."""
+    """Gradients of the loss d_output (T, B, H), d_cell (T, B, H) and d_final (h and c): by name, one array per t."""
     plan, stops = direction.schedule, direction.schedule.stops(truncate)
     found = {}
     carried = tuple(np.zeros_like(s) for s in d_final)

@@ -73,8 +73,7 @@ def test_a_negative_zero_stays_one(name):
 
 
 def test_a_hundred_layers_in_one_line(kind):
-    """With orthogonal weights and d_output of norm 1: no activation here has a slope above 1.13, the largest of
-    GELU."""
+    """With orthogonal weights and d_output of norm 1: no slope is above 1.13, the largest of GELU."""
     layers = (layer for k in range(100) for layer in (tt.Linear(8, 8, dtype="float64", seed=k), kind()))
     stack = tt.init.apply(tt.Sequential(*layers), "orthogonal", seed=0)
     tape = stack.forward(numbers(5, 8))

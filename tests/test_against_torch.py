@@ -21,8 +21,7 @@ from torch_side import BOUND, arrays, backward, gradient, laid_out, leaves, modu
 @pytest.mark.parametrize("kind", TORCH_KINDS)
 @given(data=st.data(), batch_first=st.booleans(), batched=st.booleans(), with_state=st.booleans())
 def test_random_configurations(kind, data, batch_first, batched, with_state):
-    """1 to 3 layers, one direction or both, both layouts, without a batch axis, with and without bias, sizes of 1 and
-    odd."""
+    """1 to 3 layers, one direction or both, both layouts, no batch axis, with and without bias, sizes of 1 and odd."""
     problem = data.draw(problems(kind) if batched else problems(kind, B=1))
 
     x, d_output = (laid_out(values, batched, batch_first) for values in (problem.x, problem.d_output))

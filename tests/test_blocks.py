@@ -1,5 +1,4 @@
-"""LayerNorm, MLP, ResidualBlock, Sequential: agreement with torch, kernels shared across layers, routing of
-arguments."""
+"""LayerNorm, MLP, ResidualBlock, Sequential: agreement with torch, kernels shared across layers, routing."""
 
 from __future__ import annotations
 

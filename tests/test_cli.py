@@ -172,8 +172,7 @@ def test_the_end_of_the_text_is_held_out(folder):
 
 
 def test_the_held_out_loss_is_the_mean_over_its_characters(folder):
-    """A single stream, computed in pieces, gives the same as the logits of all steps at once, within about a hundred
-    roundings."""
+    """One stream, in pieces, gives the mean over the logits of all steps, within about a hundred roundings."""
     model = CharacterModel.new("abc", "gru", 1, 8, 0)
     ids = np.random.default_rng(0).integers(0, 3, 60)
     logits = model.linear(model.recurrent(model.embedding(ids[:-1, None]))[0])
@@ -363,8 +362,7 @@ def test_the_first_byte_that_is_not_utf8_is_named(tmp_path, monkeypatch, place, 
 
 
 def test_a_text_takes_few_bytes_of_memory(tmp_path):
-    """The text, an index per character, and a constant: below 3 bytes per character of 8 MB of ASCII; 8 are too
-    many."""
+    """Itself, an index per character and a constant: below 3 bytes per character of 8 MB; 8 are too many."""
     (tmp_path / "text").write_bytes(TEXT.encode() * 3200)
     tracemalloc.start()
     try:
@@ -529,8 +527,7 @@ def test_a_saved_model_is_the_same_when_loaded(folder, model):
 
 @pytest.mark.parametrize("name", ["a $x$ b", "$", "$$", "\\$a_1$", "$\\frac{$", "[red]", ":smile:", "漢"])
 def test_names_are_drawn_as_they_are(folder, model, name, monkeypatch):
-    """Dollars do not start mathematics, brackets do not start styles, and a character missing in the font gives no
-    warning."""
+    """Dollars start no mathematics, brackets no styles, and a character that the font lacks gives no warning."""
     titles, suptitle = [], Figure.suptitle
 
     def watched(figure, title, **options):

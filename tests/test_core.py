@@ -1,5 +1,4 @@
-"""The extension itself: its functions compute with their arguments or raise TypeError or ValueError; they never
-crash."""
+"""The extension itself: its functions compute, or raise TypeError or ValueError; they never crash."""
 
 from __future__ import annotations
 
@@ -201,8 +200,7 @@ def test_the_calls_are_right_as_they_stand(name):
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("name", CALLS)
 def test_wrong_arguments_are_errors(name, change):
-    """Replaces one argument after the other. A call may accept the new value, for example if the argument is an
-    option."""
+    """Replaces one argument after the other. A call may accept the new value, for example of an option."""
     for path in places(CALLS[name]()):
         arguments = replaced(CALLS[name](), path, CHANGES[change])
         with suppress(TypeError, ValueError):

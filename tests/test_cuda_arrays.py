@@ -321,8 +321,7 @@ def test_dropout_is_numpy_s_in_float32_and_rounds_once(dtype, probability):
 
 @pytest.mark.parametrize("probability", [0.0, 0.1, 0.5, 1.0])
 def test_masks_are_drawn_at_their_rate_and_follow_from_the_seed(probability):
-    """Counts, including those of neighbours that are both true, are within six standard deviations of independent
-    draws."""
+    """Counts, also of neighbours both true, are within six standard deviations of independent draws."""
     from throughtime.backend.choose import backend_of
 
     def draw(seed):

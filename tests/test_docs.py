@@ -17,8 +17,7 @@ FOLDERS = ("benchmarks", "cpp", "docs", "examples", "python", "tests", ".ci")
 
 
 def modules():
-    """All modules, including those of subpackages. None is imported here: after torch's, all tests would run on torch's
-    threads."""
+    """All modules, with subpackages. None is imported here: after torch's, all tests would run on torch's threads."""
     files = (path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py"))
     names = sorted(".".join(file.parts).removesuffix("__init__").rstrip(".") for file in files)
     return [name for name in names if name and name.partition(".")[0] != "cli"]
@@ -119,8 +118,7 @@ def test_the_lines_of_the_readme_print_what_stands_below_them(capsys):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_names_only_files_that_exist(page):
-    """Checks names in backticks: a path from the repository's root, possibly a pattern, or the bare name of a source
-    file."""
+    """Names in backticks: a path from the repository's root, possibly a pattern, or the bare name of a source file."""
     names = set(re.findall(r"`([\w.*/-]+)`", prose(page)))
     paths = {name for name in names if "/" in name and (name.split("/")[0] in FOLDERS or Path(name).suffix)}
     sources = {name for name in names if "/" not in name and Path(name).suffix in (".cpp", ".cu", ".hpp", ".py", ".sh")}

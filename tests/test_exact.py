@@ -1,5 +1,4 @@
-"""Exact equality: small integers, whose sums are exact in any order; and the same bits for any way of computing
-them."""
+"""Exact equality: small integers, whose sums are exact in any order; and the same bits however computed."""
 
 from __future__ import annotations
 
@@ -68,8 +67,7 @@ class Integers(Problem):
 
 
 class SmallIntegers(Integers):
-    """Numbers -1, 0 and 1, with no sum of absolute values that reaches the integers that a tensor type cannot
-    represent."""
+    """-1, 0 and 1, with no sum of absolute values that reaches the integers that a tensor type cannot represent."""
 
     def __init__(self, bits, **sizes):
         object.__setattr__(self, "bits", bits)
@@ -139,8 +137,7 @@ def test_any_number_of_threads_gives_the_same_bits(kind, T, B, I, H, dtype, thre
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("T", "B", "H"), [(12, 1, 150), (70, 1, 256), (12, 9, 150), (12, 40, 192)])
 def test_threads_that_exchange_halves_of_a_sum_give_the_same_bits(kind, T, B, H, dtype, threads, free):
-    """Without `clip`, a thread begins a step's sums with its own units while the other thread finishes the step
-    before."""
+    """Without `clip`, a thread begins a step's sums with its own units while the other finishes the step before."""
     _core.force(engine="amx" if USES_AMX and B > 1 else "", chunk=5)
     problem = Problem(kind, T=T, B=B, I=7, H=H, dtype=dtype)
     layer = problem.layer()

@@ -88,8 +88,7 @@ def test_clipping_where_squares_leave_the_range(kind, dtype, size):
 @pytest.mark.parametrize("B", [1, 9])
 @pytest.mark.parametrize("kind", ["lstm_layer_norm", "gru_layer_norm", "rnn_tanh_layer_norm"])
 def test_layer_normalised_products_of_any_size_are_alike(kind, dtype, exponent, name, B):
-    """LN(2^k v) = LN(v), to the last bit if 1e-5 is negligible relative to the variance; the gradient is 2^k
-    smaller."""
+    """LN(2^k v) = LN(v), to the last bit if 1e-5 is negligible next to the variance; the gradient is 2^k smaller."""
     problem = Problem(kind, B=B, H=20, dtype=dtype)
 
     def at(exponent):

@@ -96,8 +96,7 @@ def test_losses_of_very_different_size_in_different_sequences(kind, dtype):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("D", [1, 2])
 def test_losses_of_very_different_size_at_different_steps(kind, D, dtype):
-    """Small ones after large ones, which they do not change, and large ones after small ones; none at every third
-    step."""
+    """Small ones after large ones, which they do not change, and large after small; none at every third step."""
     problem = Problem(kind, T=12, B=4, D=D, dtype=dtype)
     exponents = np.random.default_rng(5).uniform(-30, 30, (problem.T, problem.B, 1))
     exponents[:, 0] = np.linspace(-30, 30, problem.T)[:, None]
@@ -289,8 +288,7 @@ def test_last_in_every_layout():
 
 @pytest.mark.parametrize("memory", ["full", "states", "checkpoint", 2])
 def test_a_batch_padded_beyond_its_longest_sequence(kind, memory):
-    """Rows, gamma and horizons equal those of the batch cut to its longest sequence, in both directions of each
-    layer."""
+    """Rows, gamma and horizons equal those of the batch cut to its longest sequence, in all directions and layers."""
     problem = Problem(kind, T=12, B=4, L=2, D=2)
     options = {"lengths": [5, 3, 0, 1], "memory": memory}
     x = problem.x.copy()
@@ -311,8 +309,7 @@ def test_a_batch_padded_beyond_its_longest_sequence(kind, memory):
 
 
 def doubling(steps, batch=3, **options):
-    """A ReLU network whose states are zero, except in sequence 1, in which they double at every step; and its
-    arguments."""
+    """A ReLU network with zero states, except in sequence 1, where they double at every step; and its arguments."""
     layer = tt.RNN(1, 2, nonlinearity="relu", bias=False, **options)
     for name, array in layer.parameters.items():
         array[...] = 2 * np.eye(*array.shape) if name.startswith("weight_hh") else 0

@@ -34,8 +34,7 @@ def chain_bound(problem):
 
 
 def check_chain(problem, d_output, modes=("full",), **options):
-    """Every unit of every sequence against the rule of a chain of one layer and direction; returns the last mode's
-    flow."""
+    """Every unit of every sequence against the rule of a chain; returns the last mode's flow."""
     expected = norms(problem.hidden(d_output))
     for memory in modes:
         flow = tt.gradient_flow(problem.layer(), problem.x, d_output, state=problem.state, memory=memory, **options)
@@ -198,8 +197,7 @@ def test_neither_warnings_nor_nan(kind, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_norms_over_the_batch_are_those_of_its_sequences_and_units(kind, dtype):
-    """All three are of the same gradients, whose squares they add up; that of the batch is at most sqrt(B) times its
-    largest sequence's."""
+    """All three add up squares of the same gradients; the batch's is at most sqrt(B) times its largest sequence's."""
     problem = Weak(kind, T=100, B=4, I=2, H=5, L=2, D=2, dtype=dtype)
     flow = tt.gradient_flow(problem.layer(), problem.x, lengths=[100, 60, 7, 0])
     bound = rounding_bound(dtype, problem.B * problem.H)

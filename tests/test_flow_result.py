@@ -162,8 +162,7 @@ def test_summary_shows_zero_only_where_it_is(norms, cells):
 
 
 def test_one_sequence_that_ends_early_does_not_move_the_start():
-    """The row starts at the first step of any sequence: at t = 3, with norm 1; the other sequence's 10 is one step
-    back."""
+    """The row starts at any sequence's first step: at t = 3, with norm 1; the other's 10 is one step back."""
     flow = batch_of([-1, 0, 1, ZERO], [-20, -20, -20, 0])
     assert flow.horizon(0.5) == [3]
     assert flow.cells(0)[:3] == ("0.00", "0.00", "-1.00")

@@ -177,8 +177,7 @@ def test_an_empty_batch_has_no_gradient():
 
 
 def positive(layers):
-    """The same layers with positive parameters. Inputs and slopes are then positive too: no sum of the backward
-    cancels."""
+    """The same layers with positive parameters, hence positive inputs and slopes: no sum of the backward cancels."""
     for array in layers.parameters.values():
         np.abs(array, out=array)
     return layers
@@ -294,8 +293,7 @@ def vars_of(flow):
 
 
 def test_last_of_a_stack_that_ends_in_two_directions():
-    """Each direction's own last step if the recurrent layer is the last one, also in nested stacks; else the last
-    output."""
+    """Each direction's own last step if a recurrent layer is the last, also in nested stacks; else the last output."""
     below = tt.Linear(4, F, dtype="float64", seed=0)
     both = tt.GRU(F, F, bidirectional=True, dtype="float64", seed=1)
     above = tt.Linear(2 * F, 3, dtype="float64", seed=2)

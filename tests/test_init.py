@@ -274,8 +274,7 @@ def test_apply_of_a_projection_and_of_layers_without_biases():
 
 
 def test_kaiming_keeps_the_signal_through_a_hundred_rectifiers_and_xavier_halves_its_square():
-    """The sample's squared norm varies by sqrt(5/256) per layer, which is 0.3 of its log10 over a hundred; 5 of
-    them."""
+    """The sample's squared norm varies by sqrt(5/256) per layer: 0.3 of its log10 over a hundred; 5 of these."""
     width, x = 256, np.random.default_rng(0).standard_normal((16, 256)).astype(np.float32)
     for recipe, expected in (("kaiming", 0.0), ("xavier", 100 * math.log10(0.5) / 2)):
         layers = (layer for k in range(100) for layer in (tt.Linear(width, width, seed=k), tt.ReLU()))

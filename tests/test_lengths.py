@@ -123,8 +123,7 @@ def test_no_resets_are_none(kind):
 
 
 def test_episodes_are_as_if_run_one_by_one(kind):
-    """Each starts from zero in both directions, except the first and last, which start from the initial state; no
-    gradient crosses."""
+    """Each starts from zero in both directions, the first and last from the initial state; no gradient crosses."""
     problem = Problem(kind, T=9, B=2, L=2, D=2)
     starts = [0, 3, 4, 9]
     resets = np.zeros((9, 2), bool)

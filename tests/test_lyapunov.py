@@ -413,8 +413,7 @@ def test_what_one_step_shrinks_by_much_lives():
 
 
 def test_units_that_are_off_die_and_the_others_live_on():
-    """Two of four relu units are off: the spectrum is that of the others, the eigenvalues of their triangular
-    matrix."""
+    """Two of four relu units are off: the spectrum is that of the others, their triangular matrix's eigenvalues."""
     rnn = tt.RNN(1, 4, nonlinearity="relu", dtype="float64")
     rnn.parameters["weight_hh_l0"][:] = [[0.5, 0.5, 1, 1], [0, 0.25, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]
     rnn.parameters["bias_ih_l0"][:] = [1, 1, -100, -100]

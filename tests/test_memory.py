@@ -61,8 +61,7 @@ def test_one_step_is_a_window_too(kind):
 
 @pytest.mark.parametrize("memory", ["states", "checkpoint", 5, 16, 48])
 def test_windows_of_whole_chunks_give_the_same_bits(memory, free):
-    """If the windows, of at least a chunk each, end at the ends of the full tape's chunks, counted from the last
-    step."""
+    """If windows, of at least a chunk each, end at ends of the full tape's chunks, counted from the last step."""
     problem = Problem("lstm", T=80, B=3, I=20, H=24, dtype="float32")
     _core.force(chunk={"checkpoint": 9, 5: 10}.get(memory, 16))
     if memory == "checkpoint":

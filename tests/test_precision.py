@@ -140,8 +140,7 @@ print(grads.input.tobytes().hex(), grads.parameters["weight_hh_l0"].tobytes().he
 
 @on_avx512_bf16
 def test_long_sums_are_cut(medium):
-    """After 4096 products, whose roundings add up to at most that many; one sum of these 100,000 would be off by
-    7e-4."""
+    """After 4096 products, with at most that many roundings; one sum of these 100,000 would be off by 7e-4."""
     B, number = 100_000, 1 + 13 * 2**-7
     layer = tt.RNN(1, 1, nonlinearity="relu", bias=False)
     for name in layer.parameters:

@@ -265,8 +265,7 @@ def ways_of_storing(array):
 
 
 def test_memory_layout_makes_no_difference(kind):
-    """Strided, Fortran-ordered, reversed and unaligned arrays give the same bits. (Read-only ones are in every
-    test.)"""
+    """Strided, Fortran, reversed and unaligned arrays give the same bits. (Read-only ones: in every test.)"""
     problem = Problem(kind, B=4, L=2, D=2, dtype="float32")
     layer = problem.layer()
     options = {"state": problem.state, "lengths": problem.lengths, "resets": problem.resets}

@@ -56,8 +56,7 @@ def test_every_gradient_is_the_complex_step(kind, data, ragged, masked):
 
 
 def cancelling(kind, d_h):
-    """Layer normalisation cancels changes that only scale or shift a row; if d_h has no others, only rounding errors
-    remain."""
+    """Layer normalisation cancels scaling and shifts of a row; if d_h is nothing else, rounding errors remain."""
     return np.max(np.abs(d_h), initial=0) if kind in NORMALISED else 0
 
 

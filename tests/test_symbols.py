@@ -68,8 +68,7 @@ def symbols():
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_what_is_compiled_per_level_stays_in_its_namespace(symbols, level):
-    """A weak symbol of another namespace, compiled for AVX-512, could serve the whole program: SIGILL on other
-    machines."""
+    """A weak symbol of another namespace, made for AVX-512, could serve the whole program: SIGILL elsewhere."""
     own = re.compile(rf"_Z[A-Z]*NK?11throughtime{len(level)}{level}")  # the mangling of throughtime::LEVEL::
     shared = [name for kind, name in symbols[level] if kind == "u" or (kind.isupper() and kind != "U")]
     assert len(shared) > 50

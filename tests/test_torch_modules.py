@@ -48,8 +48,7 @@ def run(module, x, state=None):
 @pytest.mark.parametrize("kind", TORCH_KINDS)
 @given(data=st.data(), batch_first=st.booleans(), batched=st.booleans(), with_state=st.booleans())
 def test_random_configurations(kind, data, batch_first, batched, with_state):
-    """1 to 3 layers, one direction or both, both layouts, without a batch axis, with and without bias, sizes of 1 and
-    odd."""
+    """1 to 3 layers, one direction or both, both layouts, no batch axis, with and without bias, sizes of 1 and odd."""
     problem = data.draw(problems(kind) if batched else problems(kind, B=1))
 
     x, state = laid_out(problem.x, batched, batch_first), laid_out(problem.state, batched) if with_state else None
@@ -61,8 +60,7 @@ def test_random_configurations(kind, data, batch_first, batched, with_state):
 @pytest.mark.parametrize("is_sorted", [False, True])
 @pytest.mark.parametrize("with_state", [False, True])
 def test_packed_sequences(kind, is_sorted, with_state):
-    """With lengths in any order: the same packed output, including indices; batch_first does not affect packed
-    input."""
+    """With lengths in any order: the same packed output, with indices; batch_first does not affect packed input."""
     problem = Problem(kind, T=9, B=6, L=2, D=2)
     lengths = torch.tensor([9, 7, 4, 4, 2, 1] if is_sorted else [4, 9, 1, 7, 4, 2])
     found = []
@@ -639,8 +637,7 @@ def test_autocast_is_medium_precision_for_the_call_and_its_backward(precisions):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("packed", [False, True])
 def test_autocast_gives_results_of_the_types_that_torch_gives(name, low, packed):
-    """For each type of input and of state, or none. If torch does not support a case on the CPU (LSTM of float32), its
-    other results count."""
+    """For each type of input and of state, or none. Torch's LSTM lacks float32 on the CPU: then the low type counts."""
     for options in [{}, {"num_layers": 2, "bidirectional": True}] + [{"proj_size": 2}] * (name == "LSTM"):
         for entering, carried in itertools.product((torch.float32, low), (None, torch.float32, low)):
             x, found = torch.randn(5, 2, 3, dtype=entering), []
