@@ -84,8 +84,8 @@ class Problem:
 
     @cached_property
     def parameters(self):
-        # Of this size a recurrent matrix has a spectral norm around 1: gradients neither vanish nor explode. Layer
-        # normalisation undoes the size of what it is given: gains hold what comes through h to a third of the rest.
+        # At this size a recurrent matrix has a spectral norm around 1: gradients neither vanish nor explode. Layer
+        # normalisation undoes the size of its input: gains limit the contribution of h to a third of the others.
         scale = np.asarray(0.6 / np.sqrt(self.H), self.dtype)
         values = {name: self.random(name, shape) * scale for name, shape in self.shapes.items()}
         for name in values:

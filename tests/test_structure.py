@@ -11,7 +11,7 @@ PACKAGE = ROOT / "python" / "throughtime"
 LONGEST = 450  # lines
 
 
-# What a room of cpp/ may include besides itself and the headers at the top of cpp/.
+# The rooms that a room of cpp/ may include, apart from itself and the headers at the top of cpp/.
 MAY_INCLUDE = {
     "cells": set(),
     "step": {"cells"},
