@@ -1,8 +1,8 @@
-"""Registers, stack frames and spills of the CUDA kernels, from what ``ptxas -v`` said in a build's log.
+"""Registers, stack frames and spills of the CUDA kernels, from the output of ``ptxas -v`` in a build's log.
 
     python3 .ci/registers.py LOG
 
-One line per kernel template and architecture. It fails where a kernel spills, or where the log has no kernel at all.
+Prints one line per kernel template and architecture. Fails if a kernel spills or if the log has no kernel.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Kernel(NamedTuple):
 
 
 def kernels(log: str) -> list[Kernel]:
-    """All that were compiled."""
+    """All compiled kernels."""
     found = [match.groupdict() for match in _ENTRY.finditer(log)]
     names = demangled([each["name"] for each in found])
     return [
@@ -49,19 +49,19 @@ def kernels(log: str) -> list[Kernel]:
 
 
 def demangled(names: list[str]) -> list[str]:
-    """As C++ has them."""
+    """The names in C++."""
     done = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True)
     return done.stdout.splitlines()
 
 
 def family(name: str) -> str:
-    """The template's own name: of ``void a::b<c>(d)``, ``b``."""
+    """The template's name: ``b`` in ``void a::b<c>(d)``."""
     plain = name.replace("(anonymous namespace)::", "").partition("(")[0].partition("<")[0]
     return plain.split("::")[-1].split()[-1]
 
 
 def table(found: list[Kernel]) -> list[str]:
-    """A line for each family and architecture."""
+    """One line per family and architecture."""
     groups: dict[tuple[str, str], list[Kernel]] = defaultdict(list)
     for kernel in found:
         groups[family(kernel.name), kernel.architecture].append(kernel)

@@ -1,6 +1,6 @@
-// Executes Intel AMX instructions in software, so that machine code that uses them runs in tests where the processor has
-// none: a SIGILL handler decodes the instruction, carries it out on tiles of the thread, and steps over it. Compiled for
-// AVX2 (x86-64-v3) as a shared library; 64-bit Linux only. What a processor would refuse aborts with the reason.
+// Executes Intel AMX instructions in software, so that tests run machine code that uses them on processors without AMX: a
+// SIGILL handler decodes the instruction, executes it on the thread's tiles, and steps over it. Compiled for AVX2 (x86-64-v3)
+// as a shared library; 64-bit Linux only. Instructions that a processor would refuse abort with the reason.
 
 #include <immintrin.h>
 #include <signal.h>
@@ -19,7 +19,7 @@ namespace {
 
 constexpr int tile_count = 8, row_count = 16, row_bytes = 64;
 
-struct Config {  // the operand of LDTILECFG; of `colsb` and `rows` the second half is reserved
+struct Config {  // the operand of LDTILECFG; the second halves of `colsb` and `rows` are reserved
   uint8_t palette, start_row, reserved[14];
   uint16_t colsb[2 * tile_count];
   uint8_t rows[2 * tile_count];
@@ -32,13 +32,13 @@ struct Tiles {
   std::atomic<bool> taken;
 };
 
-// A handler must not allocate, and a loaded library has room for few bytes per thread that are there without allocation:
-// so a thread takes tiles from here when it configures them, and gives them back when it releases them.
+// A signal handler must not allocate, and a loaded library has few bytes of thread-local storage that need no allocation. So a
+// thread takes tiles from this pool when it configures them, and returns them when it releases them.
 constinit Tiles pool[256];
 [[gnu::tls_model("initial-exec")]] constinit thread_local Tiles* mine = nullptr;
 
 struct Instruction {
-  int reg, rm, vvvv;  // the tiles, in the order in which an operation names them
+  int reg, rm, vvvv;  // the tiles, in the order of an operation's operands
   const char* name = nullptr;
   uint8_t* address = nullptr;
   int64_t stride = 0;
@@ -109,8 +109,8 @@ void store(const Instruction& in) {
   for (int r = 0; r < from.rows; ++r) memcpy(in.address + r * in.stride, from.row[r], from.colsb);
 }
 
-// dst += a b in dwords of two or four factors each: `step` adds the products of one dword of a, in all lanes, with the
-// dwords of a row of b, and `sum` adds the two accumulators of all steps to the row of dst.
+// dst += a b, in dwords of two or four factors each: `step` adds the products of one dword of a, broadcast to all lanes, with
+// the dwords of a row of b; `sum` adds the two accumulators of all steps to the row of dst.
 template <class Accumulator, class Step, class Sum>
 void multiply(const Instruction& in, Step step, Sum sum) {
   require(in.reg != in.rm && in.reg != in.vvvv && in.rm != in.vvvv, in, "two of its tiles are the same");
@@ -175,7 +175,7 @@ struct Encoding {
   void (*execute)(const Instruction&);
 };
 
-// All are VEX.128.0F38.W0, which only the three-byte VEX prefix (C4) can say.
+// All are VEX.128.0F38.W0, which only the three-byte VEX prefix (C4) can encode.
 constexpr Encoding encodings[] = {
     {"LDTILECFG", 0x49, 0, Form::memory, load_config}, {"STTILECFG", 0x49, 1, Form::memory, store_config},
     {"TILERELEASE", 0x49, 0, Form::alone, release},    {"TILEZERO", 0x49, 3, Form::tile, zero},
@@ -188,7 +188,7 @@ constexpr Encoding encodings[] = {
 constexpr int registers[] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
                              REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
 
-// Where the instruction at `code` is one of the above, executes it and returns its end, else nullptr.
+// If the instruction at `code` is one of the above, executes it and returns its end; else returns nullptr.
 const uint8_t* execute(const uint8_t* code, const greg_t* values) {
   const bool thread_relative = *code == 0x64;
   code += thread_relative;
@@ -235,10 +235,11 @@ struct sigaction previous;
 void on_illegal_instruction(int, siginfo_t* info, void* context) {
   greg_t* values = static_cast<ucontext_t*>(context)->uc_mcontext.gregs;
   const bool sent = info->si_code <= 0;  // by kill or raise: there is no instruction
-  // AMX ignores MXCSR: to nearest even, subnormals are zeros, no exceptions. The return from the signal restores MXCSR.
+  // AMX ignores MXCSR: it rounds to nearest even, treats subnormals as zeros and raises no exceptions. The return from the
+  // signal restores MXCSR.
   _mm_setcsr(0x9fc0);
   bool executed = false;
-  while (!sent) {  // one signal, of some microseconds, for all AMX instructions in a row
+  while (!sent) {  // one signal (some microseconds) for consecutive AMX instructions
     const uint8_t* end = execute(reinterpret_cast<const uint8_t*>(values[REG_RIP]), values);
     if (!end) break;
     values[REG_RIP] = reinterpret_cast<greg_t>(end);
@@ -246,12 +247,12 @@ void on_illegal_instruction(int, siginfo_t* info, void* context) {
   }
   if (executed) return;
   sigaction(SIGILL, &previous, nullptr);
-  if (sent) raise(SIGILL);  // else the instruction runs again, and faults again
+  if (sent) raise(SIGILL);  // otherwise the instruction faults again
 }
 
 }  // namespace
 
-// Returns 0, or -1 with errno. The handler that is there now gets what the emulator does not know, once, for good.
+// Returns 0, or -1 with errno. The first signal that is not for the emulator restores the previous handler.
 extern "C" int install_amx_emulator() {
   struct sigaction ours = {}, current;
   ours.sa_sigaction = on_illegal_instruction;

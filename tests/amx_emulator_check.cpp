@@ -1,7 +1,7 @@
-// Runs AMX instructions and compares, bit for bit, what they leave with plain loops over the same numbers.
-//   amx_emulator_check HOW           HOW is an emulator, a shared library, or "processor" for the processor's own AMX
-//   amx_emulator_check HOW MISTAKE   does, by its name, what a processor refuses; or "time": microseconds by instruction
-// Prints one line per proof; the exit status says whether all hold, and is 77 where AMX may not be used.
+// Runs AMX instructions and compares their results, bit for bit, with plain loops over the same numbers.
+//   amx_emulator_check HOW           HOW is an emulator (a shared library), or "processor" for the processor's own AMX
+//   amx_emulator_check HOW MISTAKE   makes the named mistake, which a processor refuses; "time": microseconds per instruction
+// Prints one line per proof. The exit status tells whether all hold; it is 77 if AMX may not be used.
 
 #include <dlfcn.h>
 #include <immintrin.h>
@@ -39,7 +39,7 @@ struct alignas(64) Config {
     return *this;
   }
   void load() const {
-    asm volatile("" ::"r"(this) : "memory");  // g++ 12 takes it that the next line reads 8 bytes only
+    asm volatile("" ::"r"(this) : "memory");  // g++ 12 assumes that the next line reads only 8 bytes
     _tile_loadconfig(this);
   }
   bool operator==(const Config& other) const { return memcmp(this, &other, sizeof *this) == 0; }
@@ -78,7 +78,7 @@ int widen(uint32_t dword, int i, bool is_signed) {
   return is_signed ? static_cast<int8_t>(byte) : byte;
 }
 
-struct Matrix {  // of dwords, in rows with a gap behind each
+struct Matrix {  // of dwords; each row is followed by a gap
   static constexpr uint32_t gap = 0xdeadbeef;
   int rows, columns, stride;
   std::vector<uint32_t> data;
@@ -107,7 +107,7 @@ void multiply(Operation operation, Matrix& dst, Matrix& a, Matrix& b, bool flush
     }
 }
 
-// Which NaN comes out is not specified.
+// The bits of a resulting NaN are not specified.
 bool same(Operation operation, const Matrix& x, const Matrix& y) {
   for (size_t i = 0; i < x.data.size(); ++i) {
     const bool both_nan = std::isnan(std::bit_cast<float>(x.data[i])) && std::isnan(std::bit_cast<float>(y.data[i]));
@@ -142,7 +142,7 @@ bool products_agree(Operation operation, Numbers numbers, int M, int K, int N, u
   Config config;
   config.shape(5, M, 4 * N).shape(7, M, 4 * K).shape(2, K, 4 * N).shape(0, 3, 9);
   const unsigned before = _mm_getcsr();
-  const unsigned mxcsr = 0x1f80 | 0x4000;  // rounds up, keeps subnormals: as AMX does not
+  const unsigned mxcsr = 0x1f80 | 0x4000;  // rounds up and keeps subnormals, unlike AMX
   _mm_setcsr(mxcsr);
   config.load();
   _tile_loadd(7, a.data.data(), a.stride_bytes());
@@ -169,7 +169,7 @@ bool products_agree(Operation operation, Numbers numbers, int M, int K, int N, u
     multiply(operation, expected_from_zero, a, b, flushes);
     return same(operation, out, expected) && same(operation, from_zero, expected_from_zero);
   };
-  if (must_flush && model(false)) return false;  // a proof of nothing
+  if (must_flush && model(false)) return false;  // nothing was flushed: no proof
   return model(true) && mxcsr_kept && config_kept && turned.data == b.data;
 }
 
@@ -254,7 +254,7 @@ bool prove_addresses() {
   const auto fill = [&](void* to, int count) {
     for (int i = 0; i < count; ++i) static_cast<uint8_t*>(to)[i] = static_cast<uint8_t>(random());
   };
-  // rsp is a base as well, so a signal writes some 4 KiB below the base, but for the 128 bytes next to it.
+  // rsp is a base too, so a signal writes some 4 KiB below the base, except to the 128 bytes next to it.
   std::vector<uint8_t> arena(0x80000);
   uint8_t* base = arena.data() + 0x40000;
   fill(arena.data(), static_cast<int>(arena.size()));
@@ -263,7 +263,7 @@ bool prove_addresses() {
   for (int t = 0; t < 8; ++t) config.shape(t, row_count, row_bytes);
   memcpy(base + 0x40, &config, sizeof config);
 
-  void* const fixed = reinterpret_cast<void*>(0x10001000);  // an address that a displacement holds alone
+  void* const fixed = reinterpret_cast<void*>(0x10001000);  // an address that fits in a displacement
   if (mmap(fixed, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) != fixed) {
     return report(false, "address: no memory at 0x10001000");
   }
@@ -352,7 +352,7 @@ bool prove_threads() {
   other.join();
   bool all = report(holds[0] && holds[1], "state: two threads at once, of different tiles");
 
-  for (int i = 0; i < 300; ++i) {  // more than an emulator holds at once
+  for (int i = 0; i < 300; ++i) {  // more threads than the emulator has tiles for
     std::thread([&] {
       fresh &= current_config() == none;
       Config().shape(0, 1, 4).load();
@@ -393,7 +393,7 @@ const std::map<std::string, std::function<void()>> mistakes = {
        Config().shape(1, 16, 64).load();
        _tile_stream_loadd(0, &of_program, 64);
      }},
-    // The assembler refuses to write these three: tiles 3, 3, 1, then 3, 2, 3, then 3, 2, 2.
+    // The assembler rejects these three: tiles 3, 3, 1, then 3, 2, 3, then 3, 2, 2.
     {"destination is first source", [] { asm volatile(".byte 0xc4, 0xe2, 0x72, 0x5c, 0xdb"); }},
     {"destination is second source", [] { asm volatile(".byte 0xc4, 0xe2, 0x62, 0x5c, 0xda"); }},
     {"sources are the same", [] { asm volatile(".byte 0xc4, 0xe2, 0x6b, 0x5e, 0xda"); }},

@@ -47,9 +47,9 @@ _new.restype, _new.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_
 
 
 class Producer:
-    """`array` by DLPack, as a library before or after version 1.0 gives it; `deleted` counts.
+    """Gives `array` by DLPack, like a library before or after version 1.0; counts the deletions in `deleted`.
 
-    With `offset` the data pointer is that many bytes before the first number; without `strides` that field is null.
+    With `offset`, the data pointer is that many bytes before the first number. Without `strides`, that field is null.
     """
 
     def __init__(self, array, *, major=1, read_only=False, offset=0, strides=True, device=None, lanes=1):
@@ -82,7 +82,7 @@ class Producer:
 
 
 class Interface:
-    """`array` by ``__cuda_array_interface__``."""
+    """Gives `array` by ``__cuda_array_interface__``."""
 
     def __init__(self, array, **changes):
         shown = array.__array_interface__

@@ -1,8 +1,8 @@
-// Proofs on the C++ itself, at the register width of TT_VECTOR_BYTES, which any machine can run:
+// Proofs of the C++ code, at the register width of TT_VECTOR_BYTES, which any machine can run:
 //   complex step   each cell's backward is the derivative of its forward, to the last digits;
-//   whole numbers  both time loops with cells of G = 1, 3, 4 gates that only add integers: packing, interleaving, tiles, tails,
-//                  threads and rules give the plain loops' numbers, compared with ==, and touch nothing else.
-// Prints one line per proof; the exit status says whether all hold.
+//   whole numbers  both time loops, with cells of G = 1, 3, 4 gates that only add integers: packing, interleaving, tiles,
+//                  tails, threads and rules give the plain loops' numbers, compared with ==, and write to no other memory.
+// Prints one line per proof; the exit status tells whether all hold.
 #define TT_ISA tested
 
 #include <algorithm>
@@ -50,7 +50,7 @@ struct ScalarOf<Complex> {
 template <>
 struct RowUnit<Complex> : RowUnit<double> {};
 template <>
-struct ScalarOf<double> {  // the plain loops' number
+struct ScalarOf<double> {  // the number type of the plain loops
   using type = double;
 };
 
@@ -71,7 +71,7 @@ bool report(bool holds, const char* proof, const std::string& of) {
 
 constexpr double tiny = 1e-30;
 
-// The largest difference of what a backward gives from the derivative, relative to the largest derivative.
+// The largest error of a backward, relative to the largest derivative.
 class Differences {
  public:
   void compare(Complex got, double expected) {
@@ -87,7 +87,7 @@ class Differences {
 template <size_t n>
 using Numbers = std::array<Complex, n>;
 
-// What a cell is given. Of one unit; a second product is a product with the number u.
+// A cell's inputs for one unit; a second product multiplies with the number u.
 template <class C>
 struct OfUnit {
   static constexpr int weights = unit_parameter_count<C>();
@@ -112,7 +112,7 @@ struct OfUnit {
     }
   }
 
-  // Fills what the cell fills, and dw, du.
+  // Fills the cell's outputs, and dw and du.
   void backward(Complex* dn, Complex* ds, Complex* dx, Complex* dr, Complex* dw, Complex* du) const {
     if constexpr (C::phases == Phases::two_products) {
       Complex m, second;
@@ -120,7 +120,7 @@ struct OfUnit {
       else second = C::arrive(a, s.data(), dn[0]);
       const Complex dm = u[0] * second, dh = dn[0];
       C::backward(a, s.data(), dn, &dm, ds, dx, dr, &m);
-      dn[0] = dh;  // which a projected cell has no more use for
+      dn[0] = dh;  // a projected cell has overwritten it
       *du = second * m;
     } else if constexpr (weights > 0) {
       C::backward(a, s.data(), next, w.data(), dn, ds, dx, dr, dw);
@@ -129,7 +129,7 @@ struct OfUnit {
     }
   }
 
-  // Of the sum of the states after, weighted by `loss`.
+  // Derivatives of the sum of the states after, weighted by `loss`.
   template <class Derivative>
   void compare(const Complex* loss, const Derivative& derivative, Differences& found) const {
     Complex dn[C::states], ds[C::states], dx[C::gates], dr[C::gates], dw[weights + 1], du;
@@ -151,7 +151,7 @@ struct OfUnit {
   }
 };
 
-// Of a whole row, number k of n of unit j at j n + k; x and r are what the products gave.
+// A cell's inputs for a whole row: number k (of n) of unit j is at j n + k; x and r are the products.
 template <class C>
 struct OfRow {
   static constexpr int H = 5, G = C::gates, N = C::states, weights = unit_parameter_count<C>();
@@ -161,11 +161,11 @@ struct OfRow {
   Numbers<0> u;
   Complex next[H * N], a[H * C::saved];
 
-  // What the rows of both time loops have.
+  // The interface of the time loops' rows.
   struct Row {
     using V = Complex;
     OfRow& of;
-    const Complex* loss;  // of the states after, of a backward
+    const Complex* loss;  // of the states after; only in a backward
     Complex row_scratch[H * C::row_scratch], dz[H * G], dx[H * G], dr[H * G], ds[H * N], dw[H * weights];
 
     int64_t units() const { return H; }
@@ -215,7 +215,7 @@ using Point = std::conditional_t<C::phases == Phases::rows, OfRow<C>, OfUnit<C>>
 
 template <class C>
 double error_at(const Point<C>& point, const Complex* loss) {
-  const auto derivative = [&](auto input, int i) {  // one input moved by i tiny
+  const auto derivative = [&](auto input, int i) {  // moves one input by sqrt(-1) tiny
     Point<C> moved = point;
     (moved.*input)[size_t(i)].z += std::complex<double>(0, tiny);
     moved.forward();
@@ -232,12 +232,12 @@ double error_at(const Point<C>& point, const Complex* loss) {
 
 template <class C>
 bool complex_step() {
-  constexpr double bound = 1e-14;  // some 50 roundings
+  constexpr double bound = 1e-14;  // about 50 roundings
   std::mt19937_64 random(1);
   std::normal_distribution<double> normal;
   double worst = 0;
   for (int trial = 0; trial < (C::phases == Phases::rows ? 50 : 500); ++trial) {
-    Point<C> point, mirrored;  // so that a kink at zero is seen from both sides
+    Point<C> point, mirrored;  // tests a kink at zero from both sides
     const auto draw = [&](auto& values, auto& negated) {
       for (size_t i = 0; i < values.size(); ++i) negated[i] = -(values[i] = Complex(normal(random)));
     };
@@ -262,7 +262,7 @@ bool complex_steps(List<C...>) {
 
 // --------------------------------------------------------------------------------------------------------- whole numbers
 
-// x less the nearest multiple of 16: integers never grow, whatever the number of steps, and a small change stays seen.
+// x minus the nearest multiple of 16: integers do not grow with the number of steps, and small differences stay visible.
 template <class V>
 TT_INLINE V fold(V x) {
   using S = Scalar<V>;
@@ -270,8 +270,7 @@ TT_INLINE V fold(V x) {
   return x - n * S(16);
 }
 
-// Every gate, state and saved value has a factor of its own. The backward is nothing's derivative: it shows that all it is given
-// is in its place.
+// Each gate, state and saved value has its own factor. `backward` is not the derivative of `forward`; it only checks routing.
 template <int gate_count, int state_count, bool differ>
 struct Integral : OnePhase {
   static constexpr int gates = gate_count, recurrent = gates, states = state_count, saved = gates + 1;
@@ -300,8 +299,8 @@ struct Integral : OnePhase {
   }
 };
 
-// (d0, d1, d2), the last axis contiguous, unset (NaN) until written. Rows are `gap` apart and unset numbers follow the last,
-// so that a write out of place is seen.
+// (d0, d1, d2), the last axis contiguous, unset (NaN) until written. Rows have gaps of `gap` unset numbers, and more follow the
+// last row, so that stray writes are found.
 template <class S>
 struct Tensor {
   int64_t size[3] = {}, stride[2] = {};
@@ -332,7 +331,7 @@ struct Sizes {
   int64_t T, B, I, H;
 };
 
-enum class Memory { full, states, few };  // what the backward is given
+enum class Memory { full, states, few };  // contents of the tape
 
 template <class C>
 struct Problem : Sizes {
@@ -367,7 +366,7 @@ struct Problem : Sizes {
     if (C::states == 2 && chance()) d_cell = integers({T, B, H}, 5);
     d_input = integers({T, B, I, 2, swapped}, 9);
     for (int n = 0; n < C::states; ++n) initial[n] = integers({1, B, H}, 5), d_final[n] = integers({1, B, H}, 5);
-    for (int64_t b = 0; b < B; ++b)  // the padding poisons what reads it
+    for (int64_t b = 0; b < B; ++b)  // padding is NaN, so that reads of it are found
       for (int64_t t = length(b); t < T; ++t)
         for (auto* padded : {&x, &d_output, &d_cell})
           for (int64_t k = 0; k < padded->size[2]; ++k) *padded->at(t, b, k) = std::numeric_limits<S>::quiet_NaN();
@@ -378,10 +377,10 @@ struct Problem : Sizes {
   int64_t length(int64_t b) const { return lengths.empty() ? T : lengths[size_t(b)]; }
 };
 
-// Everything that a forward and a backward give. The library and the plain loops fill one each.
+// All results of a forward and a backward. The library and the plain loops fill one each.
 template <class C, class S>
 struct Results {
-  Tensor<S> output, states[C::states];  // the state before the first step included
+  Tensor<S> output, states[C::states];  // including the state before the first step
   Tensor<S> d_input, d_weight_ih, d_weight_hh, d_bias_ih, d_bias_hh, d_initial[C::states];
   Tensor<S> d_gates, d_states[C::states];
   Tensor<double> norms[max_parameters];
@@ -407,7 +406,7 @@ struct Results {
   }
 };
 
-// A sum whose every order of summation is exact as long as `size` is an integer that a float holds.
+// A sum that is exact in any order of summation as long as `size` is an integer that a float represents.
 struct Sum {
   double value = 0, size = 0;
   static inline double largest = 0;
@@ -477,7 +476,7 @@ class PlainLoops {
     put(results.d_initial, 0, b, carried);
   }
 
-  // Beyond its length a sequence's state stands still.
+  // Past a sequence's length its state stays unchanged.
   void put_padding(const State& state, int64_t b) {
     for (int64_t t = p.length(b); t < p.T; ++t) put(results.states, t + 1, b, state);
   }
@@ -507,7 +506,7 @@ class PlainLoops {
     }
   }
 
-  // `carried`: the gradient of the state after the step; becomes that of the state before.
+  // `carried`: in: the gradient of the state after the step; out: of the state before.
   void backward(const Step& step, int64_t b, State& carried) {
     const int64_t t = step.t;
     State elementwise(carried.size());
@@ -549,7 +548,7 @@ class PlainLoops {
     });
   }
 
-  // Timestep t adds to the weight d^T y over the batch; `norms` takes the Frobenius norm of that.
+  // Timestep t adds d^T y over the batch to the weight's gradient; `norms` receives the Frobenius norm of that.
   template <class Features>
   void weight_gradient(const Tensor<double>& d, const Features& y, int64_t size, Tensor<double>& into, Tensor<double>& norms) {
     std::vector<double> squares(size_t(p.T));
@@ -577,10 +576,10 @@ class PlainLoops {
   }
 
   const Problem<C>& p;
-  Tensor<double> dx, dr, before;  // before: h that the step started from
+  Tensor<double> dx, dr, before;  // before: h before the step
 };
 
-// Threads and scratch of a call. Scratch is NaN at first, and so are the bytes after it, which must stay.
+// Threads and scratch of a call. Scratch is NaN at first, and so are the bytes after it, which must not change.
 class TestHost {
  public:
   Host host;
@@ -651,7 +650,7 @@ Recurrence<S> recurrence(const Problem<C>& p, Tensor<S> (&states)[C::states], Te
   return problem;
 }
 
-// The loops of this width, or those of AMX.
+// Runs the loops of this width, or those of AMX.
 template <template <class, class, class> class Loop, class C, class S, class P>
 void run_loop(const P& problem, TestHost& host) {
 #if defined(__AMX_BF16__)
@@ -662,7 +661,7 @@ void run_loop(const P& problem, TestHost& host) {
 #endif
 }
 
-// The library's answer. Returns what is wrong on the way, or nothing.
+// Fills the library's results. Returns a fault, or an empty string.
 template <class C, class S>
 std::string run_library(const Problem<C>& p, TestHost& host, Results<C, S>& out) {
   const auto data = [](Tensor<S>& tensor) { return tensor.values.empty() ? nullptr : tensor.data(); };
@@ -672,7 +671,7 @@ std::string run_library(const Problem<C>& p, TestHost& host, Results<C, S>& out)
   const Forward<S> forward{recurrence(p, out.states, &saved), out.output.view()};
   run_loop<ForwardLoop, C, S>(forward, host);
 
-  Tensor<S> few[C::states], output(p.T, p.B, p.H, 4, p.swapped);  // the same, a state kept every so many steps
+  Tensor<S> few[C::states], output(p.T, p.B, p.H, 4, p.swapped);  // the same with checkpoints
   const int64_t last = ceil_div(p.T, p.every);
   for (int n = 0; n < C::states; ++n) {
     few[n] = {last + 1, p.B, p.H};
@@ -691,7 +690,7 @@ std::string run_library(const Problem<C>& p, TestHost& host, Results<C, S>& out)
   Backward<S> backward{recurrence(p, p.memory == Memory::few ? few : out.states, p.memory == Memory::full ? &saved : nullptr)};
   backward.every = p.memory == Memory::few ? p.every : 0;
   backward.truncate = p.truncate;
-  backward.clip = p.clips ? S(1 << 20) : S(0);  // never reached: the way through memory must change nothing
+  backward.clip = p.clips ? S(1 << 20) : S(0);  // never reached: the code path of clipping must change nothing
   backward.clipped = clipped.data();
   if (!p.d_output.values.empty()) backward.d_output = p.d_output.view();
   backward.d_cell = p.d_cell.values.empty() ? nullptr : p.d_cell.data();
@@ -723,7 +722,7 @@ bool same(const Tensor<S>& got, const Tensor<R>& expected) {
   return true;
 }
 
-// The first result that differs, or nothing.
+// The first result that differs, or an empty string.
 template <class C>
 std::string difference(const Results<C, float>& got, const Results<C, double>& expected) {
   for (int n = 0; n < C::states; ++n) {
@@ -749,7 +748,7 @@ std::vector<Sizes> all_sizes() {
     for (const int64_t H : {1, 3, 8, 9, 17, 33})
       for (const int64_t I : {1, 5, 9})
         for (const int64_t T : {1, 2, 5}) all.push_back({T, B, I, H});
-  // Several chunks of 256 rows, one step to a chunk, more features than rows, and units for several threads at every width.
+  // Several chunks of 256 rows; one step per chunk; more features than rows; and units for several threads at every width.
   for (const Sizes more :
        {Sizes{600, 1, 3, 5}, {45, 13, 17, 6}, {5, 130, 4, 9}, {4, 260, 3, 17}, {3, 2, 20, 150}, {4, 1, 5, 150}, {2, 9, 300, 70}})
     all.push_back(more);
@@ -760,7 +759,7 @@ template <class C>
 bool whole_numbers() {
   const std::string cell = std::to_string(C::gates) + " gates, " + std::to_string(C::states) + " states, " +
                            (C::split ? "dr differs from dx" : "one delta");
-  // One thread; few that take sequences each where weights fit the cache; more that take units each, as none do.
+  // One thread; two that divide sequences, because weights fit in the cache; three that divide units, because they do not.
   constexpr std::pair<int, int64_t> hosts[] = {{1, 0}, {2, 1 << 22}, {3, 0}};
   Sum::largest = 0;
   unsigned seed = 0;

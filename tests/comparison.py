@@ -8,18 +8,17 @@ import reference
 
 
 def rounding_bound(dtype, terms):
-    """The relative error that `terms` roundings in a row leave.
+    """The relative error that `terms` successive roundings leave.
 
-    Roundings are as good as independent, so their sum grows with the square root of their number: it is
-    below lambda sqrt(terms) u, u = eps / 2, but for a probability of 2 exp(-lambda^2 / 2) (Higham and Mary
-    2019), which lambda = 10 makes 4e-22. What a step receives it hands on no larger (spectral norm around 1),
-    so that there is no other factor.
+    Roundings behave as independent, so their sum grows with the square root of their number: it is below lambda
+    sqrt(terms) u, u = eps / 2, except with probability 2 exp(-lambda^2 / 2) (Higham and Mary 2019), which is 4e-22 for
+    lambda = 10. A step does not amplify incoming errors (spectral norm around 1), so there is no other factor.
     """
     return 10 * np.sqrt(terms) * np.finfo(dtype).eps / 2
 
 
 def scales(record):
-    """Of a layer-normalised cell: the largest 1/std that W_ih x, W_hh h and of an LSTM c were multiplied by.
+    """The largest 1/std by which a layer-normalised cell multiplied W_ih x, W_hh h and, in an LSTM, c.
 
     Padding does not count: its zeros have a 1/std of 316.
     """
@@ -32,10 +31,9 @@ def scales(record):
 
 
 def magnification(record):
-    """What layer normalisation makes of an error: the largest 1/std of what may be nearly equal in all units, so that
-    the error is not small beside what is left of it. That is c; of the 4H values of W_ih x and W_hh h in an LSTM the
-    own size cancels, but an RNN has H of them, and a GRU 3H.
-    """
+    """The factor by which layer normalisation magnifies an error: the largest 1/std of values that may be nearly equal
+    in all units, so that the error is large relative to their differences. This concerns c; the size of the 4H values
+    of W_ih x and W_hh h in an LSTM cancels, but an RNN has only H of them, and a GRU 3H."""
     kind = next(kind for kind, cell in reference.CELLS.items() if cell is record.cell)
     if kind not in reference.NORMALISED:
         return 1
@@ -43,7 +41,7 @@ def magnification(record):
 
 
 def wide(values):
-    """The same values in float64; of arrays alone, in tuples and in dicts."""
+    """The same values in float64, for arrays, tuples and dicts."""
     if isinstance(values, dict):
         return {name: wide(value) for name, value in values.items()}
     if isinstance(values, tuple):
@@ -75,10 +73,9 @@ def assert_close(ours, expected, bound, what="", floor=0):
 
 
 def assert_norms_close(ours, expected, problem, found, bound, record):
-    """Norms from Gram matrices: <d d^T, x x^T> may cancel, so the error of the square, summed in float64, is relative
-    to |d|^2 |x|^2 (Frobenius norms of the step), and that of its root the same over the root. Where layer normalisation
-    takes a gradient away, rounding of what came in is left.
-    """
+    """Checks norms from Gram matrices. <d d^T, x x^T> may cancel, so the error of the square, summed in float64, is
+    relative to |d|^2 |x|^2 (Frobenius norms of the step), and that of its root is this error over the root. If layer
+    normalisation cancels a gradient, the rounding errors of the incoming one remain."""
     initial, *_ = reference.as_tuple(problem.state)
     rows = [problem.x, initial, *np.moveaxis(found["tape.hidden"], 1, 0)]
     delta, ones = np.linalg.norm(found["gates"]), problem.B

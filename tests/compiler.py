@@ -1,4 +1,4 @@
-"""The C++ compiler, for tests that look at the kernels from inside or at what they compile to."""
+"""The C++ compiler, for tests that inspect the kernels or their object code."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 _LINES = [line.split() for line in (ROOT / "cpp" / "levels.txt").read_text().splitlines() if line[0] != "#"]
 LEVEL_OPTIONS = {level: options for level, *options in _LINES}
-# The AMX level for processors with AVX2, where its own instructions are emulated.
+# The AMX level for processors with AVX2, on which AMX instructions are emulated.
 AMX_ON_AVX2 = ["-march=x86-64-v3", *LEVEL_OPTIONS["amx"][1:], "-DTT_VECTOR_BYTES=64"]
 
 
 def compiler():
-    """The command in $CXX, else the first usual name that is found, as a list."""
+    """The command in $CXX, or the first usual name that exists, as a list."""
     for command in (os.environ.get("CXX"), "c++", "g++", "clang++"):
         if command and shutil.which(shlex.split(command)[0]):
             return shlex.split(command)
@@ -34,9 +34,9 @@ CACHE = Path(tempfile.gettempdir()) / f"throughtime-tests-{os.getuid()}"
 
 
 def compile_all(jobs):
-    """Compile each job, a pair of the result's file name and the compiler's arguments; returns the files' paths.
+    """Compile each job, a pair of the result's file name and the compiler's arguments; return the files' paths.
 
-    A file that the same arguments and sources made before is found in `CACHE`. Another process that compiles waits.
+    Files from earlier runs with the same arguments and sources are taken from `CACHE`. Concurrent processes wait.
     """
     jobs = [(name, [*compiler(), "-std=c++20", "-w", "-Wno-psabi", *map(str, arguments)]) for name, arguments in jobs]
     files = [CACHE / f"{_digest(command)}-{name}" for name, command in jobs]
@@ -56,7 +56,7 @@ def _compile(command, file):
 
 
 def _digest(command):
-    """Of the command and of all that it may read of ours."""
+    """A hash of the command and of all our sources that it may read."""
     files = [Path(argument) for argument in command if Path(argument).is_file()]
     digest = hashlib.sha256("\0".join(command).encode() + _headers())
     for file in files:

@@ -1,4 +1,4 @@
-"""Settings of the session, and fixtures that several files share."""
+"""Settings of the session, and fixtures shared by several files."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from emulation import EMULATES_AMX, emulate_amx
 from problems import FORMS
 from throughtime import _core
 
-# jax reads this when it starts: two devices, among which the tests of sharding split arrays.
+# jax reads this at its start: two devices, over which the sharding tests split arrays.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2".strip()
 
-# The same examples on every run: a failure in CI is a failure here, and no run is longer than another.
+# The same examples in every run, so that failures in CI are reproducible and all runs take equally long.
 settings.register_profile("stable", derandomize=True, deadline=None, database=None, max_examples=20)
 settings.load_profile("stable")
 
 
 def pytest_sessionstart():
-    """Pytest has installed its own handler of illegal instructions by now, also in a worker's process."""
+    """Installs the emulator after pytest's own handler of illegal instructions, in workers too."""
     if EMULATES_AMX:
         emulate_amx()
 
@@ -32,14 +32,14 @@ def kind(request):
 
 @pytest.fixture
 def free():
-    """The library's own choices again after a test that forces some."""
+    """Restores the library's own choices after a test that overrides some."""
     yield
     _core.force(engine="amx" if EMULATES_AMX else "")
 
 
 @pytest.fixture
 def threads():
-    """Sets the number of threads, and back afterwards."""
+    """Sets the number of threads, and restores it afterwards."""
     before = _core.get_num_threads()
     yield _core.set_num_threads
     _core.set_num_threads(before)
@@ -47,7 +47,7 @@ def threads():
 
 @pytest.fixture
 def teams(threads, free):
-    """A function that goes through two, three and five threads: all at work, then all but the calling one at rest."""
+    """A function that cycles through two, three and five threads: first all work, then all but the caller rest."""
 
     def each():
         for count in (2, 3, 5):
@@ -61,7 +61,7 @@ def teams(threads, free):
 
 @pytest.fixture
 def interrupt_second_call(monkeypatch):
-    """A function after which the second call of a module's function is Ctrl-C."""
+    """A function that makes the second call of a module's function raise KeyboardInterrupt."""
 
     def replace(module, name):
         real, calls = getattr(module, name), []

@@ -1,4 +1,4 @@
-"""Problems on the device: what `problems.run` gives, from a layer there whose kernels take one of their ways."""
+"""Problems on the device: the results of `problems.run`, from a device layer whose kernels run in a given way."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from throughtime.backend.cuda import force
 
 KERNELS = load_cuda()
 
-# Significant bits
+# significant bits
 BITS = {"float32": 24, "bfloat16": 8, "float16": 11}
 PRECISIONS = {3: "highest", 2: "high", 1: "medium"}  # by the bfloat16 terms of a float32
 
 
 def each(function, value, kind):
-    """A function of every array of that kind, alone, in tuples and in dicts; others as they are."""
+    """A function applied to every array of that type, also in tuples and dicts; other values stay as they are."""
     if isinstance(value, dict):
         return {name: each(function, inner, kind) for name, inner in value.items()}
     if isinstance(value, tuple):
@@ -29,12 +29,12 @@ def each(function, value, kind):
 
 
 def placed(value, dtype):
-    """Arrays of floats on the device."""
+    """Arrays of floats, moved to the device."""
     return each(lambda array: cuda.to_device(array, dtype) if array.dtype.kind == "f" else array, value, np.ndarray)
 
 
 def on_host(value):
-    """Arrays of the device as NumPy's; numbers of 16 bits are float32 then."""
+    """Device arrays as NumPy arrays; 16-bit numbers become float32."""
 
     def copied(array):
         values = array.numpy()
@@ -44,13 +44,13 @@ def on_host(value):
 
 
 def rounded(value, dtype):
-    """float32 arrays with the values to which a tensor type rounds."""
+    """float32 arrays, rounded to the values of a tensor type."""
     return on_host(placed(value, dtype))
 
 
 @contextmanager
 def way(terms=3, **forced):
-    """The products' terms, and what `force` takes."""
+    """Runs products with this many terms, and other choices with these arguments of `force`."""
     tt.set_matmul_precision(PRECISIONS[terms])
     try:
         with force(**forced):
@@ -60,7 +60,7 @@ def way(terms=3, **forced):
 
 
 def run_cuda(problem, options=None, asked=None, loss=None, *, x=None, type_="float32", memory="full", **how):
-    """Forward and backward with all that can be asked for; `how` are `batch_first` and the arguments of `way`."""
+    """Forward and backward with everything that can be requested; `how`: `batch_first` and the arguments of `way`."""
     batch_first = how.pop("batch_first", False)
 
     def turned(array):
@@ -78,7 +78,7 @@ def run_cuda(problem, options=None, asked=None, loss=None, *, x=None, type_="flo
 
 
 def calls_of(problem, options, monkeypatch):
-    """The dicts that the kernels were called with, direction by direction: forward's, and the pairs of backward."""
+    """The dicts passed to the kernels, by direction: those of forward, and the pairs of backward."""
     forward, backward = KERNELS.forward, KERNELS.backward
     forwards, backwards = [], []
     with monkeypatch.context() as patch:

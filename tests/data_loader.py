@@ -1,4 +1,5 @@
-"""Trains beside a DataLoader whose workers run modules, too; a script, for what other tests load may not stand a fork.
+"""Trains with a DataLoader whose workers run modules too. A script, because other tests load libraries that break in a
+fork.
 
 python data_loader.py fork|spawn
 """
@@ -14,7 +15,7 @@ from throughtime.torch import GRU, LSTM
 
 
 class Sequences(Dataset):
-    """Constant sequences, each run through a module where it is asked for."""
+    """Constant sequences; each is run through a module when it is fetched."""
 
     def __init__(self):
         self.module = GRU(3, 4)
@@ -30,7 +31,7 @@ class Sequences(Dataset):
 
 def main(start: str) -> None:
     data, module = Sequences(), LSTM(4, 6)
-    module(torch.randn(50, 8, 4))[0].sum().backward()  # the kernels' threads are there now
+    module(torch.randn(50, 8, 4))[0].sum().backward()  # starts the kernels' threads
     seen = []
     for batch in DataLoader(data, batch_size=4, num_workers=2, multiprocessing_context=start, timeout=60):
         module(batch.transpose(0, 1))[0].sum().backward()

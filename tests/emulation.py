@@ -1,4 +1,4 @@
-"""The AMX level on a machine without AMX: its instructions are caught and executed in software by amx_emulator.cpp."""
+"""The AMX level on a machine without AMX: amx_emulator.cpp catches its instructions and executes them in software."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from compiler import LEVEL_OPTIONS, ROOT, compile_all
 from throughtime import _core
 
-EMULATES_AMX = bool(os.environ.get("THROUGHTIME_EMULATE_AMX"))  # the AMX kernels, for every number of sequences
+EMULATES_AMX = bool(os.environ.get("THROUGHTIME_EMULATE_AMX"))  # AMX kernels for any number of sequences
 LINUX = sys.platform == "linux" and platform.machine() == "x86_64"
 FLAGS = set(Path("/proc/cpuinfo").read_text().split()) if LINUX else set()
 HAS_AMX = {"amx_tile", "amx_bf16", "amx_int8"} <= FLAGS
@@ -30,7 +30,7 @@ def build_emulator():
 
 
 def emulate_amx():
-    """Before anything else is computed in this process: the AMX kernels, for every number of sequences."""
+    """Switches to the AMX kernels, for any number of sequences; call it before any other computation in the process."""
     ctypes.CDLL(str(build_emulator())).install_amx_emulator()
     _core.assume_level("amx")
     _core.force(engine="amx")

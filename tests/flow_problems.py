@@ -1,4 +1,4 @@
-"""Problems whose gradients leave the range of floats, by orders of magnitude a step."""
+"""Problems whose gradients leave the range of floats, by orders of magnitude per step."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from flow_truth import exact
 from problems import FORMS, GATES, RELUS, STATES, Problem
 from reference import NORMALISED
 
-CHAINS = tuple(kind for kind in FORMS if kind not in NORMALISED)  # which give ones back as zeros
+CHAINS = tuple(kind for kind in FORMS if kind not in NORMALISED)  # normalised kinds turn ones into zeros
 
 
 @dataclass(frozen=True)
 class Weak(Problem):
-    """Random states and inputs; gradients fall by about five orders a step.
+    """Random states and inputs; gradients fall by about five orders of magnitude per step.
 
-    The recurrent weights, a peephole's too, are 1e-5 of a problem's, the forget or update gate, which comes
-    second in both orders of gates, is shut to sigmoid(-12) = 6e-6. Layer normalisation undoes the size of weights, not
-    of a gain; a relu stays on.
+    The recurrent weights, including a peephole's, are 1e-5 times a problem's. The forget or update gate, the second in
+    both orders of gates, is shut to sigmoid(-12) = 6e-6. Layer normalisation undoes the size of weights, but not of a
+    gain. A relu stays on.
     """
 
     @cached_property
@@ -39,15 +39,15 @@ class Weak(Problem):
 
 @dataclass(frozen=True)
 class Chain(Problem):
-    """Every unit by itself, at a state that no step changes: each step back multiplies its gradient by its factor.
+    """Independent units at a state that no step changes; each step back multiplies a unit's gradient by its factor.
 
-    The state is zero, where a tanh has slope 1 and a sigmoid is 1/2, x is zero, and the forget or update gate is shut
-    by a bias of -100: dh_t = w / 2 dh_{t+1} for the GRU, whose r is 1/2, and w / 4 for the LSTM, whose i and o are. A
-    relu needs h > 0: there h is 1 = w 1 + b. Of layers above, every unit reads every unit below. All numbers of the
-    backward are positive, so that nothing cancels, and relative errors only add up.
+    The state is zero, so that a tanh has slope 1 and a sigmoid is 1/2; x is zero; and a bias of -100 shuts the forget
+    or update gate: dh_t = w / 2 dh_{t+1} for the GRU, whose r is 1/2, and w / 4 for the LSTM, whose i and o are 1/2. A
+    relu needs h > 0: there h is 1 = w 1 + b. In higher layers every unit reads every unit below. All numbers of the
+    backward are positive, so nothing cancels, and relative errors only add up.
     """
 
-    factors: tuple[float, ...] = (0.1,)  # of each unit of h, the last one of all that follow
+    factors: tuple[float, ...] = (0.1,)  # of each unit of h; the last one repeats
 
     @property
     def gain(self):
@@ -55,7 +55,7 @@ class Chain(Problem):
 
     @cached_property
     def weights(self):
-        """w of each unit, as this dtype has it."""
+        """w of each unit, in this dtype."""
         factors = np.array(self.factors + self.factors[-1:] * (self.width - len(self.factors)))
         return (factors / self.gain).astype(self.dtype)
 
@@ -63,7 +63,7 @@ class Chain(Problem):
     def parameters(self):
         values = {name: np.zeros(shape, self.dtype) for name, shape in self.shapes.items()}
         units = np.arange(self.width)
-        own = slice(2 * self.H, 3 * self.H) if GATES[self.kind] > 1 else slice(None)  # n or g, third in both orders
+        own = slice(2 * self.H, 3 * self.H) if GATES[self.kind] > 1 else slice(None)  # n or g, the third in both orders
         for name, array in values.items():
             if name.startswith("weight_hh"):
                 array[own][units, units] = self.weights
@@ -88,7 +88,7 @@ class Chain(Problem):
         return (h, c) if STATES[self.kind] == 2 else h
 
     def hidden(self, d_output):
-        """Of one layer and direction: dL/dh (1, T, B, H) in mpmath's numbers, by the rule above."""
+        """dL/dh (1, T, B, H) of one layer and direction in mpmath's numbers, by the rule above."""
         rows, factors = exact(d_output), exact(self.weights) * self.gain
         for t in reversed(range(self.T - 1)):
             rows[t] = rows[t] + rows[t + 1] * factors

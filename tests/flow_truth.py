@@ -1,7 +1,7 @@
-"""What `gradient_flow` must give: logarithms of norms of the reference's gradients, along the library's trajectory.
+"""The expected values of `gradient_flow`: log norms of the reference's gradients, along the library's trajectory.
 
-The reference's backward is given mpmath numbers where gradients leave the range of a float: the same equations, with
-exponents that have no end.
+If gradients leave the range of floats, the reference's backward gets mpmath numbers: the same equations with unbounded
+exponents.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import throughtime as tt
 from comparison import magnification, rounding_bound, wide
 from problems import STATES
 
-DIGITS = 30  # of mpmath's numbers: 14 more than float64 has, so that their rounding is never seen
+DIGITS = 30  # of mpmath's numbers: 14 more than float64, so that their rounding is negligible
 LEAST = -(2**40)  # below every exponent
 EPS = np.finfo(np.float64).eps
 
@@ -27,7 +27,7 @@ def exact(values):
 
 
 def along(problem, layer, options=None, x=None):
-    """The reference's record in inference, of every step as it is at the states that the library's forward gave."""
+    """The reference's record in inference, with every step at the states that the library's forward computed."""
     x = problem.x if x is None else x
     tape = layer.forward(x, **(options or {}), training=False)
     stored = (tape.hidden, tape.cell) if STATES[problem.kind] == 2 else (tape.hidden,)
@@ -38,7 +38,7 @@ def along(problem, layer, options=None, x=None):
 
 
 def on_last(problem, lengths=None):
-    """The gradient that `d_output="last"` stands for: ones on the last step that a direction takes in each sequence."""
+    """The gradient meant by `d_output="last"`: ones on the last step that each direction takes in each sequence."""
     lengths = np.full(problem.B, problem.T) if lengths is None else np.asarray(lengths)
     t = np.arange(problem.T)[:, None]
     last = [t == lengths - 1, (t == 0) & (lengths > 0)][: problem.D]
@@ -46,13 +46,13 @@ def on_last(problem, lengths=None):
 
 
 def gradients(record, d_output):
-    """The reference's backward of this d_output alone, of floats or of mpmath's numbers."""
+    """The reference's backward of this d_output alone, in floats or mpmath's numbers."""
     with mpmath.workdps(DIGITS):
         return reference.backward(record, d_output)
 
 
 def parts(values):
-    """Mantissas of size [1/2, 1), float64, and exponents, int64, of floats or of mpmath's numbers."""
+    """Mantissas in [1/2, 1), float64, and exponents, int64, of floats or mpmath's numbers."""
     values = np.asarray(values)
     mantissas, exponents = (np.frompyfunc(mpmath.frexp, 1, 2) if values.dtype == object else np.frexp)(values)
     return np.asarray(mantissas, np.float64), np.asarray(exponents, np.int64)
@@ -72,7 +72,7 @@ def log10_norm(values, axis):
 
 
 def log10_of_squares(logs, axis):
-    """log10 of the Euclidean norm over these axes of numbers whose log10 are given."""
+    """log10 of the Euclidean norm over these axes of numbers given by their log10."""
     largest = np.max(logs, axis=axis, keepdims=True, initial=-np.inf)
     ratio = 10 ** (logs - np.where(np.isneginf(largest), 0, largest))
     with np.errstate(divide="ignore"):
@@ -80,7 +80,7 @@ def log10_of_squares(logs, axis):
 
 
 def norms(hidden):
-    """What a flow shows of dL/dh (L*D, T, B, H)."""
+    """The norms in a flow, from dL/dh (L*D, T, B, H)."""
     numbers = parts(hidden)
     return SimpleNamespace(
         log10_norm=norm_of_parts(*numbers, (2, 3)),
@@ -90,10 +90,10 @@ def norms(hidden):
 
 
 def reach(logs, D):
-    """Of norms (L*D, T, B): the largest among those that an entry's gradient came through.
+    """From norms (L*D, T, B): for each entry, the largest among the norms that its gradient passed through.
 
-    These are at later steps of its own layer and direction, and at the same steps of the layer above. A step hands on
-    no more than it receives (spectral norm around 1), so that the error of an entry is relative to this.
+    These are at later steps of its own layer and direction, and at the same steps of the layer above. A step does not
+    amplify (spectral norm around 1), so the error of an entry is relative to this.
     """
     largest = logs.copy()
     for ld in reversed(range(len(logs))):
@@ -106,10 +106,10 @@ def reach(logs, D):
 
 
 def assert_logs_close(ours, expected, bound, scale=None, what=""):
-    """The numbers, of which these are log10, differ by `bound` times those of `scale` (`expected` itself where None).
+    """Numbers given by log10 differ by at most `bound` times those of `scale` (None: `expected` itself).
 
-    Where nothing arrives, both are -inf. A logarithm e is the sum of that of a power of two and that of the rest, each
-    rounded by up to |e| eps / 2, as is the sum, and so is ours to compare with: times ln 10 below 5 |e| eps.
+    Without an incoming gradient both are -inf. A logarithm e is the sum of that of a power of two and that of the rest,
+    each rounded by up to |e| eps / 2, as is the sum, and so is the expected one: times ln 10, this is below 5 |e| eps.
     """
     assert ours.dtype == np.float64, what
     assert ours.shape == expected.shape, f"{what}: shape {ours.shape}, expected {expected.shape}"
@@ -128,7 +128,7 @@ def assert_logs_close(ours, expected, bound, scale=None, what=""):
 
 
 def assert_flow_close(flow, hidden, bound, D=1):
-    """All three norms, each off by no more than `bound` times what their sequences' gradients came through."""
+    """All three norms are off by at most `bound` times the gradients that their sequences' gradients passed through."""
     expected = norms(hidden)
     through = reach(expected.log10_norm_per_sequence, D)
     whole = log10_of_squares(through, 2)
@@ -141,7 +141,7 @@ def assert_flow_close(flow, hidden, bound, D=1):
 def check_flow(problem, d_output="last", memory="full", windows=1, **options):
     """The library's flow is that of the reference, whose gradients stay within float64's range here.
 
-    A window of states computed again is rounded as often as before: `windows=2` for twice the bound.
+    A window of recomputed states is rounded twice: `windows=2` doubles the bound.
     """
     layer = problem.layer()
     flow = tt.gradient_flow(layer, problem.x, d_output, memory=memory, **options)
@@ -152,11 +152,11 @@ def check_flow(problem, d_output="last", memory="full", windows=1, **options):
     return flow
 
 
-# Of one layer, direction and sequence
+# for one layer, direction and sequence
 
 
 def jacobians(record):
-    """d state_t / d state_{t-1} of every step, (T, N, N), a row for each unit of state_t; a state is h, or h and c."""
+    """d state_t / d state_{t-1} for every step, (T, N, N), one row per unit of state_t; a state is h, or h and c."""
     (direction,) = record.directions
     widths = [s.shape[1] for s in direction.final]
     N = sum(widths)
@@ -172,11 +172,11 @@ def jacobians(record):
 
 
 def errors_left(record):
-    """(T,) of a loss of ones on the last h: how large an error is at t, relative to dL/dh_t, where every step on the
-    way made one as large as its Jacobian times the gradient it received, each in a random direction.
+    """(T,): for a loss of ones on the last h, the error at t relative to dL/dh_t, if every step on the way makes an
+    error as large as its Jacobian times the incoming gradient, in a random direction.
 
     The error of step s arrives at t through the Jacobians between, whose product P grows or vanishes as the gradient
-    does. Of a random vector of N components it leaves |P_h|_F / sqrt(N), and those of all s add up as squares.
+    does. It keeps |P_h|_F / sqrt(N) of a random vector of N components, and the squares of all steps' errors add up.
     """
     steps, width = jacobians(record), record.hidden.shape[3]
     T, N, _ = steps.shape

@@ -1,4 +1,4 @@
-"""What the tests of throughtime.jax share: the functions by the names of cells, and jax's settings."""
+"""Shared code of the tests of throughtime.jax: its functions by the names of cells, and jax's settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from problems import GATES, STATES
 
 @pytest.fixture(autouse=True)
 def settings():
-    """float64, which exists in jax only so; and less work for XLA's compiler, which takes most of these tests' time."""
+    """Enables float64, and reduces the work of XLA's compiler, which takes most of these tests' time."""
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_disable_most_optimizations", True)
     yield
@@ -36,7 +36,7 @@ def function_of(kind):
 
 
 def zeros_of(problem):
-    """Perturbations for all that has a gradient per timestep."""
+    """Perturbations for everything that has a gradient per timestep."""
     per_step = (problem.L * problem.D, problem.T, problem.B)
     widths = {"hidden": problem.width, "cell": problem.H, "gates": GATES[problem.kind] * problem.H}
     names = [name for name in widths if name != "cell" or STATES[problem.kind] == 2]

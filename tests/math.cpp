@@ -1,4 +1,4 @@
-// Standard input through one function of math.hpp, in the machine's own format. Subnormals are zero, as in the kernels.
+// Applies a function of math.hpp to standard input, in the machine's binary format. Subnormals are zero, as in the kernels.
 #include <stdio.h>
 #include <string.h>
 

@@ -1,4 +1,4 @@
-"""Random problems, and what the library and the reference make of them."""
+"""Random problems, and the results of the library and of the reference on them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from comparison import assert_close, assert_norms_close, magnification, rounding
 from reference import NORMALISED
 
 KINDS = tuple(reference.CELLS)
-# Cells that differ from another one only in their activation. Tests of equations take all KINDS, others one of each
+# Cells that differ from another one only in their activation. Tests of equations use all KINDS, others one of each
 # form.
 VARIANTS = ("rnn_sigmoid", "rnn_tanh_layer_norm", "rnn_relu_layer_norm", "rnn_sigmoid_layer_norm")
 FORMS = tuple(kind for kind in KINDS if kind not in VARIANTS)
-RELUS = tuple(kind for kind in KINDS if kind.startswith("rnn_relu"))  # whose derivative jumps
+RELUS = tuple(kind for kind in KINDS if kind.startswith("rnn_relu"))  # their derivative jumps
 TORCH_KINDS = ("rnn_tanh", "rnn_relu", "gru", "lstm", "lstm_projected")
 GATES = {kind: cell.gates for kind, cell in reference.CELLS.items()}
 STATES = {kind: cell.states for kind, cell in reference.CELLS.items()}
@@ -27,7 +27,7 @@ ALL_TIMESTEPS = ("hidden", "cell", "gates", "parameter_norms")
 
 @dataclass(frozen=True)
 class Problem:
-    """Sizes; the arrays follow from them and the seed, are of type `dtype`, and never change."""
+    """Sizes. The arrays follow from them and the seed, have type `dtype`, and never change."""
 
     kind: str
     T: int = 7
@@ -44,18 +44,18 @@ class Problem:
     weight_dropout: float = 0.0
 
     def random(self, what, shape):
-        """Standard normal numbers of their own for every name."""
+        """Standard normal numbers, different for every name."""
         values = np.random.default_rng([self.seed, *what.encode()]).standard_normal(shape).astype(self.dtype)
         values.flags.writeable = False
         return values
 
     @property
     def width(self):
-        """How wide h is: P with a projection, else H."""
+        """The width of h: P with a projection, else H."""
         return (self.P or (self.H + 1) // 2) if self.kind == "lstm_projected" else self.H
 
     def states(self, what):
-        """What h_0 and final states look like; for LSTM a pair."""
+        """h_0 or final states in the layer's form; for LSTM a pair."""
         LD, B = self.L * self.D, self.B
         h = self.random(what + "h", (LD, B, self.width))
         return (h, self.random(what + "c", (LD, B, self.H))) if STATES[self.kind] == 2 else h
@@ -84,8 +84,8 @@ class Problem:
 
     @cached_property
     def parameters(self):
-        # Of this size a recurrent matrix has a spectral norm around 1: gradients neither vanish nor explode. Layer
-        # normalisation undoes the size of what it is given: gains hold what comes through h to a third of the rest.
+        # At this size a recurrent matrix has a spectral norm around 1: gradients neither vanish nor explode. Layer
+        # normalisation undoes the size of its input: gains limit the contribution of h to a third of the others.
         scale = np.asarray(0.6 / np.sqrt(self.H), self.dtype)
         values = {name: self.random(name, shape) * scale for name, shape in self.shapes.items()}
         for name in values:
@@ -95,7 +95,7 @@ class Problem:
 
     @cached_property
     def masks(self):
-        """Of zoneout and weight dropout, where there are any: random ones at their rates."""
+        """The masks of zoneout and weight dropout, if any: random, at their rates."""
         pair = self.zoneout if isinstance(self.zoneout, tuple) else (self.zoneout,) * STATES[self.kind]
         wanted = {}
         for suffix in self.suffixes:
@@ -128,7 +128,7 @@ class Problem:
 
     @cached_property
     def lengths(self):
-        """From 0 to T, both among them where B allows."""
+        """From 0 to T, including both if B allows."""
         lengths = np.random.default_rng([self.seed, 1]).integers(0, self.T + 1, self.B)
         lengths[-1] = 0
         lengths[0] = self.T
@@ -140,28 +140,28 @@ class Problem:
 
     @property
     def loss(self):
-        """Every incoming gradient, by the name of `backward`'s argument."""
+        """All incoming gradients, by the names of `backward`'s arguments."""
         loss = {"d_output": self.d_output, "d_final_state": self.d_final_state}
         return loss if self.d_cell is None else loss | {"d_cell": self.d_cell}
 
     @property
     def terms(self):
-        """Roundings on the longest way from an input to a gradient: forward, back, the sum over T and B."""
+        """Roundings on the longest path from an input to a gradient: forward, backward, the sum over T and B."""
         sums = self.I + (1 + self.D) * self.width + 2 * GATES[self.kind] * self.H
-        pointwise = 40  # of one cell, forward and backward, three to a sigmoid or tanh
+        pointwise = 40  # per cell, forward and backward; three per sigmoid or tanh
         more = {
             "gru_original": self.H,  # the second product
-            "lstm_projected": self.H + self.width,  # the projection, there and back
+            "lstm_projected": self.H + self.width,  # the projection, forward and backward
             "lstm_peephole": 10,
         }.get(self.kind, 0)
-        if self.kind in NORMALISED:  # means and variances of gates, and of c, forward and backward, 20 by each unit
+        if self.kind in NORMALISED:  # means and variances of gates and of c, forward and backward: 20 per unit
             more = 2 * 2 * (GATES[self.kind] + STATES[self.kind] - 1) * self.H + 2 * 20
         noise = 8 if self.zoneout or self.weight_dropout else 0
         return self.L * self.T * (sums + pointwise + more + noise) + self.T * self.B
 
     @property
     def bound(self):
-        """For a run from `state`; of any other run of a layer-normalised cell, `check` finds it."""
+        """For a run from `state`; for other runs of layer-normalised cells, `check` computes it."""
         bound = rounding_bound(self.dtype, self.terms)
         if self.kind in NORMALISED:
             bound *= magnification(reference_forward(self, {"state": self.state, "masks": self.masks}))
@@ -199,11 +199,11 @@ def layer_class(kind):
 
 
 def problems(kind, most_layers=3, noise=False, **fixed):
-    """Problems of one kind, many of them with a size of 1 or just beside a multiple of the vector lengths.
+    """Problems of one kind, many with a size of 1 or next to a multiple of the vector lengths.
 
-    With `noise` some have zoneout or dropout of weights; their `masks` go with them.
+    With `noise`, some have zoneout or dropout of weights, and their `masks`.
     """
-    narrowest = 2 if kind == "lstm_projected" else 1  # P is less than H
+    narrowest = 2 if kind == "lstm_projected" else 1  # P must be less than H
     sizes = {
         "T": st.one_of(st.just(1), st.integers(2, 12)),
         "B": st.one_of(st.just(1), st.integers(2, 9)),
@@ -225,7 +225,7 @@ def problems(kind, most_layers=3, noise=False, **fixed):
 
 
 def results(tape, grads):
-    """Everything that a forward and a backward with timesteps=ALL_TIMESTEPS gave, by name; states if they are kept."""
+    """All results of a forward and a backward with timesteps=ALL_TIMESTEPS, by name; states only if stored."""
     found = {
         "output": tape.output,
         "final_state": tape.final_state,
@@ -241,7 +241,7 @@ def results(tape, grads):
 
 
 def run(layer, x, options=None, asked=None, loss=None):
-    """The library, forward with `options`, backward of `loss` with the options `asked`: all by name."""
+    """Runs the library, forward with `options`, backward of `loss` with the options `asked`; results by name."""
     tape = layer.forward(x, **(options or {}))
     grads = tape.backward(**loss, **{"timesteps": ALL_TIMESTEPS, **(asked or {})})
     found = results(tape, grads)
@@ -249,7 +249,7 @@ def run(layer, x, options=None, asked=None, loss=None):
 
 
 def reference_forward(problem, options=None, dropout=0.0):
-    """The reference's record; without masks among the options it is inference, zoneout then its expectation."""
+    """The reference's record. Without masks among the options it is inference, and zoneout is its expectation."""
     return reference.forward(
         problem.kind,
         wide(problem.parameters),
@@ -262,7 +262,7 @@ def reference_forward(problem, options=None, dropout=0.0):
 
 
 def reference_results(problem, record, asked=None, loss=None):
-    """Everything that `run` gives, from the reference."""
+    """The results of `run`, from a record of the reference."""
     grads = reference.backward(record, **wide(loss or problem.loss), **(asked or {}))
     found = {
         "output": record.output,
@@ -281,12 +281,12 @@ def reference_results(problem, record, asked=None, loss=None):
 
 
 def run_reference(problem, options=None, asked=None, loss=None, dropout=0.0):
-    """What `run` gives, from the reference."""
+    """The results of `run`, from the reference."""
     return reference_results(problem, reference_forward(problem, options, dropout), asked, loss)
 
 
 def check(problem, options=None, asked=None, loss=None, bound=None):
-    """The library and the reference agree in everything they return; a problem's masks go with it."""
+    """Checks that library and reference agree in all results; passes a problem's masks along."""
     loss = loss or problem.loss
     if problem.masks:
         options = {"masks": problem.masks, **(options or {})}
@@ -296,6 +296,6 @@ def check(problem, options=None, asked=None, loss=None, bound=None):
     bound = bound or rounding_bound(problem.dtype, problem.terms) * magnification(record)
     norms = expected.pop("parameter_norms")
     assert_norms_close(ours.pop("parameter_norms"), norms, problem, expected, bound, record)
-    # Where every unit saturates, 1 - y^2 cancels: what is left of a gradient keeps the error of what came in.
+    # If every unit saturates, 1 - y^2 cancels: the remaining gradient keeps the error of the incoming one.
     incoming = np.max(np.abs(expected["hidden"]), initial=0)
     assert_close(ours, expected, bound, floor=incoming)

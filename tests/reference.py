@@ -1,8 +1,8 @@
-"""The specification: the recurrent cells over time and their gradients, in plain NumPy, step after step.
+"""The specification: the recurrent cells over time and their gradients, in plain NumPy, step by step.
 
-Equations, parameter names and gate order are torch's where it has the cell. Everything is float64, or complex128 for
-the complex step: nothing that is to be differentiated takes an absolute value, a conjugate or a maximum. Arrays are
-time-major and batched, sizes `T B I H G L D P` as in the library; an axis L*D is in the order of torch's `h_n`.
+Equations, parameter names and gate order are torch's if torch has the cell. All numbers are float64, or complex128 for
+the complex step: no differentiated expression contains an absolute value, a conjugate or a maximum. Arrays are
+time-major and batched, with the library's sizes `T B I H G L D P`; an axis L*D has the order of torch's `h_n`.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from types import SimpleNamespace
 import numpy as np
 
 # A cell is its equation and its derivative; p holds the parameters of one layer and direction.
-# forward(p, x, state): x (B, I); state (h,) or (h, c), h (B, H) or (B, P), c (B, H). Gives the next state, and what
-#   to save.
-# backward(p, x, state, saved, d_next): d_next is the gradient arriving at the next state. Gives that of the old state,
-#   and a dict: "gates", of the input's part of the pre-activation; "input", of x; of each parameter; "cell", the total
-#   of the next c, what comes through h included.
+# forward(p, x, state): x (B, I); state (h,) or (h, c), h (B, H) or (B, P), c (B, H). Returns the next state and the
+# values to save.
+# backward(p, x, state, saved, d_next): d_next is the gradient of the next state. Returns the gradient of the old state
+# and a dict: "gates", of the input part of the pre-activation; "input", of x; each parameter's; "cell", the total
+# gradient of the next c, including the path through h.
 
 
 def sigmoid(a):
-    with np.errstate(over="ignore"):  # exp(-a) = inf gives 0, as it should
+    with np.errstate(over="ignore"):  # exp(-a) = inf gives 0, as required
         return 1 / (1 + np.exp(-a))
 
 
@@ -35,7 +35,7 @@ def recurrent_part(p, h):
 
 
 def products_backward(p, x, h, d_x, d_r):
-    """Of the two parts above, whose gradients are d_x and d_r: that of h, and of all else."""
+    """Of the two parts above, with gradients d_x and d_r: the gradient of h, and a dict of all others."""
     found = {
         "gates": d_x,
         "input": d_x @ p.weight_ih,
@@ -47,8 +47,8 @@ def products_backward(p, x, h, d_x, d_r):
     return d_r @ p.weight_hh, found
 
 
-# Of cells with h alone and one product with it: the next h of both parts of the pre-activations, and what to save; then
-# the gradients of h, beside those through its part, and of both parts.
+# Cells with only h and one product with it: the next h from both parts of the pre-activations, and the values to save;
+# then the gradients of h, without those through its part, and of both parts.
 
 
 def rnn_tanh(a_x, a_h, h):
@@ -63,7 +63,7 @@ def rnn_tanh_backward(h, h_next, d_h):
 
 
 def rnn_relu(a_x, a_h, h):
-    """h' = relu(a_x + a_h), chosen by the real part"""
+    """h' = relu(a_x + a_h), selected by the real part"""
     a = a_x + a_h
     positive = np.real(a) > 0
     return np.where(positive, a, 0), positive
@@ -103,7 +103,7 @@ def gru_backward(h, saved, d_h):
 
 
 def of_products(equation, derivative):
-    """The cell whose parts are W_ih x + b_ih and W_hh h + b_hh."""
+    """The cell with parts W_ih x + b_ih and W_hh h + b_hh."""
 
     def forward(p, x, state):
         (h,) = state
@@ -120,7 +120,7 @@ def of_products(equation, derivative):
 
 
 def of_normalised_products(equation, derivative):
-    """The cell whose parts are LN(W_ih x) + b_ih and LN(W_hh h) + b_hh, each LN over all gates."""
+    """The cell with parts LN(W_ih x) + b_ih and LN(W_hh h) + b_hh, each LN over all gates."""
 
     def forward(p, x, state):
         (h,) = state
@@ -177,7 +177,7 @@ def lstm_gates(a):
 
 
 def lstm_gates_backward(gates, c, d_c, d_o):
-    """Of a, given those of c' = f c + i g and of o."""
+    """The gradient of a, from those of c' = f c + i g and of o."""
     i, f, g, o = gates
     return np.hstack([d_c * g * i * (1 - i), d_c * c * f * (1 - f), d_c * i * (1 - g * g), d_o * o * (1 - o)])
 
@@ -200,7 +200,7 @@ def lstm_backward(p, x, state, saved, d_next):
 
 
 def lstm_projected(p, x, state):
-    """The LSTM, but h' = W_hr (o tanh(c'))"""
+    """The LSTM with h' = W_hr (o tanh(c'))"""
     (m, c), saved = lstm(p, x, state)
     return (m @ p.weight_hr.T, c), (m, saved)
 
@@ -212,7 +212,7 @@ def lstm_projected_backward(p, x, state, saved, d_next):
 
 
 def lstm_peephole(p, x, state):
-    """The LSTM, but i and f see w_ci c and w_cf c, o sees w_co c'"""
+    """The LSTM with w_ci c added in i, w_cf c in f and w_co c' in o"""
     h, c = state
     a_i, a_f, a_g, a_o = np.split(input_part(p, x) + recurrent_part(p, h), 4, axis=1)
     i, f, g = sigmoid(a_i + p.weight_ci * c), sigmoid(a_f + p.weight_cf * c), np.tanh(a_g)
@@ -245,7 +245,7 @@ def layer_norm(a, gain):
 
 
 def layer_norm_backward(d, gain, saved):
-    """Of a, and of the gain."""
+    """The gradients of a and of the gain."""
     normal, scale = saved
     d_normal = d * gain
     along = (d_normal * normal).mean(axis=1, keepdims=True)
@@ -317,16 +317,16 @@ NORMALISED = tuple(kind for kind in CELLS if kind.endswith("layer_norm"))
 
 @dataclass(frozen=True)
 class Schedule:
-    """The order of one direction, and what happens at input timestep t of sequence b; arrays (T, B) bool."""
+    """The order of one direction, and the rules at input timestep t of sequence b; arrays (T, B) bool."""
 
     order: range
-    active: np.ndarray  # t lies within the sequence's length
+    active: np.ndarray  # t is within the sequence's length
     fresh: np.ndarray  # the step starts from zero: an episode begins (reverse direction: ends) here
     last: np.ndarray  # the sequence's last step in this direction
-    position: np.ndarray  # (T, B) int: how many steps of the sequence came before
+    position: np.ndarray  # (T, B) int: the number of earlier steps of the sequence
 
     def stops(self, truncate):
-        """Where no gradient goes back to the step before (position 0: to the initial state)."""
+        """True if no gradient goes back to the step before (position 0: to the initial state)."""
         if truncate is None:
             return self.fresh
         return self.fresh | (self.position % truncate == 0) & (self.position > 0)
@@ -346,16 +346,16 @@ def schedule(lengths, resets, reverse):
 @dataclass(frozen=True)
 class Step:
     x: np.ndarray  # (B, I), zero in the padding
-    previous: tuple  # the state it started from
-    state: tuple  # the state after it
+    previous: tuple  # the state before the step
+    state: tuple  # the state after the step
     saved: object
 
 
 @dataclass(frozen=True)
 class Direction:
-    parameters: SimpleNamespace  # names without the suffix; weight_hh after its dropout, zeros for biases left out
+    parameters: SimpleNamespace  # names without the suffix; weight_hh after its dropout, zeros for absent biases
     schedule: Schedule
-    kept: list  # for each state, for each t: what `zone` takes
+    kept: list  # for each state and t: the argument `kept` of `zone`
     steps: list[Step]  # indexed by the input's t
     final: tuple
 
@@ -367,12 +367,12 @@ def of_direction(parameters, suffix):
 
 
 def select(condition, a, b):
-    """`a` where the (B,) condition holds, else `b`: never a product, as 0 * NaN is NaN."""
+    """`a` if the (B,) condition holds, else `b`; selected, never multiplied, because 0 * NaN is NaN."""
     return np.where(condition[:, None], a, b)
 
 
 def zone(kept, old, new):
-    """Zoneout: the old state where the mask is true; of a probability the expectation; None for none."""
+    """Zoneout: a mask selects the old state, a probability gives the expectation, None leaves the new state."""
     if kept is None:
         return new
     return kept * old + (1 - kept) * new if isinstance(kept, float) else np.where(kept, old, new)
@@ -393,7 +393,7 @@ def run(cell, p, x, initial, plan, kept, stored):
 
 
 def run_backward(cell, direction, d_output, d_final, d_cell, truncate, clip):
-    """Of the loss d_output (T, B, H), d_cell (T, B, H) and d_final (h and c): by name, one array per t."""
+    """Gradients of the loss d_output (T, B, H), d_cell (T, B, H) and d_final (h and c): by name, one array per t."""
     plan, stops = direction.schedule, direction.schedule.stops(truncate)
     found = {}
     carried = tuple(np.zeros_like(s) for s in d_final)
@@ -413,16 +413,16 @@ def run_backward(cell, direction, d_output, d_final, d_cell, truncate, clip):
             select(active, select(stops[t], 0, new), old) for new, old in zip(leaving, carried, strict=True)
         )
         found[t] |= {"hidden": total[0], "clipped": clipped}
-        if cell.states == 2 and kept[1] is not None:  # h saw the c before its zoneout, so that nothing comes through it
+        if cell.states == 2 and kept[1] is not None:  # h saw c before its zoneout, so nothing comes through h
             found[t]["cell"] = total[-1]
-    empty = ~plan.active.any(axis=0)  # of no steps at all, the final state is the initial state
+    empty = ~plan.active.any(axis=0)  # without any step the final state is the initial state
     initial = tuple(select(empty, f, c) for f, c in zip(d_final, carried, strict=True))
     by_name = {name: np.stack([found[t][name] for t in range(len(found))]) for name in found[0]}
     return by_name, initial
 
 
 def clip_jointly(carried, clip, active):
-    """Each sequence's carried h and c, jointly scaled down to norm `clip` where larger; where that was."""
+    """Scales each sequence's carried h and c jointly down to norm `clip` if larger; returns also which were."""
     if clip is None:
         return carried, np.zeros_like(active)
     norm = np.array([frobenius(rows) for rows in np.hstack(carried)])
@@ -432,7 +432,7 @@ def clip_jointly(carried, clip, active):
 
 
 def frobenius(a):
-    """The Euclidean norm of all entries, right also where their squares would underflow."""
+    """The Euclidean norm of all entries, correct even if their squares would underflow."""
     largest = np.max(np.abs(a), initial=0)
     return largest * np.linalg.norm(a / largest) if largest > 0 else 0.0
 
@@ -447,7 +447,7 @@ class Record:
     dropping: Callable  # (name of a mask, array): the array after that dropout; its own derivative
     output: np.ndarray  # (T, B, D*H), with a projection (T, B, D*P)
     final_state: object  # as in torch: h_n, or (h_n, c_n); each (L*D, B, H), h_n of a projection (L*D, B, P)
-    hidden: np.ndarray  # (L*D, T, B, H or P); beyond a length the state stands still
+    hidden: np.ndarray  # (L*D, T, B, H or P); beyond a length the state stays unchanged
     cell_state: np.ndarray | None  # the same for c, (L*D, T, B, H)
 
 
@@ -457,10 +457,10 @@ class Gradients:
     parameters: dict
     initial_state: object  # as state
     hidden: np.ndarray  # (L*D, T, B, H or P) the total dL/dh_t
-    cell: np.ndarray | None  # (L*D, T, B, H) the total dL/dc_t, the path through h_t included where c has no zoneout
+    cell: np.ndarray | None  # (L*D, T, B, H) the total dL/dc_t, including the path through h_t if c has no zoneout
     gates: np.ndarray  # (L*D, T, B, G*H) of W_ih x + b_ih; with layer normalisation of LN(W_ih x) + b_ih
     clipped: np.ndarray  # (L*D, T, B)
-    per_step: dict  # for each parameter (T, *shape): what timestep t adds to its gradient
+    per_step: dict  # for each parameter (T, *shape): the contribution of timestep t to its gradient
 
     @property
     def parameter_norms(self):
@@ -488,11 +488,11 @@ def forward(
     weight_dropout=0.0,
     stored=None,
 ):
-    """Run all layers of `kind`, a name in CELLS; how many there are, and directions, `parameters` shows.
+    """Runs all layers of `kind`, a name in CELLS; `parameters` determines the numbers of layers and directions.
 
-    The probabilities count where `masks` has a mask for them, but for zoneout, whose expectation needs none. `stored`,
-    an array (L*D, T, B, H) for each state, takes the place of what the steps lead to: each step, and each layer above,
-    then starts from there, so that the gradients are those along another computation's trajectory.
+    Probabilities apply only with a mask in `masks`, except zoneout's, which then is an expectation. `stored`, an array
+    (L*D, T, B, H) per state, replaces the computed states: each step and each layer above starts from it, so that the
+    gradients are those along another computation's trajectory.
     """
     cell, masks = CELLS[kind], masks or {}
     T, B, _ = x.shape
@@ -538,14 +538,14 @@ def forward(
 
 
 def dropped(y, mask, p):
-    """Dropout, and its own derivative: zero where the mask is true, the rest scaled up."""
+    """Dropout, which is also its own derivative: zero if the mask is true, the rest scaled up."""
     return np.where(mask, 0, y / (1 - p) if p < 1 else 0)
 
 
 def backward(record, d_output=None, d_final_state=None, d_cell=None, truncate=None, clip=None):
-    """All gradients, of the loss whose gradients come in; these have the shapes of output, state and cell.
+    """All gradients, from those of output, state and cell, which have the shapes of these.
 
-    These may be object arrays of mpmath numbers, and all gradients then are: no exponent is too large or too small.
+    They may be object arrays of mpmath numbers, whose exponents are unbounded; then so are all gradients.
     """
     cell, D = record.cell, record.D
     LD, _, _, width = record.hidden.shape
@@ -591,18 +591,18 @@ def backward(record, d_output=None, d_final_state=None, d_cell=None, truncate=No
     )
 
 
-# Self-attention. Parameters are named as torch.nn.MultiheadAttention's; head h has the h-th part of the features.
+# Self-attention. Parameters are named as in torch.nn.MultiheadAttention; head h has the h-th part of the features.
 
 
 def seen(steps, causal=True, window=None):
-    """(T, T) bool: whether step t, a row, sees step s."""
+    """(T, T) bool: whether step t (a row) sees step s."""
     distance = np.arange(steps)[:, None] - np.arange(steps)
     mask = distance >= 0 if causal else np.full(distance.shape, True)
     return mask if window is None else mask & (np.abs(distance) < window)
 
 
 def attend(q, k, v, mask):
-    """softmax(q k^T / sqrt(E)) v over what the mask shows, of one head and sequence; and the probabilities."""
+    """softmax(q k^T / sqrt(E)) v under the mask, for one head and sequence; and the probabilities."""
     scores = np.where(mask, q @ k.T / np.sqrt(q.shape[1]), -np.inf)
     weights = np.exp(scores - scores.max(axis=1, keepdims=True))
     weights /= weights.sum(axis=1, keepdims=True)
@@ -616,7 +616,7 @@ def attend_backward(q, k, v, weights, d_y):
 
 
 def self_attention(parameters, x, d_output, num_heads, causal=True, window=None, lengths=None):
-    """The output (T, B, F), zero beyond the lengths, and for d_output the gradients of x and of each parameter."""
+    """The output (T, B, F), zero beyond the lengths; and for d_output, the gradients of x and of each parameter."""
     w_in, b_in, w_out, b_out = parameters.values()
     grads = {name: np.zeros(array.shape) for name, array in parameters.items()}
     output, d_input = np.zeros(x.shape), np.zeros(x.shape)
@@ -640,7 +640,7 @@ def self_attention(parameters, x, d_output, num_heads, causal=True, window=None,
     return output, d_input, grads
 
 
-# Outside of time.
+# Layers without time.
 
 
 def add_layer_norm(x, branch, weight, bias, scale, eps):

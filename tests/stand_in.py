@@ -1,4 +1,4 @@
-"""The CUDA backend where there is no GPU: its sources, compiled so that the CPU plays one (stand_in/stand_in.hpp)."""
+"""The CUDA backend without a GPU: its sources, compiled so that the CPU simulates one (stand_in/stand_in.hpp)."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ STAND_IN = ROOT / "tests" / "stand_in"
 
 
 def load_cuda():
-    """`throughtime._cuda`: the one built for a GPU where it is there and a GPU is, else the stand-in."""
+    """`throughtime._cuda`: the GPU build if it and a GPU exist, else the stand-in."""
     try:
         from throughtime import _cuda
 
-        if _cuda.device_count():  # of GPUs, or the stand-in's own
+        if _cuda.device_count():  # of GPUs, or of the stand-in
             return _cuda
     except ImportError:
         pass
-    # Under a name of its own: pybind11 gives the module that it made before under the same one.
+    # Under a different name, because pybind11 returns the first module that was made under a name.
     spec = importlib.util.spec_from_file_location("stand_in._cuda", build())
     module = importlib.util.module_from_spec(spec)
     sys.modules["throughtime._cuda"] = module
@@ -31,7 +31,7 @@ def load_cuda():
 
 
 def build():
-    """The stand-in's file."""
+    """Builds the stand-in; returns its file."""
     import pybind11
 
     sources = [*CPP.glob("cuda/**/*.cpp"), *CPP.glob("bindings/cuda/*.cpp"), *STAND_IN.glob("*.cpp")]

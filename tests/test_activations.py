@@ -16,7 +16,7 @@ from comparison import assert_close, assert_same_bits
 
 KINDS = {"ReLU": tt.ReLU, "Tanh": tt.Tanh, "Sigmoid": tt.Sigmoid, "GELU": tt.GELU}
 DTYPES = ("float32", "float64")
-BOUND = 16  # ulps of the largest result: some 5 of a function, 10 more of the few operations of its derivative
+BOUND = 16  # ulps of the largest result: about 5 for a function, 10 more for the few operations of its derivative
 
 
 def numbers(*shape, seed=0, dtype="float64"):
@@ -73,7 +73,7 @@ def test_a_negative_zero_stays_one(name):
 
 
 def test_a_hundred_layers_in_one_line(kind):
-    """With orthogonal weights and d_output of norm 1: no activation here has a slope above 1.13, GELU's largest."""
+    """With orthogonal weights and d_output of norm 1: no slope is above 1.13, the largest of GELU."""
     layers = (layer for k in range(100) for layer in (tt.Linear(8, 8, dtype="float64", seed=k), kind()))
     stack = tt.init.apply(tt.Sequential(*layers), "orthogonal", seed=0)
     tape = stack.forward(numbers(5, 8))
@@ -134,7 +134,7 @@ def test_saved_copied_and_shown(kind, tmp_path):
 
 
 def test_lengths_reach_through_an_activation():
-    """sigmoid(0) is a half, which the padding must not show."""
+    """sigmoid(0) is 1/2, which must not appear in the padding."""
     stack = tt.Sequential(tt.Linear(3, 4, seed=0), tt.Sigmoid(), tt.GRU(4, 2, seed=1), tt.Sigmoid())
     x = numbers(5, 2, 3, dtype="float32")
     x[2:, 1] = np.nan
@@ -189,7 +189,7 @@ def test_the_same_bits_for_any_number_of_threads(kind, threads):
 def test_the_dtype_of_layers_around_activations_is_saved(make, tmp_path):
     layer = make()
     for array in layer.parameters.values():
-        array += 1e-12  # which float32 would lose
+        array += 1e-12  # lost in float32
     layer.save(tmp_path / "layer")
     loaded, x = tt.load(tmp_path / "layer"), np.linspace(-1, 1, 12).reshape(3, 4)
     assert loaded.dtype == np.float64

@@ -1,4 +1,4 @@
-"""What torch.nn.RNN, GRU and LSTM give, in float64 to 1e-10: outputs, states, every gradient."""
+"""Agreement with torch.nn.RNN, GRU and LSTM, in float64 to 1e-10: outputs, states, every gradient."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torch_side import BOUND, arrays, backward, gradient, laid_out, leaves, modu
 @pytest.mark.parametrize("kind", TORCH_KINDS)
 @given(data=st.data(), batch_first=st.booleans(), batched=st.booleans(), with_state=st.booleans())
 def test_random_configurations(kind, data, batch_first, batched, with_state):
-    """Layers 1 to 3, one direction or both, both layouts, no batch axis, bias or none, sizes of 1 and odd."""
+    """1 to 3 layers, one direction or both, both layouts, no batch axis, with and without bias, sizes of 1 and odd."""
     problem = data.draw(problems(kind) if batched else problems(kind, B=1))
 
     x, d_output = (laid_out(values, batched, batch_first) for values in (problem.x, problem.d_output))
@@ -46,7 +46,7 @@ def test_random_configurations(kind, data, batch_first, batched, with_state):
 @pytest.mark.parametrize("kind", TORCH_KINDS)
 @pytest.mark.parametrize("layers", [1, 3])
 def test_packed_sequences(kind, layers):
-    """`lengths` is what torch calls a PackedSequence that is not enforced to be sorted."""
+    """`lengths` corresponds to a PackedSequence with enforce_sorted=False."""
     problem = Problem(kind, T=9, B=6, L=layers, D=2)
     lengths = np.array([4, 9, 1, 7, 4, 2])
     module, x, state = module_of(problem), leaves(problem.x), leaves(problem.state)
@@ -66,8 +66,8 @@ def test_packed_sequences(kind, layers):
 
 
 def test_hidden_and_cell_are_what_a_cell_loop_retains():
-    """dL/dh_t and dL/dc_t of a loop over torch.nn.LSTMCell, in which every state keeps its gradient; with a
-    loss on outputs, on cell states and on the final state."""
+    """dL/dh_t and dL/dc_t of a loop over torch.nn.LSTMCell that retains the gradient of every state, with a loss on
+    outputs, on cell states and on the final state."""
     problem = Problem("lstm", T=11, B=4, I=5, H=7)
     cell = torch.nn.LSTMCell(5, 7, dtype=torch.float64)
     cell.load_state_dict({name[: -len("_l0")]: torch.tensor(p) for name, p in problem.parameters.items()})
@@ -91,10 +91,10 @@ def test_hidden_and_cell_are_what_a_cell_loop_retains():
         assert_close(ours[0], np.stack([arrays(s, gradient) for s in theirs]), BOUND)
 
 
-@pytest.mark.filterwarnings("ignore:LSTM with projections")  # torch says which implementation it takes
+@pytest.mark.filterwarnings("ignore:LSTM with projections")  # torch reports its choice of implementation
 @pytest.mark.parametrize("kind", TORCH_KINDS)
 def test_float32_is_as_near_to_torch_as_rounding_allows(kind):
-    """Twice the bound: torch rounds too."""
+    """Twice the bound, because torch rounds too."""
     problem = Problem(kind, T=40, B=8, I=20, H=33, L=2, D=2, dtype="float32")
     module, x, state = module_of(problem, torch.float32), leaves(problem.x), leaves(problem.state)
     output, final = module(x, state)
@@ -110,7 +110,7 @@ def test_float32_is_as_near_to_torch_as_rounding_allows(kind):
 @pytest.mark.parametrize("kind", TORCH_KINDS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_state_dict_loads_as_it_is(kind, dtype):
-    """Converted between float types, and copied: what torch does with its tensors later is no matter."""
+    """Converted between float types and copied, so that later changes to torch's tensors have no effect."""
     problem = Problem(kind, L=2, D=2)
     module = module_of(problem)
     layer = Problem(kind, L=2, D=2, dtype=dtype, seed=1).layer()
@@ -138,7 +138,7 @@ def test_parameters_that_require_a_gradient_load_too():
     ],
 )
 def test_analyses_take_torchs_modules(kind, library):
-    """On the memory of their weights, with the same bits as the layer with these parameters."""
+    """They use the memory of its weights, and give the same bits as the layer with these parameters."""
     problem = Problem(kind, L=2)
     package = torch.nn if library == "torch.nn" else pytest.importorskip(library)
     module, layer = module_of(problem, library=package), problem.layer()
@@ -176,7 +176,7 @@ def test_analyses_read_weights_where_they_lie():
     for name, parameter in module.named_parameters():
         assert np.shares_memory(layer.parameters[name], arrays(parameter))
     before = tt.gradient_flow(module, x := torch.randn(5, 2, 3)).log10_norm
-    torch.nn.utils.parametrizations.weight_norm(module, "weight_hh_l0")  # computes another one, of the same values
+    torch.nn.utils.parametrizations.weight_norm(module, "weight_hh_l0")  # makes a new tensor of equal values
     assert_close(tt.gradient_flow(module, x).log10_norm, before, rounding_bound("float32", 100))
 
 
@@ -213,7 +213,7 @@ def test_analyses_say_which_torch_module_they_cannot_take():
 
 
 def test_the_core_imports_neither_torch_nor_the_bridge():
-    """Not to take a module of torch's either: the bridge moves the library's threads to torch's."""
+    """Nor for a torch module as an argument: the bridge would move the library's threads to torch's."""
     script = """
         import sys, throughtime as tt
         assert "torch" not in sys.modules

@@ -1,6 +1,6 @@
-"""The emulator of Intel AMX, which other tests of the AMX level rely on, against plain loops.
+"""Checks the emulator of Intel AMX, on which other tests of the AMX level rely, against plain loops.
 
-Where the processor has AMX, its own instructions stand the same comparison: what holds of both holds of one another.
+If the processor has AMX, its own instructions pass the same comparison, so that both agree with each other.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ pytestmark = needs_avx2
 emulated = pytest.mark.skipif(HAS_AMX, reason="this processor executes AMX itself, so there is nothing to emulate")
 native = pytest.mark.skipif(not HAS_AMX, reason="this processor has no AMX to compare the emulator with")
 
-# A mistake of amx_emulator_check.cpp, and what the emulator says of it.
+# A mistake of amx_emulator_check.cpp, and the emulator's message.
 MISTAKES = {
     "load before configuration": "TILELOADD: tiles are not configured",
     "store before configuration": "TILESTORED: tiles are not configured",
@@ -43,7 +43,7 @@ MISTAKES = {
     "odd bytes": "TDPBUUD: bytes per row are no multiple of 4",
 }
 
-# Beside one byte, each is an instruction that the emulator knows; a processor with AMX refuses them all as well.
+# Each differs by one byte from an instruction that the emulator knows; a processor with AMX refuses them too.
 REFUSED = {
     "ud2": "0f0b",
     "tilerelease with a register": "c4e27849c1",

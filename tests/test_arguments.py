@@ -1,4 +1,4 @@
-"""Bad arguments: an error that names the argument, what came and what was expected."""
+"""Bad arguments raise an error that names the argument, the value and the expectation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ X = PROBLEM.x
 
 
 def raises(error, words, call, *args, **kwargs):
-    """`call` raises this error; its message has all the words, the first one, a name, by itself."""
+    """`call` raises this error; its message contains all the words, the first one, a name, as a separate word."""
     with pytest.raises(error) as caught:
         call(*args, **kwargs)
     assert re.search(rf"\b{re.escape(words[0])}\b", str(caught.value)), f"no {words[0]} in: {caught.value}"
@@ -28,7 +28,7 @@ def raises(error, words, call, *args, **kwargs):
 
 
 def cases(table):
-    """A test for every (wrong arguments, error, words that the message has)."""
+    """A test for each (wrong arguments, error, words in the message)."""
     return pytest.mark.parametrize(("wrong", "error", "words"), table, ids=[" ".join(words) for _, _, words in table])
 
 
@@ -232,7 +232,7 @@ def test_the_gradient_of_a_last_output_has_its_shape(layer):
 
 
 def test_foreign_parameters_are_all_named_at_once_and_none_is_loaded():
-    """The missing, the unexpected and the misshapen, in one error."""
+    """One error lists missing, unexpected and misshapen ones."""
     layer = PROBLEM.layer()
     before = {name: array.copy() for name, array in layer.parameters.items()}
     wrong = {name: array + 1 for name, array in before.items()}
@@ -260,7 +260,7 @@ def test_parameters_are_floats(dtype):
 
 @pytest.mark.parametrize("replacement", [zeros(24, 5), zeros(24, 6, dtype="float64"), None])
 def test_a_parameter_replaced_by_what_does_not_fit_is_named(replacement):
-    """The dict is the user's to write into; what he puts there is checked before it is used."""
+    """Users may write into the dict; entries are checked before use."""
     layer = PROBLEM.layer()
     layer.parameters["weight_hh_l0"] = replacement
     raises((TypeError, ValueError), ["weight_hh_l0"], layer.forward, X)

@@ -1,4 +1,4 @@
-"""SelfAttention: torch's results and the reference's, windows, lengths, memory, any number of threads."""
+"""SelfAttention: agreement with torch and the reference, windows, lengths, memory, any number of threads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Problem:
     T: int = 9
     B: int = 2
     heads: int = 2
-    E: int = 5  # features of a head
+    E: int = 5  # features per head
     causal: bool = True
     window: int | None = None
     dtype: str = "float64"
@@ -51,14 +51,14 @@ class Problem:
 
     def layer(self):
         layer = tt.SelfAttention(self.heads * self.E, **self.options, dtype=self.dtype, seed=self.seed)
-        for array in (layer.parameters["in_proj_bias"], layer.parameters["out_proj.bias"]):  # which start as zeros
+        for array in (layer.parameters["in_proj_bias"], layer.parameters["out_proj.bias"]):  # they start as zeros
             array[...] = np.random.default_rng(self.seed).standard_normal(array.shape)
         return layer
 
     def bound(self, layer):
-        """Relative to the largest entry of each tensor. An error of a score, which is a sum of E products of sums of F,
-        is relative to |q| |k| / sqrt(E), and as large relative to what its exponential weighs; sums over keys,
-        queries, features and the batch follow."""
+        """Relative to the largest entry of each tensor. A score is a sum of E products of sums of F, so its error is
+        relative to |q| |k| / sqrt(E), and equals the relative error of its exponential; sums over keys, queries,
+        features and the batch follow."""
         F, keys = self.heads * self.E, min(self.T, (self.window or self.T) * (1 if self.causal else 2))
         q, k, _ = np.split(self.x @ layer.parameters["in_proj_weight"].T + layer.parameters["in_proj_bias"], 3, axis=2)
         by_head = (*self.x.shape[:2], self.heads, self.E)
@@ -68,7 +68,7 @@ class Problem:
 
 
 def run(layer, x, d_output, lengths=None):
-    """Output, gradient of the input, gradients of parameters."""
+    """Output, gradient of the input, gradients of the parameters."""
     tape = layer.forward(x, lengths)
     grads = tape.backward(d_output)
     return tape.output, grads.input, grads.parameters
@@ -80,7 +80,7 @@ def check(problem, lengths=None):
     assert all(array.dtype == problem.dtype for array in (*ours[:2], *ours[2].values()))
     arrays = (wide(array) for array in (layer.parameters, problem.x, problem.d_output))
     expected = reference.self_attention(*arrays, **problem.options, lengths=lengths)
-    # Where a query sees itself alone, the gradient of its score is a difference of equals: nothing, but for rounding.
+    # If a query sees only itself, the gradient of its score is a difference of equals: zero up to rounding.
     floor = np.abs(expected[1]).max(initial=0)
     assert_close(ours, expected, problem.bound(layer), floor=floor)
     return ours
@@ -102,7 +102,7 @@ SIZES = [
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_agrees_with_torch(sizes, causal, window):
-    """In float64 to 1e-10, output and every gradient."""
+    """Output and every gradient, in float64 to 1e-10."""
     torch = pytest.importorskip("torch")
     problem = Problem(*sizes, causal=causal, window=window)
     layer = problem.layer()
@@ -142,7 +142,7 @@ def test_agrees_with_the_reference(dtype, problem, some_lengths):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("causal", "window"), [(True, None), (False, None), (True, 300), (False, 77)])
 def test_several_segments_agree_with_the_reference(dtype, causal, window):
-    """A task has 512 steps; the gradient of a query is the sum over the tasks whose keys it sees."""
+    """A task has 512 steps; the gradient of a query is the sum over the tasks that contain its keys."""
     problem = Problem(T=1300, B=2, heads=1, E=12, causal=causal, window=window, dtype=dtype)
     check(problem)
     check(problem, np.array([700, 513]))
@@ -189,7 +189,7 @@ def test_same_bits_for_any_number_of_threads(dtype, causal, window, threads, tea
 
 
 def kernel(x, layer):
-    """What the heads give, before the last projection."""
+    """The output of the heads, before the last projection."""
     return layer.forward(x)._attended
 
 
@@ -208,7 +208,7 @@ def test_the_future_and_what_left_the_window_change_no_bit():
 
 @pytest.mark.per_level
 def test_a_window_of_one_passes_its_value_on():
-    """One probability, 1: exactly."""
+    """Its one probability is exactly 1."""
     problem = Problem(T=70, window=1, dtype="float32")
     layer = problem.layer()
     projection = tt.Linear(layer.size, 3 * layer.size)
@@ -218,7 +218,7 @@ def test_a_window_of_one_passes_its_value_on():
 
 @pytest.mark.per_level
 def test_equal_scores_give_the_mean():
-    """Of small integers over a power of two of keys: exactly. The window in both directions has 2w - 1 steps."""
+    """Exact for small integers with a power of two of keys. The window in both directions has 2w - 1 steps."""
     layer = tt.SelfAttention(1, 1, causal=False, window=3, dtype="float64")
     layer.parameters["in_proj_weight"][...] = [[0], [0], [1]]
     x = np.arange(8.0)[:, None]
@@ -229,7 +229,7 @@ def test_equal_scores_give_the_mean():
 @pytest.mark.per_level
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_huge_scores_do_not_overflow(dtype):
-    """Scores of 1e8 and more: each query attends to its best key alone, and gradients are finite."""
+    """With scores of 1e8 and more, each query attends to its best key alone, and gradients are finite."""
     problem = Problem(T=200, B=1, heads=1, E=8, dtype=dtype)
     layer = problem.layer()
     layer.parameters["in_proj_weight"][:8] *= 1e8
@@ -316,7 +316,7 @@ def test_gradcheck(options):
 
 
 def test_the_tape_holds_what_it_says():
-    """x, queries, keys, values, what the heads gave, the output, two numbers a query and head, and the weights."""
+    """x, queries, keys, values, the heads' output, the output, two numbers per query and head, and the weights."""
     T, B, F, heads = 100, 3, 16, 4
     layer = tt.SelfAttention(F, heads, seed=0)
     parameters = sum(array.nbytes for array in layer.parameters.values())
@@ -346,17 +346,17 @@ print(kilobytes("VmHWM") - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 def test_a_long_sequence_needs_memory_for_its_steps_alone():
-    """Tape and gradients are 13 arrays of T F floats, 55 MB; scores of all steps would be 537 MB."""
+    """Tape and gradients are 13 arrays of T F floats, 55 MB; the scores of all steps would be 537 MB."""
     done = subprocess.run([sys.executable, "-c", LONG], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 80_000
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_ctrl_c_stops_a_long_call(count, threads):
-    """Long before its end, while one thread waits for another; and the next call is right."""
+    """Long before its end, while one thread waits for another; the next call is correct."""
     threads(count)
     layer = tt.SelfAttention(64, 1, causal=False, seed=0)
-    x = np.ones((24_000, 1, 64), np.float32)  # a second or more of work, and its backward more than twice that
+    x = np.ones((24_000, 1, 64), np.float32)  # at least a second of work, and more than twice that in the backward
     short = run(layer, x[:3], x[:3])
     tape = layer.forward(x)
     for call in (lambda: layer.forward(x), lambda: tape.backward(x)):

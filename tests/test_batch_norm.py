@@ -23,7 +23,7 @@ def numbers(*shape, seed=0, dtype="float64"):
 
 
 def made(size=F, dtype="float64", **options):
-    """Weights, biases and running statistics that are not ones and zeros."""
+    """Sets weights, biases and running statistics that are not ones and zeros."""
     norm = tt.BatchNorm(size, dtype=dtype, **options)
     for k, array in enumerate([*norm.parameters.values(), norm.buffers["running_mean"]]):
         array += 0.3 * numbers(size, seed=k)
@@ -41,13 +41,13 @@ def torchs(norm):
 
 
 def bound_of(rows, dtype):
-    """Sums over the rows in float64, whose error a small deviation magnifies, and one rounding to the layer's type."""
+    """Sums over rows in float64, whose error a small deviation magnifies, and one rounding to the layer's type."""
     deviation = np.sqrt(rows.astype(np.float64).var(axis=0).min(initial=1.0) + 1e-5)
     return rounding_bound("float64", 4 * len(rows) + 40) / min(1, deviation) + np.finfo(dtype).eps / 2
 
 
 def check_against_torch(norm, x, training=True, steps=2):
-    """Outputs, gradients and running statistics, over several forwards."""
+    """Compares outputs, gradients and running statistics over several forwards."""
     import torch
 
     module = torchs(norm).train(training)
@@ -100,7 +100,7 @@ def test_inference_takes_the_running_statistics():
 
 
 def test_after_many_forwards_of_a_batch_inference_is_what_training_gives():
-    """0.9^400 is 5e-19 of the start; what is left is n / (n - 1) of the variance."""
+    """The start has decayed to 0.9^400 = 5e-19; a factor n / (n - 1) of the variance remains."""
     norm, x = tt.BatchNorm(F, dtype="float64"), 2 * numbers(7, 3, F) + 5
     for _ in range(400):
         tape = norm.forward(x)
@@ -116,7 +116,7 @@ def test_after_many_forwards_of_a_batch_inference_is_what_training_gives():
 
 @pytest.mark.parametrize("padding", [0.0, np.nan, np.inf, 1e300])
 def test_padding_is_neither_counted_nor_written(padding):
-    """What holds of the steps within the lengths holds of a batch of nothing else."""
+    """A padded batch gives the same results as a batch of only the valid steps."""
     lengths, x, d_output = [7, 0, 3, 1], numbers(7, 4, F), numbers(7, 4, F, seed=1)
     valid = np.arange(7)[:, None] < lengths
     norm, alone = made(), made()
@@ -181,7 +181,7 @@ def test_one_row_has_no_variance_and_none_changes_nothing():
 
 @pytest.mark.parametrize(("dtype", "offset"), [("float32", 1e6), ("float64", 1e15)])
 def test_equal_rows_give_the_bias_and_offsets_keep_their_digits(dtype, offset):
-    """Integers around the offset are exact, and so are their differences."""
+    """Integers near the offset are exact, and so are their differences."""
     norm = made(1, dtype)
     bias = norm.parameters["bias"][0]
     assert (norm.forward(np.full((1000, 1), 1.1 * offset, dtype)).output == bias).all()
@@ -192,7 +192,7 @@ def test_equal_rows_give_the_bias_and_offsets_keep_their_digits(dtype, offset):
 
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 1e37), ("float64", 1e307), ("float64", 1e160)])
 def test_large_numbers_are_normalised_as_small_ones_are(dtype, size):
-    """A power of two changes no digit; 1e-5 is nothing beside either variance."""
+    """A power of two changes no digit; 1e-5 is negligible relative to either variance."""
     factor = np.ldexp(1.0, int(math.log2(size)))
     x, d_output = 1e3 * numbers(50, F, dtype=dtype), numbers(50, F, seed=1, dtype=dtype)
     small, large = made(dtype=dtype).forward(x), made(dtype=dtype).forward(x * x.dtype.type(factor / 1e4))
@@ -330,7 +330,7 @@ def test_repr():
 
 
 def test_gradient_flow_sees_the_statistics_of_the_batch_as_training_does():
-    """And leaves the running ones alone. With lengths too."""
+    """It leaves the running statistics unchanged. With lengths too."""
     layers, x = stack(), numbers(5, 3, 3)
     d_output = numbers(5, 3, F, seed=1)
     for lengths in (None, [5, 2, 4]):
@@ -344,9 +344,9 @@ def test_gradient_flow_sees_the_statistics_of_the_batch_as_training_does():
 
 
 def test_gradient_flow_past_the_range_of_floats():
-    """An RNN after the norm whose gradient is some 1e-500 at the first of 2000 steps; the norm mixes all of them.
+    """An RNN after the norm whose gradient is about 1e-500 at the first of 2000 steps; the norm mixes all steps.
 
-    Its backward with 400 steps, whose gradients float64 holds, is the truth for as many.
+    Truth: its backward over 400 steps, whose gradients are within float64's range, for as many steps.
     """
 
     def layers():

@@ -1,4 +1,4 @@
-"""`throughtime bench`: who is timed, which options belong together, how results are written. No time is judged."""
+"""`throughtime bench`: the contenders, option combinations, output of results. No time is judged."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def folder(tmp_path, monkeypatch):
 
 
 class Made:
-    """A contender of a made-up case. An exception among its times is raised."""
+    """A contender of a made-up case. Exceptions among its times are raised."""
 
     def __init__(self, name, log, times, wrong=None):
         self.name, self.log, self.times, self.wrong = name, log, iter(times), wrong
@@ -57,7 +57,7 @@ class Made:
 
 
 class MadeCase(Case):
-    """A case of made-up times; `wrong` names contenders with wrong answers."""
+    """A case with made-up times; `wrong` names the contenders with wrong answers."""
 
     ratios = property(lambda self: {name: (name, OURS) for name in self._times if name != OURS})
 
@@ -80,7 +80,7 @@ class MadeCase(Case):
 
 
 def made_up(times, **options):
-    """The result of a case whose times are given, the same number for everyone."""
+    """The result of a case with given times, the same number for each contender."""
     (result,) = measure(MadeCase(times, **options), len(next(iter(times.values()))))
     return result
 
@@ -150,7 +150,7 @@ def test_a_verdict_names_the_worst(error):
 def test_ratios_are_those_of_the_rounds():
     found = made_up({OURS: [1.0, 2.0, 4.0], "torch": [3.0, 4.0, 20.0]})
     assert found.ratios("torch", OURS) == [3.0, 2.0, 5.0]
-    assert found.ratio("torch", OURS) == 3.0  # that of the medians is 2
+    assert found.ratio("torch", OURS) == 3.0  # the ratio of the medians is 2
     assert found.outcomes["torch"].median == 4.0
     assert made_up({OURS: [1.0], "torch": [1.0]}, wrong=(OURS,)).ratio("torch", OURS) is None
 
@@ -171,7 +171,7 @@ def test_numbers_have_three_digits_or_more(value, shown):
 
 
 class MadeSuite(Suite):
-    """Shows made-up results."""
+    """Reports made-up results."""
 
     rounds = 1
 
@@ -258,7 +258,7 @@ def test_json_has_every_number():
 
 
 def test_the_plot_takes_every_kind_of_result(tmp_path):
-    """Ratios below one, several contenders, cells and ways of timing, and who was not timed."""
+    """Ratios below one, several contenders, cells and ways of timing, and contenders that were not timed."""
     found = [
         made_up({OURS: [1.0], "torch": [0.7], "jax": [30.0]}),
         *(made_up({OURS: [1.0], "torch": [2.0]}, problem="wide", cell=cell) for cell in ("LSTM", "RNN", "MLP")),
@@ -298,7 +298,7 @@ def test_everything_is_written(made, folder):
 
 
 def test_results_are_saved_before_they_are_shown(made, folder, monkeypatch):
-    """And replace others with --force."""
+    """They replace earlier results with --force."""
 
     def fail(*_):
         raise BrokenPipeError(32, "Broken pipe")
@@ -342,7 +342,7 @@ class Unmeasured(MadeCase):
     ],
 )
 def test_what_fails_the_command(made, case, code, words):
-    """Any wrong answer, a failure of ours, a case that could not be measured; not the failure of others."""
+    """Any wrong answer, a failure of ours, or a case that could not be measured; not a failure of other contenders."""
     done = made("--plot", "b.png", cases=[case])
     assert done.exit_code == code, done.output
     assert words in done.output.splitlines()
@@ -457,7 +457,7 @@ def test_the_spread_leaves_a_tenth_out_at_either_end(monkeypatch):
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_peak_is_that_of_a_processor(threads):
-    """Between a tenth of a multiply-add per cycle and twice the widest vectors there are, on both cores."""
+    """Between a tenth of a multiply-add per cycle and twice the widest existing vectors, on both cores."""
     before = tt.get_num_threads()
     tt.set_num_threads(threads)
     assert 1e8 < _core.peak(0.02) < threads * 1e12
@@ -469,7 +469,7 @@ def test_a_process_answers_requests_until_it_is_closed():
     assert process.call("get", "a") == 1
     with pytest.raises(ProcessError, match="TypeError"):
         process.call("get")
-    assert process.call("get", "b") is None  # it goes on after a failure
+    assert process.call("get", "b") is None  # the process continues after a failure
     process.close()
     with pytest.raises(ProcessLookupError):
         os.kill(process.pid, 0)

@@ -1,4 +1,4 @@
-"""`throughtime bench` on tiny layers: answers of all contenders, what is timed and how, and the whole command."""
+"""`throughtime bench` on tiny layers: answers of all contenders, timing, and the complete command."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LAST = SMALL._replace(timed=(BACKWARD,))
 
 @pytest.fixture(autouse=True)
 def settings(monkeypatch):
-    """Short turns; one thread, since those of OpenMP wait for milliseconds where other programs hold the cores."""
+    """Short turns; one thread, because OpenMP threads wait for milliseconds if other programs occupy the cores."""
     for name, seconds in {"REST": 0.0, "WARM": 1e-9, "FILL": 1e-9}.items():
         monkeypatch.setattr(device, name, seconds)
     monkeypatch.setenv("NPROC", "1")
@@ -45,7 +45,7 @@ def each(problem):
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """Runs the command on tiny problems, on a quiet machine that is not measured."""
+    """Runs the command on tiny problems; reports a quiet machine without measuring it."""
     lean = SMALL._replace(cell="LSTM", lean=True)
     here = {"stream": each(SMALL), "vanishing": each(LAST), "million": (lean,)}
     monkeypatch.chdir(tmp_path)
@@ -103,7 +103,7 @@ def test_a_layer_has_the_same_data_in_every_process():
 
 @pytest.mark.parametrize("name", cpu.CPU_DEFAULT)
 def test_the_bound_tells_bfloat16_from_float32(name):
-    """A product of bfloat16 numbers is off by 2^-9 and more; for float32, the bound must not let it through."""
+    """bfloat16 products are off by at least 2^-9; the bound for float32 must reject that."""
     medium = Numbers("float32", "medium").product_error(ours=True)
     for problem in CPU_PROBLEMS[name]:
         terms = problem.terms(problem.T)
@@ -139,7 +139,7 @@ def test_the_work_is_that_of_the_products():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 def test_peak_memory_of_a_step():
-    """At least the gradients of x and the states, which the step returns."""
+    """At least the size of the gradients of x and of the states, which the step returns."""
     problem = Recurrence("LSTM", 500, 16, 64, 64)
     data = host_data(problem)
     least = data.x.nbytes + 2 * data.d_output.nbytes
@@ -205,7 +205,7 @@ def test_a_lean_problem_is_measured_alone(run, monkeypatch):
 
 
 class Wrong(Ours):
-    """Ours, with a gradient that is off by a hundredth."""
+    """Ours, with one gradient off by 1 %."""
 
     def answers(self, compared):
         found = super().answers(compared)

@@ -1,4 +1,4 @@
-"""`throughtime bench --device cuda` with the CPU in its place: answers, times, what is compared and written."""
+"""`throughtime bench --device cuda` with the CPU in place of the device: answers, times, comparisons, output."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ COMPARED = 5, 30  # steps, rows
 
 
 class InPlace(device.Cuda):
-    """The CPU in a GPU's place."""
+    """The CPU in place of a GPU."""
 
     place, matrix, copied = "cpu", 32, 1 << 12
 
@@ -63,7 +63,7 @@ CPU = InPlace()
 
 @pytest.fixture(autouse=True)
 def settings(monkeypatch):
-    """Short turns, a beginning that is shorter than the problems, and torch's switches as they were."""
+    """Short turns, compared parts shorter than the problems, and torch's switches restored."""
     monkeypatch.setattr(device, "GPU_FILL", 1e-9)
     monkeypatch.setattr(cuda, "COMPARED", dict(zip(("recurrent", "rows"), COMPARED, strict=True)))
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
@@ -96,7 +96,7 @@ def case(problem, numbers=(FLOAT16, BFLOAT16, FLOAT32), against=("cudnn",)):
 
 
 def result(problem, timed, times):
-    """Of made-up rounds, in bfloat16."""
+    """A result of made-up rounds, in bfloat16."""
     outcomes = {f"{who} bfloat16": Outcome(seconds=rounds) for who, rounds in times.items()}
     return Result(case(problem, [BFLOAT16]), timed, outcomes)
 
@@ -191,7 +191,7 @@ def test_a_missing_device_is_one_line(monkeypatch, missing, words):
 
 
 def vanilla(projected, recurrent, bias, states=None, function="lstm", dtype="bfloat16"):
-    """flashrnn's function by its shapes: (B, T, G, N, D), (G, N, D, P), (G, N, D); states (S, B, T, N, D)."""
+    """A function with the shapes of flashrnn's: (B, T, G, N, D), (G, N, D, P), (G, N, D); states (S, B, T, N, D)."""
     assert (function, dtype) == ("lstm", "float32")
     h = c = projected.new_zeros(projected[:, 0, 0].shape)
     steps = []
@@ -205,7 +205,7 @@ def vanilla(projected, recurrent, bias, states=None, function="lstm", dtype="bfl
 
 
 def wrong(found, problem, numbers=FLOAT32, ours=False):
-    """The verdict on answers of the first steps or rows."""
+    """The verdict on the answers of the first steps or rows."""
     rows = isinstance(problem, AddNorm)
     compared = COMPARED[rows]
     expected = (add_norm if rows else torch_layers).reference(problem, numbers.type, CPU, compared)
@@ -228,7 +228,7 @@ def test_layers_agree_with_float64(monkeypatch, name, cell):
     assert {"inference", "output", "input"} < set(found)
     assert wrong(found, problem) is None
     assert len(found["input"]) == 12
-    assert not found["input"][5:].any()  # the whole sequence ran, with a loss on the first steps alone
+    assert not found["input"][5:].any()  # ran the whole sequence, with a loss on the first steps only
     assert all(CPU.turn(layer, timed) > 0 for timed in problem.timed)
 
 
@@ -274,7 +274,7 @@ def test_errors_are_over_the_beginning_and_infinite_if_the_rest_is_not_finite():
 
 
 def test_bounds_follow_the_numbers():
-    """2^-9 and 2^-12 are the errors of single numbers, root mean square, that are rounded to those types."""
+    """2^-9 and 2^-12 are the root-mean-square errors of single numbers that are rounded to these types."""
 
     def bound(numbers, ours=True):
         return accuracy.bound(GPU_PROBLEMS["mark"][0].terms(64), numbers.product_error(ours))
@@ -380,7 +380,7 @@ def test_the_share_of_the_ceiling_and_its_name(problem, time, expected):
 
 
 def test_the_lists_of_problems():
-    """Those for which marks are set; every name and cell once."""
+    """The problems with marks; every name and cell occurs once."""
     sizes = {(problem.cell, problem.T, problem.B, problem.H) for problem in GPU_PROBLEMS["sizes"]}
     assert len(sizes) == len(GPU_PROBLEMS["sizes"]) == 2 * 4 * 3
     assert ("LSTM", 1024, 16, 768) in sizes

@@ -1,4 +1,4 @@
-"""`throughtime bench --step` on tiny models: answers of all programs, blocks, processes, and the whole command."""
+"""`throughtime bench --step` on tiny models: answers of all programs, blocks, processes, and the complete command."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ NAMES = [MODULES, NUMPY, TORCH]
 
 @pytest.fixture(autouse=True)
 def settings(monkeypatch):
-    """No rests; one thread, since those of OpenMP wait for milliseconds where other programs hold the cores."""
+    """No rests; one thread, because OpenMP threads wait for milliseconds if other programs occupy the cores."""
     monkeypatch.setattr(host, "REST", 0.0)
     before = tt.get_num_threads(), torch.get_num_threads()
     tt.set_num_threads(1)
@@ -55,7 +55,7 @@ def settings(monkeypatch):
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """Runs the command on tiny problems, on a quiet machine that is not measured."""
+    """Runs the command on tiny problems; reports a quiet machine without measuring it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(suite, "PROBLEMS", TINY)
     monkeypatch.setattr(_core, "peak", lambda seconds: 1e11)
@@ -71,7 +71,7 @@ def run(monkeypatch, tmp_path):
 
 
 class Here:
-    """The programs in this process, in place of a process of their own."""
+    """The programs in this process instead of separate processes."""
 
     def __init__(self, task, kind, threads, cache):
         self._host = host.Host(task)
@@ -91,7 +91,7 @@ def measured(name, cell, start=Here, rounds=1, **options):
 
 
 class Off:
-    """A program whose answers are off by a hundredth: `what` is a gradient's name or "loss"."""
+    """A program whose answers are off by 1 %: `what` is a gradient's name or "loss"."""
 
     def __init__(self, program, what):
         self._program, self._what = program, what
@@ -147,7 +147,7 @@ def test_a_wrong_answer_is_found_and_not_timed(monkeypatch, name, what, words):
 
 
 def test_a_missing_gradient_and_a_missing_update_are_wrong():
-    """If a program's optimiser does nothing, the gradients are right, and the losses are not."""
+    """If a program's optimiser does nothing, its gradients are right and its losses are not."""
     task = Task(TINY["language"], "LSTM")
 
     def run(make, idle=False):
@@ -182,7 +182,7 @@ def test_a_task_is_the_same_in_every_process():
 
 
 def test_blocks_alternate_after_two_steps_of_their_own(monkeypatch):
-    """Once all have answered, a block is its own warm-up and its own steps, with nothing between."""
+    """After all have answered, a block is its own warm-up and its own steps, without interruption."""
     steps = []
 
     class Silent:

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.per_level
 
 
 def noisy(kind, dtype, **sizes):
-    """A problem with zoneout and weight dropout, and its masks among the options."""
+    """A problem with zoneout and weight dropout, and options with its masks."""
     problem = Problem(kind, dtype=dtype, zoneout=0.3, weight_dropout=0.2, **sizes)
     return problem, {"masks": problem.masks}
 
@@ -58,7 +58,7 @@ def of_tape(tape, grads):
 
 
 def other_results(dtype):
-    """Name and results of everything but the recurrent layers."""
+    """Name and results of all layers except the recurrent ones."""
     rng = np.random.default_rng(0)
 
     def array(*shape):
@@ -85,7 +85,7 @@ def other_results(dtype):
 
 
 def digest(results):
-    """Of arrays and of tuples, lists and dicts of them."""
+    """A hash of arrays and of tuples, lists and dicts of them."""
     found = hashlib.sha256()
 
     def add(value):
@@ -116,7 +116,7 @@ def recurrent_digests(kind, dtype):
 
 
 def digests():
-    """Of everything, by name, at the level in use."""
+    """Hashes of all results by name, at the level in use."""
     found = {f"{kind} {dtype}": recurrent_digests(kind, dtype) for kind in FORMS for dtype in DTYPES}
     return found | {dtype: {name: digest(results) for name, results in other_results(dtype)} for dtype in DTYPES}
 
@@ -141,7 +141,7 @@ def test_other_layers(dtype):
 
 
 def record():
-    """Write what every level of this machine gives."""
+    """Writes the hashes of every level of this machine."""
     known = json.loads(RECORDED.read_text()) if RECORDED.exists() else {}
     for level in [name for name, supported in _core.levels() if supported]:
         command = [sys.executable, __file__, "--print"]

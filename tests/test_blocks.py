@@ -1,4 +1,4 @@
-"""LayerNorm, MLP, ResidualBlock, Sequential: torch's results, kernels shared across borders, what is handed to whom."""
+"""LayerNorm, MLP, ResidualBlock, Sequential: agreement with torch, kernels shared across layers, routing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def numbers(*shape, seed=0, dtype="float64"):
 
 
 def shake(layer):
-    """Weights and biases of norms that are not ones and zeros."""
+    """Sets weights and biases of norms that are not ones and zeros."""
     for k, (name, array) in enumerate(layer.parameters.items()):
         if name.endswith(("norm.weight", "norm.bias")) or isinstance(layer, tt.LayerNorm):
             array += 0.3 * numbers(*array.shape, seed=k)
@@ -32,7 +32,7 @@ def shake(layer):
 
 
 def twin(layer):
-    """The same of torch's modules, whose names are ours."""
+    """The same model of torch's modules, with our parameter names."""
     torch = pytest.importorskip("torch")
 
     class MLP(torch.nn.Module):
@@ -147,7 +147,7 @@ def test_blocks_agree_with_torch(name, norm, residual, scale):
 
 
 def stack(dtype="float64", scale=1.0):
-    """Borders of every kind."""
+    """A stack with every kind of border between layers."""
     return shake(
         tt.Sequential(
             tt.Linear(4, F, dtype=dtype, seed=0),
@@ -179,15 +179,15 @@ def of_layer(parameters, i):
 
 
 def test_float32_within_the_bound_of_its_roundings():
-    """Some 60 roundings a layer and timestep, and the sums, whose terms are the features. What rounding leaves is
-    handed on no larger than the numbers themselves are."""
+    """About 60 roundings per layer and timestep, and the sums over features. Layers do not amplify rounding errors more
+    than the numbers themselves."""
     x = numbers(7, 3, 4, dtype="float32")
     terms = len(stack().layers) * 7 * (60 + 4 * 2 * F)
     check_against_torch(stack("float32"), x, bound=rounding_bound("float32", terms))
 
 
 def test_a_state_dict_of_torchs_encoder_layer_fits():
-    """Its linear1, linear2 are ours, its norm2 our norm."""
+    """Its linear1 and linear2 are ours, its norm2 is our norm."""
     torch = pytest.importorskip("torch")
     theirs = torch.nn.TransformerEncoderLayer(F, 2, 11, dropout=0.0, norm_first=True, dtype=torch.float64)
     state = {name: value for name, value in theirs.state_dict().items() if name.startswith("linear")}
@@ -215,7 +215,7 @@ def test_same_bits_for_any_number_of_threads(activation, dtype, threads, teams):
     x, d_output = numbers(900, 33, dtype=dtype), numbers(900, 33, seed=1, dtype=dtype)
 
     def run():
-        layer.forward(x).backward(x)  # freed memory holds other numbers than the expected ones
+        layer.forward(x).backward(x)  # so that freed memory holds values other than the expected ones
         tape = layer.forward(x)
         grads = tape.backward(d_output)
         return tape.output, grads.input, grads.parameters
@@ -229,14 +229,14 @@ def test_same_bits_for_any_number_of_threads(activation, dtype, threads, teams):
 @pytest.mark.per_level
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gelu_keeps_its_digits_where_it_vanishes(dtype):
-    """Of 1 + erf(x / sqrt 2), as frameworks have it, nothing is left at -9 in float64 nor at -6 in float32. The bound
-    is that of the distribution, 7 units, and two roundings; x W + b = x is exact."""
+    """The frameworks' 1 + erf(x / sqrt 2) has no digits left at -9 in float64 or at -6 in float32. The bound is that of
+    the distribution, 7 units, and two roundings; x W + b = x is exact."""
     mlp = tt.MLP(1, 1, "gelu", dtype=dtype)
     for name, array in mlp.parameters.items():
         array[...] = 1 if name.endswith("weight") else 0
     x = np.linspace(-12, 4, 999).astype(dtype)[:, None]
     true = np.array([v * math.erfc(-v / math.sqrt(2)) / 2 for v in x[:, 0].tolist()])[:, None]
-    # erfc itself is off by x^2 units of its argument's rounding.
+    # erfc itself is off by x^2 units of its argument's rounding
     unit = np.finfo(dtype).eps
     assert np.all(np.abs(mlp(x) - true) <= (9 * unit + (2 + 144) * 2.3e-16) * np.abs(true))
 
@@ -264,7 +264,7 @@ def test_nan_and_infinity_stay_in_their_row(activation):
 
 @pytest.fixture
 def kernels(monkeypatch):
-    """Calls of the LayerNorm kernel: for each whether an addition was part of it, forward and backward."""
+    """Calls of the LayerNorm kernel, forward and backward: for each, whether it included an addition."""
     calls = {"forward": [], "backward": []}
     forward, backward = layer_norm.forward, layer_norm.backward
 
@@ -286,9 +286,9 @@ def test_an_addition_and_the_norm_after_it_are_one_kernel(kernels):
     layers = tt.Sequential(*blocks[:2], tt.Sequential(blocks[2], tt.LayerNorm(F)))
     x = numbers(5, 2, F, dtype="float32")
     tape = layers.forward(x)
-    assert kernels["forward"] == [False, True, True, True]  # of the first one x is the sum
+    assert kernels["forward"] == [False, True, True, True]  # the first sum is x
     tape.backward(tape.output)
-    assert kernels["backward"] == [False, True, True, True]  # from the last to the first; the last one has no skip
+    assert kernels["backward"] == [False, True, True, True]  # from the last to the first; the last has no skip
     kernels["forward"].clear()
     layers(x)
     assert kernels["forward"] == [False, True, True, True]
@@ -297,7 +297,7 @@ def test_an_addition_and_the_norm_after_it_are_one_kernel(kernels):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scale", [1.0, 0.3])
 def test_shared_kernels_give_what_the_layers_give_one_by_one(dtype, scale):
-    """Where the scale is 1 nothing rounds differently; else the product does."""
+    """If the scale is 1, no rounding differs; otherwise the product is rounded."""
     layers, x = stack(dtype, scale), numbers(7, 3, 4, dtype=dtype)
     tape = layers.forward(x)
     d_output = numbers(7, 3, 3, seed=1, dtype=dtype)
@@ -333,12 +333,12 @@ def test_a_layer_of_the_users_own_is_called_as_it_is():
     assert_same_bits(layers.forward(x).output, norm.forward(block.forward(x).output).output)
 
 
-# What is handed to whom
+# Routing of arguments
 
 
 @pytest.mark.parametrize("name", ["lstm", "batch_first", "attention"])
 def test_lengths_whatever_the_padding_holds(name):
-    """As each sequence alone; zeros beyond, and nothing comes back from there."""
+    """Results are those of each sequence alone; outputs and gradients beyond a length are zero."""
     mixes = {
         "lstm": lambda: tt.LSTM(F, F, dtype="float64", seed=0),
         "batch_first": lambda: tt.LSTM(F, F, batch_first=True, dtype="float64", seed=0),
@@ -382,7 +382,7 @@ def test_lengths_of_integers_and_of_one_sequence():
     layers = tt.Sequential(tt.Embedding(5, F, seed=0), tt.ResidualBlock(tt.GRU(F, F, seed=1), F))
     x = np.random.default_rng(0).integers(0, 5, (7, 2))
     whole = layers.forward(x, [7, 3]).output
-    x[3:, 1] = -1  # no row of the embedding
+    x[3:, 1] = -1  # not a row of the embedding
     assert_same_bits(layers.forward(x, [7, 3]).output, whole)
     assert_close(layers.forward(x[:, 0], 7).output, whole[:, 0], rounding_bound("float32", 100))
     assert layers.forward(x[:, 0], 7).backward(whole[:, 0]).input is None
@@ -659,7 +659,7 @@ def test_a_broken_file_is_no_layer(tmp_path):
 
 
 def stateful(dtype="float64", **options):
-    """Recurrent layers at three depths, and layers without a state between them."""
+    """Recurrent layers at three depths, and layers without state between them."""
     return tt.Sequential(
         tt.LSTM(F, F, 2, dtype=dtype, seed=0, **options),
         tt.MLP(F, 5, dtype=dtype, seed=1),
@@ -703,7 +703,7 @@ def test_a_sequence_in_parts_is_the_whole(batch_first):
     for part in (x[:4], x[4:5], x[5:]):
         tapes.append(stack.forward(turn(part), state=state))
         state = tapes[-1].final_state
-    # Back through the parts, the gradient handed over by hand: that of the whole.
+    # The backward of the parts, passing the gradient by hand, equals that of the whole.
     d_output = numbers(9, 3, F, seed=1)
     expected, total, d_state = whole.backward(turn(d_output)), dict.fromkeys(stack.parameters, 0), None
     for tape, steps in zip(reversed(tapes), (slice(5, 9), slice(4, 5), slice(0, 4)), strict=True):

@@ -1,4 +1,4 @@
-"""Compiles and runs cells.cpp: proofs on the C++ cells and time loops themselves, at every register width."""
+"""Compiles and runs cells.cpp: proofs of the C++ cells and time loops, at every register width."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from emulation import EMULATES, EMULATES_AMX, HAS_AVX512
 
 CELLS = 16
 WIDTHS = (16, 32, 64)  # of v2 and neon, v3, v4
-RUNS_AMX = EMULATES and (HAS_AVX512 or EMULATES_AMX)  # on registers of 32 bytes it takes over a minute
+RUNS_AMX = EMULATES and (HAS_AVX512 or EMULATES_AMX)  # over a minute on 32-byte registers
 
 
 @pytest.fixture(scope="module")
 def programs():
-    """By width; compilers lower what is wider than this machine's registers."""
+    """The programs by width; compilers lower vectors wider than this machine's registers."""
     source = ROOT / "tests" / "cells.cpp"
     options = ["-Og", "-pthread", f"-I{ROOT / 'cpp'}", source]
     jobs = {width: [*options, f"-DTT_VECTOR_BYTES={width}"] for width in WIDTHS}

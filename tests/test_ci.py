@@ -1,4 +1,4 @@
-"""What .ci/run says it does, and what it does."""
+""".ci/run runs the commands that the README shows."""
 
 from __future__ import annotations
 

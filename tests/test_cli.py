@@ -1,4 +1,4 @@
-"""The command line on tiny settings: files written, numbers printed, refusals before any work."""
+"""The command line on tiny settings: files written, numbers printed, arguments refused before any work."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_training_learns_and_is_the_same_for_a_seed(folder):
     first, again, other = (call(*arguments, "--seed", seed).output for seed in (1, 1, 2))
     words = first.split("loss ")[1].split()
     before, after = float(words[0]), float(words[2])
-    assert before == pytest.approx(math.log2(len(set(TEXT))), rel=0.15)  # nothing known: all characters alike
+    assert before == pytest.approx(math.log2(len(set(TEXT))), rel=0.15)  # all characters equally likely
     assert after < 0.7 * before
     without_speed = [[line for line in output.splitlines() if "per second" not in line] for output in (first, again)]
     assert without_speed[0] == without_speed[1]
@@ -95,7 +95,7 @@ def test_saved_model_can_be_loaded(folder):
 
 @pytest.fixture
 def saved(folder):
-    """What `--save model` wrote, by name."""
+    """The files written by `--save model`, by name."""
     assert call("train", "text.txt", *TINY, "--save", "model").exit_code == 0
     return {path.name: path.read_bytes() for path in (folder / "model").iterdir()}
 
@@ -135,7 +135,7 @@ def test_a_plot_that_is_named_is_replaced_by_force_alone(folder, command):
 
 @pytest.mark.parametrize("fault", ["json.dumps", "throughtime.cli.character_model.sync"])
 def test_a_model_that_cannot_be_written_whole_is_not_written_in_part(folder, saved, monkeypatch, fault):
-    """The last file fails, or the disk."""
+    """Writing fails for the last file, or the disk is full."""
 
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
@@ -159,7 +159,7 @@ def test_lines_tell_how_training_goes_where_there_is_no_terminal(folder, monkeyp
 
 
 def test_the_end_of_the_text_is_held_out(folder):
-    """Another end changes no loss of the training, but that of what was held out."""
+    """A different end changes only the held-out loss."""
     (folder / "other.txt").write_text(TEXT[:-132] + TEXT[:132][::-1], encoding="utf-8")
     arguments = ["--hidden", 16, "--steps", 60, "--batch", 4, "--window", 16, "--lr", 0.02, "--sample-length", 0]
     ends = [call("train", text, *arguments).output.split("loss ")[1] for text in ("text.txt", "other.txt")]
@@ -172,7 +172,7 @@ def test_the_end_of_the_text_is_held_out(folder):
 
 
 def test_the_held_out_loss_is_the_mean_over_its_characters(folder):
-    """One stream, in pieces: as the logits of all steps at once say, each of some hundred roundings."""
+    """One stream, in pieces, gives the mean over the logits of all steps, within about a hundred roundings."""
     model = CharacterModel.new("abc", "gru", 1, 8, 0)
     ids = np.random.default_rng(0).integers(0, 3, 60)
     logits = model.linear(model.recurrent(model.embedding(ids[:-1, None]))[0])
@@ -190,14 +190,14 @@ def test_large_texts_are_held_out_in_part(folder):
 
 @pytest.mark.parametrize(("length", "held_out"), [(2640, 132), (65, 0), (66, 1), (70, 3), (20, 0)])
 def test_how_much_is_held_out(length, held_out):
-    """The last 5 %, where a window and its next character are left; with the character before."""
+    """The last 5 %, if a window and its next character remain, including the character before."""
     training, rest = train_module.split(np.arange(length), 64)
     assert len(training) == length - held_out
     assert rest.tolist() == list(range(length - held_out - 1, length))
 
 
 def test_a_sample_goes_on_from_the_prompt(folder, saved):
-    """As the model itself does, character by character."""
+    """Character by character, as the model itself continues."""
     result = call("sample", "model", "--prompt", "the q", "--length", 30, "--seed", 3, "--temperature", 0.5)
     assert result.exit_code == 0, result.output
     model, rng = CharacterModel.load(folder / "model"), np.random.default_rng(3)
@@ -337,7 +337,7 @@ def test_encode_handles_characters_beyond_16_bits():
 
 
 def test_a_text_in_pieces_is_the_text(tmp_path, monkeypatch):
-    """Characters of one to four bytes and line ends, wherever a piece ends."""
+    """Characters of one to four bytes and line ends, with pieces that end anywhere."""
     content = "\ufeffaé\r\n€\r😀\n\r\n\ufeff\r"
     path = tmp_path / "text"
     path.write_bytes(content.encode())
@@ -362,7 +362,7 @@ def test_the_first_byte_that_is_not_utf8_is_named(tmp_path, monkeypatch, place, 
 
 
 def test_a_text_takes_few_bytes_of_memory(tmp_path):
-    """Its own, an index of each, and a constant: below 3 of 8 MB of ASCII, where 8 are too many."""
+    """Itself, an index per character and a constant: below 3 bytes per character of 8 MB; 8 are too many."""
     (tmp_path / "text").write_bytes(TEXT.encode() * 3200)
     tracemalloc.start()
     try:
@@ -382,7 +382,7 @@ def test_unigram_bits():
 
 
 def test_streams_follow_on_across_windows():
-    """Within a stream each window begins where the one before ended, and targets are one character ahead."""
+    """Within a stream each window begins at the end of the one before, and targets are one character ahead."""
     streams = train_module._streams(np.arange(50), 3, 5, 50)
     windows = streams.windows(5)
     (a, a_next, first), (b, _, second) = next(windows), next(windows)
@@ -407,14 +407,14 @@ MODELS = ["RNN", "GRU", "LSTM", "LayerNorm LSTM", "plain stack", "residual stack
 
 
 def table_rows(output, *names):
-    """The cells after the names of the rows that begin with them."""
+    """The cells of the rows that begin with these names, without the names."""
     begins = [line.split() for line in output.splitlines()]
     words = " ".join(names).split()
     return [line[len(words) :] for line in begins if line[: len(words)] == words]
 
 
 def test_flow_shows_every_model_and_writes_a_plot(folder):
-    """Ones for 2 sequences and 8 units have the norm 4, which is what dL/dh is at the last step of a single cell."""
+    """Ones for 2 sequences and 8 units have norm 4, which is dL/dh at the last step of a single cell."""
     result = call("flow", *SMALL, "--plot", "flow.png")
     assert result.exit_code == 0, result.output
     assert is_png(folder / "flow.png")
@@ -428,9 +428,8 @@ def test_flow_shows_every_model_and_writes_a_plot(folder):
 
 
 def test_residual_additions_carry_the_gradient_through_the_stack(folder):
-    """An LSTM with default weights passes about a quarter of the norm down: of 6 comes 0.25^6 = 2e-4. With the addition
-    a layer multiplies by 1 and adds its quarter in any direction: 0.75^6 to 1.25^6.
-    """
+    """An LSTM with default weights passes about a quarter of the norm down: 6 layers leave 0.25^6 = 2e-4. With the
+    addition, a layer multiplies by 1 and adds its quarter in any direction: 0.75^6 to 1.25^6."""
     result = call("flow", *SMALL, "--layers", 6)
     shown = [table_rows(result.output, f"{kind} stack")[-1][0] for kind in ("plain", "residual")]
     plain, residual = (10 ** float(text[3:]) if text.startswith("10^") else float(text) for text in shown)
@@ -439,9 +438,8 @@ def test_residual_additions_carry_the_gradient_through_the_stack(folder):
 
 
 def test_flow_is_what_a_backward_finds(folder):
-    """The RNN's row, from the gradients in float64 of the same layer in float32, whose rounding shows in no digit but
-    the last.
-    """
+    """The RNN's row equals the gradients in float64 of the same layer in float32, whose rounding affects only the last
+    digit."""
     result = call("flow", *SMALL)
     ((start, middle, end, gamma, *_),) = table_rows(result.output, "RNN", "default")
     x = np.random.default_rng(0).standard_normal((30, 2, 32), dtype=np.float32).astype(np.float64)
@@ -456,7 +454,7 @@ def test_flow_is_what_a_backward_finds(folder):
 
 
 def test_flow_on_a_text(folder):
-    """Other numbers than on random input, and the same ones again."""
+    """It gives other numbers than random input, and the same ones in a second run."""
     first, again, other = (call("flow", *SMALL, *on).stdout for on in (["--text", "text.txt"],) * 2 + ([],))
     assert first == again
     assert [table_rows(output, "RNN", "default")[0][0] for output in (first, other)] == ["0.60", "0.60"]
@@ -507,7 +505,7 @@ def test_flow_of_a_model_that_is_not_finite_says_where(folder, model):
 
 
 def test_a_models_flow_is_what_a_backward_in_float64_finds(model):
-    """20 steps forward and back through 8 units and 2 layers, each of some H roundings; log10 divides by ln 10."""
+    """20 steps forward and back through 8 units and 2 layers, each with about H roundings; log10 divides by ln 10."""
     ids = np.random.default_rng(0).integers(0, len(model.vocabulary), (21, 3))
     flow = model.flow(ids)
     embedding, recurrent, linear = (layer.astype("float64") for layer in model.parts.values())
@@ -529,7 +527,7 @@ def test_a_saved_model_is_the_same_when_loaded(folder, model):
 
 @pytest.mark.parametrize("name", ["a $x$ b", "$", "$$", "\\$a_1$", "$\\frac{$", "[red]", ":smile:", "漢"])
 def test_names_are_drawn_as_they_are(folder, model, name, monkeypatch):
-    """Dollars are no mathematics, brackets no styles; a sign that the font lacks is no warning either."""
+    """Dollars start no mathematics, brackets no styles, and a character that the font lacks gives no warning."""
     titles, suptitle = [], Figure.suptitle
 
     def watched(figure, title, **options):
@@ -612,7 +610,7 @@ def test_good_weights(cell, gates):
 
 
 def test_good_weights_of_a_layer_norm_lstm():
-    """Gains of the recurrent part are a half; those of the input and of c stay 1."""
+    """Gains of the recurrent part are 1/2; those of the input and of c stay 1."""
     layer = tt.LSTM(3, 6, layer_norm=True, seed=0)
     tt.init.apply(layer, "good", max_steps=50, seed=0)
     gains = {name: set(array.tolist()) for name, array in layer.parameters.items() if "_ln_" in name}
@@ -621,7 +619,7 @@ def test_good_weights_of_a_layer_norm_lstm():
 
 
 def test_good_weights_reach_into_stacks():
-    """What is not recurrent keeps its own."""
+    """Layers that are not recurrent keep their weights."""
     linear, inner, outer = tt.Linear(3, 6, seed=0), tt.LSTM(6, 6, seed=1), tt.GRU(6, 6, seed=2)
     before = linear.parameters["bias"].copy()
     stack = tt.Sequential(linear, tt.ResidualBlock(tt.Sequential(inner), 6), outer)
@@ -645,7 +643,7 @@ def test_help(command):
 
 
 def test_without_its_packages_the_command_says_what_to_install():
-    """In a process of its own, in which typer cannot be found; the library itself still works there."""
+    """In a separate process, in which typer cannot be found; the library itself still works."""
     code = (
         "import importlib.util as u, sys\n"
         "find = u.find_spec\n"

@@ -1,6 +1,6 @@
-"""Whatever goes wrong in a command is one line on the standard error and an exit code; nothing raw is shown.
+"""Errors of a command are one line on standard error and an exit code, never a traceback.
 
-In processes of their own, as a shell starts them.
+The commands run in separate processes, started as by a shell.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def assert_one_line(done, *words):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_reader_that_has_gone(folder, name):
-    """The exit code is that of a program which SIGPIPE ends, as a shell shows it."""
+    """The exit code is that of a program ended by SIGPIPE, as a shell reports it."""
     reader, writer = os.pipe()
     os.close(reader)
     done = call(COMMANDS[name], stdout=writer)
@@ -97,7 +97,7 @@ def test_a_backend_of_plots_that_there_is_not(folder, name):
 
 
 def test_a_format_of_plots_that_needs_a_program_that_is_absent(folder):
-    """TeX draws .pgf, and is not found here."""
+    """.pgf needs TeX, which is not found here."""
     done = call([*COMMANDS["train"], "--plot", "plot.pgf"], env={**os.environ, "PATH": "/nowhere"})
     assert_one_line(done, "--plot plot.pgf: matplotlib cannot draw it: ")
     assert (done.returncode, done.stdout) == (2, "")
@@ -113,7 +113,7 @@ def test_texts_without_end(folder):
 
 def test_a_text_that_is_too_large_is_not_read(folder):
     with open("large.txt", "wb") as file:
-        file.truncate(10**10)  # takes no room on the disk
+        file.truncate(10**10)  # a sparse file
     done = call(["train", "large.txt"])
     assert_one_line(done, "large.txt: more than 1,073,741,824 bytes")
     assert (done.returncode, done.stdout) == (2, "")
@@ -128,7 +128,7 @@ def test_a_text_from_a_pipe(folder):
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="this system has no /proc")
 @pytest.mark.parametrize("name", ["train", "flow"])
 def test_a_plot_where_no_file_can_be_made(folder, name):
-    """Permissions of root say that one could be."""
+    """With root's permissions, the check would say that the file can be made."""
     done = call([*COMMANDS[name], "--plot", "/proc/plot.png"])
     assert_one_line(done, "--plot /proc/plot.png: cannot write into /proc")
     assert (done.returncode, done.stdout) == (2, "")
@@ -151,7 +151,7 @@ def test_too_little_memory(folder):
 
 
 def test_nothing_is_lost_when_the_reader_goes_in_the_middle(folder):
-    """Lines come at every step; the first is read, then no more."""
+    """The command prints a line per step; the reader reads the first line and closes the pipe."""
     code = "from throughtime.cli import app, train; train._REPORTS = 0; app()"
     arguments = ["train", "text.txt", *TINY, "--steps", "100000", "--save", "new"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -165,7 +165,7 @@ def test_nothing_is_lost_when_the_reader_goes_in_the_middle(folder):
 
 
 def test_what_a_terminal_obeys_is_shown_as_escapes(folder):
-    """In a text that is learnt from, and in names, which are no UTF-8; half of what is sampled are controls."""
+    """In training text and in names, which are not UTF-8; half of the sample are control characters."""
     controls = "\x1b\x07\x9b\u202e"
     (folder / "raw.txt").write_text(("a" + controls + "b\n\t") * 40, encoding="utf-8")
     name = os.fsdecode(b"\xff \x1b]0;title\x07.txt")
@@ -194,7 +194,7 @@ def test_visible():
 
 
 def test_a_plot_that_fails_costs_no_model(folder):
-    """The plot's directory goes while the model is trained."""
+    """The plot's directory vanishes during training."""
     code = (
         "import shutil, throughtime as tt\n"
         "from throughtime.cli import app\n"

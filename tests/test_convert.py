@@ -1,4 +1,4 @@
-"""Weights of Keras and nodes of ONNX: our cells give what their documented equations give, and what they give."""
+"""Weights of Keras and nodes of ONNX: our cells agree with their documented equations and with their results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reference import sigmoid
 from throughtime import convert
 
 T, B, I, H = 6, 4, 5, 3  # noqa: E741
-# By our cell: Keras's and ONNX's word for it, and what tells it from others of this word
+# For each of our cells: its name in Keras and ONNX, and the options that select it
 KERAS = {
     "rnn_tanh": ("SimpleRNN", {}),
     "rnn_relu": ("SimpleRNN", {"activation": "relu"}),
@@ -35,7 +35,7 @@ ONNX = {
 }
 ACTIVATIONS = {"rnn_tanh": np.tanh, "rnn_relu": lambda a: np.maximum(a, 0), "rnn_sigmoid": sigmoid}
 KERAS_GATES = {"SimpleRNN": 1, "GRU": 3, "LSTM": 4}
-EXACT = 1e-13  # float64 on both sides, sums of a few terms in another order
+EXACT = 1e-13  # float64 on both sides, short sums in different orders
 
 
 def random(*shape, dtype="float64", seed=0):
@@ -43,7 +43,7 @@ def random(*shape, dtype="float64", seed=0):
 
 
 def compare(kind, parameters, x, expected, bound, layer=None):
-    """`expected` (T, B, D*H) is the output of the reference, and of the library where it has the cell."""
+    """`expected` (T, B, D*H) is the output of the reference, and of the library if it has the cell."""
     assert_close(reference.forward(kind, parameters, x.astype("float64")).output, expected, bound, kind)
     if kind in KINDS:
         layer = layer or our_layer(kind, parameters, x.dtype)
@@ -79,7 +79,7 @@ def keras_weights(kind, use_bias, directions, dtype="float64"):
 
 
 def keras_output(kind, x, weights):
-    """(T, B, H) of one direction, from the documentation of the Keras layers, in their order of gates."""
+    """(T, B, H) of one direction, from the documentation of the Keras layers, in Keras's order of gates."""
     kernel, recurrent, *bias = weights
     bias = bias[0] if bias else np.zeros((2, kernel.shape[1]) if kind == "gru" else kernel.shape[1])
     h, c, rows = np.zeros((B, H)), np.zeros((B, H)), []
@@ -121,7 +121,7 @@ def test_the_equations_of_keras(kind, use_bias, directions):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("directions", [1, 2])
 def test_our_parameters_in_the_order_of_keras_come_back(kind, bias, directions):
-    """Where Keras has one bias, it is the sum of our two, and comes back as the first."""
+    """If Keras has one bias, it is the sum of our two, and comes back as the first."""
     problem = Problem(kind, I=I, H=H, D=directions, bias=bias)
     ours, weights = dict(problem.parameters), []
     for suffix in problem.suffixes:
@@ -136,7 +136,7 @@ def test_our_parameters_in_the_order_of_keras_come_back(kind, bias, directions):
 
 
 def keras_order(kind, rows):
-    """Our order of gates into that of Keras, which is another for the GRU only: r z n, z r h."""
+    """Reorders our gates into Keras's order, which differs only for the GRU: r z n becomes z r h."""
     if not kind.startswith("gru"):
         return rows
     r, z, n = np.split(rows, 3)
@@ -153,7 +153,7 @@ def keras(tmp_path_factory):
     pytest.importorskip("torch")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KERAS_BACKEND", "torch")
-        patch.setenv("KERAS_HOME", str(tmp_path_factory.mktemp("keras")))  # where it writes its configuration
+        patch.setenv("KERAS_HOME", str(tmp_path_factory.mktemp("keras")))  # the directory for its configuration
         yield pytest.importorskip("keras")
 
 
@@ -162,7 +162,7 @@ def keras(tmp_path_factory):
 @pytest.mark.parametrize("use_bias", [True, False])
 @pytest.mark.parametrize("directions", [1, 2])
 def test_keras_itself(keras, kind, use_bias, directions):
-    """float32, as it has parts that are so whatever it is told; twice the bound, as both sides round."""
+    """float32, because some parts of Keras always are; twice the bound, because both sides round."""
     word, options = KERAS[kind]
     layer = getattr(keras.layers, word)(H, use_bias=use_bias, return_sequences=True, **options)
     layer = keras.layers.Bidirectional(layer) if directions == 2 else layer
@@ -174,7 +174,7 @@ def test_keras_itself(keras, kind, use_bias, directions):
 
 
 def bad(k, array):
-    """Weights of an LSTM, but for the k-th array."""
+    """Weights of an LSTM with the k-th array replaced."""
     weights = keras_weights("lstm", True, 1)
     weights[k] = array
     return weights
@@ -204,7 +204,7 @@ def test_weights_that_do_not_fit_are_refused(kind, weights, error, words):
 
 
 def onnx_node(kind, directions=1, bias=True, dtype="float64", **attributes):
-    """A node as onnx.NodeProto would be, and its initializers, of random numbers."""
+    """A stand-in for onnx.NodeProto, and its initializers of random numbers."""
     op_type, own = ONNX[kind]
     rows = {"RNN": 1, "GRU": 3, "LSTM": 4}[op_type] * H
     arrays = {"w": random(directions, rows, I, dtype=dtype), "r": random(directions, rows, H, dtype=dtype)}
@@ -225,7 +225,7 @@ def make_node(op_type, inputs, **attributes):
 
 
 def attribute(name, value):
-    """As onnx.AttributeProto: every field is there, and strings are bytes."""
+    """A stand-in for onnx.AttributeProto: every field exists, and strings are bytes."""
     fields = {"i": 0, "f": 0.0, "s": b"", "ints": [], "floats": [], "strings": []}
     if isinstance(value, str):
         fields["s"] = value.encode()
@@ -237,7 +237,7 @@ def attribute(name, value):
 
 
 def onnx_output(kind, x, w, r, b, p):
-    """(T, B, H) of one direction, from the operators' specification, in its order of gates."""
+    """(T, B, H) of one direction, from the operators' specification, in ONNX's order of gates."""
     h, c, rows = np.zeros((B, H)), np.zeros((B, H)), []
     w_b, r_b = np.split(b, 2)
     for x_t in x:
@@ -275,7 +275,7 @@ def onnx_expected(kind, x, arrays):
 
 
 def compare_node(kind, node, arrays, x, expected, bound):
-    """Constructor's arguments and parameters; the layer itself where the library has the cell."""
+    """Compares the constructor's arguments and the parameters, and the layer itself if the library has the cell."""
     layer_class, options, parameters = convert._read_node(node, arrays)
     ours = {"gru_original": {"reset_after": False}, "lstm_peephole": {"peephole": True}}.get(kind, {})
     assert ours.items() <= options.items()
@@ -299,7 +299,7 @@ def test_the_equations_of_onnx(kind, directions, bias, layout):
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("bias", [True, False])
 def test_onnxruntime_itself(kind, directions, bias):
-    """float32, the only type that all of its operators have; twice the bound, as both sides round."""
+    """float32, the only type that all its operators support; twice the bound, because both sides round."""
     onnx = pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
     node, arrays = onnx_node(kind, directions, bias, dtype="float32")
@@ -329,7 +329,7 @@ def test_onnxruntime_itself(kind, directions, bias):
 
 
 def in_own_length(x, lengths, function):
-    """What `function` makes of each sequence (t, 1, I) alone, zero in the padding."""
+    """Applies `function` to each sequence (t, 1, I) alone; zero in the padding."""
     found = np.zeros((*x.shape[:2], H), x.dtype)
     for b, length in enumerate(lengths):
         if length:
@@ -350,7 +350,7 @@ def test_a_reverse_node_is_a_layer_that_runs_backward_within_each_length(kind, b
     output, state = layer(turn(x), lengths=lengths)
     assert_close(turn(output), expected, EXACT)
     h_n = state[0] if isinstance(state, tuple) else state
-    assert_close(h_n[0], expected[0], EXACT)  # of an empty sequence the initial state, zero
+    assert_close(h_n[0], expected[0], EXACT)  # zero: the initial state of the empty sequence
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
@@ -467,7 +467,7 @@ def test_the_first_array_that_is_no_kernel_is_named(shape):
         tt.convert.from_keras("LSTM", [np.zeros(shape)] * 3)
 
 
-# Types that NumPy has not
+# Types that NumPy lacks
 
 NARROW = ["float16", "bfloat16", "float8_e5m2", "float8_e4m3fn"]
 
@@ -478,7 +478,7 @@ def narrow(shape, dtype, seed=0):
 
 
 def exactly(found, expected):
-    """Every number of these types is one of float32."""
+    """Every number of these types is exact in float32."""
     assert found.dtype == np.float32
     assert np.array_equal(found, expected.astype(np.float32))
 

@@ -1,6 +1,4 @@
-"""Copies of layers, by whatever makes them: the same results, arrays shared as before, subclasses with constructors of
-their own.
-"""
+"""Copies of layers, however made: the same results, arrays shared as before, subclasses with other constructors."""
 
 from __future__ import annotations
 
@@ -63,7 +61,7 @@ def test_a_copy_gives_the_same_and_learns_by_itself(name, way):
     assert repr(made) == repr(layer)
     assert_same_bits(made.parameters, layer.parameters)
     before, kept = output_of(layer, x), {name: array.copy() for name, array in layer.parameters.items()}
-    tape = made.forward(x)  # with the same random masks
+    tape = made.forward(x)  # the copies draw the same random masks
     assert_same_bits(tape.output, before)
     tt.optim.Adam(0.1).step(made.parameters, tape.backward(np.ones_like(tape.output)).parameters)
     assert not np.array_equal(output_of(made, x), before)
@@ -129,7 +127,7 @@ def test_a_stack_whose_parameter_was_replaced_is_not_copied():
 
 
 class Encoder(tt.LSTM):
-    """Of other arguments than an LSTM's."""
+    """A constructor with arguments other than an LSTM's."""
 
     def __init__(self, features, *, name, seed=None):
         super().__init__(features, features // 2, zoneout=(0.1, 0.2), seed=seed)

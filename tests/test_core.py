@@ -1,4 +1,4 @@
-"""The extension by itself: what its functions are given is computed, or a TypeError or ValueError, never a crash."""
+"""The extension itself: its functions compute, or raise TypeError or ValueError; they never crash."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ CALLS = {
 
 
 def places(value, path=()):
-    """Where arrays and numbers stand in the arguments of a call."""
+    """The positions of arrays and numbers in the arguments of a call."""
     if isinstance(value, dict | list):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
             yield from places(inner, (*path, key))
@@ -130,7 +130,7 @@ def places(value, path=()):
 
 
 def replaced(arguments, path, change):
-    """The arguments with what stands at this place changed."""
+    """The arguments with the value at this position replaced."""
     *outer, last = path
     holder = arguments
     for key in outer:
@@ -200,7 +200,7 @@ def test_the_calls_are_right_as_they_stand(name):
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("name", CALLS)
 def test_wrong_arguments_are_errors(name, change):
-    """One argument after the other is replaced. A call that takes it, since it is an option, say, is right as well."""
+    """Replaces one argument after the other. A call may accept the new value, for example of an option."""
     for path in places(CALLS[name]()):
         arguments = replaced(CALLS[name](), path, CHANGES[change])
         with suppress(TypeError, ValueError):
@@ -233,7 +233,7 @@ def lists(value):
 
 @pytest.mark.parametrize("name", CALLS)
 def test_lists_are_no_arrays(name):
-    """What would be made of them is gone before a kernel reads it."""
+    """An array made from a list would be freed before a kernel reads it."""
     with pytest.raises(TypeError, match="NumPy array"):
         getattr(_core, name)(*map(lists, CALLS[name]()))
 
@@ -241,7 +241,7 @@ def test_lists_are_no_arrays(name):
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("zero", [T, B, I, H, 7])
 def test_empty_axes(name, zero):
-    """Every axis of this size is empty: nothing to do, or an error."""
+    """For each axis of this size, empty arrays either need no work or raise an error."""
 
     def without(value):
         if isinstance(value, dict):
@@ -277,7 +277,7 @@ def row(*arrays):
 
 
 def test_rows_of_optimisers():
-    """What kernels do not take as it is makes the answer False, and nothing is written."""
+    """If the kernels cannot process an array directly, the answer is False, and nothing is written."""
     values = [array(4) for _ in range(4)]
     counter = np.zeros((), np.int64)
     assert _core.adam(row(*values, counter), 0.1, 0.9, 0.99, 1e-8, 0.0, 1.0)

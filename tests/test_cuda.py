@@ -23,12 +23,12 @@ HALVES = {"bfloat16": 2.0**-8, "float16": 2.0**-11}  # unit roundoffs
 
 
 def wide(value):
-    """The numbers of the device's arrays, as the CPU's layer in float64 takes them."""
+    """Device arrays as the input of the CPU's layer in float64."""
     return in_float64(on_host(value))
 
 
 def layers(problem, dtype, **options):
-    """The layer on the device, and the CPU's in float64 with the same numbers for parameters."""
+    """The device's layer, and the CPU's layer in float64 with the same parameters."""
     ours = problem.layer(seed=1, **options).to("cuda", dtype=dtype)
     truth = dataclasses.replace(problem, dtype="float64").layer(**options)
     truth.load_parameters(ours.parameters)
@@ -36,10 +36,10 @@ def layers(problem, dtype, **options):
 
 
 def bound(problem, dtype):
-    """For float32 that of the largest error, as on the CPU.
+    """For float32, the bound of the largest error, as on the CPU.
 
-    For 16-bit numbers that of the error's root mean square. On any way a step rounds at most 8 numbers that it reads,
-    saves and hands on, forward and again backward; sums are float32. The squares of independent roundings, each
+    For 16-bit numbers, the bound of the error's root mean square. On any path, a step rounds at most 8 numbers that it
+    reads, saves and passes on, forward and again backward; sums are float32. The squares of independent roundings, each
     u^2 / 3 in the mean, add up; this is the root of twelve times their sum.
     """
     exact = dataclasses.replace(problem, dtype="float32")
@@ -50,7 +50,7 @@ def bound(problem, dtype):
 
 
 def assert_near(ours, expected, bound, what="", floor=0):
-    """The root mean square of the error is not above `bound` times that of the tensor, or `floor`."""
+    """The root mean square of the error is at most `bound` times that of the tensor, or `floor`."""
     if isinstance(expected, tuple | dict):
         for key in range(len(expected)) if isinstance(expected, tuple) else expected:
             assert_near(ours[key], expected[key], bound, f"{what}[{key!r}]", floor)
@@ -72,7 +72,7 @@ def run(layer, x, options, loss, asked):
 
 
 def check(problem, dtype="float32", options=None, asked=None, loss=None, x=None, **of_layer):
-    """Whatever the device's layer returns is the CPU's, with the masks that the device's drew."""
+    """All results of the device's layer agree with the CPU's, which uses the masks that the device drew."""
     options, asked = options or {}, asked or {}
     ours, truth = layers(problem, dtype, **of_layer)
     x = placed(problem.x if x is None else x, dtype)
@@ -295,7 +295,7 @@ def test_the_last_output_alone(dtype):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_dropped_units_have_numpy_s_bits(dtype):
-    """What the layer above reads, and the dropped weights."""
+    """The input of the layer above, and the dropped weights."""
     layer = tt.LSTM(4, 5, num_layers=2, dropout=0.3, weight_dropout=0.2, seed=0).to("cuda", dtype=dtype)
     tape = layer.forward(placed(Problem("lstm", I=4).x, dtype))
     mask, name = tape.masks["dropout_l0"].numpy(), "weight_hh_l1"
@@ -342,7 +342,7 @@ def test_no_sequences(kind):
 
 
 def test_arrays_come_and_go_by_dlpack():
-    """torch's tensors in, its lengths and resets too; torch sees the results' memory."""
+    """torch tensors as inputs, including lengths and resets; torch sees the memory of the results."""
     problem = Problem("lstm", dtype="float32")
     layer, truth = layers(problem, "float32")
     x = torch.tensor(problem.x, device=DEVICE, requires_grad=True)

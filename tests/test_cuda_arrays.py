@@ -1,4 +1,4 @@
-"""Arrays on the device: in and out by DLPack and __cuda_array_interface__, views, copies, and what is refused."""
+"""Arrays on the device: exchange by DLPack and __cuda_array_interface__, views, copies, and refused arguments."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_every_layout_comes_in_and_goes_out(array):
     found = cuda.from_dlpack(producer)
     assert np.array_equal(found.numpy(), array)
     assert np.array_equal(found.copy().numpy(), array)
-    if array.size:  # what has no numbers has no memory to share
+    if array.size:  # empty arrays share no memory
         assert found.strides == array.strides
         back = np.from_dlpack(found)
         assert np.array_equal(back, array)
@@ -239,7 +239,7 @@ def test_exchange_orders_two_streams_and_asks_with_the_current_one(monkeypatch):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "float64", "bool", "int64", "uint8"])
 def test_views_are_numpy_s_and_copies_hold_what_they_show(dtype):
-    """Random chains of views, of items of each size, from and to them."""
+    """Random chains of views of items of each size, copied in both directions."""
     rng = np.random.default_rng(1)
     for _ in range(12):
         shape = tuple(rng.integers(1, 9, rng.integers(1, 5)))
@@ -286,7 +286,7 @@ def test_writing_takes_numbers_host_arrays_and_arrays_of_the_device(dtype):
     array[:, 3] = array[:, 1]
     array[2, :2] = 0
     assert array.numpy().tolist() == [[1.5] * 4, [0, 2, 0, 2], [0, 0, 0, 3]]
-    array[1:] = array[:-1]  # onto itself
+    array[1:] = array[:-1]  # overlaps itself
     assert array.numpy().tolist() == [[1.5] * 4, [1.5] * 4, [0, 2, 0, 2]]
     with pytest.raises(TypeError, match=f"value has dtype int8, expected {dtype}"):
         array[0] = cuda.to_device(np.zeros(4, np.int8))
@@ -321,7 +321,7 @@ def test_dropout_is_numpy_s_in_float32_and_rounds_once(dtype, probability):
 
 @pytest.mark.parametrize("probability", [0.0, 0.1, 0.5, 1.0])
 def test_masks_are_drawn_at_their_rate_and_follow_from_the_seed(probability):
-    """Counts, also of neighbours both true, are within six standard deviations of those of independent draws."""
+    """Counts, also of neighbours both true, are within six standard deviations of independent draws."""
     from throughtime.backend.choose import backend_of
 
     def draw(seed):
@@ -345,7 +345,7 @@ def test_what_is_not_finite_is_found_row_by_row(dtype):
 
 
 def test_host_numbers_are_rounded_as_torch_rounds_them():
-    """All 2^16 patterns of a float's upper half, with lower halves on both sides of the tie, and on it."""
+    """All 2^16 patterns of a float's upper half, with lower halves on both sides of the tie and exactly on it."""
     upper = np.arange(1 << 16, dtype=np.uint32) << 16
     for lower in (0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF):
         values = (upper | lower).view(np.float32)

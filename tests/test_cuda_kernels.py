@@ -1,4 +1,4 @@
-"""The CUDA backend's recurrence step by step, through its bindings; where there is no GPU, the CPU plays one."""
+"""The CUDA backend's recurrence step by step, through its bindings; without a GPU, on the stand-in."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def options_of(problem, options=None):
 
 
 def check(problem, options=None, asked=None, loss=None, **of_tape):
-    """The backend and the reference agree in everything, in float32; `loss` is only what the backend is given."""
+    """The backend and the reference agree in all results, in float32; only the backend gets `loss`."""
     options = options_of(problem, options)
     found = run_cuda(problem, options, asked, loss, **STEPWISE, **of_tape)
     record = reference_forward(problem, options)
@@ -70,7 +70,7 @@ def test_lengths_resets_and_nan_in_the_padding(kind, memory, given):
 @pytest.mark.parametrize("memory", ["states", "checkpoint", 1, 4])
 @pytest.mark.parametrize("zoneout", [0.0, 0.3])
 def test_every_memory_mode_agrees_with_the_reference(kind, memory, zoneout):
-    """In one chunk, and in windows of several."""
+    """In one chunk, and in windows of several chunks."""
     check(problem_of(kind, D=2, T=9, zoneout=zoneout), memory=memory, chunk=0 if zoneout else 2)
 
 
@@ -86,9 +86,8 @@ def test_inference_gives_the_output_and_the_final_state(kind):
 
 @pytest.mark.parametrize("chunk", [1, 2, 5])
 def test_chunks_of_any_length_give_the_same_bits(kind, chunk):
-    """Of all but sums over steps, whose order is another. On a GPU the order of every sum may be: cuBLAS picks a kernel
-    by the number of rows as well. There each length agrees with the reference.
-    """
+    """All results except sums over steps, whose order differs. On a GPU the order of every sum may differ, because
+    cuBLAS chooses a kernel by the number of rows; there each chunk length agrees with the reference."""
     problem = problem_of(kind, D=2, T=11, B=2)
     options = options_of(problem, ragged(problem))
     for memory in ("full", "states"):
@@ -112,7 +111,7 @@ def test_clip_and_truncate(kind, asked):
 
 @pytest.mark.parametrize("expected", [False, True])
 def test_zoneout_and_dropped_weights(kind, expected):
-    """With masks, and the expectation without."""
+    """With masks, and as the expectation without them."""
     zoneout = (0.3, 0.2) if STATES[kind] == 2 else 0.3
     problem = problem_of(kind, D=2, zoneout=zoneout, weight_dropout=0.0 if expected else 0.2)
     check(problem, {**ragged(problem), **({"masks": {}} if expected else {})})
@@ -129,7 +128,7 @@ FILLED = {"d_input", "d_parameters", "norms", "d_initial_state", "d_states", "d_
 
 @pytest.mark.parametrize("wanted", ["d_input", "d_parameters", "d_initial_state"])
 def test_only_what_is_wanted(kind, wanted, monkeypatch):
-    """And of the incoming gradients only one: the same bits as with all of the others."""
+    """With one incoming gradient at a time: the same bits as if all results are requested."""
     problem = problem_of(kind, D=2)
     _, calls = calls_of(problem, options_of(problem), monkeypatch)
 
@@ -145,7 +144,7 @@ def test_only_what_is_wanted(kind, wanted, monkeypatch):
 
 
 def read(view):
-    """A copy of what lies on the device."""
+    """A copy of a device array."""
     host = np.empty_like(view)
     KERNELS.copy_bytes(host, view, 0)
     KERNELS.synchronise(0)
@@ -153,7 +152,7 @@ def read(view):
 
 
 def test_infinite_weights_reach_nothing_that_takes_no_part(kind):
-    """A zero delta times an infinite weight is no zero: what no step sends anything to stays what it was."""
+    """0 * inf is NaN: rows to which no step contributes must keep their values."""
     problem = problem_of(kind, seed=1)
     weights = {
         name: np.full_like(w, np.inf)
@@ -177,7 +176,7 @@ def test_infinite_weights_reach_nothing_that_takes_no_part(kind):
 @pytest.mark.parametrize("terms", [1, 2, 3])
 @pytest.mark.parametrize("sizes", [(2, 2, 5, 7), (3, 2, 9, 17), (2, 2, 33, 40), (3, 3, 2, 5)])
 def test_small_integers_are_exact(type_, terms, sizes):
-    """In every type; and in float32 with products of one bfloat16 number, where those hold the integers."""
+    """In every type; and in float32 with products of one bfloat16 number, which represents these integers."""
     T, B, I, H = sizes  # noqa: E741
     problem = SmallIntegers(8 if terms == 1 else BITS[type_], T=T, B=B, I=I, H=H, D=2)
     options = {"state": problem.state, "lengths": problem.lengths}
@@ -185,12 +184,12 @@ def test_small_integers_are_exact(type_, terms, sizes):
     assert all(np.any(expected["parameters"][name]) for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0"))
     for memory in ("full", "states", 2):
         found = run_cuda(problem, options, type_=type_, terms=terms, memory=memory, **STEPWISE)
-        del found["parameter_norms"]  # which are no integers
+        del found["parameter_norms"]  # they are not integers
         assert_close(found, {name: expected[name] for name in found}, 0)
 
 
 class Ones(Problem):
-    """A relu RNN of which x, every h and every delta of a loss of ones are ones."""
+    """A relu RNN in which x, every h and every delta of a loss of ones are ones."""
 
     def random(self, what, shape):
         return np.ones(shape, self.dtype)
@@ -212,7 +211,7 @@ class Ones(Problem):
     ],
 )
 def test_a_skinny_deep_product_counts_its_rows(type_, terms, T, B, sizes):
-    """Thousands of them, no multiple of 32, and a number that the type holds."""
+    """With thousands of rows, not a multiple of 32, and a count that the type represents."""
     problem = Ones("rnn_relu", T=T, B=B, dtype="float32", **sizes)
     layer = problem.layer().to("cuda", dtype=type_)
     x, state, d_output = placed((problem.x, problem.state, problem.d_output), type_)
@@ -222,7 +221,7 @@ def test_a_skinny_deep_product_counts_its_rows(type_, terms, T, B, sizes):
 
 
 class BetweenOnes(Problem):
-    """A relu RNN of one step whose numbers are all 1 + 2^-10, the weights' on the diagonal."""
+    """A relu RNN of one step whose numbers are all 1 + 2^-10; the weights are diagonal."""
 
     def random(self, what, shape):
         return np.full(shape, 1 + 2**-10, self.dtype)
@@ -235,7 +234,7 @@ class BetweenOnes(Problem):
 
 @pytest.mark.parametrize(("terms", "product"), [(3, 1 + 2**-9 + 2**-20), (2, 1 + 2**-9), (1, 1.0)])
 def test_products_have_the_terms_of_their_precision(terms, product):
-    """The input's, dx, dW_ih, dW_hh: of two terms all but the product of the second ones, exactly."""
+    """The input's product, dx, dW_ih and dW_hh: with two terms, exactly all except the product of the second terms."""
     problem = BetweenOnes("rnn_relu", T=1, B=1, I=5, H=5, dtype="float32")
     found = run_cuda(problem, {"state": problem.state}, loss={"d_output": problem.d_output}, terms=terms, **STEPWISE)
     assert_close(found["output"], np.full((1, 1, 5), product, np.float32), 0)
@@ -245,7 +244,7 @@ def test_products_have_the_terms_of_their_precision(terms, product):
 
 
 class OfType(Problem):
-    """A problem whose numbers are a tensor type's."""
+    """A problem whose numbers are representable in a tensor type."""
 
     def __init__(self, type_, kind, **sizes):
         object.__setattr__(self, "type_", type_)
@@ -259,14 +258,13 @@ class OfType(Problem):
         return rounded(Problem.parameters.func(self), self.type_)
 
     def bound_of(self, saved):
-        """Sums are float32, so that what counts are the roundings of what is kept. At each step and in each direction
-        these are the states, what the cell saves, two or three deltas; at the end gradients of input and parameters.
-        """
+        """Sums are float32, so only roundings of stored numbers matter: at each step and in each direction the states,
+        the saved values, and two or three deltas; at the end the gradients of input and parameters."""
         terms = self.T * (STATES[self.kind] + saved + 3) + self.D + 1
         return 10 * np.sqrt(terms) * 2.0 ** -BITS[self.type_]
 
 
-# Where a relu is nearly zero its derivative jumps; what layer normalisation makes of roundings in bfloat16 is no bound.
+# Near zero a relu's derivative jumps; and layer normalisation magnifies bfloat16 roundings beyond a useful bound.
 SIXTEEN_BITS = [
     (kind, type_)
     for kind in KINDS
@@ -278,7 +276,7 @@ SIXTEEN_BITS = [
 @pytest.mark.parametrize(("kind", "type_"), SIXTEEN_BITS)
 @pytest.mark.parametrize("memory", ["full", "states", 2])
 def test_sixteen_bits_agree_within_their_roundings(kind, type_, memory):
-    """Of few steps, so that the bound says something in bfloat16 too."""
+    """With few steps, so that the bound is meaningful in bfloat16 too."""
     problem = OfType(type_, kind, T=3, B=3, I=5, H=7, D=2)
     options = options_of(problem, {"lengths": np.array([3, 1, 2])})
     found = run_cuda(problem, options, type_=type_, memory=memory, chunk=2, **STEPWISE)

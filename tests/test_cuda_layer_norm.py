@@ -1,4 +1,4 @@
-"""Residual add and LayerNorm on the device: the reference's results for every way a row is spread over threads."""
+"""Residual add and LayerNorm on the device: the reference's results for every way of spreading a row over threads."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from throughtime.layers import add_layer_norm as layer_norm
 load_cuda()
 DTYPES = ("float32", "bfloat16", "float16")
 UNIT = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}  # relative error of a rounding
-LEAST = {"float32": 0, "bfloat16": 0, "float16": 2.0**-25}  # and its error next to zero
-# Rows of one to four pieces a thread, on lanes and on warps; of single numbers; longer than registers hold.
+LEAST = {"float32": 0, "bfloat16": 0, "float16": 2.0**-25}  # its absolute error near zero
+# Rows of one to four pieces per thread, on lanes and on warps; of single numbers; too long for registers.
 WIDTHS = {
     "float32": [32, 64, 96, 128, 200, 512, 580, 640, 1536, 1, 5, 33, 501, 2049, 8196],
     "bfloat16": [64, 128, 320, 800, 1024, 1160, 1536, 4096, 1, 7, 67, 501, 2050, 16392],
@@ -39,22 +39,22 @@ def numbers(arrays):
 
 
 def stored(bound, true, dtype):
-    """The bound of a float32 that is off by `bound`, as the array has it."""
+    """The bound of a float32 that is off by `bound`, after it is stored as `dtype`."""
     return bound if dtype == "float32" else bound + UNIT[dtype] * (np.abs(true) + bound) + LEAST[dtype]
 
 
 def check(given_, scale, dtype, seeds=None):
-    """Forward and backward of arrays on the device agree with the reference; the gradients."""
+    """Forward and backward of device arrays agree with the reference; returns the gradients."""
     x, branch, weight, bias = numbers(given_)
     total, normalised, saved = tt.add_layer_norm(*given_, scale=scale)
     assert (total.dtype, normalised.dtype, total.shape, normalised.shape) == (dtype, dtype, x.shape, x.shape)
     sums, results = numbers((total, normalised))
     exact, single = x + scale * branch, UNIT["float32"]
-    # Of the scale, of the product and the sum together, of what the array holds.
+    # Roundings of the scale, of product and sum together, and of the stored sum.
     roundings = single * (np.abs(exact) + np.abs(scale * branch)) + UNIT[dtype] * np.abs(exact) * (1 + single)
     assert np.all(np.abs(sums - exact) <= roundings + LEAST[dtype])
 
-    # From here on of the sum as it was rounded: rounding it is no error of LayerNorm.
+    # From here on relative to the rounded sum: its rounding is not an error of LayerNorm.
     _, y, (n, rstd) = reference.add_layer_norm(sums, 0, weight, bias, 1.0, EPS)
     bound = stored(normalised_bound(n, weight, bias, "float32"), y, dtype)
     assert np.all(np.abs(results - y) <= bound)
@@ -70,10 +70,10 @@ def check(given_, scale, dtype, seeds=None):
 def compare_gradients(found, expected, of, dtype):
     d_sum, d_y, n, rstd, weight, scale = of
     F, rows = n.shape[-1], tuple(range(n.ndim - 1))
-    # dx = d_sum + rstd (g - <g> - n <g n>): each part is off by the rounding of F terms, relative to its largest.
+    # dx = d_sum + rstd (g - <g> - n <g n>): each part has the rounding errors of F terms, relative to its largest.
     g = np.max(np.abs(d_y * weight), axis=-1, keepdims=True, initial=0)
     parts = rounding_bound("float32", F + 12) * (np.abs(d_sum) + rstd * g * (2 + 2 * (1 + np.abs(n)) ** 2))
-    # Sums over rows, of at most as many additions as there are rows.
+    # Sums over rows, with at most one addition per row.
     terms = rounding_bound("float32", F + 6 + n.size // F)
     scaled = np.abs(scale) * parts * (1 + UNIT["float32"]) + 2 * UNIT["float32"] * np.abs(expected[1])
     bounds = (
@@ -108,12 +108,12 @@ def test_any_shape(dtype, leading, F, scale):
     [("float32", 64), ("float32", 512), ("float32", 700), ("bfloat16", 48), ("bfloat16", 520), ("float16", 19)],
 )
 def test_blocks_that_walk_over_many_rows(dtype, F, blocks):
-    """More rows than a block works at and has on their way; the last step has fewer."""
+    """More rows than a block processes and prefetches at once; the last step has fewer."""
     given_, seeds = on_device(arguments((149, F)), dtype), on_device(gradients((149, F)), dtype)
     with force(blocks=blocks):
         walked = check(given_, 0.5, dtype, seeds)
         alone = check(given_, 0.5, dtype, [None, seeds[1]])
-    rows = check(given_, 0.5, dtype, seeds)  # a block each
+    rows = check(given_, 0.5, dtype, seeds)  # one row per block
     assert_same_bits(numbers(walked[:2]), numbers(rows[:2]))
     assert_same_bits(numbers(walked[2:]), numbers(alone[2:]))
 
@@ -140,8 +140,8 @@ def test_rows_that_begin_anywhere(dtype, F):
 )
 @pytest.mark.parametrize("F", [7, 64, 513, 1536])
 def test_rows_far_from_zero_keep_their_digits(dtype, offset, F):
-    """The bound knows no offset: only what rounding the sum itself took is lost. Offsets are whole, so that taking them
-    off again is exact."""
+    """The bound is independent of the offset: only the rounding of the sum itself loses digits. Offsets are whole
+    numbers, so that they can be subtracted exactly."""
     noise, branch, weight, bias = arguments((9, F))
     given_ = on_device((noise + offset, np.zeros_like(branch), weight, bias), dtype)
     n = check_far(given_, offset, dtype)
@@ -157,7 +157,7 @@ def check_far(given_, offset, dtype):
     d_y = cuda.to_device(gradients(n.shape)[1], dtype)
     found = numbers(tt.add_layer_norm_backward(None, d_y, saved))
     expected = reference.add_layer_norm_backward(0, wide(d_y.numpy()), (n, rstd), weight, 1.0)
-    # Where a few ulps of the offset are all the noise there is, n is of size sqrt(F).
+    # If the noise is only a few ulps of the offset, n has the size of sqrt(F).
     relative = rounding_bound("float32", n.shape[-1] + 22) * (2 + 2 * (1 + np.max(np.abs(n))) ** 2)
     for name, ours, true in zip(NAMES, found, expected, strict=True):
         assert np.all(np.abs(ours - true) <= stored(relative * np.max(np.abs(true)), true, dtype)), name
@@ -182,8 +182,8 @@ def test_equal_numbers_give_the_bias(dtype, value, F):
     [("float32", F) for F in (1, 5, 32, 200, 1536, 8196)] + [("bfloat16", F) for F in (7, 64, 1024)],
 )
 def test_rows_of_any_size_normalise_alike(dtype, F):
-    """LN(2^k s) = LN(s) where eps is nothing beside the variance, and d_x is 2^k times smaller; that and the gradient
-    are kept in range by 2^(k / 2). Rows of all sizes lie side by side, in one warp where they are short."""
+    """LN(2^k s) = LN(s) if eps is negligible relative to the variance, and d_x is 2^k times smaller; a factor 2^(k / 2)
+    keeps d_x and the gradient in range. Rows of all sizes are adjacent, short ones within one warp."""
     arrays = numbers(on_device((*arguments((3, F)), gradients((3, F))[1]), dtype))
     exponents = (-100, -60, 0, 60, 64, 120)
 
@@ -204,7 +204,7 @@ def test_rows_of_any_size_normalise_alike(dtype, F):
 
 @pytest.mark.parametrize("F", [9, 64, 200, 1536])
 def test_rows_at_the_ends_of_the_range(F):
-    """Sums and differences of the largest numbers overflow; a row of equal ones has no deviation, whatever eps is."""
+    """Sums and differences of the largest numbers overflow; a row of equal numbers has no deviation, for any eps."""
     most = np.finfo("float32").max
     signs = np.where(np.arange(F) % 2, -1.0, 1.0)
     x = np.stack([most * signs, most * np.abs(signs), 2.0**-124 * signs, 0 * signs])
@@ -231,7 +231,7 @@ def test_nan_and_infinity_stay_in_their_row(dtype, F, bad):
     true = [array.numpy() for array in tt.add_layer_norm_backward(*seeds, clean[2])]
     assert_same_bits(ours[0][others], true[0][others])
     assert np.all(np.isnan(ours[0][7]))
-    assert np.all(np.isnan(ours[2]))  # every weight has its part in that row
+    assert np.all(np.isnan(ours[2]))  # every weight affects that row
     assert_same_bits(ours[3], true[3])
 
 
@@ -263,7 +263,7 @@ def test_either_gradient_may_be_missing(dtype, scale):
         assert all(np.array_equal(a, b) for a, b in zip(numbers(ours), numbers(full), strict=True))
         assert (ours[1] is ours[0]) == (scale == 1)
     ours[0][...] = 0
-    assert d_sum.numpy().any()  # no result is an argument
+    assert d_sum.numpy().any()  # no result aliases an argument
 
 
 @pytest.mark.parametrize("F", [24, 33, 1536, 2051])

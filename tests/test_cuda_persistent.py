@@ -20,7 +20,7 @@ pytestmark = pytest.mark.parametrize("mode", MODES)
 
 
 def check(problem, mode, options=None, asked=None, loss=None, terms=3, type_="float32", **of_tape):
-    """The backend and the reference agree in everything but norms, which come after the recurrence."""
+    """The backend and the reference agree in all results except norms, which are computed after the recurrence."""
     options = options_of(problem, options)
     found = run_cuda(problem, options, asked, loss, mode=mode, terms=terms, type_=type_, **of_tape)
     del found["parameter_norms"]
@@ -32,10 +32,9 @@ def check(problem, mode, options=None, asked=None, loss=None, terms=3, type_="fl
 
 
 def bound_of(problem, terms, type_):
-    """Where numbers or the factors of products have few bits, their roundings are what counts. Of one bfloat16 number
-    there are eight at a step, both factors of x, h and two deltas; those of weights are the same at every step, so that
-    they grow with T and not with its root.
-    """
+    """If numbers or factors of products have few bits, their roundings dominate. With one bfloat16 number there are
+    eight per step: both factors of x, h and two deltas. Those of weights are the same at every step, so they grow with
+    T, not with its root."""
     if type_ != "float32":
         return problem.bound_of(KERNELS.saved_shape(problem.layer().architecture.cell, problem.H)[0])
     return problem.bound * LOSS[PRECISIONS[3 - terms]] if terms > 1 else 10 * np.sqrt(8) * problem.T * 2.0**-9
@@ -44,7 +43,7 @@ def bound_of(problem, terms, type_):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("terms", [1, 2, 3])
 def test_every_precision_is_within_its_bound(kind, terms, mode):
-    """Units that fill no tile, and sequences that fill none."""
+    """With units and sequences that do not fill a tile."""
     if (kind, terms) == ("rnn_relu", 1):
         pytest.skip("a derivative that jumps at zero has no bound where products are coarse")
     check(problem_of(kind, T=3, B=9, H=37, D=2), mode, terms=terms)
@@ -68,7 +67,7 @@ def test_truncation(kind, truncate, mode):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("limits", [{"multiprocessors": 3}, {"multiprocessors": 2, "type_": "bfloat16"}])
 def test_more_sequences_than_blocks_for_them(kind, limits, mode):
-    """Blocks then take several tiles of sequences, and in 16 bits two tiles of units as well."""
+    """Blocks then process several tiles of sequences, and in 16 bits two tiles of units as well."""
     type_ = limits.get("type_", "float32")
     problem = OfType(type_, kind, T=3, B=19, I=3, H=45, D=1)
     if type_ != "float32" and kind == "rnn_relu":
@@ -79,7 +78,7 @@ def test_more_sequences_than_blocks_for_them(kind, limits, mode):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shared_bytes", [227 << 10, 130 << 10, 80 << 10])
 def test_weights_in_registers_in_shared_memory_and_beyond(kind, shared_bytes, mode):
-    """Wide enough for a warp to have more rounds than registers have room for; in a cluster of 16 blocks it has not."""
+    """Wide enough that a warp has more rounds than fit in registers; a cluster of 16 blocks is not."""
     problem = problem_of(kind, T=2, B=2, I=2, H=250 if mode == "cluster" else 440)
     check(problem, mode, shared_bytes=shared_bytes)
 
@@ -93,7 +92,7 @@ def test_small_integers_are_exact(type_, terms, sizes, mode):
     options = {"state": problem.state, "lengths": problem.lengths}
     expected = run_reference(problem, options)
     found = run_cuda(problem, options, type_=type_, terms=terms, mode=mode)
-    del found["parameter_norms"]  # which are no integers
+    del found["parameter_norms"]  # they are not integers
     assert_close(found, {name: expected[name] for name in found}, 0)
 
 
@@ -118,7 +117,7 @@ def test_every_run_gives_the_same_bits(kind, terms, mode):
 @pytest.mark.parametrize("type_", BITS)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_loss_that_is_not_finite_goes_round(kind, type_, value, mode):
-    """Nobody waits for a number in its place, and the other sequence does not see it."""
+    """A NaN must not pass for an unwritten word (a deadlock), and the other sequence must not see it."""
     problem = problem_of(kind, T=4, B=2, H=37)
     d_output = problem.d_output.copy()
     d_output[-1, 0] = value
@@ -131,7 +130,7 @@ def test_a_loss_that_is_not_finite_goes_round(kind, type_, value, mode):
 @pytest.mark.parametrize("type_", BITS)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_weight_that_is_not_finite_goes_round(kind, type_, value, mode):
-    """A column: NaN in all h; and of all deltas, zeros too, in the gradient of the unit that it multiplies."""
+    """A column of them reaches all h, and the gradient of the unit that it multiplies, even if deltas are zero."""
     problem = problem_of(kind, T=4, B=2, H=37)
     weight = problem.parameters["weight_hh_l0"].copy()
     weight[:, 5] = value

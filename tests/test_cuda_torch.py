@@ -1,7 +1,7 @@
-"""throughtime.torch on CUDA tensors: modules beside torch.nn in float64, and beside layers of the same device.
+"""throughtime.torch on CUDA tensors: modules against torch.nn in float64, and against layers of the same device.
 
-Where there is no GPU, tensors of the CPU play those of one (see stand_in.py), by the one table that says where tensors
-are; streams, graphs and autocast of CUDA are then skipped.
+Without a GPU, CPU tensors take the place of CUDA tensors (see stand_in.py), through the one table of tensor places;
+tests of CUDA's streams, graphs and autocast are then skipped.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ NAMES = ("RNN", "GRU", "LSTM")
 
 
 class StandIn(places.Cuda):
-    """CUDA's place for tensors of the CPU, which have no streams."""
+    """CUDA's entry in the table, for CPU tensors, which have no streams."""
 
     def current(self, device):
         return contextlib.nullcontext()
@@ -59,21 +59,21 @@ def played(monkeypatch):
 
 
 def placed(values, dtype):
-    """Leaves on the device, of arrays alone and in tuples."""
+    """Leaves on the device, from arrays alone and in tuples."""
     if isinstance(values, tuple):
         return tuple(placed(value, dtype) for value in values)
     return torch.tensor(values, dtype=dtype, device=DEVICE).requires_grad_()
 
 
 def exact(values):
-    """The same numbers as leaves of float64 on the CPU."""
+    """The same numbers as float64 leaves on the CPU."""
     if isinstance(values, tuple):
         return tuple(exact(value) for value in values)
     return values.detach().cpu().double().requires_grad_()
 
 
 def on_host(values):
-    """NumPy's arrays in float64, for comparison; of tensors and arrays of the device, alone, in tuples and dicts."""
+    """NumPy arrays in float64, for comparison, from tensors and device arrays, alone, in tuples and dicts."""
     if isinstance(values, dict):
         return {name: on_host(value) for name, value in values.items()}
     if isinstance(values, tuple):
@@ -88,7 +88,7 @@ def same(ours, theirs):
 
 
 def modules(problem, dtype, **options):
-    """Ours on the device, and torch's in float64 with the same numbers for parameters."""
+    """Ours on the device, and torch's in float64 with the same parameters."""
     mine = module_of(problem, dtype, ours, **options).to(DEVICE)
     theirs = module_of(problem, **options)
     theirs.load_state_dict({name: tensor.cpu().double() for name, tensor in mine.state_dict().items()})
@@ -96,7 +96,7 @@ def modules(problem, dtype, **options):
 
 
 def run(module, x, state=None):
-    """Results and every gradient, of a loss with small whole numbers for weights."""
+    """Results and every gradient, for a loss with small whole numbers as weights."""
     output, final = module(x, state)
     random = np.random.default_rng(0)
     results = (output, *together(final))
@@ -111,7 +111,7 @@ def gradients(module, *tensors):
 
 
 def watch(monkeypatch, look):
-    """Have `look` at what the kernels are told."""
+    """Calls `look` with the problems passed to the kernels."""
     for name in ("forward", "backward"):
         kernel = getattr(_cuda, name)
 
@@ -122,7 +122,7 @@ def watch(monkeypatch, look):
         monkeypatch.setattr(_cuda, name, spy)
 
 
-# Beside torch
+# Against torch
 
 
 @pytest.mark.parametrize("kind", TORCH_KINDS)
@@ -151,7 +151,7 @@ def test_half_precision(kind, dtype):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_small_whole_numbers_are_exact(dtype):
-    """A relu network whose sums every type holds: equality, whatever the order of sums."""
+    """A relu network whose sums every type represents: equality, for any order of sums."""
     random = np.random.default_rng(1)
     mine = ours.RNN(4, 5, nonlinearity="relu", dtype=dtype, device=DEVICE)
     theirs = torch.nn.RNN(4, 5, nonlinearity="relu", dtype=torch.float64)
@@ -162,7 +162,7 @@ def test_small_whole_numbers_are_exact(dtype):
     x = torch.tensor(random.integers(-2, 3, (4, 3, 4)), dtype=torch.float64, requires_grad=True)
     expected = run(theirs, x)
     values = np.concatenate([value.ravel() for value in _flat(on_host(expected))])
-    assert 0 < np.max(np.abs(values)) < 2**8  # so that eight bits hold each
+    assert 0 < np.max(np.abs(values)) < 2**8  # so that eight bits represent each
     x = x.detach().to(DEVICE, dtype).requires_grad_()
     same(run(mine, x), expected)
 
@@ -195,9 +195,8 @@ def test_packed_sequences(kind, is_sorted):
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("scale", [1.0, 0.5])
 def test_add_layer_norm(dtype, scale):
-    """Results round once (the sum before it is normalised), gradients sum what was rounded: each term of the sum over
-    rows is off by one rounding, of its own and of the sum, so that 8 sqrt(rows) of them bound either.
-    """
+    """Results round once (the sum before it is normalised). Gradients sum rounded numbers: each term of the sum over
+    rows is off by one rounding of its own and of the sum, so 8 sqrt(rows) of them bound both."""
     norm = ours.AddLayerNorm(24, scale=scale, dtype=dtype, device=DEVICE)
     theirs = torch.nn.LayerNorm(24, dtype=torch.float64)
     torch.nn.init.normal_(norm.weight)
@@ -240,7 +239,7 @@ def test_residual_blocks(norm):
     assert_close(on_host(gradients(block, x)), on_host(gradients(theirs, wide)), allowed)
 
 
-# Beside the layers of the same device
+# Against the layers of the same device
 
 
 @pytest.mark.parametrize(("name", "options"), EXTRAS)
@@ -248,7 +247,7 @@ def test_residual_blocks(norm):
     ("memory", "dtype"), [("full", FLOATS[0]), ("states", FLOATS[1]), ("checkpoint", FLOATS[0]), (3, FLOATS[2])]
 )
 def test_our_options_give_what_the_layer_gives(name, options, memory, dtype):
-    """The same bits, with the masks that torch's generator gave, and recorded timesteps."""
+    """The same bits, with the masks that torch's generator drew, and with recorded timesteps."""
     torch.manual_seed(0)
     module = getattr(ours, name)(5, 6, **options, memory=memory, dtype=dtype, device=DEVICE)
     layer = getattr(tt, name)(5, 6, **options).to("cuda", dtype=dtype)
@@ -284,12 +283,12 @@ def test_replaced_modules_share_their_parameters():
     assert_close(on_host(model["rnn"](x)[0]), expected, allowed)
 
 
-# What a call does with tensors
+# Effects of a call on tensors
 
 
 @pytest.mark.skipif(not _cuda.is_stand_in, reason="a GPU has streams of its own")
 def test_kernels_are_given_torchs_current_stream(monkeypatch):
-    """And the tensor's device is current, where calls are made and where results are allocated."""
+    """And the tensor's device is current during calls and when results are allocated."""
     devices, seen = [], []
 
     @contextlib.contextmanager
@@ -309,7 +308,7 @@ def test_kernels_are_given_torchs_current_stream(monkeypatch):
 
 
 def test_results_are_torchs_memory(monkeypatch):
-    """The pool of the extension is asked for nothing that stays after a call."""
+    """No memory of the extension's pool remains in use after a call."""
     monkeypatch.setattr(_cuda, "empty", lambda *_: pytest.fail("memory that is not torch's"))
     module = ours.LSTM(3, 4, 2, bidirectional=True, dropout=0.5, zoneout=0.1, weight_dropout=0.2).to(DEVICE)
     x = torch.randn(5, 2, 3, device=DEVICE, requires_grad=True)
@@ -320,7 +319,7 @@ def test_results_are_torchs_memory(monkeypatch):
 
 
 def test_arrays_and_tensors_are_views_of_one_memory():
-    """A view of an array is a tensor like it, and to autograd no view of the other."""
+    """A view of an array becomes a tensor with the same memory, but for autograd it is no view of the other."""
     tensor = torch.arange(20.0, device=DEVICE)[5:17].reshape(4, 3)
     array = places.PLACES[DEVICE].array_of(tensor)
     assert tensor_of(array) is tensor
@@ -331,7 +330,7 @@ def test_arrays_and_tensors_are_views_of_one_memory():
 
 
 def test_tensors_are_used_where_they_lie(monkeypatch):
-    """Without copies of x, weights, and what the forward keeps for the backward, in either layout."""
+    """x, weights and the values that the forward stores for the backward are not copied, in either layout."""
     seen = {"x": set(), "weight_hh": set(), "saved": set()}
 
     def look(problem):
@@ -366,7 +365,7 @@ def test_the_output_is_the_callers_to_write(shape):
 
 
 def test_what_is_not_contiguous_or_negated_is_right_too():
-    """A weight in another order, an expanded state, views of an input, the expanded gradient of a sum."""
+    """A transposed weight, an expanded state, views of an input, the expanded gradient of a sum."""
     problem = Problem("gru", B=4, I=6, H=6, dtype="float32")
     x, state = placed(problem.x, torch.float32), placed(problem.state[:, :1], torch.float32)
     found = []
@@ -375,10 +374,10 @@ def test_what_is_not_contiguous_or_negated_is_right_too():
             module.weight_hh_l0.set_(module.weight_hh_l0.t().contiguous().t())
         spread = x_.repeat(2, 1, 2)[::2, :, ::2]
         output, h_n = module(spread, h.expand(-1, 4, -1))
-        other, _ = module(torch.complex(x_.detach(), x_.detach()).conj().imag)  # which says that it is negated, no more
+        other, _ = module(torch.complex(x_.detach(), x_.detach()).conj().imag)  # the negation is still pending
         (output.sum() + h_n.sum() + other.sum()).backward()
         found.append({"output": output, "other": other, **gradients(module, x_, h)})
-    assert_close(*map(on_host, found), 2 * bound(problem, "float32"))  # twice: of two calls
+    assert_close(*map(on_host, found), 2 * bound(problem, "float32"))  # twice, for two calls
 
 
 def test_what_is_frozen_gets_no_gradient():
@@ -391,7 +390,7 @@ def test_what_is_frozen_gets_no_gradient():
         module(x_)[0].square().sum().backward()
         found.append(gradients(module)["parameters"])
     assert set(found[0]) == {"weight_ih_l1", "bias_hh_l1"}
-    assert_close(*map(on_host, found), 2 * bound(problem, "float32"))  # twice: of a square
+    assert_close(*map(on_host, found), 2 * bound(problem, "float32"))  # twice, for a square
 
 
 def test_no_gradient_where_none_is_wanted():
@@ -469,7 +468,7 @@ def test_autocast_is_medium_precision_for_the_call_and_its_backward(monkeypatch)
 @pytest.mark.parametrize("dtype", FLOATS[:2])
 @pytest.mark.parametrize("memory", ["full", 2])
 def test_opcheck_of_the_recurrent_operators(dtype, memory):
-    """Shapes, types and strides of the fake kernels, no results that share memory; by torch's own checks."""
+    """Shapes, types and strides of the fake kernels, and results that do not alias; by torch's own checks."""
     module = ours.LSTM(5, 7, 2, bidirectional=True, dropout=0.4, batch_first=True, dtype=dtype, device=DEVICE)
     x = torch.randn(3, 5, 5, dtype=dtype, device=DEVICE, requires_grad=True)
     lengths, masks = torch.tensor([5, 0, 3], device=DEVICE), module._masks(x, True)
@@ -496,7 +495,7 @@ def test_opcheck_of_the_layer_norm_operators(dtype):
 
 
 class Stack(torch.nn.Module):
-    """Layers of ours, and additions."""
+    """Our layers, and additions."""
 
     def __init__(self):
         super().__init__()
@@ -512,7 +511,7 @@ class Stack(torch.nn.Module):
 
 @pytest.mark.parametrize("dtype", FLOATS[:2])
 def test_a_model_is_one_graph_for_all_sizes(dtype):
-    """fullgraph raises where a graph breaks. The operators call the same kernels: the same bits."""
+    """fullgraph raises if a graph breaks. The operators call the same kernels and give the same bits."""
     model = Stack().to(DEVICE, dtype)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
     for sizes in ((6, 4, 8), (5, 3, 8)):
@@ -549,7 +548,7 @@ def test_float64_is_refused():
 
 
 def test_tensors_of_two_devices_are_refused(monkeypatch):
-    """Meta tensors play those of another device that there are kernels for."""
+    """Meta tensors stand for those of another device that has kernels."""
     monkeypatch.setitem(places.PLACES, "meta", places.PLACES[DEVICE])
     module, x = ours.LSTM(3, 4).to(DEVICE), torch.zeros(5, 2, 3, device=DEVICE)
     with pytest.raises(ValueError, match=r"input is on device 'meta', expected 'c\w+(:0)?', that of the weights; use"):
@@ -601,12 +600,12 @@ def test_what_autograd_may_not_do():
         torch.autograd.grad(module(x)[0], x, torch.ones(2, 5, 2, 4, device=DEVICE), is_grads_batched=True)
 
 
-# Where there is a GPU
+# With a GPU
 
 
 @on_a_gpu
 def test_calls_go_on_the_current_stream():
-    """On a stream behind a long wait: what it computes is right only if every kernel waited as well."""
+    """On a stream behind a long delay, the result is right only if every kernel waited too."""
     module, x = ours.LSTM(64, 64, 2).cuda(), torch.zeros(50, 8, 64, device="cuda", requires_grad=True)
     real = torch.randn(50, 8, 64, device="cuda")
     side = torch.cuda.Stream()
@@ -629,9 +628,9 @@ def test_calls_go_on_the_current_stream():
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("chunk", [0, 6])
 def test_a_training_step_is_captured_and_replayed(name, dtype, chunk):
-    """Forward and backward in one CUDA graph; other input, the same launches, what an eager call gives.
+    """Forward and backward in one CUDA graph: with other inputs, a replay gives the results of an eager call.
 
-    In chunks too, whose products go on a second stream.
+    Also in chunks, whose products run on a second stream.
     """
     with force(chunk=chunk):
         capture_and_replay(name, dtype)
@@ -682,7 +681,7 @@ def test_dropout_in_a_captured_graph_is_drawn_anew():
 @on_a_gpu
 @pytest.mark.parametrize("dtype", FLOATS[1:])
 def test_training_under_cudas_autocast(dtype):
-    """Tensors are float32 where the weights are; with a GradScaler, as half precision has it."""
+    """Tensors are float32 if the weights are; with a GradScaler, as usual for half precision."""
     module, linear = ours.LSTM(8, 16).cuda(), torch.nn.Linear(8, 8).cuda()
     scaler = torch.amp.GradScaler("cuda")
     optimizer = torch.optim.SGD([*module.parameters(), *linear.parameters()], lr=0.1)

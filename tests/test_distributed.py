@@ -1,4 +1,4 @@
-"""Data-parallel training under torchrun: as one process with the joined batch; after a restart as if undisturbed."""
+"""Data-parallel training under torchrun equals one process with the joined batch, and continues after a restart."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TINY = ["--steps", "50", "--context", "16", "--batch", "8", "--hidden", "32", "-
 
 
 def torchrun(processes, *options, restarts=0):
-    """Loss and norm of the parameters after the last update, and what was printed."""
+    """Loss and norm of the parameters after the last update, and the printed output."""
     run = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
     environment = {name: value for name, value in os.environ.items() if not name.endswith("NUM_THREADS")}
     done = subprocess.run(
@@ -41,14 +41,14 @@ def two():
 
 
 def test_two_processes_do_what_one_does_with_the_joined_batch(two):
-    """In float64 the average of two gradients is that of the joined batch to 1e-15; 50 updates of Adam make of it less
-    than 1e-9."""
+    """In float64 the average of two gradients is that of the joined batch to 1e-15, which 50 updates of Adam increase
+    to less than 1e-9."""
     one, _ = torchrun(1)
     assert two[0] == pytest.approx(one, rel=1e-9)
 
 
 def test_a_killed_run_goes_on_from_its_checkpoint_as_if_nothing_had_happened(two, tmp_path):
-    """The batches follow from the number of the update, and a checkpoint holds all that an update reads."""
+    """The batches depend only on the number of the update, and a checkpoint holds everything that an update reads."""
     options = ("--checkpoint", tmp_path / "model.pt", "--every", "10", "--die-at", "25")
     figures, printed = torchrun(2, *options, restarts=1)
     assert "updates 1 to 50" in printed

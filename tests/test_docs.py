@@ -1,4 +1,4 @@
-"""The docs: the examples of docstrings and pages run, and the files that pages name exist."""
+"""The docs: examples in docstrings and pages run, and files named on pages exist."""
 
 import doctest
 import importlib
@@ -17,7 +17,7 @@ FOLDERS = ("benchmarks", "cpp", "docs", "examples", "python", "tests", ".ci")
 
 
 def modules():
-    """All of them, subpackages' too. None is imported here: after torch's, all tests would run on torch's threads."""
+    """All modules, with subpackages. None is imported here: after torch's, all tests would run on torch's threads."""
     files = (path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py"))
     names = sorted(".".join(file.parts).removesuffix("__init__").rstrip(".") for file in files)
     return [name for name in names if name and name.partition(".")[0] != "cli"]
@@ -47,7 +47,7 @@ def test_examples_of_docstrings_run(name):
 
 
 def test_the_example_of_the_blocks_runs(capsys):
-    """It prints the size of the loss's gradient before every layer, and whether a step made the loss smaller."""
+    """It prints the size of the loss's gradient before every layer, and whether a step reduced the loss."""
     page = (Path(__file__).parent.parent / "docs" / "blocks.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     exec(compile(code, "blocks.md", "exec"), {})
@@ -58,7 +58,7 @@ def test_the_example_of_the_blocks_runs(capsys):
 
 
 def test_the_example_of_gradient_flow_runs(capsys, tmp_path, monkeypatch):
-    """It prints a row that falls below the range of floats, the one that the page shows, and draws it."""
+    """It prints the row of the page, which falls below the range of floats, and draws it."""
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parent.parent / "docs" / "gradient_flow.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
@@ -66,7 +66,7 @@ def test_the_example_of_gradient_flow_runs(capsys, tmp_path, monkeypatch):
     title, _, row, _ = capsys.readouterr().out.splitlines()
     shown = page[page.index(f"    {title}") :].splitlines()[2]
     for ours, theirs in zip(row.split()[2:], shown.split()[2:], strict=True):
-        assert float(ours) == pytest.approx(float(theirs), abs=0.011)  # the last digit, where kernels round differently
+        assert float(ours) == pytest.approx(float(theirs), abs=0.011)  # the last digit: kernels round differently
     assert float(row.split()[4]) < -308
     assert (tmp_path / "flow.png").exists()
 
@@ -105,7 +105,7 @@ def test_the_examples_of_jax_run(capsys):
 
 
 def test_the_lines_of_the_readme_print_what_stands_below_them(capsys):
-    """Up to the last digit, where kernels round differently."""
+    """Up to the last digit, because kernels round differently."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     ((code, shown),) = re.findall(r"```python\n(.*?)```\n\n((?:    [^\n]+\n)+)", readme, re.DOTALL)
     assert len([line for line in code.splitlines() if line]) == 10
@@ -118,7 +118,7 @@ def test_the_lines_of_the_readme_print_what_stands_below_them(capsys):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_names_only_files_that_exist(page):
-    """Between back-ticks: a path from the repository's root, which may be a pattern, or the bare name of a source."""
+    """Names in backticks: a path from the repository's root, possibly a pattern, or the bare name of a source file."""
     names = set(re.findall(r"`([\w.*/-]+)`", prose(page)))
     paths = {name for name in names if "/" in name and (name.split("/")[0] in FOLDERS or Path(name).suffix)}
     sources = {name for name in names if "/" not in name and Path(name).suffix in (".cpp", ".cu", ".hpp", ".py", ".sh")}
@@ -129,7 +129,7 @@ def test_a_page_names_only_files_that_exist(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_links_of_a_page_lead_somewhere(page):
-    """To a file, and to a heading in it if they name one."""
+    """Each leads to a file and, if it names one, to a heading in it."""
     for target in re.findall(r"\]\((?!https?:)([^)]+)\)", prose(page)):
         path, _, anchor = target.partition("#")
         file = page.parent / path if path else page
@@ -140,7 +140,7 @@ def test_the_links_of_a_page_lead_somewhere(page):
 
 
 def test_the_page_of_the_gpu_says_of_every_file_where_it_ran():
-    """Each is named, itself or by a pattern, in the table that ends the page, whose rows are whole."""
+    """The table at the end of the page names each file, directly or by a pattern, and its rows are complete."""
     root = Path(__file__).parent.parent
     _, _, table = (root / "docs" / "cuda.md").read_text(encoding="utf-8").partition("## What has run where")
     rows = [line.split("|") for line in table.splitlines() if line.startswith("| `")]

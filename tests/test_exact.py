@@ -1,4 +1,4 @@
-"""Equality: small integers, whose sums are exact in any order; and the same bits whoever computes them."""
+"""Exact equality: small integers, whose sums are exact in any order; and the same bits however computed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.per_level, pytest.mark.amx]
 
 USES_AMX = "amx" in _core.bfloat16_terms()
 
-# Small sizes around every register and tile, with T, B, I and H all different; then some of many tiles.
+# Small sizes around every register and tile, with different T, B, I and H; then some of many tiles.
 SIZES = [
     (1 + (3 * H) % 20, B, 1 + (7 * H + B) % 20, H)
     for H in range(1, 41)
@@ -30,8 +30,8 @@ LARGE_SIZES = [(3, 70, 50, 65), (2, 5, 130, 129), (40, 3, 9, 100), (2, 130, 7, 3
 
 
 class Integers(Problem):
-    """A relu RNN of small integers, its weights thinned out until no sum of absolute values reaches the
-    integers that `dtype` no longer holds."""
+    """A relu RNN of small integers. Weights are dropped until no sum of absolute values reaches the integers that
+    `dtype` cannot represent."""
 
     def __init__(self, **sizes):
         super().__init__("rnn_relu", **sizes)
@@ -54,7 +54,7 @@ class Integers(Problem):
         return {name: self.random(name, shape) for name, shape in self.shapes.items()}
 
     def largest_sum(self):
-        """With absolute values in place of all numbers, each result bounds all partial sums of it here."""
+        """With absolute values of all numbers, each result bounds all its partial sums."""
 
         def absolute(values):
             return np.abs(wide(values))
@@ -67,7 +67,7 @@ class Integers(Problem):
 
 
 class SmallIntegers(Integers):
-    """Of -1, 0 and 1, with no sum of absolute values that reaches the integers that a tensor type no longer holds."""
+    """-1, 0 and 1, with no sum of absolute values that reaches the integers that a tensor type cannot represent."""
 
     def __init__(self, bits, **sizes):
         object.__setattr__(self, "bits", bits)
@@ -85,14 +85,14 @@ def check_equal(problem, options=None, asked=None):
     ours = run(problem.layer(), problem.x, options, asked, problem.loss)
     expected = run_reference(problem, options, asked)
     for found in (ours, expected):
-        del found["parameter_norms"]  # which are no integers
+        del found["parameter_norms"]  # they are not integers
     assert_close(ours, expected, 0)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("part", range(4))
 def test_small_integers_are_exact(part, dtype):
-    """Packing, tiles and tails of all products, forward and backward, compared with equality."""
+    """Compares packing, tiles and tails of all products, forward and backward, by equality."""
     for T, B, I, H in SIZES[part::4]:  # noqa: E741
         check_equal(Integers(T=T, B=B, I=I, H=H, dtype=dtype, seed=H))
 
@@ -112,14 +112,14 @@ def test_integers_through_layers_directions_lengths_and_resets(H, dtype):
     check_equal(problem, {"lengths": problem.lengths, "resets": problem.resets}, {"truncate": 2})
 
 
-# Of a batch that is worth splitting, of one that is not, and of neither; odd everywhere.
+# Sizes at which threads divide sequences, at which they do not, and too small for either; odd everywhere.
 SHARED = [(30, 33, 17, 24), (12, 2, 40, 150), (7, 1, 3, 5), (5, 70, 9, 65)]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("T", "B", "I", "H"), SHARED)
 def test_any_number_of_threads_gives_the_same_bits(kind, T, B, I, H, dtype, threads):  # noqa: E741
-    """Also more of them than there are cores."""
+    """Also more threads than cores."""
     problem = Problem(kind, T=T, B=B, I=I, H=H, L=2, D=2, dtype=dtype)
     layer = problem.layer()
     options = {"state": problem.state, "lengths": problem.lengths}
@@ -137,7 +137,7 @@ def test_any_number_of_threads_gives_the_same_bits(kind, T, B, I, H, dtype, thre
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("T", "B", "H"), [(12, 1, 150), (70, 1, 256), (12, 9, 150), (12, 40, 192)])
 def test_threads_that_exchange_halves_of_a_sum_give_the_same_bits(kind, T, B, H, dtype, threads, free):
-    """Without `clip`, a thread begins a step's sums with its own units, while the other finishes the step before."""
+    """Without `clip`, a thread begins a step's sums with its own units while the other finishes the step before."""
     _core.force(engine="amx" if USES_AMX and B > 1 else "", chunk=5)
     problem = Problem(kind, T=T, B=B, I=7, H=H, dtype=dtype)
     layer = problem.layer()
@@ -155,7 +155,7 @@ def test_threads_that_exchange_halves_of_a_sum_give_the_same_bits(kind, T, B, H,
 @pytest.mark.parametrize(("T", "B", "H"), [(40, 1, 150), (25, 9, 70), (12, 40, 128)])
 @pytest.mark.parametrize("memory", ["full", "checkpoint"])
 def test_threads_that_rest_and_return_give_the_same_bits(kind, T, B, H, memory, split, threads, free):
-    """A thread leaves its part to the others after every few phases, and comes back at a chunk's end."""
+    """A thread rests after every few phases, leaves its work to the others, and returns at the end of a chunk."""
     engine = "amx" if USES_AMX and B > 1 else ""
     problem = Problem(kind, T=T, B=B, I=7, H=H, dtype="float32")
     layer = problem.layer()
@@ -215,12 +215,12 @@ assert same and os.waitpid(child, 0)[1] == 0
 
 
 def test_a_forked_process_computes_too():
-    """As data loaders fork theirs, after the threads of the first were started."""
+    """Like the workers of data loaders, forked after the first process has started threads."""
     subprocess.run([sys.executable, "-c", FORK], check=True, timeout=60)
 
 
 def test_the_callers_floating_point_mode_is_left_alone(kind):
-    """Subnormal numbers vanish inside the kernels only."""
+    """Subnormal numbers are flushed only inside the kernels."""
     problem = Problem(kind, dtype="float32")
     run(problem.layer(), problem.x, loss=problem.loss)
     assert np.array([1e-40], np.float32)[0] * np.float32(0.5) > 0
@@ -229,7 +229,7 @@ def test_the_callers_floating_point_mode_is_left_alone(kind):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_sequence_alone_is_the_sequence_in_a_batch(kind, dtype):
-    """Up to rounding: the kernel for one row may sum in another order than that for many."""
+    """Up to rounding: the kernel for one row may sum in a different order than the one for many."""
     problem = Problem(kind, T=20, B=21, I=9, H=20, L=2, D=2, dtype=dtype)
     layer = problem.layer()
     batch = run(layer, problem.x, loss={"d_output": problem.d_output})
@@ -243,7 +243,7 @@ def test_a_sequence_alone_is_the_sequence_in_a_batch(kind, dtype):
 
 
 def test_a_sequence_does_not_see_its_neighbours(kind):
-    """To the bit: the same kernel, with other rows beside it."""
+    """To the bit: the same kernel, with different neighbouring rows."""
     problem = Problem(kind, T=12, B=21, H=20, D=2, dtype="float32")
     layer = problem.layer()
     other = problem.x.copy()

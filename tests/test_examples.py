@@ -1,4 +1,4 @@
-"""The examples on tiny settings: figures printed, plots drawn; and of what they claim, what holds at any size."""
+"""The examples on tiny settings: printed figures and plots; and those of their claims that hold at any size."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ import throughtime as tt
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY = ["--steps", "1", "--context", "32", "--batch", "4"]
 SHORT = ["--steps", "2", "--batch", "4", "--hidden", "8"]
-RUNS = {  # options, and of every row of figures how it begins and how many there are
+RUNS = {  # options, and for every row of figures its beginning and its count
     "residual_ablation": (
         [*TINY, "--blocks", "1", "2"],
         {"bigram counts": 2, "1 block without residual": 5, "2 blocks with residual": 5},
@@ -61,13 +61,13 @@ RUNS = {  # options, and of every row of figures how it begins and how many ther
 @pytest.mark.parametrize("name", RUNS)
 def test_an_example_prints_its_figures_and_draws_them(name, tmp_path):
     if name == "digits":
-        pytest.importorskip("sklearn")  # which the test extra brings
+        pytest.importorskip("sklearn")  # part of the test extra
     if name == "language_model":
         pytest.importorskip("torch")
     options, rows = RUNS[name]
     plot = tmp_path / "plot.png"
     command = [sys.executable, str(EXAMPLES / f"{name}.py"), *options, "--plot", str(plot)]
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # on a busy machine, small products wait
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # on a busy machine, small products would wait
     done = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
     for start, count in rows.items():
@@ -84,7 +84,7 @@ def test_what_cannot_end_well_is_refused_before_the_work():
 
 
 def test_plain_stacks_lose_the_gradient_and_residual_ones_keep_it():
-    """Two Linear layers with variance 1/(3 inputs) and half of the units cut off: a factor of sqrt(1/18) per block."""
+    """Two Linear layers with variance 1/(3 inputs) and half of the units off: a factor of sqrt(1/18) per block."""
     norms = {name: depth.measure(variant, 64, seed=0) for name, variant in depth.VARIANTS.items()}
     ratios = {name: log10_norms[0] - log10_norms[-1] for name, log10_norms in norms.items()}
     assert ratios["plain"] == pytest.approx(63 * math.log10(1 / 18) / 2, rel=0.1)  # below float32's range
@@ -92,7 +92,7 @@ def test_plain_stacks_lose_the_gradient_and_residual_ones_keep_it():
 
 
 def test_batch_norm_alone_couples_the_rows_of_a_batch():
-    """Without it, a row's output depends on that row alone."""
+    """Without it, a row's output depends only on that row."""
     shares = {name: depth.coupling(variant, 8, seed=0) for name, variant in depth.VARIANTS.items()}
     batch = [name for name in shares if "BatchNorm" in name]
     assert len(batch) == 2
@@ -101,10 +101,9 @@ def test_batch_norm_alone_couples_the_rows_of_a_batch():
 
 
 def test_a_plain_mlp_keeps_the_gradient_of_kaiming_alone():
-    """Of the squared norm a rectifier keeps half. A Linear changes it by a sum of squares, whose expectation is 1 for
-    orthogonal weights and Xavier's, 2 for Kaiming's, 1/3 for torch's. Such sums of 128 numbers deviate by some
-    sqrt(5 / 128) a layer, those of 99 layers by 0.43 of the log10 of the norm: 5 of them.
-    """
+    """A rectifier keeps half of the squared norm. A Linear changes it by a sum of squares, with expectation 1 for
+    orthogonal weights and Xavier's, 2 for Kaiming's, 1/3 for torch's. Such sums of 128 numbers deviate by about sqrt(5
+    / 128) per layer, those of 99 layers by 0.43 of the log10 of the norm; the bound is 5 deviations."""
     expected = {"default": 1 / 6, "xavier": 1 / 2, "kaiming": 1, "orthogonal": 1 / 2}
     for weights, factor in expected.items():
         found = initial_weights.measure("ReLU", weights, 100, seed=0)
@@ -125,7 +124,7 @@ def test_of_eight_lstm_layers_only_residual_ones_pass_the_gradient_down():
 
 
 def test_positions_get_the_gradient_of_the_steps():
-    """With another token at every step of a single sequence, tokens and positions have the same gradient."""
+    """With a different token at every step of a single sequence, tokens and positions have the same gradient."""
     model = residual_ablation.Transformer(12, context=9, blocks=1, seed=0, residual=True)
     _, grads = model.gradients(np.arange(9)[:, None], np.arange(1, 10)[:, None])
     np.testing.assert_array_equal(grads["positions.weight"], grads["tokens.weight"][:9])
@@ -144,7 +143,7 @@ def test_training_learns_a_cycle(residual):
 
 
 def test_counting_models_are_what_they_say():
-    """Learnt from 0 0 1: two zeros and a one, the pairs 00 and 01. Held out, 0 follows 1 and 1 follows 0."""
+    """Trained on 0 0 1: two zeros and a one, the pairs 00 and 01. In the held-out part, 0 follows 1 and 1 follows 0."""
     text = characters.Text(np.array([0, 0, 1]), np.array([1, 0, 1]), 2)
     counts = characters.counted(text, steps=2)
     assert counts["unigram"] == pytest.approx(-(math.log(3 / 5) + math.log(2 / 5)) / 2)
@@ -152,7 +151,7 @@ def test_counting_models_are_what_they_say():
 
 
 def test_the_held_out_loss_is_a_mean_over_all_windows():
-    """Of a model that only ever repeats a character, 200 windows in two parts, the last one smaller."""
+    """For a model that only repeats a character: 200 windows in two parts, the second smaller."""
     ids = np.random.default_rng(0).integers(0, 3, 601)
     text = characters.Text(ids, ids, 3)
     inputs, targets = text.validation(3)
@@ -172,7 +171,7 @@ def test_no_held_out_stretch_was_learnt_from():
 
 
 def test_labels_say_whether_first_and_last_symbol_are_equal():
-    """Half of them are: of 4000 between 1800 and 2200, which is 6.3 standard deviations of sqrt(4000)/2 each way."""
+    """Half of them are: of 4000, between 1800 and 2200, which is 6.3 standard deviations of sqrt(4000)/2 each way."""
     for symbols in (2, 5):
         batch = first_equals_last.FirstEqualsLast(7, symbols).batch(np.random.default_rng(0), 4000)
         assert batch.x.shape == (7, 4000, symbols)
@@ -184,7 +183,7 @@ def test_labels_say_whether_first_and_last_symbol_are_equal():
 
 
 def test_targets_are_the_sums_of_what_is_marked():
-    """By the definition, one sequence after the other. float32 rounds each number and the target by at most 2^-25."""
+    """By definition, sequence by sequence. float32 rounds each number and the target by at most 2^-25."""
     batch = adding_problem.Adding(40).batch(np.random.default_rng(0), 2000)
     one_mark = 0
     for sequence, length, target in zip(batch.x.swapaxes(0, 1), batch.lengths, batch.target[:, 0], strict=True):
@@ -198,7 +197,7 @@ def test_targets_are_the_sums_of_what_is_marked():
         one_mark += len(marked) == 1
         assert abs(0.5 + sum(pairs[step][0] for step in marked) / 4 - target) <= 2**-24
     assert set(batch.lengths) == set(range(40, 45))
-    # The first pair is the first mark with probability 1/10, else the second one with 1/18: 300 of 2000 expected.
+    # The first pair is the first mark with probability 1/10, else the second mark with 1/18: 300 of 2000 expected.
     assert 200 < one_mark < 400  # 6.3 standard deviations of 16 each way
 
 
@@ -209,7 +208,7 @@ def test_answers_are_right_within_four_hundredths():
 
 
 def test_what_always_saying_a_half_gets():
-    """Right are 0.5 and 0.53; the squared errors are 0, 0.0009, 0.01 and 0.04."""
+    """0.5 and 0.53 are right; the squared errors are 0, 0.0009, 0.01 and 0.04."""
     target = np.array([[0.5], [0.53], [0.4], [0.7]])
     share, error = adding_problem.constant(sequences.Batch(np.zeros((5, 4, 2)), target))
     assert share == 0.5
@@ -217,7 +216,7 @@ def test_what_always_saying_a_half_gets():
 
 
 def test_the_gradient_by_step_is_the_product_of_the_slopes():
-    """Of one tanh unit: dh_t/dh_{t-1} = w (1 - h_t^2). Two sequences, the second one shorter.
+    """One tanh unit: dh_t/dh_{t-1} = w (1 - h_t^2). Two sequences, the second shorter.
 
     30 factors with an error of at most 8 units of float32's 2^-24 each are 6e-6 in log10.
     """
@@ -249,7 +248,7 @@ def test_cells_start_as_they_say():
     weights, (i, f, g, o) = start(kind="LSTM", keep=1.0)
     assert f.tolist() == [1.0] * 8
     assert not np.concatenate([i, g, o]).any()
-    for weight in weights:  # columns of length 1 and at right angles, up to sums of 8 products in float32
+    for weight in weights:  # orthonormal columns, up to sums of 8 products in float32
         np.testing.assert_allclose(weight.T @ weight, np.eye(8), atol=8 * 2**-22)
     _, (i, f, _, _) = start(kind="LSTM", keep="chrono")
     assert (i == -f).all()
@@ -261,14 +260,14 @@ def test_cells_start_as_they_say():
 
 
 class Settled(first_equals_last.FirstEqualsLast):
-    """Whatever the answer is, it counts as right."""
+    """Counts any answer as right."""
 
     def right(self, output, target):
         return np.ones(len(target), bool)
 
 
 def test_a_training_ends_when_enough_is_right_in_a_row():
-    """10 sequences right are there after three updates of 4."""
+    """10 right sequences are reached after three updates of 4."""
     task = Settled(5, 2)
     test = task.batch(np.random.default_rng(0), 3)
     options = {"hidden": 4, "steps": 5, "updates": 50, "size": 4, "seed": 0, "enough": 10}
@@ -277,7 +276,7 @@ def test_a_training_ends_when_enough_is_right_in_a_row():
 
 
 def test_training_learns_whether_three_symbols_begin_and_end_alike():
-    """Of 600 test sequences, answered in three parts, the last one smaller."""
+    """600 test sequences, answered in three parts, the last smaller."""
     task = first_equals_last.FirstEqualsLast(3, 2)
     test = task.batch(np.random.default_rng(1), 600)
     options = {"hidden": 16, "steps": 3, "updates": 300, "size": 32, "seed": 0}
@@ -289,7 +288,7 @@ def test_training_learns_whether_three_symbols_begin_and_end_alike():
 
 
 def test_held_out_digits_are_not_learnt_from():
-    """Images told apart by their first pixel, and digits that belong to them."""
+    """The first pixel identifies each image and its digit."""
     images = np.zeros((50, 64), np.float32)
     images[:, 0] = np.arange(50)
     task, test = digits.split(images, np.arange(50) % 10, seed=0)
@@ -301,7 +300,7 @@ def test_held_out_digits_are_not_learnt_from():
 
 
 def test_the_linear_classifier_learns_what_is_linear():
-    """The digit is where the one bright pixel is; held out are the same images."""
+    """The digit is the position of the one bright pixel; the same images are held out."""
     labels = np.arange(10)
     images = np.eye(64, dtype=np.float32)[labels]
     assert digits.linear(digits.Digits(images, labels), digits.pixels(images, labels), seed=0) == 1.0

@@ -1,4 +1,4 @@
-"""What lies at the edge: infinities, arrays changed behind a tape, empty batches, norms past the range, odd files."""
+"""Edge cases: infinities, arrays changed after a forward, empty batches, norms out of range, odd files."""
 
 import threading
 
@@ -12,11 +12,11 @@ from throughtime import _core
 
 @pytest.mark.per_level
 @pytest.mark.amx
-@pytest.mark.parametrize("kind", ["rnn_tanh", "gru", "lstm"])  # a relu hands an infinity on
+@pytest.mark.parametrize("kind", ["rnn_tanh", "gru", "lstm"])  # a relu passes an infinity on
 @pytest.mark.parametrize("hidden", [3, 6, 8, 31])
 def test_an_infinite_input_does_not_leak_through_padded_lanes(kind, hidden):
-    """tanh and sigmoid of an infinity are finite, so is every gradient but that of the step's own weights. On AMX a
-    float32 infinity is a sum, and NaN."""
+    """tanh and sigmoid of an infinity are finite, and so is every gradient except that of the step's own weights. On
+    AMX a float32 infinity is split into a sum, and becomes NaN."""
     dtype = "float64" if "amx" in _core.bfloat16_terms() else "float32"
     layer = layer_class(kind)(4, hidden, dtype=dtype, seed=0)
     x = np.random.default_rng(0).standard_normal((9, 2, 4)).astype(dtype)
@@ -70,7 +70,7 @@ def test_an_empty_batch_gives_empty_results_and_zero_gradients(kind, output):
 @pytest.mark.amx
 @pytest.mark.parametrize(("dtype", "size"), [("float64", 1e200), ("float64", 1e-200), ("float32", 1e30)])
 def test_clipping_where_squares_leave_the_range(kind, dtype, size):
-    """What is carried is scaled to the norm `clip`, be its square infinite or zero."""
+    """The carried gradient is scaled to norm `clip`, even if its square is infinite or zero."""
     problem = Problem(kind, dtype=dtype)
     tape = problem.layer().forward(problem.x)
     d_output = np.zeros_like(problem.d_output)
@@ -88,7 +88,7 @@ def test_clipping_where_squares_leave_the_range(kind, dtype, size):
 @pytest.mark.parametrize("B", [1, 9])
 @pytest.mark.parametrize("kind", ["lstm_layer_norm", "gru_layer_norm", "rnn_tanh_layer_norm"])
 def test_layer_normalised_products_of_any_size_are_alike(kind, dtype, exponent, name, B):
-    """LN(2^k v) = LN(v), to the last bit where the 1e-5 beside the variance is nothing; the gradient is 2^k smaller."""
+    """LN(2^k v) = LN(v), to the last bit if 1e-5 is negligible next to the variance; the gradient is 2^k smaller."""
     problem = Problem(kind, B=B, H=20, dtype=dtype)
 
     def at(exponent):
@@ -96,7 +96,7 @@ def test_layer_normalised_products_of_any_size_are_alike(kind, dtype, exponent, 
         sized = {"x": problem.x, **layer.parameters}
         sized[name] = np.ldexp(sized[name], exponent)
         layer.load_parameters({key: sized[key] for key in layer.parameters})
-        tape = layer.forward(sized["x"])  # h_0 = 0: its product's variance is 0 in either case
+        tape = layer.forward(sized["x"])  # h_0 = 0: its product has variance 0 in both cases
         grads = tape.backward(problem.d_output)
         gradients = {"x": grads.input, **grads.parameters}
         gradients[name] = np.ldexp(gradients[name], exponent)
@@ -140,7 +140,7 @@ def test_unaligned_arrays_are_as_good_as_others(dtype):
 @pytest.mark.amx
 @pytest.mark.parametrize("kind", FORMS)
 def test_large_batches_have_the_norms_of_small_ones(kind):
-    """Both ways to a norm agree, Gram matrices and the gradient row by row: 40 times the batch is 40 times the norm."""
+    """Gram matrices and the gradient row by row give the same norm: 40 times the batch is 40 times the norm."""
     problem = Problem(kind, T=3, B=9, I=4, H=5, dtype="float64")
     asked = {"timesteps": ("parameter_norms",)}
     small = problem.layer().forward(problem.x).backward(problem.d_output, **asked).parameter_norms

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all: what was there before a failure is there after it, and nothing else."""
+"""Files are written completely or not at all: after a failure the previous file remains, and no other file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ resource = pytest.importorskip("resource")
 
 @contextmanager
 def largest_file(size):
-    """No file of this process grows beyond so many bytes: what a full disk is to who writes."""
+    """Limits the size of this process's files, to simulate a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -76,7 +76,7 @@ def test_the_mode_of_an_old_file_stays(tmp_path):
 
 
 def test_a_file_that_may_not_be_written_is_not_replaced(tmp_path, monkeypatch):
-    """Its directory may be, and root may write anything."""
+    """Its directory may be writable, and root may write anything."""
     path = tmp_path / "layer"
     path.write_bytes(b"before")
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)

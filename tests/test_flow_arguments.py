@@ -1,4 +1,4 @@
-"""Bad arguments of `gradient_flow`: an error that names the argument, what came and what was expected."""
+"""Bad arguments of `gradient_flow` raise an error that names the argument, the value and the expectation."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_recurrent_layer(wrong, error, words):
 
 @cases([case for case in WRONG if not {"layer", "state"} & set(case[0]) and case[0] != {"memory": None}])
 def test_a_stack(wrong, error, words):
-    """Of which the first layer sees x, and a loss belongs to the last one's output; its memory may be left open."""
+    """Its first layer sees x, the loss belongs to the last layer's output, and its memory may be left open."""
     given = {"x": X, **wrong}
     raises(error, words, tt.gradient_flow, tt.Sequential(PROBLEM.layer()), given.pop("x"), **given)
 
@@ -70,7 +70,7 @@ def test_a_loss_has_the_layout_of_the_output():
 
 
 def test_options_are_named():
-    """What comes after the loss is given by name."""
+    """Arguments after the loss are keyword-only."""
     with pytest.raises(TypeError):
         tt.gradient_flow(PROBLEM.layer(), X, D_OUTPUT, LSTM_STATE)
     with pytest.raises(TypeError, match="training"):

@@ -1,6 +1,6 @@
-"""`gradient_flow` of recurrent layers: the norms of the reference's gradients, whatever is asked of the layer.
+"""`gradient_flow` of recurrent layers: the norms of the reference's gradients, for all options of the layer.
 
-Here gradients stay within float64's range; `test_flow_range.py` leaves it.
+Gradients stay within float64's range here; `test_flow_range.py` leaves it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def test_it_agrees_with_the_reference(kind, data, dtype, ragged, initial, last):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("T", "B", "H", "L", "D"), [(40, 33, 20, 2, 2), (25, 5, 65, 1, 2), (90, 1, 40, 2, 1)])
 def test_larger_problems_agree_with_the_reference(kind, T, B, H, L, D, dtype):
-    """Of several tiles and chunks; a loss at the ends, and one at every step."""
+    """Several tiles and chunks; a loss at the ends, and one at every step."""
     problem = Problem(kind, T=T, B=B, H=H, L=L, D=D, dtype=dtype)
     for d_output in ("last", problem.d_output):
         check_flow(problem, d_output, state=problem.state, lengths=problem.lengths)
@@ -72,7 +72,7 @@ def test_every_length_of_chunk_agrees_with_the_reference(kind, memory, chunk, fr
 @pytest.mark.parametrize("kind", FORMS)
 @given(data=st.data(), dtype=st.sampled_from(["float32", "float64"]), ragged=st.booleans())
 def test_zoneout_and_dropout_are_those_of_inference(kind, data, dtype, ragged):
-    """The expectation of the one, nothing of the other."""
+    """The expectation of zoneout, and no dropout."""
     problem = data.draw(problems(kind, dtype=dtype, noise=True))
     check_flow(problem, problem.d_output, **({"lengths": problem.lengths} if ragged else {}))
 
@@ -86,7 +86,7 @@ def test_dropout_between_layers_is_off(kind):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_losses_of_very_different_size_in_different_sequences(kind, dtype):
-    """From 1e-30 to 1e30; layers and directions mix within a sequence only."""
+    """From 1e-30 to 1e30; layers and directions mix only within a sequence."""
     problem = Problem(kind, T=9, B=7, L=2, D=2, dtype=dtype)
     sizes = 10.0 ** np.linspace(-30, 30, problem.B)
     d_output = (problem.d_output * sizes[:, None]).astype(dtype)
@@ -96,8 +96,7 @@ def test_losses_of_very_different_size_in_different_sequences(kind, dtype):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("D", [1, 2])
 def test_losses_of_very_different_size_at_different_steps(kind, D, dtype):
-    """Small ones that arrive after large ones, which they don't change, and large ones after small ones; none at every
-    third step."""
+    """Small ones after large ones, which they do not change, and large after small; none at every third step."""
     problem = Problem(kind, T=12, B=4, D=D, dtype=dtype)
     exponents = np.random.default_rng(5).uniform(-30, 30, (problem.T, problem.B, 1))
     exponents[:, 0] = np.linspace(-30, 30, problem.T)[:, None]
@@ -108,7 +107,7 @@ def test_losses_of_very_different_size_at_different_steps(kind, D, dtype):
 
 
 def test_it_is_the_norm_of_the_gradients_that_backward_gives(kind):
-    """In float64, where these are the same but for their rounding; a problem's bound holds for either."""
+    """In float64, in which they are equal except for rounding; a problem's bound applies to both."""
     problem = Problem(kind, T=15, B=4, L=2, D=2)
     options = {"state": problem.state, "lengths": problem.lengths}
     layer = problem.layer()
@@ -155,11 +154,11 @@ def test_views_are_as_good_as_arrays():
     assert_same_bits(arrays(found), arrays(tt.gradient_flow(problem.layer(), problem.x, problem.d_output)))
 
 
-# Where no gradient arrives
+# Steps without gradient
 
 
 def test_nothing_is_seen_of_the_padding(kind):
-    """Which may hold NaN, in x as in d_output."""
+    """It may hold NaN, in x and in d_output."""
     problem = Problem(kind, T=9, B=5, L=2, D=2, dtype="float32")
     beyond = (np.arange(problem.T)[:, None] >= problem.lengths)[:, :, None]
     x, d_output = (np.where(beyond, np.nan, array).astype(np.float32) for array in (problem.x, problem.d_output))
@@ -171,7 +170,7 @@ def test_nothing_is_seen_of_the_padding(kind):
 
 
 def test_a_loss_at_the_first_step_only(kind):
-    """Forward it goes nowhere from there, in the reverse direction to every step."""
+    """Forward it goes nowhere from there; in the reverse direction it reaches every step."""
     problem = Problem(kind, D=2, dtype="float32")
     d_output = np.zeros_like(problem.d_output)
     d_output[0] = problem.d_output[0]
@@ -193,12 +192,12 @@ def test_no_loss_is_no_gradient(kind):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_dead_units_hand_nothing_on(dtype):
-    """A relu that is off has slope 0: all of them at step 5, some of them at step 9."""
+    """A relu that is off has slope 0: all units at step 5, some at step 9."""
     problem = Problem("rnn_relu", T=12, B=3, dtype=dtype)
     layer = problem.layer()
     for array in layer.parameters.values():
         array[...] = np.abs(array)
-    layer.parameters["weight_ih_l0"][: problem.H // 2, 0] = 0  # those that stay on at step 9
+    layer.parameters["weight_ih_l0"][: problem.H // 2, 0] = 0  # these stay on at step 9
     x = np.abs(problem.x)
     x[5], x[9, :, 0] = -1e3, -1e3
     flow = tt.gradient_flow(layer, x)
@@ -230,14 +229,14 @@ def test_an_empty_batch_has_empty_sequences_and_no_gradient(kind, memory):
         assert_same_bits(flow.log10_unit, np.full((4, problem.T, problem.width), -np.inf))
 
 
-# Whoever computes it
+# Independence of threads
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("memory", ["full", "checkpoint"])
 @pytest.mark.parametrize(("T", "B", "I", "H"), [(30, 33, 17, 24), (12, 2, 40, 150), (7, 1, 3, 5), (5, 70, 9, 65)])
 def test_any_number_of_threads_gives_the_same_bits(kind, memory, T, B, I, H, dtype, threads):  # noqa: E741
-    """Also more of them than there are cores."""
+    """Also more threads than cores."""
     problem = Problem(kind, T=T, B=B, I=I, H=H, L=2, D=2, dtype=dtype)
     layer = problem.layer()
     options = {"state": problem.state, "lengths": problem.lengths, "memory": memory}
@@ -264,7 +263,7 @@ def test_nothing_of_what_it_was_given_changes(kind):
 
 @pytest.mark.parametrize("ragged", [False, True])
 def test_last_is_what_the_final_state_holds(kind, ragged):
-    """Ones on h_n of the last layer: of the reverse direction that is timestep 0 of every sequence that has one."""
+    """Ones on h_n of the last layer: in the reverse direction that is timestep 0 of every sequence that has one."""
     problem = Problem(kind, T=9, B=4, L=2, D=2)
     options = {"state": problem.state} | ({"lengths": problem.lengths} if ragged else {})
     tape = problem.layer().forward(problem.x, output="last", **options)
@@ -283,13 +282,13 @@ def test_last_in_every_layout():
     assert_same_bits(arrays(turned), arrays(expected))
     alone = tt.gradient_flow(problem.layer(), problem.x[:, 0], lengths=problem.lengths[0])
     norms = alone.log10_norm[3] - expected.log10_norm_per_sequence[3, :, 0]
-    assert np.abs(norms).max() <= 2 * problem.bound  # of logarithms: a relative error over ln 10
+    assert np.abs(norms).max() <= 2 * problem.bound  # logarithms: a relative error over ln 10
     assert alone.steps == problem.lengths[0]
 
 
 @pytest.mark.parametrize("memory", ["full", "states", "checkpoint", 2])
 def test_a_batch_padded_beyond_its_longest_sequence(kind, memory):
-    """Rows, gamma and horizons are those of the batch cut to it, of both directions of each layer."""
+    """Rows, gamma and horizons equal those of the batch cut to its longest sequence, in all directions and layers."""
     problem = Problem(kind, T=12, B=4, L=2, D=2)
     options = {"lengths": [5, 3, 0, 1], "memory": memory}
     x = problem.x.copy()
@@ -310,7 +309,7 @@ def test_a_batch_padded_beyond_its_longest_sequence(kind, memory):
 
 
 def doubling(steps, batch=3, **options):
-    """A ReLU network whose states are zero but in sequence 1, where they double at every step; and its arguments."""
+    """A ReLU network with zero states, except in sequence 1, where they double at every step; and its arguments."""
     layer = tt.RNN(1, 2, nonlinearity="relu", bias=False, **options)
     for name, array in layer.parameters.items():
         array[...] = 2 * np.eye(*array.shape) if name.startswith("weight_hh") else 0
@@ -321,8 +320,8 @@ def doubling(steps, batch=3, **options):
 @pytest.mark.parametrize("memory", ["full", "states", "checkpoint", 7])
 @pytest.mark.parametrize("row", range(4))
 def test_it_says_where_the_forward_overflows(row, memory):
-    """From 1 the 128th doubling leaves float32. What comes back through that step is no number, and says so; other
-    sequences are as they were."""
+    """From 1, the 128th doubling leaves float32. The gradient that passes through that step is NaN, and the flow
+    reports it; other sequences are unchanged."""
     layer, x, state = doubling(150, num_layers=2, bidirectional=True)
     state[:, 0], state[row, 1] = 1e-10, 1
     flow = tt.gradient_flow(layer, x, state=state, memory=memory)
@@ -332,7 +331,7 @@ def test_it_says_where_the_forward_overflows(row, memory):
     assert flow.fault == f"hidden overflows at {place}"
     assert place in flow.summary()
     way = flow.log10_norm_per_sequence[row] if reverse else flow.log10_norm_per_sequence[row, ::-1]
-    if row >= 2:  # where the loss is
+    if row >= 2:  # the layer with the loss
         assert np.isfinite(way[0]).any()
         assert np.isnan(way[1:, 1]).all()
     assert not np.isnan(way[:, [0, 2]]).any()

@@ -1,4 +1,5 @@
-"""What `gradient_flow` needs beside its arguments and results, measured as the peak of a process of its own."""
+"""The memory of `gradient_flow` in addition to its arguments and results, measured as the peak of a separate
+process."""
 
 from __future__ import annotations
 
@@ -31,8 +32,8 @@ print(1024 * (kilobytes("VmHWM") - before))
 
 OUTPUT = 4 * STEPS * BATCH * H  # bytes: 51 MB
 STATES, GATES = 2 * OUTPUT, 4 * OUTPUT
-RESULTS = 8 * STEPS * (1 + BATCH + H)  # log10_norm, that of each sequence, that of each unit: 30 MB
-ROWS = 6 * 8 * STEPS * BATCH  # exponents, logarithms and their squares, one a step and sequence: 19 MB
+RESULTS = 8 * STEPS * (1 + BATCH + H)  # log10_norm, also per sequence and per unit: 30 MB
+ROWS = 6 * 8 * STEPS * BATCH  # exponents, logarithms and their squares, one per step and sequence: 19 MB
 REST = 10_000_000  # sqrt(T) states, windows of 512 rows, weights and chunks
 
 
@@ -46,7 +47,7 @@ REST = 10_000_000  # sqrt(T) states, windows of 512 rows, weights and chunks
     ],
 )
 def test_a_long_sequence_needs_its_results_and_what_its_mode_keeps(memory, kept):
-    """Where all states are kept an output may be too. Of the loss and of dL/dh nothing is there but a window, and with
-    `checkpoint` nothing at all of the size of T times B times H."""
+    """If all states are stored, an output may be too. The loss and dL/dh exist only for a window, and with `checkpoint`
+    there is nothing of size T times B times H."""
     done = subprocess.run([sys.executable, "-c", FLOW, memory], capture_output=True, text=True, check=True)
     assert int(done.stdout) < RESULTS + kept + ROWS + REST

@@ -1,4 +1,4 @@
-"""`gradient_flow` beyond the range of floats: to 10^-1000 and 10^1000, in neighbours of utterly different size."""
+"""`gradient_flow` beyond the range of floats: to 10^-1000 and 10^1000, with extreme differences between neighbours."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from flow_truth import (
 )
 
 NAMES = ("log10_norm", "log10_norm_per_sequence", "log10_unit")
-PROMISED = 1e-4  # relative, of a norm, whatever its exponent
+PROMISED = 1e-4  # relative error of a norm, for any exponent
 DTYPES = ("float32", "float64")
 
 
 def chain_bound(problem):
-    """Ten roundings a step and layer: of a chain's one product, of what the cell makes of it, of the sums. Nothing
-    cancels, so that this is the error of every unit, relative to itself."""
+    """Ten roundings per step and layer: the chain's one product, the cell's operations, the sums. Nothing cancels, so
+    this is the relative error of every unit."""
     bound = rounding_bound(problem.dtype, 10 * problem.L * problem.T)
     assert bound < PROMISED
     return bound
 
 
 def check_chain(problem, d_output, modes=("full",), **options):
-    """Every unit of every sequence against the rule of a chain of one layer and direction; the last mode's flow."""
+    """Every unit of every sequence against the rule of a chain; returns the last mode's flow."""
     expected = norms(problem.hidden(d_output))
     for memory in modes:
         flow = tt.gradient_flow(problem.layer(), problem.x, d_output, state=problem.state, memory=memory, **options)
@@ -49,9 +49,9 @@ def check_chain(problem, d_output, modes=("full",), **options):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_random_weights_down_to_1e_minus_1000(kind, dtype):
-    """Each step's roundings are an error as large as its Jacobian, carried on by those that follow; one is of 12 units:
-    of a shut gate's pre-activation, whose error is its sigmoid's relative one. Six units, as three that are normalised
-    have one direction left, and gradients that cancel."""
+    """The roundings of a step are an error of the size of its Jacobian, which later steps carry on; each is 12 units:
+    of a shut gate's pre-activation, whose error is its sigmoid's relative error. Six units, because three normalised
+    ones have only one direction left, and gradients that cancel."""
     problem = Weak(kind, T=220, B=1, I=2, H=6, dtype=dtype)
     layer = problem.layer()
     flow = tt.gradient_flow(layer, problem.x, state=problem.state)
@@ -69,13 +69,13 @@ def test_random_weights_down_to_1e_minus_1000(kind, dtype):
 @pytest.mark.parametrize("kind", CHAINS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_two_directions_bring_gradients_of_utterly_different_size_to_the_layer_below(kind, dtype):
-    """Forward they fall by 10 a step from a loss of 1 at the end, in reverse by 2 from one of 1e-30 at the start, until
-    one is 10^-150 of the other. All is positive: each unit is as exact as the number of its roundings."""
+    """Forward they fall by 10 per step from a loss of 1 at the end, in reverse by 2 from one of 1e-30 at the start,
+    until one is 10^-150 of the other. All numbers are positive, so each unit's error is that of its roundings."""
     problem = Chain(kind, T=260, B=2, I=1, H=2, L=2, D=2, dtype=dtype, factors=(0.1,))
     for name, array in problem.parameters.items():
         if name in ("weight_hh_l1_reverse", "weight_hh_l0_reverse"):
             array[...] *= np.asarray(5, dtype)
-    if kind == "rnn_relu":  # whose bias keeps h at 1
+    if kind == "rnn_relu":  # its bias keeps h at 1
         for layer in (0, 1):
             problem.parameters[f"bias_ih_l{layer}_reverse"] -= 4 * problem.weights[0]
     d_output = np.zeros((problem.T, problem.B, 2 * problem.width), dtype)
@@ -97,7 +97,7 @@ def test_two_directions_bring_gradients_of_utterly_different_size_to_the_layer_b
 @pytest.mark.parametrize("factor", [0.1, 10.0])
 @pytest.mark.parametrize("kind", CHAINS)
 def test_down_to_1e_minus_1000_and_up_to_1e_1000(kind, factor, dtype):
-    """In every memory mode, and in sequences of 1004 steps, 500, 3, 1 and none beside each other."""
+    """In every memory mode, in adjacent sequences of 1004, 500, 3, 1 and 0 steps."""
     problem = Chain(kind, T=1004, B=5, I=1, H=2, dtype=dtype, factors=(factor,))
     lengths = np.array([500, 1004, 0, 3, 1])
     d_output = on_last(problem, lengths)
@@ -110,7 +110,7 @@ def test_down_to_1e_minus_1000_and_up_to_1e_1000(kind, factor, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_powers_of_two_are_exact(dtype):
-    """Half and twice as much at every step, for 3400 steps: there is no rounding but that of the logarithm."""
+    """Halved and doubled at every step, for 3400 steps: only the logarithm rounds."""
     for factor in (0.5, 2.0):
         problem = Chain("rnn_tanh", T=3400, B=1, I=1, H=1, dtype=dtype, factors=(factor,))
         flow = tt.gradient_flow(problem.layer(), problem.x, state=problem.state)
@@ -121,9 +121,9 @@ def test_powers_of_two_are_exact(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", CHAINS)
 def test_units_of_very_different_size_in_one_sequence(kind, dtype):
-    """One grows by 10 a step, one keeps what it has, one falls by 10. Each is right as far below the largest as the
-    range of the type goes, with 2^8 to spare; what is smaller still may be lost. Its logarithm is the sum of that of
-    the sequence's power of two and that of the rest: as exact as either."""
+    """One unit grows by 10 per step, one stays, one falls by 10. Each is accurate as far below the largest as the
+    type's range, with 2^8 to spare; smaller ones may be lost. Its logarithm is the sum of that of the sequence's power
+    of two and that of the rest: as accurate as either."""
     problem = Chain(kind, T=301, B=2, I=1, H=8, dtype=dtype, factors=(10.0, 1.0, 0.1))
     d_output = on_last(problem)
     flow, expected = tt.gradient_flow(problem.layer(), problem.x, state=problem.state), norms(problem.hidden(d_output))
@@ -141,7 +141,7 @@ def test_units_of_very_different_size_in_one_sequence(kind, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", CHAINS)
 def test_units_of_utterly_different_size_in_different_sequences(kind, dtype):
-    """The loss of each sequence is on one unit of its own, so that no sequence holds large and small ones."""
+    """Each sequence has its loss on a different unit, so that no sequence has both large and small ones."""
     problem = Chain(kind, T=301, B=3, I=1, H=6, dtype=dtype, factors=(10.0, 1.0, 0.1))
     d_output = np.zeros((problem.T, problem.B, problem.width), dtype)
     d_output[-1, range(3), range(3)] = 1
@@ -153,8 +153,8 @@ def test_units_of_utterly_different_size_in_different_sequences(kind, dtype):
 @pytest.mark.parametrize("factor", [0.1, 10.0])
 @pytest.mark.parametrize("kind", CHAINS)
 def test_a_loss_that_arrives_where_the_gradient_has_left_the_range(kind, factor, dtype):
-    """It dwarfs what has vanished, and is lost beside what has exploded; then both are handed on together. From the
-    largest float to the smallest normal one, and from there to nothing."""
+    """It exceeds a vanished gradient, and is lost in an exploded one; then both continue together. From the largest
+    float to the smallest normal one, and from there to zero."""
     problem = Chain(kind, T=500, B=4, I=1, H=2, dtype=dtype, factors=(factor,))
     tiny, huge = float(np.finfo(dtype).tiny), float(np.finfo(dtype).max)
     d_output = np.zeros((problem.T, problem.B, problem.width), dtype)
@@ -168,7 +168,7 @@ def test_a_loss_that_arrives_where_the_gradient_has_left_the_range(kind, factor,
 @pytest.mark.parametrize("factor", [0.1, 10.0])
 @pytest.mark.parametrize("kind", CHAINS)
 def test_losses_at_every_step_from_1e_minus_30_to_1e30(kind, factor, dtype):
-    """In any order, where a gradient that vanishes or explodes meets one of any size; at most steps none."""
+    """In any order, so that a vanishing or exploding gradient meets one of any size; no loss at most steps."""
     problem = Chain(kind, T=200, B=5, I=1, H=4, dtype=dtype, factors=(factor,))
     rng = np.random.default_rng(0)
     sizes = 10 ** rng.uniform(-30, 30, (problem.T, problem.B, 1)) * (rng.random((problem.T, problem.B, 1)) < 0.3)
@@ -176,7 +176,7 @@ def test_losses_at_every_step_from_1e_minus_30_to_1e30(kind, factor, dtype):
 
 
 def test_backward_itself_is_zero_where_the_flow_is_not():
-    """What this is for: float32 ends at 1e-38."""
+    """The purpose of the flow: float32 ends at 1e-38."""
     problem = Chain("lstm", T=1004, B=1, I=1, H=3, dtype="float32")
     layer = problem.layer()
     hidden = layer.forward(problem.x).backward(on_last(problem), timesteps=("hidden",)).hidden
@@ -186,7 +186,7 @@ def test_backward_itself_is_zero_where_the_flow_is_not():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_neither_warnings_nor_nan(kind, dtype):
-    """Of gradients that vanish and that never were, in one batch; a warning would be an error here."""
+    """With vanishing and absent gradients in one batch; a warning would be an error here."""
     problem = Weak(kind, T=300, B=3, I=2, H=5, dtype=dtype)
     flow = tt.gradient_flow(problem.layer(), problem.x, lengths=[300, 0, 1])
     for name in NAMES:
@@ -197,8 +197,7 @@ def test_neither_warnings_nor_nan(kind, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_norms_over_the_batch_are_those_of_its_sequences_and_units(kind, dtype):
-    """All three are of the same gradients, whose squares they add up; that of the batch is at most sqrt(B) its largest
-    sequence."""
+    """All three add up squares of the same gradients; the batch's is at most sqrt(B) times its largest sequence's."""
     problem = Weak(kind, T=100, B=4, I=2, H=5, L=2, D=2, dtype=dtype)
     flow = tt.gradient_flow(problem.layer(), problem.x, lengths=[100, 60, 7, 0])
     bound = rounding_bound(dtype, problem.B * problem.H)

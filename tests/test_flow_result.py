@@ -1,4 +1,4 @@
-"""What a gradient flow makes of logarithms of norms: numbers found by hand, tables, and what its figures say."""
+"""The results of a gradient flow, computed from logarithms of norms: numbers derived by hand, tables, and figures."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ ZERO = -np.inf
 
 
 def flow_of(*rows, reverse=None, **options):
-    """Rows of logarithms over time, of one sequence."""
+    """Rows of logarithms over time, for one sequence."""
     names = [f"layer {row}" for row in range(len(rows))]
     norms = np.array(rows, np.float64)[:, :, None]
     return GradientFlow(norms, reverse=reverse or [False] * len(rows), names=names, title="flow", **options)
@@ -38,9 +38,8 @@ def labels(axes):
 
 @pytest.mark.parametrize("exponent", [0, -1500, 1500])
 def test_norm_over_the_batch(exponent):
-    """||(3, 4)|| = 5, also past the range of floats. The largest comes out of the root and back in: the logarithms of 3
-    and 4 are rounded to half an ulp of the exponent each, and so is the sum.
-    """
+    """||(3, 4)|| = 5, also beyond the range of floats. The largest is factored out of the root and back in: the
+    logarithms of 3 and 4 are rounded to half an ulp of the exponent each, and so is the sum."""
     norm = batch_of([exponent + np.log10(3)], [exponent + np.log10(4)]).log10_norm
     assert norm.shape == (1, 1)
     assert abs(norm[0, 0] - (exponent + np.log10(5))) <= 2 * EPS * max(1, abs(exponent))
@@ -73,17 +72,16 @@ def test_an_empty_batch_has_no_gradient():
     ("norms", "exponent"),
     [
         ([-3, -2, -1, 0], -1),
-        ([0, 0.5, 0.75, 1], -1 / 3),  # over all steps; those between do not count
-        ([ZERO, ZERO, -0.5, 0], -0.5),  # up to the last that the gradient reaches
-        ([-4, ZERO, 0, ZERO, ZERO], -2),  # from the first that carries one, over a gap
+        ([0, 0.5, 0.75, 1], -1 / 3),  # over all steps; only the ends count
+        ([ZERO, ZERO, -0.5, 0], -0.5),  # up to the last step that the gradient reaches
+        ([-4, ZERO, 0, ZERO, ZERO], -2),  # from the first step with a gradient, across a gap
         ([-1500, -1000, -500, 0], -500),  # below the smallest float
         ([600, 400, 200, 0], 200),
     ],
 )
 def test_gamma(norms, exponent):
-    """Exponents are exact but for a division; the power then has a relative error of ln(10) |exponent| eps / 2 from its
-    argument, and one ulp of its own.
-    """
+    """Exponents are exact except for a division; the power then has a relative error of ln(10) |exponent| eps / 2 from
+    its argument, and one ulp of its own."""
     forward, backward = flow_of(norms, norms[::-1], reverse=[False, True]).gamma
     assert forward == backward
     with np.errstate(under="ignore"):
@@ -106,11 +104,11 @@ def test_gamma_needs_two_steps_and_finite_norms(norms):
     [
         ([-4, -3, -2, -1, 0], 4),  # 1e-3 is not below 1e-3
         ([5, 4, 3, 1.5, 5], 1),
-        ([0, 0, -3.5, 1, 0], 2),  # the first time, though it comes back
+        ([0, 0, -3.5, 1, 0], 2),  # the first time, although it returns
         ([-2, -1, 0], np.inf),
         ([9, 0], np.inf),
         ([0], np.inf),
-        ([0, ZERO, 0, ZERO], 1),  # a zero is below; counted from where the gradient begins
+        ([0, ZERO, 0, ZERO], 1),  # a zero is below; counted from the start of the gradient
         ([ZERO], np.nan),
         ([np.nan, -4, 0], 1),
         ([-4, np.nan, 0], np.nan),
@@ -136,7 +134,7 @@ def test_horizon_refuses_what_is_no_number():
 
 
 def test_summary():
-    """Eight steps back, by 10^-50 each; in the other row by 10^-0.5, after two steps without a gradient."""
+    """Eight steps back, by 10^-50 each; in the other row by 10^-0.5, after two steps without gradient."""
     falling = [-400, -350, -300, -250, -200, -150, -100, -50, 0]
     gently = [ZERO, ZERO, 0, -0.5, -1, -1.5, -2, -2.5, -3]
     title, head, first, second, note = flow_of(falling, gently, reverse=[False, True]).summary().splitlines()
@@ -164,7 +162,7 @@ def test_summary_shows_zero_only_where_it_is(norms, cells):
 
 
 def test_one_sequence_that_ends_early_does_not_move_the_start():
-    """The row starts where any sequence does: at t = 3, with a norm of 1; the other one's 10 is one step back."""
+    """The row starts at any sequence's first step: at t = 3, with norm 1; the other's 10 is one step back."""
     flow = batch_of([-1, 0, 1, ZERO], [-20, -20, -20, 0])
     assert flow.horizon(0.5) == [3]
     assert flow.cells(0)[:3] == ("0.00", "0.00", "-1.00")
@@ -184,13 +182,13 @@ def test_what_does_not_fit_is_named():
 
 
 def padded(*sequences, lengths, reverse=False):
-    """One row; sequences of logarithms over time, each with its length."""
+    """One row; sequences of logarithms over time with their lengths."""
     norms = np.array(sequences, np.float64).T[None]
     return GradientFlow(norms, reverse=[reverse], names=["layer 0"], title="flow", lengths=lengths)
 
 
 def test_padding_counts_for_nothing():
-    """Beyond the longest sequence, in either direction: horizon, gamma and the table are those without it."""
+    """Beyond the longest sequence, in either direction: horizon, gamma and the table equal those without it."""
     way = [0, -1, -2, -2.5]
     for reverse in (False, True):
         norms = way if reverse else way[::-1]
@@ -243,7 +241,7 @@ def test_units():
 
 
 def test_depth():
-    """Over timesteps: ||(3, 4)|| = 5 at depth 0, 1e-400 alone at depth 1, nothing at the output."""
+    """Over timesteps: ||(3, 4)|| = 5 at depth 0, only 1e-400 at depth 1, zero at the output."""
     stack = stack_of([np.log10(3), np.log10(4)], [ZERO, -400], [ZERO, ZERO])
     assert stack.depth_log10_norm == pytest.approx([np.log10(5), -400, ZERO], rel=4 * EPS)
     assert "dL/dx_t" in stack.summary()
@@ -260,7 +258,7 @@ def test_a_stack_says_where_units_are():
 
 
 def test_figure_of_a_layer():
-    """Curves, two heat maps and their colours; norms past the range of floats have their place on every axis."""
+    """Curves, two heat maps and their colours; norms beyond the range of floats are shown on every axis."""
     pytest.importorskip("matplotlib")
     falling = np.linspace(-1500, 0, 50)
     norms = np.stack([falling[:, None] + [0, 1], np.zeros((50, 2))])
@@ -285,7 +283,7 @@ def test_figure_of_a_layer():
 
 
 def test_the_band_leaves_zeros_out():
-    """Steps 1 to 3 have sequences at 10^-2 and 10^2, the second at step 1 none: the band is from its own smallest."""
+    """Steps 1 to 3 have sequences at 10^-2 and 10^2, the second at step 1 none: the band starts at its smallest."""
     pytest.importorskip("matplotlib")
     axes = batch_of([ZERO, -2, -2, -2], [ZERO, ZERO, 2, 2]).plot().axes[0]
     (band,) = [part for part in axes.collections if len(part.get_paths())]
@@ -308,7 +306,7 @@ def test_zeros_and_what_is_not_finite_are_marked():
 
 
 def test_a_step_that_stands_alone_is_marked():
-    """A line through one point shows nothing; of 40 steps every fourth has a marker anyway."""
+    """A line through one point is invisible; of 40 steps every fourth has a marker anyway."""
     pytest.importorskip("matplotlib")
     norms = np.full(40, ZERO)
     norms[[10, 30, 31, 39]] = 0
@@ -317,7 +315,7 @@ def test_a_step_that_stands_alone_is_marked():
 
 
 def test_a_long_flow_is_drawn_by_the_largest_of_neighbours():
-    """20001 steps in bins of 11: 1819 points, each at its bin's middle; the last bin has 3 steps."""
+    """20001 steps in bins of 11: 1819 points, each in the middle of its bin; the last bin has 3 steps."""
     pytest.importorskip("matplotlib")
     norms = np.linspace(-20, 0, 20001)
     norms[12] = 5
@@ -332,7 +330,7 @@ def test_a_long_flow_is_drawn_by_the_largest_of_neighbours():
 
 
 def test_many_rows_are_drawn_in_part():
-    """Of curves and heat maps those that there is room for, the first and the last among them, and it says so."""
+    """Draws as many curves and heat maps as fit, including the first and the last, and reports the rest."""
     pytest.importorskip("matplotlib")
     rows = np.tile(np.linspace(-30, 0, 9), (25, 1))
     curves, *heats, _ = flow_of(*rows, log10_unit=rows[:, :, None]).plot().axes
@@ -372,7 +370,7 @@ def test_figure_of_a_stack():
 
 @pytest.mark.parametrize("sequences", [2, 3, 8])
 def test_the_band_contains_its_line(sequences):
-    """At each step the median of the sequences that carry a gradient, zeros, ends and padding notwithstanding."""
+    """At each step, the median of the sequences with a gradient, despite zeros, ends and padding."""
     pytest.importorskip("matplotlib")
     norms = np.random.default_rng(0).normal(0, 30, (30, sequences))
     norms[np.random.default_rng(1).random(norms.shape) < 0.3] = ZERO
@@ -405,7 +403,7 @@ def overlaps(one, other):
 
 
 def test_legends_cover_nothing():
-    """Of figures of their own they stand outside of the axes; in given axes above all points of all curves."""
+    """In figures made by `plot` they stand outside the axes; in given axes, above all points of all curves."""
     figures = pytest.importorskip("matplotlib.figure")
     up, down = np.linspace(-40, 0, 30), np.linspace(0, -40, 30)
     stack = stack_of(up, down, np.full(30, ZERO))

@@ -1,4 +1,4 @@
-"""`gradient_flow` of a Sequential: the gradient of what enters each layer, and the flow inside the recurrent ones."""
+"""`gradient_flow` of a Sequential: the gradient of each layer's input, and the flow inside recurrent layers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def numbers(*shape, seed=0, dtype="float64"):
 
 
 def stack(dtype="float64", dropout=0.0):
-    """Every kind of layer that takes floats, recurrent ones inside of blocks and outside."""
+    """Every kind of layer that accepts floats, with recurrent layers inside and outside of blocks."""
     return tt.Sequential(
         tt.Linear(4, F, dtype=dtype, seed=0),
         tt.ResidualBlock(tt.LSTM(F, F, 2, dropout=dropout, dtype=dtype, seed=1), F),
@@ -32,7 +32,7 @@ def stack(dtype="float64", dropout=0.0):
     )
 
 
-RECURRENT = (1, 5, 6)  # of its layers
+RECURRENT = (1, 5, 6)  # among its layers
 TERMS = 9 * 9 * (60 + 4 * 2 * F)  # layers, timesteps, and the roundings of one step of one layer
 
 
@@ -44,18 +44,18 @@ def last_of(output, lengths=None):
 
 
 def entering(grads, d_output):
-    """Of tape.backward: the gradients of what enters each layer, and of the output."""
+    """From tape.backward: the gradients of the input of each layer, and of the output."""
     return [*(layer.input for layer in grads.layers), d_output]
 
 
 def own(grads, i):
-    """The gradients of the recurrent layer that layer i is, or has inside."""
+    """The gradients of the recurrent layer that layer i is or contains."""
     return getattr(grads.layers[i], "sublayer", grads.layers[i])
 
 
 def check_stack(layers, x, d_output="last", memory="full", lengths=None):
-    """In float64, against `backward`: rows, the sum over timesteps, and inside. The gradients that a step of one layer
-    receives, its error is relative to: of a row the largest, and the largest of the rows above."""
+    """In float64, against `backward`: rows, the sum over timesteps, and inside. The error of a step's gradient in a
+    layer is relative to the largest gradient in its row and the rows above."""
     tape = layers.forward(x, lengths, training=False)
     d = last_of(tape.output, lengths) if isinstance(d_output, str) else d_output
     grads = tape.backward(d, timesteps=("hidden",))
@@ -105,7 +105,7 @@ def test_dropout_is_off_and_zoneout_its_expectation():
 
 
 def test_float32_within_the_bound_of_its_roundings():
-    """Against the same layers in float64, whose gradients are neither vanishing nor exploding."""
+    """Against the same layers in float64, with gradients that neither vanish nor explode."""
     layers, x = stack("float32"), numbers(9, 3, 4, dtype="float32")
     found = tt.gradient_flow(layers, x)
     expected = check_stack(layers.astype("float64"), x.astype("float64"))
@@ -144,7 +144,7 @@ def test_batch_first_turns_input_and_loss():
 
 
 def test_nothing_flows_into_integers():
-    """The row of what enters an embedding is -inf; above it all is as without."""
+    """The row of an embedding's input is -inf; the rows above are as without it."""
     embedding = tt.Embedding(7, F, dtype="float64", seed=0)
     above = tt.Sequential(
         tt.ResidualBlock(tt.LSTM(F, F, dtype="float64", seed=1), F), tt.Linear(F, 7, dtype="float64", seed=2)
@@ -173,19 +173,19 @@ def test_an_empty_batch_has_no_gradient():
     assert_same_bits(flow.depth_log10_norm, np.full(10, -np.inf))
 
 
-# Beyond the range
+# Beyond the range of floats
 
 
 def positive(layers):
-    """The same layers with positive parameters. So are then inputs and slopes: no sum of the backward cancels."""
+    """The same layers with positive parameters, hence positive inputs and slopes: no sum of the backward cancels."""
     for array in layers.parameters.values():
         np.abs(array, out=array)
     return layers
 
 
 def deep_bound(dtype, depth):
-    """Each layer's sums of F or 2F terms, backward, and forward what its slopes come from; a factor 2 for a slope of
-    1 - h^2 or h (1 - h), h up to 1/2, and 60 roundings of the activation and its slope."""
+    """Each layer's sums of F or 2F terms, in the backward and, for the slopes, in the forward; a factor 2 for a slope
+    of 1 - h^2 or h (1 - h), h up to 1/2, and 60 roundings of the activation and its slope."""
     return 2 * rounding_bound(dtype, depth * (60 + 8 * F))
 
 
@@ -211,7 +211,7 @@ def test_a_deep_stack_of_linear_layers_is_the_product_of_its_weights(depth, scal
 @pytest.mark.parametrize("activation", ["tanh", "sigmoid", "relu", "gelu"])
 @pytest.mark.parametrize("depth", [64, 128])
 def test_deep_stacks_whose_gradient_vanishes_are_right_in_float32(activation, depth):
-    """To below 1e-80, against float64, which ends at 1e-308."""
+    """Below 1e-80, against float64, which ends at 1e-308."""
     layers = positive(
         tt.Sequential(*(tt.MLP(F, 2 * F, activation, seed=i) for i in range(depth)), tt.Linear(F, 3, seed=depth))
     )
@@ -246,7 +246,7 @@ def test_steps_of_very_different_size_keep_their_own():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_recurrent_layer_below_a_deep_stack(dtype):
-    """What enters its steps is already below 10^-300, and there they are right."""
+    """The gradients of its steps are already below 10^-300, and correct there."""
     deep = [tt.Linear(F, F, dtype=dtype, seed=i) for i in range(150)]
     layers = positive(tt.Sequential(tt.RNN(4, F, dtype=dtype, seed=200), *deep))
     for name, array in layers.parameters.items():
@@ -289,11 +289,11 @@ def vars_of(flow):
     return {name: getattr(flow, name) for name in ("log10_norm", "log10_norm_per_sequence", "log10_unit")}
 
 
-# Both directions, padding, and a forward that is not finite
+# Both directions, padding, and a forward with overflow
 
 
 def test_last_of_a_stack_that_ends_in_two_directions():
-    """Each direction's own last step where the recurrent layer is the last one, in stacks too; else the last output."""
+    """Each direction's own last step if a recurrent layer is the last, also in nested stacks; else the last output."""
     below = tt.Linear(4, F, dtype="float64", seed=0)
     both = tt.GRU(F, F, bidirectional=True, dtype="float64", seed=1)
     above = tt.Linear(2 * F, 3, dtype="float64", seed=2)
@@ -389,7 +389,7 @@ def rows_only(dtype="float64"):
 
 @pytest.mark.parametrize("given", [False, True])
 def test_rows_without_time_are_a_batch_of_one_step(given):
-    """Every row has a loss, and depth is all that there is."""
+    """Every row has a loss, and the flow has only depth."""
     layers, x = rows_only(), numbers(20, 4)
     d_output = numbers(20, 3, seed=1) if given else np.ones((20, 3))
     flow = tt.gradient_flow(layers, x, d_output if given else "last")
@@ -470,9 +470,9 @@ def test_a_single_row_of_features():
 
 
 def test_a_hundred_layers_past_the_range_of_floats():
-    """Torch's weights have variance 1/(3 n): a Linear keeps a third of the squared norm, a ReLU half, in 200 layers
-    10^-77.8, below float32. The sample's squared norm varies by some sqrt(5/64) a layer; 5 deviations of 200 are 8.6.
-    """
+    """Torch's weights have variance 1/(3 n): a Linear keeps a third of the squared norm, a ReLU half; in 200 layers
+    10^-77.8, below float32. The sample's squared norm varies by about sqrt(5/64) per layer; 5 deviations of 200 layers
+    are 8.6."""
     layers = (layer for k in range(200) for layer in (tt.Linear(64, 64, seed=k), tt.ReLU()))
     flow = tt.gradient_flow(tt.Sequential(*layers), numbers(30, 64, dtype="float32"))
     assert abs(flow.depth_log10_norm[0] - flow.depth_log10_norm[-1] - 200 * np.log10(1 / 6) / 2) < 8.6

@@ -1,4 +1,4 @@
-"""The truth about gradient flow is right: against `backward`, products of torch's Jacobians, and a rule in one line."""
+"""The truth about gradient flow is right: against `backward`, products of torch's Jacobians, and a one-line rule."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from problems import FORMS, Problem, problems, reference_forward
 from reference import NORMALISED
 from test_reference import PLAIN_KINDS, new_cell, torch_cell
 
-BOUND = 1e-10  # float64 on both sides: rounding takes 1e-13, and no error in a formula hides below this
+BOUND = 1e-10  # float64 on both sides: rounding errors are 1e-13, and no error in a formula is below this
 
 
 @pytest.mark.parametrize("kind", FORMS)
 @given(data=st.data(), ragged=st.booleans())
 def test_along_the_librarys_states_the_gradients_are_its_own(kind, data, ragged):
-    """In float64, where both stay within range."""
+    """In float64, with both in range."""
     problem = data.draw(problems(kind))
     options = {"state": problem.state} | ({"lengths": problem.lengths} if ragged else {})
     layer = problem.layer()
@@ -57,7 +57,7 @@ def test_numbers_without_a_range_give_the_same(kind):
 
 
 def test_the_truth_follows_the_library_where_trajectories_part():
-    """Weights so large that rounding changes the states themselves within 200 steps."""
+    """With weights so large that rounding changes the states themselves within 200 steps."""
     problem = Problem("rnn_tanh", T=200, H=20, dtype="float32")
     problem.parameters["weight_hh_l0"] *= np.float32(20)
     layer = problem.layer()
@@ -67,7 +67,7 @@ def test_the_truth_follows_the_library_where_trajectories_part():
 
 
 def torch_jacobians(problem, record):
-    """d state_t / d state_{t-1} of every step, of torch's own cell where it has it, by automatic differentiation."""
+    """d state_t / d state_{t-1} for every step, by automatic differentiation of torch's cell, if it has the cell."""
     torch = pytest.importorskip("torch")
     (direction,) = record.directions
     use = {name: torch.tensor(value) for name, value in vars(direction.parameters).items()}
@@ -89,7 +89,7 @@ def torch_jacobians(problem, record):
 
 
 def product_of(steps, width):
-    """(T, N): a loss of ones on the last h, through one transposed Jacobian after the other."""
+    """(T, N): a loss of ones on the last h, multiplied with one transposed Jacobian after the other."""
     rows = [exact(np.concatenate([np.ones(width), np.zeros(steps.shape[1] - width)]))]
     with mpmath.workdps(DIGITS):
         for step in steps[:0:-1]:
@@ -98,7 +98,7 @@ def product_of(steps, width):
 
 
 def test_down_to_1e_minus_1000_it_is_the_product_of_torchs_jacobians(kind):
-    """At the states of the library's layer in float32."""
+    """At the states of the library's float32 layer."""
     problem = Weak(kind, T=220, B=1, I=2, H=3, dtype="float32")
     record = along(problem, problem.layer(), {"state": problem.state})
     steps = torch_jacobians(problem, record)
@@ -126,8 +126,8 @@ def test_a_chain_is_what_its_rule_says(kind, factor):
 
 
 def test_errors_left_are_those_of_perturbed_jacobians(kind):
-    """Every Jacobian moved by a matrix of random signs, as large as 1e-9 of its own norm; of 200 draws the root of the
-    mean square is off by a tenth, not by a half."""
+    """Perturbs every Jacobian by a matrix of random signs, 1e-9 of its own norm; with 200 draws the root of the mean
+    square is off by a tenth, not by a half."""
     problem = Weak(kind, T=12, B=1, I=2, H=4)
     record = along(problem, problem.layer(), {"state": problem.state})
     steps, rng, squares = jacobians(record), np.random.default_rng(0), 0

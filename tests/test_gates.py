@@ -15,7 +15,7 @@ from reference import NORMALISED
 
 
 def gates_of(kind, direction, step):
-    """(B, G*H) by the reference; the RNN's one gate is what its equation gives, before any zoneout."""
+    """(B, G*H) by the reference; the RNN's one gate is the result of its equation, before any zoneout."""
     if kind.startswith("rnn"):
         (h,), _ = reference.CELLS[kind].forward(direction.parameters, step.x, step.previous)
         return h
@@ -56,7 +56,7 @@ def test_gates_in_float32_from_a_state_with_resets(kind):
 
 
 def test_a_gru_whose_z_is_open_says_so():
-    """With a bias of 100 on z, sigmoid is 1 to the last bit; r and n stay between."""
+    """With a bias of 100 on z, sigmoid is 1 to the last bit; r and n stay between their limits."""
     gru = tt.GRU(3, 4, seed=0)
     gru.parameters["bias_ih_l0"][4:8] = 100
     r, z, n = np.split(gru.forward(np.ones((6, 2, 3), np.float32)).gates[0], 3, axis=-1)
@@ -108,8 +108,8 @@ def test_the_tape_of_a_layer_in_a_stack_has_gates():
 
 @pytest.mark.parametrize("cell", [tt.LSTM, tt.GRU, tt.RNN])
 def test_gates_whose_normalised_products_squared_overflow(cell):
-    """n = v / sqrt(var + eps) is at most the root of the number of values, and differs from that of a large v by
-    n eps / (2 var); a gate of the first step by no more."""
+    """n = v / sqrt(var + eps) is at most the root of the number of values, and differs from that of a large v by n eps
+    / (2 var); a gate of the first step differs no more."""
     layer = cell(8, 6, layer_norm=True, dtype="float64", seed=0)
     x = np.random.default_rng(0).standard_normal((5, 3, 8)) * 1e3
     product = x[0] @ layer.parameters["weight_ih_l0"].T

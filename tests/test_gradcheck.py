@@ -1,4 +1,4 @@
-"""The checker finds right gradients right, wrong ones wrong, and leaves the layer alone."""
+"""The checker accepts right gradients, rejects wrong ones, and leaves the layer unchanged."""
 
 from __future__ import annotations
 

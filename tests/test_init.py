@@ -39,17 +39,17 @@ def test_shape_dtype_and_seed(name, shape, dtype):
     ],
 )
 def test_uniform_and_normal_have_torchs_deviation(name, options, shape):
-    """Torch's bound is read off torch itself: its generator is replaced by one that returns the bounds."""
+    """Reads torch's bound from torch itself: its generator is replaced by one that returns the bounds."""
     torch = pytest.importorskip("torch")
     expected = torch_deviation(torch, name, shape, options)
     uniform = draw(name + "_uniform", shape, dtype="float64", **options)
     normal = draw(name + "_normal", shape, dtype="float64", **options)
     bound = math.sqrt(3) * expected
-    # n draws leave (1/n of) the range's ends empty: all n stay below (1 - 30/n) bound with probability exp(-30).
+    # all n draws stay below (1 - 30/n) bound with probability exp(-30)
     assert bound * (1 - 30 / uniform.size) <= np.abs(uniform).max() <= bound
-    # The sample's mean square has relative deviation sqrt(2/n); 7 of them are passed with probability 3e-12.
+    # The sample's mean square has relative deviation sqrt(2/n); 7 of them are exceeded with probability 3e-12.
     assert abs(np.mean(normal**2) / expected**2 - 1) <= 7 * math.sqrt(2 / normal.size)
-    assert np.abs(normal).max() > bound  # 0.083 of a normal's draws lie beyond: none of 240 with probability 1e-9
+    assert np.abs(normal).max() > bound  # 0.083 of a normal's draws are beyond: none of 240 with probability 1e-9
 
 
 def torch_deviation(torch, name, shape, options):
@@ -73,7 +73,7 @@ def test_orthogonal_blocks(shape, gates, dtype):
 
 
 def test_orthogonal_has_no_preferred_sign():
-    """The trace of a uniformly random rotation has mean 0 and variance 1; LAPACK's raw Q is far off that."""
+    """The trace of a uniformly random rotation has mean 0 and variance 1; that of LAPACK's raw Q is far off."""
     rng = np.random.default_rng(0)
     traces = [np.trace(tt.init.orthogonal((3, 3), rng)) for _ in range(400)]
     assert abs(np.mean(traces)) <= 5 / math.sqrt(400)
@@ -156,7 +156,7 @@ def whole(dtype="float32"):
 
 
 def matrices(layer):
-    """By name, those that lie on top of each other taken apart."""
+    """The matrices by name; stacked ones are separated."""
     blocks = {"weight_hh": {24: 4, 18: 3}, "weight_ih": {24: 4, 18: 3}, "in_proj_weight": {18: 3}}
     for name, array in layer.parameters.items():
         if array.ndim == 2:
@@ -185,7 +185,8 @@ def test_apply_sets_in_place_and_repeats(recipe):
 
 @pytest.mark.parametrize("recipe", ["xavier", "kaiming"])
 def test_apply_draws_matrices_gate_by_gate(recipe):
-    """Each within the bound of its own fans, and near it: of n draws none in the outermost 30/n with exp(-30)."""
+    """Each within the bound of its own fans, and near it: all of n draws avoid the outermost 30/n with probability
+    exp(-30)."""
     layer = tt.init.apply(whole(), recipe, seed=0)
     for name, matrix in matrices(layer):
         fan_out, fan_in = matrix.shape
@@ -235,7 +236,7 @@ def test_apply_chrono_sets_gate_biases_and_leaves_all_else():
 
 
 def test_apply_good_is_what_the_command_line_compares():
-    """Its three ingredients drawn one by one, in the order of the parameters."""
+    """Draws its three ingredients one by one, in the order of the parameters."""
     lstm, rng = tt.init.apply(tt.LSTM(3, 6, layer_norm=True), "good", max_steps=50, seed=1), np.random.default_rng(1)
     expected = {
         "weight_hh_l0": tt.init.orthogonal((24, 6), rng, gates=4),
@@ -245,7 +246,7 @@ def test_apply_good_is_what_the_command_line_compares():
     }
     for name, array in expected.items():
         assert np.array_equal(lstm.parameters[name], array), name
-    rnn = tt.init.apply(tt.RNN(3, 6), "good", seed=1)  # no gates: no number of steps
+    rnn = tt.init.apply(tt.RNN(3, 6), "good", seed=1)  # no gates: needs no number of steps
     assert not rnn.parameters["bias_ih_l0"].any()
     for cell in (tt.GRU, tt.RNN):
         layer = tt.init.apply(cell(3, 6, layer_norm=True), "good", max_steps=50, seed=1)
@@ -273,12 +274,12 @@ def test_apply_of_a_projection_and_of_layers_without_biases():
 
 
 def test_kaiming_keeps_the_signal_through_a_hundred_rectifiers_and_xavier_halves_its_square():
-    """The sample's squared norm varies by sqrt(5/256) a layer, which is 0.3 of its log10 over a hundred; 5 of them."""
+    """The sample's squared norm varies by sqrt(5/256) per layer: 0.3 of its log10 over a hundred; 5 of these."""
     width, x = 256, np.random.default_rng(0).standard_normal((16, 256)).astype(np.float32)
     for recipe, expected in (("kaiming", 0.0), ("xavier", 100 * math.log10(0.5) / 2)):
         layers = (layer for k in range(100) for layer in (tt.Linear(width, width, seed=k), tt.ReLU()))
         y = tt.init.apply(tt.Sequential(*layers), recipe, seed=0)(x)
-        # the last rectifier has halved the square with no Linear to make up for it
+        # after the last rectifier, which halved the square, no Linear follows
         assert abs(math.log10(np.linalg.norm(y) / np.linalg.norm(x)) - expected) < 1.5
 
 
@@ -312,7 +313,7 @@ def test_errors_of_apply_name_the_argument(call, error, words):
 )
 @pytest.mark.parametrize("arguments", [(), (RNG,)])
 def test_who_passes_a_layer_or_its_weights_is_told_what_comes_back(name, what, arguments):
-    """Before being told that an argument is missing."""
+    """Before the error about a missing argument."""
     recipe = name.partition("_")[0]
     with pytest.raises(TypeError, match=rf"^shape must be.*returns a new array.*apply\(layer, '{recipe}'\)"):
         getattr(tt.init, name)(what, *arguments)

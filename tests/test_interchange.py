@@ -1,4 +1,4 @@
-"""Arrays of other libraries go into the NumPy interface as they are, and its results go out to them, without copies."""
+"""The NumPy interface accepts arrays of other libraries, and these accept its results, without copies."""
 
 import re
 
@@ -49,7 +49,7 @@ def test_results_go_out_where_they_lie():
 
 
 class Own(np.ndarray):
-    """A subclass whose sums are not NumPy's."""
+    """A subclass with its own operators."""
 
     def __add__(self, other):
         raise AssertionError("the subclass's own operator was used")
@@ -58,7 +58,7 @@ class Own(np.ndarray):
 
 
 def results(value):
-    """The arrays in what a function gave."""
+    """The arrays in a function's result."""
     if isinstance(value, np.ndarray | float):
         return [np.asarray(value)]
     if isinstance(value, tuple | list):
@@ -80,7 +80,7 @@ CLASSES = np.array([0, 1, 2, 3, 0, 1])
 LSTM, LSTM_STATE = tt.LSTM(4, 4, seed=0), np.full((1, 4), 0.5, np.float32)
 STACK = tt.Sequential(tt.ResidualBlock(tt.GRU(4, 4, seed=1), 4), tt.MLP(4, 8, seed=2), tt.LayerNorm(4))
 
-# What errors call the argument, an array for it, and a function of it.
+# The argument's name in errors, an array for it, and a function of it.
 TAKE_ARRAYS = [
     ("x", FLOATS, both_ways(LSTM)),
     ("x", FLOATS, both_ways(tt.Linear(4, 3, seed=0))),

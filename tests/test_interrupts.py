@@ -1,4 +1,4 @@
-"""Ctrl-C within a recurrent layer's call, wherever it comes: the call stops, and everything is usable afterwards."""
+"""Ctrl-C at any time within a recurrent layer's call: the call stops, and everything remains usable."""
 
 from itertools import count
 
@@ -15,7 +15,7 @@ ENGINE = "amx" if EMULATES_AMX else ""
 
 
 def interrupt_every_poll(call, **choices):
-    """Stop the call at its first poll, then at its second one, and so on; returns its result and number of polls."""
+    """Stops the call at its first poll, then at its second, and so on; returns its result and the number of polls."""
     for poll in count(1):
         _core.force(engine=ENGINE, **choices, interrupt=poll)
         try:
@@ -58,7 +58,7 @@ def test_a_call_may_be_stopped_anywhere(kind, B, memory, threads, free):
 
 @pytest.mark.parametrize("B", [1, 8])
 def test_a_long_chunk_is_polled_within(B, threads, free):
-    """At least every 2^25 multiplications, be they in steps or in the products of a whole chunk."""
+    """At least every 2^25 multiplications, in steps and in the products of a chunk."""
     threads(1)
     T, H = 400 // B, 256
     problem = Problem("lstm", T=T, B=B, I=H, H=H, dtype="float32")
@@ -72,7 +72,7 @@ def test_a_long_chunk_is_polled_within(B, threads, free):
 
 
 def test_norms_of_a_large_batch_are_polled_within(threads, free):
-    """The Gram matrices of one step's gradients cost as much as the steps of a chunk."""
+    """The Gram matrices of one step's gradients take as long as the steps of a chunk."""
     threads(1)
     B, H = 256, 128
     problem = Problem("lstm", T=1, B=B, I=H, H=H, dtype="float32")

@@ -1,4 +1,5 @@
-"""throughtime.jax beside a loop of jax's own operations, beside the layers' tapes, and under jax's transformations."""
+"""throughtime.jax against a loop of jax's own operations, against the layers' tapes, and under jax's
+transformations."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from jax_side import function_of, jax, jnp, settings, tt, zeros_of  # noqa: F401
 from problems import KINDS, Problem
 from reference import NORMALISED
 
-# The cells again, in jax's own operations, from a = W_ih x + b_ih and r = W_hh h + b_hh; `tap` is added to a, h and c.
+# The cells in jax's own operations, from a = W_ih x + b_ih and r = W_hh h + b_hh; `tap` is added to a, h and c.
 
 
 def lstm_gates(a):
@@ -60,7 +61,7 @@ def advance(kind, p, x, state, tap):
 
 
 def scan(problem, params, x, state, lengths, perturbations):
-    """One layer of `advance`, in its directions, under jax.lax.scan."""
+    """One layer of `advance`, in all its directions, with jax.lax.scan."""
     active = jnp.arange(problem.T)[:, None] < lengths
     state = state if isinstance(state, tuple) else (state,)
     outputs, final = [], []
@@ -83,7 +84,7 @@ def scan(problem, params, x, state, lengths, perturbations):
 
 
 def pulled(function, problem):
-    """Results, and the gradients of all that is differentiable."""
+    """Results, and the gradients of all differentiable operands."""
     operands = (problem.parameters, problem.x, problem.state, zeros_of(problem))
     results, pull = jax.vjp(function, *operands)
     return results, pull((jnp.asarray(problem.d_output), jax.tree.map(jnp.asarray, problem.d_final_state)))
@@ -91,9 +92,9 @@ def pulled(function, problem):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_agrees_with_a_scan(kind):
-    """Output, state and every gradient, those of timesteps among them. Each side is within `bound` of the truth.
+    """Output, state and every gradient, including those of timesteps. Each side is within `bound` of the truth.
 
-    Of one layer, whose scans compile in half the time; the next test is of several, without biases, and of one step.
+    One layer, whose scans compile in half the time; the next test has several, without biases, and one step.
     """
     problem = Problem(kind, D=2)
     function = function_of(kind)
@@ -113,7 +114,7 @@ def test_agrees_with_a_scan(kind):
     ],
 )
 def test_gives_the_tape_s_bits(kind, sizes, jitted):
-    """The same kernels on the same numbers; lengths too."""
+    """The same kernels on the same numbers, with lengths too."""
     problem = Problem(kind, **sizes)
     function = function_of(kind)
 
@@ -143,7 +144,7 @@ def test_finite_differences(kind):
 
 
 def loss_of(problem, **options):
-    """A number that depends on every output and on the final state, unevenly."""
+    """A number that depends unevenly on every output and on the final state."""
     function = function_of(problem.kind)
 
     def loss(params, x, state):
@@ -154,7 +155,7 @@ def loss_of(problem, **options):
 
 
 def several(problem, what, count=3):
-    """So many problems' `what`, stacked, and one by one."""
+    """Several problems' attribute `what`, stacked, and one by one."""
     ones = [getattr(Problem(**{**vars_of(problem), "seed": seed}), what) for seed in range(count)]
     return jax.tree.map(lambda *arrays: jnp.stack(arrays), *ones), ones
 
@@ -164,7 +165,7 @@ def vars_of(problem):
 
 
 def loops(function, *operands):
-    """Whether there is a loop in what jax makes of the function."""
+    """Whether jax's program for the function has a loop."""
     return "scan[" in str(jax.make_jaxpr(function)(*operands))
 
 
@@ -172,7 +173,7 @@ def loops(function, *operands):
     ("kind", "mapped"), [("gru_original", "x"), ("lstm_projected", "state"), ("lstm_projected", "parameters")]
 )
 def test_vmap_of_the_gradient(kind, mapped):
-    """Gradients of each entry, those of weights too, are what one call after another gives."""
+    """Gradients of each entry, including those of weights, equal those of successive calls."""
     problem = Problem(kind, L=2, D=2)
     names = ("parameters", "x", "state")
     operands = [several(problem, mapped)[0] if name == mapped else getattr(problem, name) for name in names]
@@ -185,7 +186,7 @@ def test_vmap_of_the_gradient(kind, mapped):
 
 @pytest.mark.parametrize("kind", ["gru", "lstm_peephole"])
 def test_gradient_of_vmap_is_one_fused_call(kind):
-    """Where the mapped axis is summed over, it is a part of the batch all the way: no loop, and the same sum."""
+    """If the mapped axis is summed over, it becomes part of the batch: no loop, and the same sum."""
     problem = Problem(kind, L=2)
     loss, (xs, ones) = loss_of(problem), several(problem, "x")
 
@@ -200,7 +201,7 @@ def test_gradient_of_vmap_is_one_fused_call(kind):
 
 
 def test_vmap_of_the_gradient_loops_for_weights_alone():
-    """With respect to x it is one call; each entry's own gradient of the weights takes one call an entry."""
+    """With respect to x it is one call; each entry's own gradient of the weights takes one call per entry."""
     problem = Problem("lstm")
     xs, _ = several(problem, "x")
     for argnum, expected in [(0, True), (1, False), (2, False)]:
@@ -209,9 +210,9 @@ def test_vmap_of_the_gradient_loops_for_weights_alone():
 
 
 def test_vmap_over_any_axis_twice_and_over_lengths():
-    """Axes 2 and 0 of x, and lengths along: each entry is a call of its own."""
+    """Axes 2 and 0 of x, with lengths mapped too: equal to one call per entry."""
     problem = Problem("gru", T=5, B=2)
-    x = problem.random("xs", (4, 5, 2, 3, problem.I))  # two axes to map, at 0 and at 3
+    x = problem.random("xs", (4, 5, 2, 3, problem.I))  # two axes to map, 0 and 3
     lengths = np.array([[5, 0], [2, 3], [1, 4], [5, 5]])
 
     def one(x, lengths):
@@ -225,7 +226,7 @@ def test_vmap_over_any_axis_twice_and_over_lengths():
 
 
 def test_jacobian_by_vmap_of_the_pullback():
-    """jacrev maps over cotangents alone."""
+    """jacrev maps only over cotangents."""
     problem = Problem("lstm", T=3, B=1, H=2)
 
     def last(x):
@@ -236,7 +237,7 @@ def test_jacobian_by_vmap_of_the_pullback():
 
 
 def test_shared_perturbations_collect_the_sum():
-    """Under vmap inside grad, perturbations that are not mapped have the gradient of all entries together."""
+    """Under vmap inside grad, unmapped perturbations have the summed gradient of all entries."""
     problem = Problem("lstm")
     xs, ones = several(problem, "x")
 
@@ -250,7 +251,7 @@ def test_shared_perturbations_collect_the_sum():
 
 
 def test_nothing_is_computed_that_nobody_asked_for():
-    """The backward's call says what it gives."""
+    """The outputs of the backward's call show it."""
     problem = Problem("lstm")
     asked = {0: ("d_input=False", "d_parameters=True"), 1: ("d_input=True", "d_parameters=False")}
     for argnum, expected in asked.items():
@@ -262,7 +263,7 @@ def test_nothing_is_computed_that_nobody_asked_for():
 
 
 def test_two_calls_in_flight():
-    """Jitted steps from two Python threads, dispatched without waiting: the bits of a step alone."""
+    """Jitted steps from two Python threads, dispatched without waiting: the same bits as a step alone."""
     problem = Problem("lstm", T=200, B=8, I=16, H=32, dtype="float32")
     step = jax.jit(jax.grad(loss_of(problem)))
     expected = jax.tree.map(np.asarray, step(problem.parameters, problem.x, problem.state))
@@ -282,7 +283,7 @@ def test_two_calls_in_flight():
 
 
 def test_donated_buffers():
-    """Parameters and state given up to the step that replaces them: the values of steps that keep theirs."""
+    """Parameters and state donated to the step that replaces them: the values of steps that keep theirs."""
     problem = Problem("gru", L=2, dtype="float32")
 
     def step(params, state):
@@ -400,7 +401,7 @@ def without(params, name):
 )
 @pytest.mark.parametrize("jitted", [False, True])
 def test_errors_name_the_argument(arguments, error, message, jitted):
-    """Also while jax traces: nothing but the values of lengths is looked at later."""
+    """Also while jax traces; only the values of lengths are checked later."""
 
     def call():
         return tt.jax.lstm(**{"params": PARAMS, "x": LSTM.x, **arguments})
@@ -426,7 +427,7 @@ NO_ARRAYS = {
     "objects": lambda: np.array([None, "a", 2], object),
     "a masked array": lambda: np.ma.masked_array(np.zeros(3, int), mask=True),
 }
-PLACES = {  # arguments that put a value there, and what its error begins with
+PLACES = {  # arguments with the value in that place, and the beginning of its error
     "x": (lambda value: {"x": value}, "x "),
     "params": (lambda value: {"params": PARAMS | {"bias_hh_l1": value}}, r"params\['bias_hh_l1'\] "),
     "state": (lambda value: {"state": (LSTM.state[0], value)}, r"state\[1\] "),
@@ -439,7 +440,7 @@ PLACES = {  # arguments that put a value there, and what its error begins with
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("jitted", [False, True])
 def test_what_is_no_array_is_a_type_error(what, place, jitted):
-    """It names the argument and what came there."""
+    """The error names the argument and the value."""
     arguments, begins = PLACES[place]
 
     def call():
@@ -492,7 +493,7 @@ def test_an_array_of_its_own_kind_converts_itself():
 
 
 def test_traced_lengths_are_checked_too():
-    """Their shape and dtype while jax traces, their values by the kernel."""
+    """Their shape and dtype during tracing, their values by the kernel."""
     run = jax.jit(lambda lengths: tt.jax.lstm(PARAMS, LSTM.x, lengths=lengths))
     with pytest.raises(ValueError, match=r"lengths has shape \(2,\), expected \(3,\)"):
         run(jnp.array([1, 2]))

@@ -1,4 +1,4 @@
-"""throughtime.jax over two devices: each way that jax splits arrays gives what one device gives."""
+"""throughtime.jax over two devices: every way in which jax splits arrays gives the results of one device."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def operands_of(problem):
 
 
 def loss_of(problem):
-    """A function of operands by name: a sum over sequences that weighs every output and final state unevenly."""
+    """A function of operands by name: a sum over sequences that weights every output and final state unevenly."""
     function = function_of(problem.kind)
 
     def loss(operands):
@@ -45,7 +45,7 @@ def loss_of(problem):
 
 
 def value_and_grads(loss, operands):
-    """Of everything but lengths."""
+    """Of all operands except lengths."""
     floats = {name: value for name, value in operands.items() if name != "lengths"}
     lengths = {name: value for name, value in operands.items() if name == "lengths"}
     value, grads = jax.value_and_grad(lambda of: loss(of | lengths))(floats)
@@ -57,7 +57,7 @@ def specs_of(operands):
 
 
 def check(found, problem, loss, operands):
-    """`found` is what one device gives, both within `bound` of the truth."""
+    """`found` is the result of one device, both within `bound` of the truth."""
     expected = value_and_grads(loss, jax.tree.map(jnp.asarray, operands))
     assert_close(*jax.tree.map(np.asarray, (found, expected)), 2 * problem.bound)
 
@@ -67,7 +67,7 @@ def gradients_in(operands):
 
 
 def gradient_inside(loss, operands, mesh):
-    """The gradient of a loss over all devices, taken by each device."""
+    """The gradient of a loss over all devices, computed by each device."""
 
     def inside(operands):
         return value_and_grads(lambda of: jax.lax.psum(loss(of), AXIS), operands)
@@ -87,7 +87,7 @@ def gradient_outside(loss, operands, mesh, **options):
 
 
 def test_gradient_inside_shard_map(kind, mesh):
-    """Of parameters that all devices have, it is summed over devices, and once."""
+    """For parameters that all devices have, the gradient is summed over devices exactly once."""
     problem = Problem(kind, B=4, L=2)
     loss, operands = loss_of(problem), operands_of(problem)
     check(jax.jit(gradient_inside(loss, operands, mesh))(operands), problem, loss, operands)
@@ -116,7 +116,7 @@ def test_transformed_loss_under_shard_map(gradient, transform, mesh):
 
 
 def test_an_output_that_varies_says_so(mesh):
-    """What differs between devices is not taken for the same on all of them."""
+    """jax does not assume that it is equal on all devices."""
     problem = Problem("gru", B=4)
     run = jax.shard_map(lambda x: tt.jax.gru(problem.parameters, x)[0], mesh=mesh, in_specs=SPLIT["x"], out_specs=P())
     with pytest.raises(ValueError, match="could not infer replication over any axes"):
@@ -125,7 +125,7 @@ def test_an_output_that_varies_says_so(mesh):
 
 @pytest.mark.parametrize("gradient", [gradient_inside, gradient_outside])
 def test_vmap_under_shard_map(gradient, mesh):
-    """Each device maps over the sequences it has."""
+    """Each device maps over its own sequences."""
     problem = Problem("lstm", B=4)
     operands = {"params": problem.parameters, "x": problem.x, "state": problem.state}
     loss = loss_of(problem)
@@ -140,7 +140,7 @@ def test_vmap_under_shard_map(gradient, mesh):
 
 
 def test_vmap_of_the_gradient_under_shard_map(mesh):
-    """Each sequence's own gradient of the weights, which takes a loop: every device runs it for its own sequences."""
+    """Each sequence's own gradient of the weights needs a loop, which every device runs for its own sequences."""
     problem = Problem("gru", B=4)
     loss = loss_of(problem)
 
@@ -150,7 +150,7 @@ def test_vmap_of_the_gradient_under_shard_map(mesh):
         )
 
     def inside(params, x):
-        return gradients(jax.tree.map(lambda a: a + 0 * x[0, 0, 0], params), x)  # varies: is not summed over devices
+        return gradients(jax.tree.map(lambda a: a + 0 * x[0, 0, 0], params), x)  # varies: not summed over devices
 
     run = jax.shard_map(inside, mesh=mesh, in_specs=(P(), SPLIT["x"]), out_specs=P(AXIS))
     assert_close(jax.jit(run)(problem.parameters, problem.x), gradients(problem.parameters, problem.x), problem.bound)
@@ -171,7 +171,7 @@ def test_shard_map_under_vmap(mesh):
 
 
 def test_a_state_carried_by_scan_under_shard_map(mesh):
-    """Windows of one step, one after another, are the whole sequence."""
+    """Successive windows of one step equal the whole sequence."""
     problem = Problem("lstm", B=4)
     operands = {"params": problem.parameters, "x": problem.x, "state": problem.state}
 
@@ -187,7 +187,7 @@ def test_a_state_carried_by_scan_under_shard_map(mesh):
 
 
 def test_each_device_has_weights_of_its_own(mesh):
-    """x is on all devices then: its gradient is the sum over them."""
+    """x is on all devices then, and its gradient is the sum over them."""
     problems = [Problem("gru", seed=seed) for seed in range(2)]
     loss, x = loss_of(problems[0]), problems[0].x
     params = jax.tree.map(lambda *of: jnp.stack(of), *(problem.parameters for problem in problems))
@@ -212,7 +212,7 @@ def test_no_sequence_on_any_device(mesh):
 
 
 def test_pmap(mesh):
-    """Gradients taken by each device, and summed; and the gradient of a pmap."""
+    """Gradients computed by each device and summed; and the gradient of a pmap."""
     problem = Problem("gru", B=4)
     loss = loss_of(problem)
     parts = np.stack(np.split(problem.x, 2, axis=1))
@@ -232,7 +232,7 @@ def test_pmap(mesh):
     assert_close(jax.grad(total)(problem.parameters), expected["params"], 2 * problem.bound)
 
 
-PLACEMENTS = {  # how the arrays lie on devices that jit is left to work with
+PLACEMENTS = {  # layouts of arrays over devices under jit
     "batch": SPLIT,
     "batch of x alone": {"x": SPLIT["x"]},
     "timesteps": {"x": P(AXIS), "perturbations": P(None, AXIS)},
@@ -250,7 +250,7 @@ def placed(operands, mesh, specs):
 
 @pytest.fixture
 def explicit(mesh):
-    """A mesh whose arrays say in their types how they are split."""
+    """A mesh whose arrays have their split in their types."""
     if not hasattr(jax.sharding, "reshard"):
         pytest.skip("this jax cannot bring together what explicit axes split")
     return jax.sharding.Mesh(mesh.devices, mesh.axis_names, axis_types=(jax.sharding.AxisType.Explicit,))
@@ -259,7 +259,7 @@ def explicit(mesh):
 @pytest.mark.parametrize("specs", PLACEMENTS.values(), ids=PLACEMENTS)
 @pytest.mark.parametrize("kind_of_mesh", ["mesh", "explicit"])
 def test_arrays_that_are_split_under_jit(specs, kind_of_mesh, request):
-    """Also where they have to be brought together first."""
+    """Also if they must be gathered first."""
     problem = Problem("lstm", T=6, B=4, I=4)
     loss, operands = loss_of(problem), operands_of(problem)
     found = jax.jit(partial(value_and_grads, loss))(placed(operands, request.getfixturevalue(kind_of_mesh), specs))
@@ -267,7 +267,7 @@ def test_arrays_that_are_split_under_jit(specs, kind_of_mesh, request):
 
 
 def test_explicit_axes_split_the_work(explicit):
-    """Each device has its own sequences, and results lie as x does, with jit and without."""
+    """Each device has its own sequences, and results are split like x, with jit and without."""
     problem = Problem("gru", B=4)
     loss, operands = loss_of(problem), operands_of(problem)
     given = placed(operands, explicit, SPLIT)

@@ -1,4 +1,4 @@
-"""Residual add and LayerNorm: torch's results and the reference's, rows far from zero, threads, rows kept apart."""
+"""Residual add and LayerNorm: agreement with torch and the reference, rows far from zero, threads, independent rows."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def gradients(shape, dtype="float64"):
 
 
 def normalised_bound(n, weight, bias, dtype):
-    """What rounding does to n weight + bias for a given sum.
+    """The rounding errors of n weight + bias for a given sum.
 
-    The mean is off by the rounding of F differences, of size 1 where n is measured, and the deviation by that of their
-    squares, relatively; six roundings follow. That the mean itself may be large plays no part.
+    The mean is off by the rounding of F differences, of size 1 in units of n, and the deviation by that of their
+    squares, relatively; six roundings follow. The size of the mean itself has no effect.
     """
     return rounding_bound(dtype, n.shape[-1] + 6) * (np.abs(weight) * (1 + np.abs(n)) + np.abs(bias))
 
@@ -60,7 +60,7 @@ def test_agrees_with_torch(leading, F, scale):
     d_sum, d_normalised = gradients(shape)
     torch.autograd.backward([s, y], [torch.tensor(d_sum), torch.tensor(d_normalised)])
     for name, ours, theirs in zip(NAMES, tt.add_layer_norm_backward(d_sum, d_normalised, saved), given_, strict=True):
-        # With F = 1, what torch leaves of rounding in d_weight is no zero.
+        # With F = 1, torch's rounding errors leave a nonzero d_weight.
         assert_close(ours, theirs.grad.numpy(), 1e-10, name, floor=1)
 
 
@@ -73,11 +73,11 @@ def test_agrees_with_the_reference(dtype, leading, F, scale):
     assert (total.dtype, normalised.dtype, total.shape, normalised.shape) == (dtype, dtype, shape, shape)
     unit = np.finfo(dtype).eps / 2
     exact, _, _ = reference.add_layer_norm(*wide((x, branch, weight, bias)), scale, EPS)
-    # The scale is rounded, the product, the sum; in float64 the reference rounds as well.
+    # The scale, the product and the sum are rounded; in float64 the reference rounds too.
     roundings = np.abs(exact) + 2 * np.abs(scale * wide(branch))
     assert np.all(np.abs(total - exact) <= (2 if dtype == "float64" else 1) * unit * roundings)
 
-    # From here on of the sum as it was rounded: rounding it is no error of LayerNorm.
+    # From here on relative to the rounded sum: its rounding is not an error of LayerNorm.
     _, y, (n, rstd) = reference.add_layer_norm(*wide((total, np.zeros_like(total), weight, bias)), 1.0, EPS)
     bound = normalised_bound(n, wide(weight), wide(bias), dtype)
     assert np.all(np.abs(normalised - y) <= bound)
@@ -85,12 +85,12 @@ def test_agrees_with_the_reference(dtype, leading, F, scale):
     d_sum, d_y = gradients(shape, dtype)
     d_x, d_branch, d_weight, d_bias = tt.add_layer_norm_backward(d_sum, d_y, saved)
     expected = reference.add_layer_norm_backward(wide(d_sum), wide(d_y), (n, rstd), wide(weight), scale)
-    # dx = d_sum + rstd (g - <g> - n <g n>): each part is off by the rounding of F terms, relative to its largest.
+    # dx = d_sum + rstd (g - <g> - n <g n>): each part has the rounding errors of F terms, relative to its largest.
     g = np.max(np.abs(wide(d_y) * wide(weight)), axis=-1, keepdims=True, initial=0)
     parts = rounding_bound(dtype, F + 12) * (np.abs(wide(d_sum)) + rstd * g * (2 + 2 * (1 + np.abs(n)) ** 2))
     assert np.all(np.abs(d_x - expected[0]) <= parts)
     assert np.all(np.abs(d_branch - expected[1]) <= np.abs(scale) * parts * (1 + unit) + unit * np.abs(expected[1]))
-    # Sums over rows: at most 16 at a time in dtype, beyond that in float64.
+    # Sums over rows: at most 16 terms at a time in dtype, beyond that in float64.
     terms = tuple(range(len(shape) - 1))
     per_term = rounding_bound(dtype, F + 6 + 16)
     assert np.all(np.abs(d_weight - expected[2]) <= per_term * np.sum(np.abs(d_y) * (1 + np.abs(n)), axis=terms))
@@ -116,8 +116,8 @@ def test_the_references_backward_is_the_derivative_of_its_forward():
 @pytest.mark.parametrize("offset", [1e4, -3e5, 1e7])
 @pytest.mark.parametrize("F", [7, 64, 513])
 def test_rows_far_from_zero_keep_their_digits(dtype, offset, F):
-    """The bound knows no offset: only what rounding the sum itself took is lost. Offsets are whole, so that taking them
-    off again is exact."""
+    """The bound is independent of the offset: only the rounding of the sum itself loses digits. Offsets are whole
+    numbers, so that they can be subtracted exactly."""
     noise, branch, weight, bias = arguments((50, F), dtype)
     x = (noise + np.asarray(offset, dtype)).astype(dtype)
     total, normalised, saved = tt.add_layer_norm(x, np.zeros_like(branch), weight, bias)
@@ -127,7 +127,7 @@ def test_rows_far_from_zero_keep_their_digits(dtype, offset, F):
     d_y = gradients((50, F), dtype)[1]
     ours = tt.add_layer_norm_backward(None, d_y, saved)
     expected = reference.add_layer_norm_backward(0, wide(d_y), of, wide(weight), 1.0)
-    # Where a few ulps of the offset are all the noise there is, n is of size sqrt(F).
+    # If the noise is only a few ulps of the offset, n has the size of sqrt(F).
     bound = rounding_bound(dtype, F + 22) * (2 + 2 * (1 + np.max(np.abs(of[0]))) ** 2)
     for name, found, true in zip(NAMES, ours, expected, strict=True):
         assert_close(found, true, bound, name)
@@ -159,11 +159,11 @@ def test_nan_and_infinity_stay_in_their_row(bad, F):
     true = tt.add_layer_norm_backward(d_sum, d_normalised, clean[2])
     assert_same_bits(ours[0][others], true[0][others])
     assert np.all(np.isnan(ours[0][7]))
-    assert np.all(np.isnan(ours[2]))  # every weight has its part in that row
+    assert np.all(np.isnan(ours[2]))  # every weight affects that row
     assert_same_bits(ours[3], true[3])
 
 
-# Powers of two by which standard normal numbers stay normal, and their variance above the least eps there is: squares
+# Powers of two that keep standard normal numbers normal, and their variance above the least possible eps; squares
 # leave the range at both ends.
 EXPONENTS = {"float32": [-100, -60, -10, 0, 10, 60, 64, 124], "float64": [-470, -10, 0, 10, 500, 520, 1020]}
 LEAST_EPS = {"float32": 1e-300, "float64": np.finfo("float64").tiny}
@@ -173,8 +173,8 @@ LEAST_EPS = {"float32": 1e-300, "float64": np.finfo("float64").tiny}
 @pytest.mark.parametrize("F", [1, 5, 64, 200])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_of_any_size_normalise_alike(dtype, F, scale):
-    """LN(2^k s) = LN(s), to the last bit where eps is nothing beside the variance, and d_x is 2^k times smaller; that
-    and the gradient are kept in range by 2^(k / 2). Rows of all sizes lie side by side."""
+    """LN(2^k s) = LN(s), to the last bit if eps is negligible relative to the variance, and d_x is 2^k times smaller; a
+    factor 2^(k / 2) keeps d_x and the gradient in range. Rows of all sizes are adjacent."""
     given_, d_y = arguments((3, F), dtype), gradients((3, F), dtype)[1]
     options = {"scale": scale, "eps": LEAST_EPS[dtype]}
     total, normalised, saved = tt.add_layer_norm(*given_, **options)
@@ -191,7 +191,7 @@ def test_rows_of_any_size_normalise_alike(dtype, F, scale):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_at_the_ends_of_the_range(dtype):
-    """Sums and differences of the largest numbers overflow, squares of the least vanish."""
+    """Sums and differences of the largest numbers overflow, squares of the smallest vanish."""
     info, least = np.finfo(dtype), {"float32": 2.0**-124, "float64": 2.0**-480}[dtype]
     signs = np.where(np.arange(64) % 2, -1, 1).astype(dtype)
     ones = np.abs(signs)
@@ -224,12 +224,12 @@ def test_same_bits_for_any_number_of_threads(dtype, shape, threads, teams):
     threads(1)
     one = everything(shape, dtype)
     for team in teams():
-        everything(shape, dtype, scale=2.0)  # freed memory holds other numbers than the expected ones
+        everything(shape, dtype, scale=2.0)  # so that freed memory holds values other than the expected ones
         assert_same_bits(everything(shape, dtype), one, team)
 
 
 def test_large_results_which_go_past_the_cache_are_those_of_small_ones():
-    """Above 16 MB; of the rows alone, which are the same wherever they stand."""
+    """Above 16 MB. Compares some rows, whose results do not depend on the other rows."""
     large, part = (33000, 128), slice(12345, 12400)
     x, branch, weight, bias = arguments(large, "float32")
     total, normalised, saved = tt.add_layer_norm(x, branch, weight, bias, scale=0.5)
@@ -271,7 +271,7 @@ def test_either_gradient_may_be_missing(scale):
         assert_close(ours, full, 0)
         assert (ours[1] is ours[0]) == (scale == 1)
     ours[0][...] = 0
-    assert d_sum.any()  # no result is an argument
+    assert d_sum.any()  # no result aliases an argument
 
 
 def test_backward_may_be_called_again_and_uses_the_weight_of_the_forward():

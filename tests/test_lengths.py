@@ -1,4 +1,4 @@
-"""Sequences of unequal lengths, and several episodes in one: as if each had been run by itself."""
+"""Sequences of different lengths, and several episodes in one sequence: results as if each had run alone."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def test_lengths_and_resets_agree_with_the_reference(kind, data, dtype, episodes
 
 
 def beyond(problem, axis=0):
-    """Where (T, B), with new axes, is padding."""
+    """Whether (T, B), with extra axes, is padding."""
     padding = np.arange(problem.T)[:, None] >= problem.lengths
     return padding.reshape((1,) * axis + (*padding.shape, 1))
 
 
 def poisoned(problem):
-    """x and the loss with NaN wherever a length says that nothing is there."""
+    """x and the loss, with NaN in the padding."""
     x = np.where(beyond(problem), np.nan, problem.x).astype(problem.dtype)
     loss = dict(problem.loss)
     loss["d_output"] = np.where(beyond(problem), np.nan, loss["d_output"]).astype(problem.dtype)
@@ -43,7 +43,7 @@ def poisoned(problem):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("sizes", [(9, 5, 3), (40, 33, 20)])
 def test_nan_in_the_padding_is_never_seen(kind, dtype, sizes):
-    """Neither in x nor in the incoming gradients, by several layers in both directions."""
+    """In x and in the incoming gradients, with several layers in both directions."""
     T, B, H = sizes
     problem = Problem(kind, T=T, B=B, H=H, L=3, D=2, dtype=dtype)
     x, loss = poisoned(problem)
@@ -54,7 +54,7 @@ def test_nan_in_the_padding_is_never_seen(kind, dtype, sizes):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_padded_sequences_are_the_sequences_one_by_one(kind, dtype):
-    """Each run alone, unpadded: the same outputs, states and gradients, and the parameters' add up."""
+    """Each run alone and unpadded has the same outputs, states and gradients, and the parameters' gradients add up."""
     problem = Problem(kind, T=11, B=6, L=2, D=2, dtype=dtype)
     x, loss = poisoned(problem)
     layer = problem.layer()
@@ -123,8 +123,7 @@ def test_no_resets_are_none(kind):
 
 
 def test_episodes_are_as_if_run_one_by_one(kind):
-    """Each from zero in both directions, except the first and last, which see the initial state; no gradient
-    crosses."""
+    """Each starts from zero in both directions, the first and last from the initial state; no gradient crosses."""
     problem = Problem(kind, T=9, B=2, L=2, D=2)
     starts = [0, 3, 4, 9]
     resets = np.zeros((9, 2), bool)
@@ -144,7 +143,7 @@ def test_episodes_are_as_if_run_one_by_one(kind):
 
 
 def test_a_reset_at_the_first_step_forgets_the_initial_state(kind):
-    """In the forward direction only: the reverse direction comes to that step last."""
+    """Only in the forward direction: the reverse direction reaches that step last."""
     problem = Problem(kind, D=2, dtype="float32")
     resets = np.zeros((problem.T, problem.B), bool)
     resets[0] = True
@@ -159,7 +158,7 @@ def test_a_reset_at_the_first_step_forgets_the_initial_state(kind):
 
 
 def turned(array, lengths, axis=0):
-    """Each sequence backward within its own length; what is behind it stays."""
+    """Reverses each sequence within its length; the padding stays."""
     steps = np.arange(array.shape[axis])[:, None]
     index = np.where(steps < lengths, lengths - 1 - steps, steps)
     moved = np.moveaxis(array, axis, 0)

@@ -1,4 +1,5 @@
-"""The products of Linear, MLP and SelfAttention: NumPy's results, exact integers, the same bits for any threads."""
+"""The products of Linear, MLP and SelfAttention: NumPy's results, exact integers, the same bits for any thread
+count."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ def normal(rng, shape, dtype):
 
 
 def ones(rng, shape, dtype):
-    """-1, 0 and 1, which every precision holds, and whose sums float32 does."""
+    """-1, 0 and 1, which every precision represents, and whose sums float32 represents."""
     return rng.integers(-1, 2, shape).astype(dtype)
 
 
@@ -45,7 +46,7 @@ def problem(draw, N, I, O, dtype, seed=0):  # noqa: E741
 
 
 def run(x, weight, bias, d_output):
-    """Everything that a Linear of these parameters gives."""
+    """All results of a Linear with these parameters."""
     layer = tt.Linear(weight.shape[1], weight.shape[0], bias is not None, dtype=str(x.dtype))
     layer.load_parameters({"weight": weight} | ({} if bias is None else {"bias": bias}))
     tape = layer.forward(x)
@@ -55,7 +56,7 @@ def run(x, weight, bias, d_output):
 
 
 def numpys(x, weight, bias, d_output):
-    """The same in NumPy's products."""
+    """The same with NumPy's products."""
     output = x @ weight.T if bias is None else x @ weight.T + bias
     found = {"output": output, "input": d_output @ weight, "weight": d_output.T @ x, "bias": d_output.sum(axis=0)}
     if bias is None:
@@ -66,7 +67,7 @@ def numpys(x, weight, bias, d_output):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("N", "I", "O"), SIZES)
 def test_small_integers_are_exact(N, I, O, dtype, precision):  # noqa: E741
-    """Packing, tiles and tails of all three products."""
+    """Compares packing, tiles and tails of all three products."""
     given = problem(ones, N, I, O, dtype)
     assert_close(run(*given), numpys(*given), 0)
 
@@ -79,7 +80,7 @@ def test_float64_agrees_with_numpy(N, I, O):  # noqa: E741
 
 @pytest.mark.parametrize(("N", "I", "O"), SIZES)
 def test_float32_is_within_the_bound_of_its_precision(N, I, O, precision):  # noqa: E741
-    """Of every entry, relative to the sum of the magnitudes that it adds."""
+    """For every entry, relative to the sum of the magnitudes of its terms."""
     given = problem(normal, N, I, O, "float32")
     found, exact = run(*given), numpys(*map(wide, given))
     magnitudes = numpys(*(np.abs(wide(array)) for array in given))
@@ -91,7 +92,7 @@ def test_float32_is_within_the_bound_of_its_precision(N, I, O, precision):  # no
 
 
 def test_the_gradient_of_the_bias_is_summed_in_float64():
-    """And rounded once, up to what its own roundings leave."""
+    """And rounded once, up to the roundings of float64."""
     given = problem(normal, 5000, 3, 41, "float32")
     exact = wide(given[3]).sum(axis=0)
     assert_close(run(*given)["bias"], exact.astype(np.float32), np.finfo(np.float32).eps)
@@ -100,7 +101,7 @@ def test_the_gradient_of_the_bias_is_summed_in_float64():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("N", "I", "O"), [*SIZES, (3000, 200, 30)])
 def test_any_number_of_threads_gives_the_same_bits(N, I, O, dtype, precision, threads, teams):  # noqa: E741
-    """Also more of them than there are cores."""
+    """Also more threads than cores."""
     given = problem(normal, N, I, O, dtype)
     threads(1)
     one = run(*given)
@@ -139,7 +140,7 @@ def test_any_memory_order_gives_the_same_bits(dtype):
 
 
 def overlapping(dtype):
-    """Windows of a series, (B, T, I) and (T, B, I), each with rows and features that others have too."""
+    """Windows of a series, (B, T, I) and (T, B, I), whose rows and features overlap."""
     windows = np.lib.stride_tricks.sliding_window_view
     series = np.random.default_rng(0).standard_normal(700).astype(dtype)
     return {
@@ -221,7 +222,7 @@ def test_the_kernel_refuses_what_does_not_fit(name, array, words):
         _core.linear_forward(fits | {name: array})
 
 
-# No product of NumPy's is left in a training step: the idle threads of its BLAS would spin beside ours.
+# No training step uses a product of NumPy: the idle threads of its BLAS would spin alongside ours.
 
 PRODUCTS = {
     "matmul",
@@ -237,7 +238,7 @@ PRODUCTS = {
     "correlate",
     "convolve",
 }
-# Files that analyse a trained model, or give initial weights.
+# Files that analyse a trained model, or compute initial weights.
 APART = {"products.py", "_scaled.py", "init.py", "lyapunov.py"}
 
 
@@ -255,7 +256,7 @@ def test_the_source_of_the_layers_has_no_product_of_numpys():
 
 
 class Watched(np.ndarray):
-    """An array whose products are errors, and so are those of every array made from it."""
+    """An array whose products raise errors, as do those of every array made from it."""
 
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **options):
         assert ufunc.__name__ not in PRODUCTS, ufunc
@@ -290,7 +291,7 @@ def test_a_training_step_calls_no_product_of_numpys(monkeypatch):
     watched = lambda shape, dtype: empty(shape, dtype).view(Watched)  # noqa: E731
     monkeypatch.setattr(_core, "empty", watched)
     monkeypatch.setattr(tt.backend.host.Host, "empty", staticmethod(watched))
-    monkeypatch.setattr(tt._arguments, "plain", lambda array: array)  # which would end the watch
+    monkeypatch.setattr(tt._arguments, "plain", lambda array: array)  # it would end the watch
     embedding = tt.Embedding(11, 8, seed=0)
     stack = tt.Sequential(
         tt.LSTM(8, 8, seed=1),

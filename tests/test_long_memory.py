@@ -1,4 +1,5 @@
-"""Gates near 1 and at their ends: a state is kept for as long as its gate says, and no rounding adds up over time."""
+"""Gates near 1 and at their limits: a state is kept as long as its gate implies, and rounding does not add up over
+time."""
 
 from __future__ import annotations
 
@@ -8,14 +9,14 @@ import pytest
 
 from problems import STATES, Problem
 
-# Their keeping gate, z or f, comes second.
+# Their keeping gate, z or f, is the second.
 KINDS = ("gru", "gru_original", "lstm", "lstm_peephole", "lstm_projected", "lstm_layer_norm", "gru_layer_norm")
 every_cell = pytest.mark.parametrize("kind", KINDS)
 every_size = pytest.mark.parametrize(("dtype", "B"), [("float32", 1), ("float32", 9), ("float64", 1), ("float64", 9)])
 
 
 def gated(problem, keep, let_in=0):
-    """The problem's layer with gates opened and closed by their biases: what is kept, and what an LSTM lets in."""
+    """The problem's layer with gates opened and closed by biases: `keep`, and in an LSTM `let_in`."""
     layer, H = problem.layer(), problem.H
     layer.parameters["bias_ih_l0"][H : 2 * H] = keep
     if STATES[problem.kind] == 2:
@@ -24,7 +25,7 @@ def gated(problem, keep, let_in=0):
 
 
 def without_products(problem, keep):
-    """A layer that multiplies its state by sigmoid(keep) at every step, and does nothing else to it."""
+    """A layer that only multiplies its state by sigmoid(keep) at every step."""
     layer = problem.layer()
     for array in layer.parameters.values():
         array[...] = 0
@@ -33,7 +34,7 @@ def without_products(problem, keep):
 
 
 def kept(problem, value):
-    """A state whose kept part, h of a GRU and c of an LSTM, is `value`; the rest is zero."""
+    """A state whose kept part (h of a GRU, c of an LSTM) is `value`; the rest is zero."""
     full = np.broadcast_to(value, (1, problem.B, problem.H)).astype(problem.dtype)
     return (np.zeros((1, problem.B, problem.width), problem.dtype), full) if STATES[problem.kind] == 2 else full
 
@@ -45,7 +46,7 @@ def part_kept(problem, state):
 @every_cell
 @every_size
 def test_a_gate_near_one_is_the_nearest_number(kind, dtype, B):
-    """1 - sigmoid(b) is off by half a unit below 1, which is rounding, and by three units of sigmoid(-b)."""
+    """1 - sigmoid(b) is off by half a unit of the numbers below 1 (rounding), and by three units of sigmoid(-b)."""
     info = np.finfo(dtype)
     biases = np.linspace(2, 1 - np.log(info.epsneg), 300).astype(dtype)
     problem = Problem(kind, T=1, B=B, H=len(biases), dtype=dtype)
@@ -60,7 +61,7 @@ def test_a_gate_near_one_is_the_nearest_number(kind, dtype, B):
 @every_cell
 @every_size
 def test_many_steps_with_a_gate_near_one_are_products_with_the_nearest_number(kind, dtype, B):
-    """1 - sigmoid(b) is k + 0.2 units of the numbers below 1, the gate hence 1 - k units; forward and backward."""
+    """1 - sigmoid(b) is k + 0.2 units of the numbers below 1, so the gate is 1 - k units; forward and backward."""
     unit, k = np.finfo(dtype).epsneg.astype(float), np.arange(2, 33)
     small = (k + 0.2) * unit
     problem = Problem(kind, T=3000, B=B, H=len(k), dtype=dtype)

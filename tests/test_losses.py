@@ -148,7 +148,7 @@ def test_mse_agrees_with_numpy_for_any_number_of_threads(dtype, size, threads, t
 @pytest.mark.per_level
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_cross_entropy_of_extreme_logits(dtype):
-    """The largest logits of the type, whose exponential and whose differences overflow or vanish."""
+    """The largest logits of the type, whose exponentials and differences overflow or vanish."""
     huge = np.finfo(dtype).max / 4
     logits = np.array([[huge, -huge], [huge, -huge], [1e4, 1e4]], dtype)
     loss, d_logits = tt.cross_entropy(logits[:1], np.array([0]))
@@ -306,7 +306,7 @@ def test_non_finite_gradients_are_reported_and_left_alone(broken):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [1e-200, 1.0, 1e200])
 def test_clipping_is_the_same_bits_for_any_number_of_threads(dtype, size, threads, teams):
-    """Sizes where squares in float64 vanish and overflow too."""
+    """With sizes for which squares in float64 vanish or overflow."""
     if dtype == "float32":
         size = 1.0
 

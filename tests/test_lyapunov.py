@@ -19,7 +19,7 @@ EPS = np.finfo(np.float64).eps
 
 
 def jacobians(problem, states):
-    """d state_t / d state_{t-1} by complex step through the reference, from `states`: before each step, h and c."""
+    """d state_t / d state_{t-1} by complex step through the reference, from `states`, h and c before each step."""
     sizes = [array[0].size for array in states]
     rows = sum(sizes)
     unit = np.split(1e-30j * np.eye(rows), np.cumsum(sizes)[:-1], axis=1)
@@ -48,14 +48,13 @@ def reference_states(problem):
 
 
 def bound(problem, matrices):
-    """In nats: errors of the Jacobians, and 5 N eps of a column in QR (see `products._times`), relative to the
-    smallest singular value of a step.
-    """
+    """In nats: errors of the Jacobians, and 5 N eps per column in QR (see `products._times`), relative to the smallest
+    singular value of a step."""
     return (problem.bound + 5 * len(matrices[0]) * EPS) * max(map(np.linalg.cond, matrices))
 
 
 def log_svd(matrices):
-    """Of the product, formed as it is."""
+    """Of the product, multiplied out."""
     product = np.eye(len(matrices[0]))
     for matrix in matrices:
         product = matrix @ product
@@ -63,7 +62,7 @@ def log_svd(matrices):
 
 
 def exact_log_svd(matrices, digits):
-    """Of the product in so many digits; those that are zero left out."""
+    """Of the product, with this many digits; singular values of zero are left out."""
     with mpmath.workdps(digits):
         product = mpmath.eye(len(matrices[0]))
         for matrix in matrices:
@@ -85,7 +84,7 @@ def noisy(kind, **sizes):
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("kind", FORMS)
 def test_jacobians_are_those_of_the_reference(kind, layers):
-    """Entries of a Jacobian are gradients: the bound is theirs."""
+    """Entries of a Jacobian are gradients, and have their bound."""
     problem = noisy(kind, L=layers)
     layer = problem.layer()
     x, initial, _ = lyapunov._check(layer, problem.x, problem.state)
@@ -110,7 +109,7 @@ def test_the_mean_exponent_is_that_of_the_determinants(kind, warmup, layers):
 
 @pytest.mark.parametrize("kind", FORMS)
 def test_singular_values_are_those_of_the_product(kind):
-    """The plain product has errors of its own, some eps of its largest singular value."""
+    """The plain product has errors of its own: some eps of its largest singular value."""
     problem = noisy(kind, L=2, T=5)
     matrices = jacobians(problem, reference_states(problem))
     for start, stop in ((0, 1), (2, 3), (0, 3), (1, 5)):
@@ -123,7 +122,7 @@ def test_singular_values_are_those_of_the_product(kind):
 
 @pytest.mark.parametrize("kind", ["rnn_tanh", "lstm"])
 def test_a_float32_layer_is_linearised_at_its_own_states(kind):
-    """In float64, and in the states that it had: those of a float64 layer would give another answer."""
+    """In float64, but at its own states: those of a float64 layer would give different results."""
     problem = noisy(kind, dtype="float32", L=2)
     layer = problem.layer()
     tape = layer.forward(problem.x, problem.state, training=False, memory="states")
@@ -142,7 +141,7 @@ def test_a_float32_layer_is_linearised_at_its_own_states(kind):
 
 
 def test_blocks_of_any_size_give_the_same(monkeypatch):
-    """Rows are other in number, and may be summed in another order: rounding."""
+    """Other block sizes may sum in another order: equal up to rounding."""
     problem = noisy("lstm", T=20)
     whole = tt.lyapunov_spectrum(problem.layer(), problem.x)
     monkeypatch.setattr(lyapunov, "_BLOCK_BYTES", 1)
@@ -155,9 +154,8 @@ def test_blocks_of_any_size_give_the_same(monkeypatch):
 
 @pytest.mark.parametrize("a", [0.5, 0.9, 1.1])
 def test_an_orthogonal_matrix_times_a_gives_ln_a(a):
-    """relu units around a fixed point of 100 in all units, from which they never get that far: linear. Each logarithm
-    is known to 5 N eps.
-    """
+    """relu units near a fixed point of 100 in all units never reach zero, so the layer is linear. Each logarithm has an
+    error of 5 N eps."""
     rng, size = np.random.default_rng(0), 8
     w = a * np.linalg.qr(rng.standard_normal((size, size)))[0]
     rnn = tt.RNN(1, size, nonlinearity="relu", dtype="float64")
@@ -172,7 +170,7 @@ def test_an_orthogonal_matrix_times_a_gives_ln_a(a):
 
 
 def test_a_constant_jacobian_gives_the_logarithms_of_its_eigenvalues():
-    """And k exponents are the largest k. What the directions are still off by falls by 7/9 a step or faster."""
+    """And k exponents are the largest k. The remaining error of the directions falls by 7/9 per step or faster."""
     rng, rates = np.random.default_rng(0), np.array([0.9, 0.7, 0.5, 0.3])
     basis = np.eye(4) + 0.3 * rng.standard_normal((4, 4))
     w = basis @ np.diag(rates) @ np.linalg.inv(basis)
@@ -187,9 +185,8 @@ def test_a_constant_jacobian_gives_the_logarithms_of_its_eigenvalues():
 
 def test_gaussian_matrices_give_newmans_formula():
     """Exponent i of independent matrices of N(0, sigma^2) is (ln(2 sigma^2) + psi((N - i + 1) / 2)) / 2 (Newman 1986):
-    R_ii^2 is sigma^2 chi^2 of N - i + 1 degrees of freedom, independent of all else, and the logarithm of that has the
-    variance psi'((N - i + 1) / 2). Five standard errors, which one of 8 exceeds with a probability of 5e-6.
-    """
+    R_ii^2 is sigma^2 chi^2 with N - i + 1 degrees of freedom, independent of everything else, and its logarithm has
+    variance psi'((N - i + 1) / 2). The bound is five standard errors, which one of 8 exceeds with probability 5e-6."""
     size, count, sigma = 8, 4000, 0.3
     rng = np.random.default_rng(0)
     found = lyapunov_exponents((sigma * rng.standard_normal((size, size)) for _ in range(count)), size)
@@ -200,12 +197,12 @@ def test_gaussian_matrices_give_newmans_formula():
 
 
 def mean_field(g):
-    """Of h' = tanh(W h), W of N(0, g^2/N), N to infinity: the largest exponent (Molgedey, Schuchhardt and Schuster
+    """For h' = tanh(W h), W from N(0, g^2/N), N to infinity: the largest exponent (Molgedey, Schuchhardt and Schuster
     1992), and kappa, N times the variance of |J v|^2 over the square of its mean.
 
-    Pre-activations are Gaussian, of the variance q = g^2 <tanh^2>. A small v of norm 1 becomes tanh'(a_i) b_i with b_i
-    Gaussian of variance g^2/N and independent of a_i, so that |J v|^2 is the mean of N numbers (g tanh' b)^2, b now of
-    variance 1. Its mean is g^2 <tanh'^2>, kappa 3 <tanh'^4> / <tanh'^2>^2 - 1.
+    Pre-activations are Gaussian with variance q = g^2 <tanh^2>. A small v of norm 1 becomes tanh'(a_i) b_i with b_i
+    Gaussian of variance g^2/N and independent of a_i, so |J v|^2 is the mean of N numbers (g tanh' b)^2, with b now of
+    variance 1. Its mean is g^2 <tanh'^2>, and kappa = 3 <tanh'^4> / <tanh'^2>^2 - 1.
     """
     points, weights = np.polynomial.hermite_e.hermegauss(200)
     weights /= weights.sum()
@@ -220,10 +217,10 @@ def mean_field(g):
 @pytest.mark.parametrize("g", [1.5, 2.0, 3.0])
 @pytest.mark.parametrize(("size", "networks"), [(32, 8), (128, 3)])
 def test_random_networks_have_the_exponent_of_mean_field_theory(g, size, networks):
-    """<ln s> is ln <s> - kappa / 2N for s = |J v|^2, a mean of N, so that the exponent is kappa / 4N below its limit.
-    That W is the same at every step adds other terms in 1/N: four times this one is allowed for them. The mean over
-    steps and networks has a standard error of sqrt(kappa / 4N / steps / networks); four of these.
-    """
+    """<ln s> is ln <s> - kappa / 2N for s = |J v|^2, a mean of N numbers, so the exponent is kappa / 4N below its
+    limit. W is the same at every step, which adds other terms in 1/N: the bound allows four times this one. The mean
+    over steps and networks has a standard error of sqrt(kappa / 4N / steps / networks); the bound allows four of
+    these."""
     limit, kappa = mean_field(g)
     steps, found = 200, []
     for seed in range(networks):
@@ -237,9 +234,8 @@ def test_random_networks_have_the_exponent_of_mean_field_theory(g, size, network
 
 
 def test_columns_do_not_start_in_an_invariant_direction():
-    """The largest exponent of a diagonal matrix, whose unit vectors have exponents of their own; after a warm-up the
-    column is off by (5/9)^100.
-    """
+    """The largest exponent of a diagonal matrix, whose unit vectors have different exponents; after a warm-up the
+    column is off by (5/9)^100."""
     matrices = [np.diag([0.5, 0.9, 0.1])] * 150
     assert_close(lyapunov_exponents(matrices, 1, warmup=100), np.log([0.9]), 15 * EPS + (5 / 9) ** 100, floor=1)
 
@@ -289,7 +285,7 @@ def test_no_steps_are_the_identity(t):
 
 
 def test_dropout_and_zoneout_are_those_of_inference():
-    """Zoneout of probability 1 keeps every state: the identity, whatever dropout would do."""
+    """Zoneout with probability 1 keeps every state: the identity, whatever dropout would do."""
     gru = tt.GRU(2, 3, 2, dropout=0.5, weight_dropout=0.5, zoneout=1.0, dtype="float64", seed=0)
     assert_close(tt.lyapunov_spectrum(gru, np.ones((9, 1, 2))), np.zeros(6), 30 * EPS, floor=1)
 
@@ -300,9 +296,8 @@ def test_dropout_and_zoneout_are_those_of_inference():
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("decades", [0, 1, 12])
 def test_singular_values_of_long_products_agree_with_exact_arithmetic(size, decades):
-    """Rows of different size times an orthogonal matrix, 60 of them: singular values up to 1e540. Errors are relative
-    to each row, as if all had the same size, and then the condition is 1. Each step rounds a logarithm of its size.
-    """
+    """60 matrices: rows of different size times an orthogonal matrix; singular values up to 1e540. Errors are relative
+    to each row, as if all had the same size, for which the condition is 1. Each step rounds a logarithm of its size."""
     rng = np.random.default_rng(0)
     count = 60
     matrices = [
@@ -315,7 +310,7 @@ def test_singular_values_of_long_products_agree_with_exact_arithmetic(size, deca
 
 
 def test_close_singular_values_agree_with_exact_arithmetic():
-    """Sixteen over 40 nats, no more than 6 from one to the next, so that windows overlap."""
+    """Sixteen within 40 nats, at most 6 from one to the next, so that windows overlap."""
     rng = np.random.default_rng(0)
     matrices = [np.eye(16) + 0.15 * rng.standard_normal((16, 16)) for _ in range(100)]
     expected = exact_log_svd(matrices, 60)
@@ -326,7 +321,7 @@ def test_close_singular_values_agree_with_exact_arithmetic():
 
 
 def test_a_column_that_has_become_small_stays_apart_from_the_larger_ones():
-    """The first direction shrinks by 1e-40 before the others meet it; conditions are 10 at most."""
+    """The first direction shrinks by 1e-40 before the others mix with it; conditions are at most 10."""
     rng = np.random.default_rng(0)
     basis = np.linalg.qr(rng.standard_normal((3, 3)))[0]
     matrices = [np.diag([0.1, 1, 1])] * 40 + [basis @ np.diag([1, 0.5, 0.2])] * 10
@@ -336,7 +331,7 @@ def test_a_column_that_has_become_small_stays_apart_from_the_larger_ones():
 
 
 def test_what_grows_beyond_the_largest_number_and_below_the_smallest():
-    """2000 steps of a relu layer that doubles one unit's differences, and halves the other's; one more leaves them."""
+    """A relu layer doubles one unit's differences, halves the second unit's and keeps the third's, for 2000 steps."""
     rnn = tt.RNN(1, 3, nonlinearity="relu", dtype="float64")
     rnn.parameters["weight_hh_l0"][:] = np.diag([2.0, 0.5, 1.0])
     rnn.parameters["bias_ih_l0"][:] = [-1, 0.5, 0]
@@ -350,7 +345,7 @@ def test_what_grows_beyond_the_largest_number_and_below_the_smallest():
 
 
 def rank_of(product):
-    """By elimination, in fractions."""
+    """By elimination in fractions."""
     rows, rank = np.vectorize(Fraction, otypes=[object])(product), 0
     for column in range(len(rows)):
         pivots = np.flatnonzero(rows[rank:, column])
@@ -383,9 +378,8 @@ def graded(rng, size):
 
 @pytest.mark.parametrize("make", [sparse, units_off, rank_one, diagonal, graded])
 def test_as_many_directions_die_as_the_rank_says(make):
-    """Small integers: the rank is exact. What lives agrees with 100 digits, of up to 7 matrices of N up to 7 that have,
-    rows brought to one size, a condition of at most 1e4 or infinity: within 7 * 5 N eps * 1e4.
-    """
+    """Small integers, so that the rank is exact. The other directions agree with 100 digits, for up to 7 matrices of N
+    up to 7 with a condition of at most 1e4 (rows scaled to equal size) or infinity: within 7 * 5 N eps * 1e4."""
     rng = np.random.default_rng(0)
     died = 0
     for _ in range(60):
@@ -407,7 +401,7 @@ def test_as_many_directions_die_as_the_rank_says(make):
 
 
 def test_what_one_step_shrinks_by_much_lives():
-    """A factor of 1e-11 in a direction between the units, known to EPS 1e11; one of 1e-18 is lost."""
+    """A factor of 1e-11 in a direction between the units is accurate to 1e11 EPS; one of 1e-18 is lost."""
     rng = np.random.default_rng(0)
     left, right = np.linalg.qr(rng.standard_normal((2, 5, 5)))[0]
     for find in (lambda matrix: lyapunov_exponents([matrix], 5), lambda matrix: log_singular_values([matrix], 5)):
@@ -419,7 +413,7 @@ def test_what_one_step_shrinks_by_much_lives():
 
 
 def test_units_that_are_off_die_and_the_others_live_on():
-    """Two of four relu units are off: a spectrum of the other two, here the eigenvalues of their triangular matrix."""
+    """Two of four relu units are off: the spectrum is that of the others, their triangular matrix's eigenvalues."""
     rnn = tt.RNN(1, 4, nonlinearity="relu", dtype="float64")
     rnn.parameters["weight_hh_l0"][:] = [[0.5, 0.5, 1, 1], [0, 0.25, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]
     rnn.parameters["bias_ih_l0"][:] = [1, 1, -100, -100]
@@ -431,7 +425,7 @@ def test_units_that_are_off_die_and_the_others_live_on():
 
 
 def test_a_direction_that_was_not_followed_takes_the_place_of_a_dead_one():
-    """The faster unit goes off after 100 steps: one column had turned to it, but for 2^-100, and died with it."""
+    """The faster unit goes off after 100 steps: one column had turned to it up to 2^-100, and died with it."""
     rnn = tt.RNN(2, 2, nonlinearity="relu", bias=False, dtype="float64")
     rnn.parameters["weight_hh_l0"][:] = np.diag([0.8, 0.4])
     rnn.parameters["weight_ih_l0"][:] = np.eye(2)
@@ -444,7 +438,7 @@ def test_a_direction_that_was_not_followed_takes_the_place_of_a_dead_one():
 
 
 def test_an_lstm_without_recurrent_weights_keeps_its_cells():
-    """h does not come back: its directions die. c shrinks by the forget gate, whose input is the bias alone."""
+    """Without feedback the directions of h die. c shrinks by the forget gate, which depends only on the bias."""
     lstm = tt.LSTM(1, 3, dtype="float64", seed=0)
     forget = np.array([-1.0, 0.0, 2.0])
     for name, array in lstm.parameters.items():
@@ -463,7 +457,7 @@ def test_an_lstm_without_recurrent_weights_keeps_its_cells():
 
 @pytest.mark.parametrize("layer", [tt.RNN, tt.GRU, tt.LSTM])
 def test_with_all_weights_zero(layer):
-    """An RNN forgets all; z = 1/2 of a GRU and f = 1/2 of an LSTM keep half, from the first step on."""
+    """An RNN forgets everything; z = 1/2 of a GRU and f = 1/2 of an LSTM keep half, from the first step on."""
     zero = layer(1, 3, 2, dtype="float64")
     for array in zero.parameters.values():
         array[...] = 0
@@ -474,9 +468,8 @@ def test_with_all_weights_zero(layer):
 
 
 def test_saturated_units_shrink_differences_as_they_should():
-    """Slopes of 1e-9 and less beside slopes of 1, each known as a row of its own: the determinants are right. A slope
-    of zero, where tanh is 1, is a death.
-    """
+    """Slopes of 1e-9 and less next to slopes of 1, each accurate as a row of its own: the determinants are right. A
+    slope of zero (tanh is 1) is a death."""
     rng, size = np.random.default_rng(0), 6
     w = rng.standard_normal((size, size))
     rnn = tt.RNN(1, size, dtype="float64")
@@ -489,7 +482,7 @@ def test_saturated_units_shrink_differences_as_they_should():
     slopes = 1 - h * h
     assert slopes.min() < 1e-9
     expected = np.mean(np.log(slopes).sum(axis=1)) + np.linalg.slogdet(w)[1]
-    # 1 - h^2 is known to u of 1: the sum of the logarithms as well as the smallest slope allows
+    # 1 - h^2 has an absolute error u: the sum of logarithms is as accurate as the smallest slope allows
     allowed = 5 * size * EPS * np.linalg.cond(w) + size * EPS / slopes.min()
     assert abs(tt.lyapunov_spectrum(rnn, x).sum() - expected) <= allowed
     rnn.parameters["bias_ih_l0"][-1] = 50
@@ -543,14 +536,14 @@ def test_a_state_that_is_not_finite_is_named_by_its_step():
     x[3] = np.nan
     with pytest.raises(FloatingPointError, match="state is not finite after 4 steps"):
         tt.lyapunov_spectrum(layer(), x)
-    tt.jacobian_singular_values(layer(), x, 0, 3)  # what comes later does not matter
+    tt.jacobian_singular_values(layer(), x, 0, 3)  # later steps do not matter
     state = (np.full((1, 1, 3), np.inf), np.zeros((1, 1, 3)))
     with pytest.raises(FloatingPointError, match="state is not finite after 0 steps"):
         tt.jacobian_singular_values(layer(), X, 0, 1, state=state)
 
 
 def test_a_jacobian_that_is_not_finite_is_named_by_its_step():
-    """States are all zero, but the upper layer's slope by the lower layer's state is 1e400."""
+    """All states are zero, but the derivative of the upper layer's state by the lower layer's is 1e400."""
     rnn = tt.RNN(1, 1, 2, bias=False, dtype="float64")
     rnn.parameters["weight_hh_l0"][:] = rnn.parameters["weight_ih_l1"][:] = 1e200
     with pytest.raises(FloatingPointError, match="after 1 steps by the one before is not finite"):
@@ -558,7 +551,7 @@ def test_a_jacobian_that_is_not_finite_is_named_by_its_step():
 
 
 def test_layer_and_input_are_left_alone():
-    problem = Problem("lstm", B=1, dtype="float32")  # its arrays refuse to be written
+    problem = Problem("lstm", B=1, dtype="float32")  # its arrays are read-only
     own = problem.layer()
     tt.lyapunov_spectrum(own, problem.x, state=problem.state)
     tt.jacobian_singular_values(own, problem.x, 0, 3, state=problem.state)

@@ -1,24 +1,24 @@
-"""exp, sigmoid, tanh and the normal distribution of the kernels, at every level of this machine, against exact ones.
+"""exp, sigmoid, tanh and the normal distribution of the kernels, at every level of this machine, against exact values.
 
 Measured at v2 and v3 over every 23rd float and 6 million doubles, the largest errors in units in the last place are
 
     sigmoid  float32 2.41 (x = -16.64)    float64 2.37 (x = -36.75)
     tanh     float32 2.41 (x = 0.0626)    float64 2.54 (x = 0.2166)
 
-exp has 0.97 in both on the grids below. Sigmoid of positive numbers is off by half a unit of the
-numbers below 1, and by 2.0 units of what it lacks to 1.
+exp has 0.97 in both on the grids below. Sigmoid of positive numbers is off by half a unit of the numbers below 1, and
+by 2.0 units of its distance to 1.
 
-Where it is largest, some five roundings of half a unit each follow one another (the polynomial, its product with 2^n,
-the sum with 1, the quotient), and the quotient may lie in a binade where a unit is relatively half as large.
-Hence the bound, 3. The grids below are coarser and meet errors up to 2.35.
+At the largest errors, about five successive operations round by half a unit each (the polynomial, its product with 2^n,
+the sum with 1, the quotient), and the quotient may be in a binade with a unit that is relatively half as large. Hence
+the bound, 3. The grids below are coarser and find errors up to 2.35.
 
-Of 18 million floats and 180000 doubles, at v2, v3 and v4:
+Over 18 million floats and 180000 doubles, at v2, v3 and v4:
 
     density       float32 2.19 (x = 1.926)     float64 2.11 (x = -7.23)
     distribution  float32 5.95 (x = -0.0081)   float64 5.37 (x = -0.0015)
 
-Just below zero the polynomial of the distribution hands on three roundings of y = (z - 4) / (z + 4), adds one and a
-half of its own, and the exponential and two products follow; a unit is relatively as small as it can be. Hence 7.
+Just below zero, the polynomial of the distribution carries three roundings of y = (z - 4) / (z + 4) and adds one and a
+half; the exponential and two products follow; and a unit is relatively as small as possible. Hence 7.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ DTYPES = ("float32", "float64")
 
 @pytest.fixture(scope="module")
 def programs():
-    """By level, with the options that decide rounding in the build: above v2, products and sums are fused."""
+    """By level, with the build's options that affect rounding: above v2, products and sums are fused."""
     options = ["-O2", "-ffp-contract=fast", f"-I{ROOT / 'cpp'}", ROOT / "tests" / "math.cpp"]
     jobs = [(f"math_{level}", [*options, *LEVEL_OPTIONS[level], f"-DTT_ISA={level}"]) for level in LEVELS]
     return dict(zip(LEVELS, compile_all(jobs), strict=True))
@@ -60,11 +60,11 @@ def cases(functions):
 
 @pytest.fixture
 def kernel(request, programs):
-    """One function of one level and type; takes and gives arrays."""
+    """One function of one level and type, from arrays to arrays."""
     level, name, dtype = request.param
 
     def function(x):
-        given = np.concatenate([x, np.zeros(-len(x) % 16, dtype)])  # no register has more lanes than 16
+        given = np.concatenate([x, np.zeros(-len(x) % 16, dtype)])  # registers have at most 16 lanes
         done = subprocess.run([programs[level], dtype, name], input=given.tobytes(), capture_output=True, check=True)
         return np.frombuffer(done.stdout, dtype)[: len(x)]
 
@@ -75,8 +75,8 @@ def kernel(request, programs):
 
 @cache
 def grid(dtype):
-    """Both signs of every power of two and something between, where a result is neither subnormal nor its limit;
-    densest where the functions bend. float32 is compared with NumPy, float64 with 50 digits, hence the sizes."""
+    """Both signs of every power of two and numbers between, if the result is neither subnormal nor its limit; densest
+    where the functions curve. float32 is compared with NumPy, float64 with 50 digits, hence the sizes."""
     info, count = np.finfo(dtype), 400_000 if dtype == np.float32 else 8_000
     largest = 87.3 if dtype == np.float32 else 707.9
     random = np.random.default_rng(0)
@@ -104,7 +104,7 @@ EXACT = {
 
 @cache
 def truth(name, dtype):
-    """The value rounded to float64, and what rounding left."""
+    """The value rounded to float64, and the rounding error."""
     x = grid(dtype)
     if dtype == np.float32:  # float64 is exact to 1e-8 units of float32
         x = x.astype(np.float64)
@@ -121,7 +121,7 @@ def test_the_error_is_below_the_bound(kernel):
     high, low = truth(kernel.__name__, kernel.dtype)
     got = kernel(grid(kernel.dtype)).astype(np.float64)
     ulp = np.spacing(np.abs(high).astype(kernel.dtype)).astype(np.float64)
-    normal = np.abs(high) >= np.finfo(kernel.dtype).tiny  # what is below may be flushed to zero
+    normal = np.abs(high) >= np.finfo(kernel.dtype).tiny  # smaller results may be flushed to zero
     error = np.abs((got - high) - low)[normal] / ulp[normal]
     worst = np.argmax(error)
     print(f"{error[worst]:.3f} ulp at {grid(kernel.dtype)[normal][worst]!r}")
@@ -143,7 +143,7 @@ def test_sigmoid_near_one_is_the_nearest_number(kernel):
 
 @cases(FUNCTIONS)
 def test_values_stay_in_their_range_and_in_order(kernel):
-    """Among neighbours sigmoid never fell (measured), and tanh by 2 units at most, where its quotient nears 1."""
+    """Among neighbours sigmoid never falls (measured), and tanh falls by at most 2 units, for quotients near 1."""
     y = kernel(grid(kernel.dtype))
     lowest, highest = {"exp": (0, np.inf), "sigmoid": (0, 1), "tanh": (-1, 1)}[kernel.__name__]
     assert np.all((y >= lowest) & (y <= highest))
@@ -167,21 +167,21 @@ def test_infinity_and_nan(kernel):
     info = np.finfo(kernel.dtype)
     x = np.array([np.inf, info.max, 1000, -np.inf, info.min, -1000, np.nan, -np.nan], kernel.dtype)
     y = kernel(x)
-    if kernel.__name__ == "exp":  # which is for numbers up to 88 or 708
+    if kernel.__name__ == "exp":  # exp accepts numbers up to 88 or 708
         assert np.all(y[3:6] == 0)
         assert np.all(np.isnan(y[6:]))
         return
     assert np.all(y[:3] == 1)
     if kernel.__name__ == "tanh":
         assert np.all(y[3:6] == -1)
-    else:  # exp is cut off at 88 or 708, short of infinity
+    else:  # exp is cut off at 88 or 708, before infinity
         assert np.all((y[3:6] >= 0) & (y[3:6] <= 2 * info.tiny))
     assert np.all(np.isnan(y[6:]))
 
 
 @cases(NORMAL)
 def test_normal_distribution_at_its_ends(kernel):
-    """Phi(-x) vanishes with its digits, until the kernels' numbers end; both stay in their range."""
+    """Phi(-x) vanishes gradually, to the end of the kernels' range; both functions stay in their range."""
     info = np.finfo(kernel.dtype)
     x = np.array([0.0, -0.0, np.inf, info.max, -np.inf, info.min, np.nan, -np.nan], kernel.dtype)
     y = kernel(x)

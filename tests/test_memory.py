@@ -1,4 +1,4 @@
-"""What a tape keeps: the gradients are those of the full tape, the memory is what it should be."""
+"""The memory modes: gradients equal those of the full tape, and the tape has the expected size."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MODES = ["states", "checkpoint", 1, 4, 12, 13, 50]  # T is 13
 
 
 def both(problem, memory, options, **backward):
-    """What the full tape gives, and this one."""
+    """The results of the full tape, and of this one."""
     layer = problem.layer()
     found = []
     for mode in ("full", memory):
@@ -40,10 +40,10 @@ def everything(grads):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("B", [1, 3, 40])
 def test_gradients_are_those_of_the_full_tape(kind, memory, B):
-    """Two layers, both directions, lengths, resets, truncation and clipping, whose windows cut the sequence elsewhere.
-    What is computed again is rounded as often as before: the difference is within twice the bound."""
+    """Two layers, both directions, lengths, resets, truncation and clipping, with windows that cut the sequence
+    elsewhere. Recomputed values have as many roundings as the first ones: the difference is within twice the bound."""
     problem = Problem(kind, T=13, B=B, L=2, D=2, seed=B)
-    clip = 0.2 if "sigmoid" in kind else 1.5  # whose slope is a quarter at most
+    clip = 0.2 if "sigmoid" in kind else 1.5  # a sigmoid's slope is at most 1/4
     expected, found = both(
         problem, memory, {"lengths": problem.lengths, "resets": problem.resets}, truncate=5, clip=clip
     )
@@ -61,7 +61,7 @@ def test_one_step_is_a_window_too(kind):
 
 @pytest.mark.parametrize("memory", ["states", "checkpoint", 5, 16, 48])
 def test_windows_of_whole_chunks_give_the_same_bits(memory, free):
-    """Where the windows, of at least a chunk each, end where the full tape's chunks end, counted from the last step."""
+    """If windows, of at least a chunk each, end at ends of the full tape's chunks, counted from the last step."""
     problem = Problem("lstm", T=80, B=3, I=20, H=24, dtype="float32")
     _core.force(chunk={"checkpoint": 9, 5: 10}.get(memory, 16))
     if memory == "checkpoint":
@@ -88,7 +88,7 @@ def test_dropout_masks_and_the_last_output(memory):
 @pytest.mark.parametrize("memory", MODES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_tape_holds_what_it_says(kind, memory):
-    """The bytes of the states that are kept, of what the cell saved, and of the copied parameters, and no others."""
+    """Exactly the bytes of the stored states, the cell's saved values and the copied parameters."""
     problem = Problem(kind, T=13, B=4, I=5, H=16, L=2)
     tape = problem.layer().forward(problem.x, memory=memory)
     parameters = sum(array.nbytes for array in problem.parameters.values())
@@ -102,7 +102,7 @@ def test_the_tape_holds_what_it_says(kind, memory):
 def test_the_full_tape_keeps_the_gates_too(kind):
     problem = Problem(kind, T=13, B=4, I=5, H=16)
     full, states = (problem.layer().forward(problem.x, memory=mode).nbytes for mode in ("full", "states"))
-    # Values a unit: the gates; r_n beside them; what is normalised, from x and from h; h itself is enough.
+    # Values per unit: the gates; also r_n; the normalised products with x and with h; for an RNN only h.
     saved = 4 if kind == "gru" else GATES[kind]
     if kind in NORMALISED:
         saved = 2 * GATES[kind]
@@ -149,15 +149,15 @@ print(kilobytes("VmHWM") - before - grads.input.nbytes // 1024)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 def test_a_long_sequence_needs_little_memory():
-    """Beside input and its gradient: checkpoints and one window of 317 steps are 0.9 MB, weights and scratch of a chunk
-    about 3 MB, where all states and gates are 154 MB."""
+    """In addition to the input and its gradient, checkpoints and one window of 317 steps take 0.9 MB, weights and
+    scratch of a chunk about 3 MB; all states and gates would take 154 MB."""
     done = subprocess.run([sys.executable, "-c", LONG], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 15_000
 
 
 @pytest.mark.parametrize("memory", ["states", "checkpoint", 4])
 def test_backward_only_reads_the_tape(memory, free):
-    """What is computed again goes elsewhere, even where other kernels round it differently."""
+    """Recomputed values are stored elsewhere, even if other kernels round them differently."""
     problem = Problem("lstm", T=20, B=9, I=20, H=24, dtype="float32")
     tape = problem.layer().forward(problem.x, problem.state, memory=memory)
     kept = [array.tobytes() for array in tape.record.states]

@@ -1,4 +1,4 @@
-"""Linear and Embedding: torch's results, any leading axes, arguments checked."""
+"""Linear and Embedding: agreement with torch, any leading axes, checked arguments."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_linear_agrees_with_torch(dtype, leading, inputs, outputs, bias):
     ):
         assert found.shape == true.shape
         assert found.dtype == dtype
-        magnitude = terms * 16  # of normal numbers, below 4 in these seeds
+        magnitude = terms * 16  # of normal numbers, which are below 4 with these seeds
         assert np.abs(found - true.numpy()).max() <= rounding_bound(dtype, terms) * magnitude
     assert np.array_equal(ours(x), tape.output)
 
@@ -95,9 +95,9 @@ def test_seeds(make):
 def test_initial_values_are_torchs():
     linear = tt.Linear(16, 500, seed=0).parameters
     embedding = tt.Embedding(100, 50, seed=0).parameters["weight"]
-    for array in linear.values():  # U(-1/4, 1/4); none of n draws in the outermost 30/n with probability exp(-30)
+    for array in linear.values():  # U(-1/4, 1/4): all of n draws avoid the outermost 30/n with probability exp(-30)
         assert 0.25 * (1 - 30 / array.size) <= np.abs(array).max() <= 0.25
-    # N(0, 1): the mean square of n draws has deviation sqrt(2 / n), 7 of them.
+    # N(0, 1): the mean square of n draws has deviation sqrt(2 / n); the bound is 7 of them.
     assert abs(np.mean(embedding.astype(float) ** 2) - 1) <= 7 * np.sqrt(2 / embedding.size)
 
 
@@ -117,7 +117,7 @@ def test_embedding_agrees_with_torch(dtype, leading, count, size):
     assert np.array_equal(ours(x), tape.output)
     grads = tape.backward(d_output)
     found = grads.parameters["weight"]
-    # Summed in float64 by both: of up to 216 normal numbers, and rounded once.
+    # Both sum up to 216 normal numbers in float64, and round once.
     magnitude = np.abs(d_output).sum()
     assert np.abs(found - theirs.weight.grad.numpy()).max() <= magnitude * (
         rounding_bound("float64", 216) + np.finfo(dtype).eps / 2
@@ -146,7 +146,7 @@ def test_embedding_of_any_integer_type(dtype):
     ("count", "size", "leading"), [(1, 1, ()), (103, 128, (64, 32)), (300, 77, (999,)), (3, 130, (500,))]
 )
 def test_embedding_is_the_same_bits_for_any_number_of_threads(dtype, count, size, leading, threads, teams):
-    """And that of a sum in float64, row after row; the first index is half of all."""
+    """Equal to those of a sum in float64, row by row; half of all indices are the first."""
     embedding, rng = tt.Embedding(count, size, dtype=dtype, seed=0), np.random.default_rng(0)
     x = rng.integers(0, count, leading) * rng.integers(0, 2, leading)
     d_output = numbers((*leading, size), dtype)

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.per_level, pytest.mark.amx]
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data(), dtype=st.sampled_from(["float32", "float64"]), ragged=st.booleans())
 def test_noise_agrees_with_the_reference(kind, data, dtype, ragged):
-    """With lengths and resets: a state kept through an episode's first step is zero."""
+    """With lengths and resets: a state that is kept through an episode's first step is zero."""
     problem = data.draw(problems(kind, noise=True, dtype=dtype))
     check(
         problem, {"state": problem.state, **({"lengths": problem.lengths, "resets": problem.resets} if ragged else {})}
@@ -43,12 +43,12 @@ def test_noise_in_every_memory_mode(kind, data, memory):
 
 
 def test_inference_takes_the_expectation(kind):
-    """And has a gradient: a part of each old state stays, the same at every step."""
+    """Also in the gradient: each old state keeps the same fraction at every step."""
     pair = STATES[kind] == 2
     problem = Problem(kind, L=2, D=2, T=9, zoneout=(0.4, 0.3) if pair else 0.4, weight_dropout=0.5)
     layer = problem.layer()
     found = run(layer, problem.x, {"state": problem.state, "training": False}, loss=problem.loss)
-    expectation = Problem(kind, L=2, D=2, T=9, zoneout=problem.zoneout)  # the weights as they are
+    expectation = Problem(kind, L=2, D=2, T=9, zoneout=problem.zoneout)  # the weights without dropout
     object.__setattr__(expectation, "masks", {})
     expected = run_reference(expectation, {"state": problem.state})
     for name in ("output", "final_state", "input", "parameters", "initial_state", "hidden"):
@@ -57,7 +57,7 @@ def test_inference_takes_the_expectation(kind):
 
 
 def test_masks_are_on_the_tape_at_their_rates(kind):
-    """Within six standard deviations of the binomial distribution; anew in every forward."""
+    """Within six standard deviations of the binomial distribution; different in every forward."""
     zoneout = (0.2, 0.6) if STATES[kind] == 2 else 0.2
     problem = Problem(kind, T=40, B=10, H=16, zoneout=zoneout, weight_dropout=0.3)
     layer = problem.layer()
@@ -90,7 +90,7 @@ def test_any_number_of_threads_gives_the_same_bits(kind, threads, teams):
 
 
 def test_certain_zoneout_keeps_the_initial_state(kind):
-    """And all that reaches the final state reaches the initial one."""
+    """And the gradient of the final state is entirely that of the initial state."""
     problem = Problem(kind, zoneout=1.0)
     tape = problem.layer().forward(problem.x, problem.state)
     grads = tape.backward(d_final_state=problem.d_final_state)

@@ -55,7 +55,7 @@ def test_steps_agree_with_torch_in_float64(name, options, dtype):
     torch = pytest.importorskip("torch")
     ours = run_ours(getattr(tt.optim, name)(**options), dtype)
     expected = run_torch(torch, lambda tensors: getattr(torch.optim, name)(tensors, **options), dtype)
-    # About 20 roundings a step, added up over the steps.
+    # About 20 roundings per step, added up over the steps.
     assert_close(ours, expected, rounding_bound(dtype, 20 * STEPS))
     assert all(array.dtype == dtype for array in ours.values())
 
@@ -78,7 +78,7 @@ MAKERS = {
 
 
 def numpy_steps(name, parameters, grads, steps):
-    """The formulas of the docstrings in NumPy, in the arrays' own type, each operation rounded on its own."""
+    """The formulas of the docstrings in NumPy, in the arrays' type, with each operation rounded."""
     lr, decay, b1, b2, eps = 0.1, {"Adam": 0.1, "AdamW": 0.01}.get(name, 0.0), 0.9, 0.999, 1e-8
     for key, p in parameters.items():
         m, v = np.zeros_like(p), np.zeros_like(p)
@@ -95,7 +95,7 @@ def numpy_steps(name, parameters, grads, steps):
             p[...] = decayed - lr / (1 - b1**t) * (m / (np.sqrt(v) / math.sqrt(1 - b2**t) + eps))
 
 
-# Below a register, of whole ones and a rest, of several segments and a rest, of nothing.
+# Sizes below a register, of whole ones and a rest, of several segments and a rest, and zero.
 ODD_SIZES = [(1,), (7, 5), (0, 4), (33,), (3, 16411), (), (129, 1000)]
 
 
@@ -113,7 +113,7 @@ def test_steps_agree_with_the_formulas(name, dtype):
     for _ in range(3):
         optimizer.step(ours, grads)
     numpy_steps(name, expected, grads, 3)
-    # At most 20 roundings a step in both; the root and the quotient of Adam are of numbers of one sign, or decay alone.
+    # At most 20 roundings per step in both; Adam's root and quotient are of numbers of one sign, or only decay.
     assert_close(ours, expected, 2 * rounding_bound(dtype, 60))
 
 
@@ -137,7 +137,7 @@ def test_same_bits_for_any_number_of_threads_and_any_grouping(name, dtype, threa
 
 
 def test_parameters_of_several_types_in_one_step():
-    """float16 is worked on in float64, and rounded once a step."""
+    """float16 is processed in float64, and rounded once per step."""
     dtypes = ("float16", "float32", "float64", ">f4")
     parameters = {dtype: np.ones(3, dtype) for dtype in dtypes}
     optimizer = tt.optim.SGD(0.125, 0.5)
@@ -159,7 +159,7 @@ def test_a_parameter_under_two_names_is_updated_twice(threads):
 @pytest.mark.per_level
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_subnormal_moments_are_kept(dtype):
-    """Adam divides by the root of a mean square: with zero in its place and no eps, there would be a NaN."""
+    """Adam divides by the root of a mean square: if that were zero, without eps, the result would be NaN."""
     smallest = np.finfo(dtype).smallest_normal
     p, g = {"p": np.zeros(9, dtype)}, {"p": np.full(9, math.sqrt(float(smallest)), dtype)}
     tt.optim.Adam(lr=0.5, eps=0.0).step(p, g)
@@ -211,11 +211,11 @@ def test_in_place_and_gradients_untouched(make):
 
 
 def test_momentum_belongs_to_the_name():
-    """A parameter that comes in later has its own first step, as in torch."""
+    """A parameter that is added later has its own first step, as in torch."""
     optimizer, late = tt.optim.Adam(lr=0.1), np.zeros(3)
     optimizer.step({"a": np.zeros(2)}, {"a": np.ones(2)})
     optimizer.step({"late": late}, {"late": np.full(3, 5.0)})
-    assert_close(late, np.full(3, -0.1), 1e-7)  # a first step of Adam is lr, but for eps
+    assert_close(late, np.full(3, -0.1), 1e-7)  # a first step of Adam is lr, up to eps
 
 
 def test_learning_rate_may_change():

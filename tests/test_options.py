@@ -1,4 +1,5 @@
-"""Every numeric option of every public function: what is no number in its range is refused by name."""
+"""Every numeric option of every public function: values that are not numbers in its range raise an error with its
+name."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ def add_layer_norm(**options):
 
 
 def step(make, **attributes):
-    """A step of an optimiser whose attributes were changed since it was made."""
+    """A step of an optimiser whose attributes were changed after its construction."""
     optimiser = make(0.1)
     for name, value in attributes.items():
         setattr(optimiser, name, value)
@@ -100,7 +101,7 @@ NUMBERS = {
     "chrono max_steps": lambda value: tt.init.chrono((8,), RNG, value),
 }
 OF_ANY_SIGN = {"ResidualBlock branch_scale", "add_layer_norm scale", "kaiming_uniform a", "identity scale"}
-UP_TO_INFINITY = {"backward clip", "clip_grad_norm max_norm"}  # none is scaled
+UP_TO_INFINITY = {"backward clip", "clip_grad_norm max_norm"}  # infinity: no rescaling
 WITH_WORDS = {"forward memory", "gradient_flow memory"}
 
 NOT_NUMBERS = [
@@ -128,7 +129,7 @@ SEEDED = {
 
 
 def refused(option, call, value, error):
-    """The message has the option's name by itself."""
+    """The message has the option's name as a separate word."""
     with pytest.raises(error) as caught:
         call(value)
     name = option.split()[-1]
@@ -141,7 +142,7 @@ def refused(option, call, value, error):
 def test_what_is_no_number(option, value):
     if option in WITH_WORDS and value == "1":
         return refused(option, SIZES[option], value, ValueError)
-    if option == "RNN zoneout" and isinstance(value, list | tuple):  # one for each state
+    if option == "RNN zoneout" and isinstance(value, list | tuple):  # one per state
         return None if len(value) == 1 else refused(option, NUMBERS[option], value, ValueError)
     return refused(option, (SIZES | NUMBERS)[option], value, TypeError)
 
@@ -154,7 +155,7 @@ def test_sizes_are_integers_in_range(option):
         refused(option, SIZES[option], value, ValueError)
 
 
-# Without an effect beyond the number of steps, or of entries.
+# No further effect beyond the number of steps or of entries.
 UNBOUNDED = {"SelfAttention window", "forward memory", "gradient_flow memory", "backward truncate", "gradcheck samples"}
 
 
@@ -179,7 +180,7 @@ def test_numbers_in_range(option):
 
 @pytest.mark.parametrize("option", NUMBERS)
 def test_the_largest_and_the_smallest_number(option):
-    """In range and computed without a complaint, or out of range and named."""
+    """In range and computed without warning, or out of range with an error that names the option."""
     for value in (np.finfo(np.float64).max, 1e200, 1e39, np.nextafter(0, 1), 0.0):
         try:
             NUMBERS[option](value)
@@ -195,7 +196,7 @@ def test_seeds(make, value):
 
 
 def test_more_layers_than_anybody_means():
-    """As where sizes came in another order; of the layers that are allowed a constructor makes as many in a second."""
+    """As if sizes came in the wrong order. A constructor makes as many layers as are allowed within a second."""
     refused("num_layers", lambda value: tt.GRU(1, 1, value), 10**6, ValueError)
 
 
@@ -223,7 +224,7 @@ def test_times_are_neither_integers_nor_floats(dtype):
 
 
 def test_options_may_be_changed_between_calls():
-    """The next forward, and a copy of the layer, have the new ones."""
+    """The next forward and copies of the layer have the new values."""
     layer, x = tt.LSTM(2, 3, num_layers=2, zoneout=0.5, seed=0), np.ones((4, 1, 2), np.float32)
     assert not any(name.startswith("dropout") for name in layer.forward(x).masks)
     layer.dropout, layer.zoneout = 0.5, 0.0

@@ -1,8 +1,8 @@
-"""Pickles of earlier versions load: tests/layers.pickle was written by
+"""Pickles of earlier versions load. tests/layers.pickle was written by
 
     PYTHONPATH=<that version> python tests/test_pickles.py
 
-when `layers`, below, lay in other modules.
+when `layers`, below, were in other modules.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ WRITTEN = Path(__file__).with_name("layers.pickle")
 
 
 def layers():
-    """By name; every class, and every option of the recurrent ones."""
+    """Layers by name: every class, and every option of the recurrent ones."""
     own = {"zoneout": 0.1, "weight_dropout": 0.1, "dtype": "float64", "seed": 0}
     made = {
         "RNN": tt.RNN(2, 2, nonlinearity="relu", bidirectional=True, **own),
@@ -41,13 +41,13 @@ def layers():
         "Sigmoid": tt.Sigmoid(dtype="float64"),
         "GELU": tt.GELU(dtype="float64"),
     }
-    for name in ("RNN", "GRU", "LSTM"):  # what a call leaves in a layer goes with it
+    for name in ("RNN", "GRU", "LSTM"):  # attributes that a call sets are pickled too
         made[name](np.ones((2, 1, 2)))
     return made
 
 
 def answers(layer, x):
-    """Of a forward with masks from the layer's generator, and its backward."""
+    """Results of a forward with masks from the layer's generator, and of its backward."""
     tape = layer.forward(x)
     grads = tape.backward(np.ones_like(tape.output))
     return [tape.output, *([] if grads.input is None else [grads.input]), *grads.parameters.values()]

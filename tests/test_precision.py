@@ -1,4 +1,4 @@
-"""The precision of matrix products: float32's own, and what three, two and one bfloat16 terms owe where they are."""
+"""The precision of matrix products: float32's own, and the guarantees of three, two and one bfloat16 terms."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ on_avx512_bf16 = pytest.mark.skipif(
     "avx512_bf16" not in _core.bfloat16_terms(), reason="no AVX512_BF16, or its kernels are not in use"
 )
 
-# What a product may lose, relative to itself, in units of float32's roundoff 2^-24. Three terms hold a float, and
-# the dropped products are below 3 * 2^-26. Of two terms the second is at most 2^-9 and the rest at most 2^-18 of the
-# number: dropped are the product of the second ones and both rests. Of one term the rest is at most 2^-9, twice.
+# The largest error of a product, relative to itself, in units of float32's roundoff 2^-24. Three terms represent a
+# float, and the dropped products are below 3 * 2^-26. Of two terms the second is at most 2^-9 of the number and the
+# rest at most 2^-18: dropped are the product of the second terms and both rests. With one term the rest is 2^-9, twice.
 LOSS = {"highest": 1, "high": 3 * 2**6, "medium": 2 * 2**15}
-# For "medium" such a bound, the worst case at every step, passes 1 and holds nothing. Roundings are as good as
-# independent: a sum loses no larger a part than its terms, twice 2^-9; ten times that, for the constants left out.
+# For "medium" such a worst-case bound per step exceeds 1 and is useless. Roundings behave as independent: the relative
+# error of a sum is at most that of its terms, twice 2^-9; the bound is ten times that, for the constants left out.
 ROUNDED = 10 * 2**-8
 
 
@@ -66,7 +66,7 @@ def test_every_precision_is_within_its_bound(kind, B, precision):
     options = {"state": problem.state, "lengths": problem.lengths, "resets": problem.resets}
     ours = run(problem.layer(), problem.x, options, None, problem.loss)
     bound = problem.bound * LOSS[precision if precision in HERE else "highest"]
-    if kind != "rnn_relu":  # whose units near zero change sides; its integers are exact, below
+    if kind != "rnn_relu":  # its units near zero may change sides; integers below are exact
         bound = min(bound, ROUNDED)
     expected = run_reference(problem, options)
     for found in (ours, expected):
@@ -86,7 +86,7 @@ def test_float64_has_one_precision(kind, precision):
 
 @on_amx
 def test_three_terms_hold_every_bit_of_a_float():
-    """Integers of 24 bits times powers of two, one to a sum: exact, whatever the terms are."""
+    """Integers of 24 bits times powers of two, one per sum: exact for any terms."""
     rng = np.random.default_rng(0)
     layer = tt.RNN(40, 40, nonlinearity="relu", bias=False)
     layer.parameters["weight_ih_l0"][...] = np.diag(2.0 ** rng.integers(-20, 20, 40))
@@ -99,7 +99,7 @@ def test_three_terms_hold_every_bit_of_a_float():
 @pytest.mark.parametrize(("T", "B"), [(2, 2), (3, 1), (3, 13), (2, 7), (1, 1), (1, 2)])
 @pytest.mark.parametrize(("I", "H"), [(5, 7), (9, 17), (33, 40), (65, 33), (97, 66)])
 def test_small_integers_are_exact_in_pairs(T, B, I, H, medium):  # noqa: E741
-    """Where one bfloat16 number holds them: packing, tiles, tails and odd depths of all products."""
+    """If one bfloat16 number represents them: packing, tiles, tails and odd depths of all products."""
     problem = SmallIntegers(8, T=T, B=B, I=I, H=H, D=2)
     check_equal(problem)
     check_equal(problem, {"lengths": problem.lengths})
@@ -108,7 +108,7 @@ def test_small_integers_are_exact_in_pairs(T, B, I, H, medium):  # noqa: E741
 @on_avx512_bf16
 @pytest.mark.parametrize("B", [1, 3, 33])
 def test_the_fast_products_are_used(B, medium):
-    """Forward and backward: neither gives what that of "highest" does."""
+    """Forward and backward differ from those of "highest"."""
     problem = Problem("lstm", T=6, B=B, I=37, H=50, dtype="float32")
     output = problem.layer().forward(problem.x).output
     tt.set_matmul_precision("highest")
@@ -124,7 +124,7 @@ def test_the_fast_products_are_used(B, medium):
 @on_avx512_bf16
 @pytest.mark.skipif("amx" not in dict(_core.levels()), reason="the AMX kernels are not compiled in")
 def test_one_sequence_has_the_same_bits_with_amx_as_without():
-    """It takes no tiles; where the processor has none, the first one would end the process."""
+    """It uses no tiles; on a processor without AMX, the first one would end the process."""
     script = """
 import numpy as np, throughtime as tt
 from throughtime import _core
@@ -140,7 +140,7 @@ print(grads.input.tobytes().hex(), grads.parameters["weight_hh_l0"].tobytes().he
 
 @on_avx512_bf16
 def test_long_sums_are_cut(medium):
-    """After 4096 products, whose roundings add up to that many at most; one sum of these 100,000 is off by 7e-4."""
+    """After 4096 products, with at most that many roundings; one sum of these 100,000 would be off by 7e-4."""
     B, number = 100_000, 1 + 13 * 2**-7
     layer = tt.RNN(1, 1, nonlinearity="relu", bias=False)
     for name in layer.parameters:
@@ -208,7 +208,7 @@ def test_every_engine_serves_every_number_of_sequences(kind, engine, free):
 @pytest.mark.parametrize("kind", FORMS)
 @pytest.mark.parametrize(("B", "memory"), [(1, "full"), (1, "states"), (3, "full"), (5, "states")])
 def test_few_sequences_with_the_products_of_a_chunk_on_tiles(kind, B, memory, free):
-    """The recurrence is on vector registers; at least 64 rows and 256 gates."""
+    """The recurrence runs on vector registers; at least 64 rows and 256 gates."""
     _core.force(engine="one_row" if B == 1 else "many_rows", chunk=30)
     problem = Problem(kind, T=70, B=B, I=40, H=256 if kind.startswith("rnn") else 100, dtype="float32")
     options = {"state": problem.state, "lengths": problem.lengths}

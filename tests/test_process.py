@@ -1,4 +1,4 @@
-"""What a library owes the process it lives in: memory, interrupts, import."""
+"""The library as part of a process: memory, interrupts, import."""
 
 import signal
 import subprocess
@@ -17,7 +17,7 @@ FLOAT32 = np.dtype(np.float32)
 
 
 def test_memory_returns_to_the_pool_with_its_last_reference():
-    """A view keeps its block alive; a new array of the size gets it only afterwards."""
+    """A view keeps its block alive; a new array of that size gets the block only afterwards."""
     tt.empty_cache()
     array = _core.empty((1000, 1000), FLOAT32)
     address, view = array.ctypes.data, array[10:]
@@ -37,9 +37,9 @@ def test_pooled_memory_is_aligned_and_any_shape_goes():
 
 
 def test_steps_of_changing_sizes_do_not_grow_without_bound():
-    """Every step asks for sizes that no earlier one left; what is kept stays below the documented 2 GiB.
+    """Every step needs sizes that no earlier step used; the memory kept stays below the documented 2 GiB.
 
-    By this process's own peak: that of `getrusage` begins with the one that the process which started it had.
+    Measured by this process's own peak: that of `getrusage` starts with the peak of the parent process.
     """
     script = """
         import re, numpy as np
@@ -48,17 +48,17 @@ def test_steps_of_changing_sizes_do_not_grow_without_bound():
             _core.empty((megabytes, 1 << 20), np.dtype(np.uint8))[:, ::4096] = 1
         print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
     """
-    assert int(run_python(script)) < (2 << 20) + (1 << 20)  # KiB: the limit, and what the process needs beside it
+    assert int(run_python(script)) < (2 << 20) + (1 << 20)  # KiB: the limit, and the process itself
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_ctrl_c_stops_a_long_call(threads):
-    """The interrupt arrives while the kernel runs, long before its end, and the next call is right."""
+    """The interrupt arrives while the kernel runs, long before its end, and the next call is correct."""
     tt.set_num_threads(threads)
     layer = tt.LSTM(1, 256, seed=0)
     x = np.zeros((2, 1, 1), np.float32)
     expected = layer(x)[0]
-    long = np.broadcast_to(x[:1], (1_000_000, 1, 1))  # ten seconds of work at the least
+    long = np.broadcast_to(x[:1], (1_000_000, 1, 1))  # at least ten seconds of work
     interrupt = threading.Timer(0.5, signal.raise_signal, [signal.SIGINT])
     interrupt.start()
     try:
@@ -70,7 +70,7 @@ def test_ctrl_c_stops_a_long_call(threads):
 
 
 def test_ctrl_c_stops_an_embeddings_gradient():
-    """The first look for signals comes after a tenth of a second, before the last rows are summed and written."""
+    """Signals are first checked after a tenth of a second, before the last rows are summed and written."""
     rng = np.random.default_rng(0)
     indices = rng.integers(0, 1 << 20, 1 << 24)
     d_output = np.ones((1 << 24, 1), np.float32)
@@ -135,7 +135,7 @@ def test_busy_neighbours_do_not_make_threads_wait_for_each_other():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="pages are taken away by mprotect")
 def test_freeing_does_not_look_at_what_is_free():
-    """Of thousands of free blocks, a request and a release touch a few: here the others' memory is out of reach."""
+    """Of thousands of free blocks, a request and a release touch a few: the others' memory is inaccessible here."""
     script = """
         import ctypes, mmap
         import numpy as np
@@ -198,7 +198,7 @@ ROOM = """
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
 @pytest.mark.parametrize("size", [1, 3, 16, 31, 64, 128])
 def test_the_pool_gives_way_to_larger_requests(size):
-    """Results, scratch and NumPy's own arrays, each of 150 MB where 100 MB are left beside 256 MB of free blocks."""
+    """Results, scratch and NumPy's arrays, each of 150 MB, with 100 MB left in addition to 256 MB of free blocks."""
     script = f"""
         SIZE = {size}
         {textwrap.indent(textwrap.dedent(ROOM), " " * 8).strip()}
@@ -260,7 +260,7 @@ HANDLED = """
 @pytest.mark.parametrize("threads", ["1", "2"])
 @pytest.mark.parametrize("kernel", ["attention", "lstm"])
 def test_signal_handlers_run_in_the_callers_floating_point_mode(kernel, threads):
-    """So do the threads that they start: a subnormal number is none that was flushed."""
+    """So do the threads that they start: subnormal numbers are not flushed."""
     script = f"""
         {textwrap.indent(textwrap.dedent(HANDLED), " " * 8).strip()}
         tiny = np.array([np.finfo(np.float32).smallest_normal])
@@ -324,8 +324,8 @@ def test_a_fork_in_a_signal_handler_during_a_call_of_one_thread(kernel):
 @pytest.mark.parametrize("kernel", ["attention", "lstm"])
 @pytest.mark.parametrize("torch", [False, True])
 def test_a_fork_in_a_signal_handler_during_a_call_of_many_threads(kernel, torch):
-    """The other threads are not there in the child, which would wait for them: it says so, and later calls work. Where
-    the cores are busy, the call may have been left with one thread: then the child finishes it."""
+    """The other threads do not exist in the child, which raises an error instead of waiting for them; later calls work.
+    If the cores are busy, the call may be left with one thread; then the child finishes it."""
     start = ""
     if torch:
         pytest.importorskip("torch")

@@ -1,4 +1,4 @@
-"""RNN, GRU and LSTM as layers: against the reference, and every way of feeding them against every other."""
+"""RNN, GRU and LSTM as layers: against the reference, and all forms of input against each other."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DTYPES = ("float32", "float64")
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
 def test_agrees_with_the_reference(kind, dtype, data):
-    """Outputs, states, and every gradient, total and per timestep, within what rounding explains."""
+    """Outputs, states, and every gradient, total and per timestep, within the bound of rounding errors."""
     problem = data.draw(problems(kind, dtype=dtype))
     check(problem, {"state": problem.state})
 
@@ -31,8 +31,8 @@ def test_agrees_with_the_reference(kind, dtype, data):
 def test_agrees_on_a_long_sequence(kind, dtype):
     """Many chunks of time, and a batch and sizes of many tiles with tails.
 
-    The relu not in float32: among so many pre-activations one lies within rounding of zero and takes the other side,
-    which is no error of the backward. Its products are compared with equality in test_exact.py.
+    The relu not in float32: one of its many pre-activations is within rounding of zero and takes the other side, which
+    is not an error of the backward. Its products are compared by equality in test_exact.py.
     """
     problem = Problem(kind, T=100, B=19, I=21, H=45, D=2, dtype=dtype)
     check(problem, {"state": problem.state})
@@ -88,7 +88,7 @@ def test_writing_into_a_parameter_changes_the_layer_and_no_earlier_tape(kind):
 @pytest.mark.per_level
 @pytest.mark.amx
 def test_backward_again_gives_the_same_bits(kind):
-    """Also after a backward that asked for other things."""
+    """Also after a backward with other options."""
     problem = Problem(kind, T=20, B=9, H=24, L=2, D=2, dtype="float32")
     tape = problem.layer().forward(problem.x)
     first = tape.backward(**problem.loss)
@@ -118,7 +118,7 @@ def test_inference_is_the_forward_without_training(kind):
 
 
 def test_the_state_carries_on(kind):
-    """Two halves, the second from where the first ended, are the whole."""
+    """Two halves, the second starting from the final state of the first, equal the whole."""
     problem = Problem(kind, T=12, L=2)
     layer = problem.layer()
     whole, final = layer(problem.x, problem.state)
@@ -169,7 +169,7 @@ def test_unbatched_drops_the_batch_everywhere(kind, batch_first):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("directions", [1, 2])
 def test_last_output_is_the_last_layers_final_state(kind, directions, dtype):
-    """And its gradient is one of the final state, also of sequences that end early or are empty."""
+    """And its gradient is a gradient of the final state, also for sequences that end early or are empty."""
     problem = Problem(kind, B=4, L=2, D=directions, dtype=dtype)
     options = {"state": problem.state, "lengths": problem.lengths}
     tape = problem.layer().forward(problem.x, output="last", **options)
@@ -196,7 +196,7 @@ def test_last_output_takes_a_gradient_of_the_final_state_too(kind):
 
 @pytest.mark.parametrize("directions", [1, 2])
 def test_dropout_is_what_its_masks_say(kind, directions):
-    """Between layers only, scaled by 1 / (1 - p), and the same in the backward."""
+    """Only between layers, scaled by 1 / (1 - p), and the same in the backward."""
     problem = Problem(kind, T=9, B=4, L=3, D=directions)
     tape = problem.layer(dropout=0.25).forward(problem.x)
     assert set(tape.masks) == {"dropout_l0", "dropout_l1"}
@@ -221,7 +221,7 @@ def test_masks_of_one_tape_make_another_the_same(kind):
 
 
 def test_dropout_drops_at_its_rate_and_anew_each_time(kind):
-    """Within six standard deviations of the binomial distribution."""
+    """Within six standard deviations of the binomial distribution; different in every forward."""
     layer = layer_class(kind)(2, 32, num_layers=2, dropout=0.3)
     x = np.zeros((50, 20, 2), np.float32)
     first, second = (layer.forward(x).masks["dropout_l0"] for _ in range(2))
@@ -250,7 +250,7 @@ def test_dropping_everything_leaves_zeros_and_no_nan(kind):
 
 
 def ways_of_storing(array):
-    """The same values, laid out otherwise."""
+    """The same values in different layouts."""
     yield np.asfortranarray(array)
     yield array[::-1].copy()[::-1]  # a negative stride
     wide = np.zeros((*array.shape[:-1], 2 * array.shape[-1]), array.dtype)
@@ -265,7 +265,7 @@ def ways_of_storing(array):
 
 
 def test_memory_layout_makes_no_difference(kind):
-    """Strided, Fortran, reversed, unaligned arrays give the same bits. (Read-only ones: in every test.)"""
+    """Strided, Fortran, reversed and unaligned arrays give the same bits. (Read-only ones: in every test.)"""
     problem = Problem(kind, B=4, L=2, D=2, dtype="float32")
     layer = problem.layer()
     options = {"state": problem.state, "lengths": problem.lengths, "resets": problem.resets}
@@ -283,7 +283,7 @@ def test_memory_layout_makes_no_difference(kind):
 
 
 def test_inputs_are_never_modified(kind):
-    """Nor are they in what comes back: a result is no view of an argument."""
+    """And no result is a view of an argument."""
     problem = Problem(kind, B=4, L=2, D=2, dtype="float32")
     parameters = {name: array.copy() for name, array in problem.parameters.items()}
     x, d_output = problem.x.copy(), problem.d_output.copy()
@@ -326,7 +326,7 @@ def test_results_have_the_layers_type(kind):
 
 
 def test_a_tape_says_what_it_holds():
-    """At least the gates and states of every step."""
+    """At least the size of the gates and states of every step."""
     problem = Problem("lstm", T=40, B=8, H=32, dtype="float32")
     held = problem.layer().forward(problem.x).nbytes
     assert 40 * 8 * 32 * 4 * (4 + 2) <= held <= 2 * 40 * 8 * 32 * 4 * (4 + 2)
@@ -356,15 +356,15 @@ def test_repr_tells_what_the_layer_is():
 @pytest.mark.amx
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_saturated_gates_are_exactly_0_and_1(dtype):
-    """With pre-activations of +-1e4 an LSTM counts: c' = f c + i g, i and f being 0 or 1, g -1 or 1; nothing
-    flows back through the gates."""
+    """With pre-activations of +-1e4 an LSTM counts: c' = f c + i g, with i and f 0 or 1, and g -1 or 1; no gradient
+    flows through the gates."""
     T, B, H = 12, 3, 5
     signs = np.random.default_rng(0).choice([-1.0, 1.0], (4, H))
     problem = Problem("lstm", T=T, B=B, I=4, H=H, dtype=dtype)
     layer = problem.layer()
     for array in layer.parameters.values():
         array[...] = 0
-    # x_t has one 1 in the place of each of four gates whose signs are to be turned
+    # x_t has a 1 for each of the four gates whose sign is flipped
     layer.parameters["weight_ih_l0"][...] = np.repeat(np.eye(4), H, axis=0) * signs.reshape(-1, 1) * 1e4
     x = np.random.default_rng(1).choice([-1.0, 1.0], (T, B, 4)).astype(dtype)
     tape = layer.forward(x)
@@ -372,7 +372,7 @@ def test_saturated_gates_are_exactly_0_and_1(dtype):
     for t in range(T):
         i, f, g, o = x[t].T[:, :, None] * signs[:, None, :]
         c = (f > 0) * c + (i > 0) * g
-        # below sigmoid(-87) a float32 exp may saturate at its smallest number rather than at 0
+        # below sigmoid(-87) a float32 exp may saturate at its smallest number instead of 0
         assert np.allclose(tape.cell[0, t], c, rtol=0, atol=1e-35)
         assert np.allclose(tape.hidden[0, t], (o > 0) * np.tanh(c), rtol=0, atol=4 * np.finfo(dtype).eps)
     grads = tape.backward(problem.d_output, timesteps=("gates",))
@@ -383,7 +383,7 @@ def test_saturated_gates_are_exactly_0_and_1(dtype):
 @pytest.mark.amx
 @pytest.mark.parametrize("kind", ["rnn_tanh", "gru", "lstm"])  # relu does not saturate
 def test_extreme_inputs_saturate_and_give_no_nan(kind):
-    """Of pre-activations whose exponentials overflow by far."""
+    """Pre-activations whose exponentials overflow by far."""
     problem = Problem(kind, dtype="float32")
     x = problem.x * np.float32(1e30)
     found = run(problem.layer(), x, loss=problem.loss)

@@ -1,4 +1,4 @@
-"""The reference itself is right: against complex step, torch's modules, and autograd over torch's cells."""
+"""The reference is right: against complex step, torch's modules, and autograd over torch's cells."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from comparison import assert_close, assert_same_bits, wide
 from problems import GATES, KINDS, STATES, TORCH_KINDS, Problem, problems, reference_forward, run_reference
 from reference import NORMALISED
 
-BOUND = 1e-11  # float64 on both sides: rounding takes 1e-13, and no error in a formula hides below this
+BOUND = 1e-11  # float64 on both sides: rounding errors are 1e-13, and no error in a formula is below this
 
-PLAIN_KINDS = ("rnn_tanh", "rnn_relu", "gru", "lstm")  # of which torch has one step
+PLAIN_KINDS = ("rnn_tanh", "rnn_relu", "gru", "lstm")  # torch has a single step of these
 
 
 def loss_of(problem, parameters, x, state, **options):
-    """The scalar whose gradient `backward` is."""
+    """The scalar whose gradient `backward` computes."""
     record = reference.forward(problem.kind, parameters, x, state, **options)
     loss = np.sum(record.output * problem.d_output)
     finals, d_finals = reference.as_tuple(record.final_state), reference.as_tuple(problem.d_final_state)
@@ -33,8 +33,8 @@ def loss_of(problem, parameters, x, state, **options):
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data(), ragged=st.booleans(), masked=st.booleans())
 def test_every_gradient_is_the_complex_step(kind, data, ragged, masked):
-    """x, each parameter and the initial state, each moved in a random direction by i 1e-30. Zoneout and dropout of
-    weights by masks; without these, the expectation of zoneout."""
+    """x, each parameter and the initial state, each moved in a random direction by 1e-30 i. Zoneout and dropout of
+    weights with masks, and without them the expectation of zoneout."""
     problem = data.draw(problems(kind, noise=True))
     options = {"lengths": problem.lengths, "resets": problem.resets} if ragged else {}
     options |= {"zoneout": problem.zoneout, "weight_dropout": problem.weight_dropout}
@@ -56,7 +56,7 @@ def test_every_gradient_is_the_complex_step(kind, data, ragged, masked):
 
 
 def cancelling(kind, d_h):
-    """Layer normalisation takes away what only scales or shifts a row; where that is all, rounding is left of d_h."""
+    """Layer normalisation cancels scaling and shifts of a row; if d_h is nothing else, rounding errors remain."""
     return np.max(np.abs(d_h), initial=0) if kind in NORMALISED else 0
 
 
@@ -116,8 +116,8 @@ def tensors(torch, values):
     clip=st.sampled_from([None, 0.3, 2.0]),
 )
 def test_everything_against_autograd_sequence_by_sequence(kind, data, ragged, episodes, masked, truncate, clip):
-    """Lengths, resets, truncation, clipping, noise, all gradients per timestep, and no padding anywhere: each sequence
-    has a loop of its own over torch's cell, each step a copy of the parameters; autograd does the rest."""
+    """Lengths, resets, truncation, clipping, noise, all gradients per timestep, and no padding: a separate loop over
+    torch's cell for each sequence, with a copy of the parameters for each step; autograd computes the gradients."""
     torch = pytest.importorskip("torch")
     problem = data.draw(problems(kind, most_layers=2, noise=True))
     lengths = problem.lengths if ragged else np.full(problem.B, problem.T)
@@ -130,18 +130,18 @@ def test_everything_against_autograd_sequence_by_sequence(kind, data, ragged, ep
 
 
 class Twin:
-    """A second implementation that shares nothing with the reference: the tests' test."""
+    """A second implementation that shares no code with the reference: the test of the tests."""
 
     def __init__(self, torch, problem, lengths, resets, masks, truncate, clip):
         self.torch, self.problem, self.lengths, self.resets, self.masks = torch, problem, lengths, resets, masks
         self.truncate, self.clip = truncate, clip
-        # [t] of these is what timestep t uses, so that .grad[t] is what it adds.
+        # Timestep t uses entry [t], so that .grad[t] is its contribution.
         self.parameters = {
             name: tensors(torch, np.stack([value] * problem.T)) for name, value in problem.parameters.items()
         }
         self.x = tensors(torch, problem.x)
         self.state = tensors(torch, reference.as_tuple(problem.state))
-        self.every = {}  # (name, ld, t, b): the tensor of one step, from which to read the value or gradient
+        self.every = {}  # (name, ld, t, b): the tensor of one step, to read its value or gradient
         self.clipped = np.zeros((problem.L * problem.D, problem.T, problem.B), bool)
         y, self.finals = self.x, []
         for layer in range(problem.L):
@@ -166,7 +166,7 @@ class Twin:
         return torch.stack(rows, dim=1)
 
     def carry(self, state, ld, t, b, p, n):
-        """What step p starts from, given what the one before left."""
+        """The state from which step p starts, given the one after the step before."""
         reverse = ld % self.problem.D
         if self.resets[t, b] if not reverse else p > 0 and self.resets[t + 1, b]:
             return [0 * s.detach() for s in state]
@@ -252,7 +252,7 @@ class Twin:
         return found
 
     def standing(self, name, s):
-        """The states of all steps; beyond a length the last one, in the reverse direction the initial one."""
+        """The states of all steps; beyond a length the last one, or in the reverse direction the initial one."""
         problem = self.problem
         initial = reference.as_tuple(problem.state)[s]
         found = np.zeros((problem.L * problem.D, problem.T, problem.B, initial.shape[-1]))
@@ -265,7 +265,7 @@ class Twin:
 
 
 def torch_cell(torch, kind):
-    """torch's own, with the identity for W_ih, as what it multiplies is wanted by itself."""
+    """torch's cell with the identity as W_ih, because the product with W_ih is needed separately."""
     cell = {
         "rnn_tanh": torch.rnn_tanh_cell,
         "rnn_relu": torch.rnn_relu_cell,
@@ -282,7 +282,7 @@ def torch_cell(torch, kind):
 
 
 def new_cell(torch, kind):
-    """Those that torch lacks, gate by gate as the papers have them."""
+    """The cells that torch lacks, gate by gate as in the papers."""
 
     def recurrent(h, use):
         r = h @ use["weight_hh"].T
@@ -327,7 +327,7 @@ def gradient(tensor):
 
 
 def clipping(torch, clip, clipped, where):
-    """The identity, whose derivative is scaled down to norm `clip`, which `clipped[where]` then tells."""
+    """The identity, with its derivative scaled down to norm `clip`; `clipped[where]` records whether it was."""
 
     class Clip(torch.autograd.Function):
         @staticmethod
@@ -351,7 +351,7 @@ def test_norms_do_not_underflow():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_padding_may_hold_nan(kind):
-    """Nothing beyond a length is ever multiplied."""
+    """No padding is ever multiplied."""
     problem = Problem(kind, T=5, B=4, L=2, D=2, zoneout=0.3)
     beyond = np.arange(problem.T)[:, None] >= problem.lengths
     options = {"state": problem.state, "lengths": problem.lengths, "masks": problem.masks}
@@ -384,7 +384,7 @@ def test_masks_of_nothing_change_nothing_and_zoneout_of_everything_stands_still(
     none = {name: np.zeros_like(mask) for name, mask in problem.masks.items()}
     plain = run_reference(Problem(kind, L=2, D=2), {"state": problem.state})
     found = run_reference(problem, {"state": problem.state, "masks": none})
-    found.pop("cell", None), plain.pop("cell", None)  # of the carried c, which h did not see
+    found.pop("cell", None), plain.pop("cell", None)  # of the carried c, which does not include h's path
     assert_same_bits(found, plain)
     every = {name: ~mask for name, mask in none.items()}
     still = run_reference(problem, {"state": problem.state, "masks": every})
@@ -404,7 +404,7 @@ def test_dropped_weights_have_no_gradient(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_derived_bound_holds_for_the_reference_in_float32(kind):
-    """The equations in the other precision, whose rounding the bound foretells; biases left out would be float64."""
+    """The equations in the other precision, within the predicted rounding; absent biases would otherwise be float64."""
     for seed in range(40):
         H = (2, 3, 5, 9, 17)[seed % 5]
         problem = Problem(kind, T=1 + seed % 11, B=1 + seed % 8, H=H, L=1 + seed % 3, D=2, dtype="float32", seed=seed)

@@ -1,4 +1,4 @@
-""".ci/registers.py on made-up logs: what it lists, and what it does not let pass."""
+""".ci/registers.py on made-up logs: its table, and the logs that it rejects."""
 
 from __future__ import annotations
 

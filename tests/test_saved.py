@@ -1,4 +1,4 @@
-"""Files of layers: what `save` writes comes back; any other file is a ValueError before it costs time or memory."""
+"""Files of layers: saved layers load again; any other file raises ValueError before it costs time or memory."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def saved(layer, path):
 
 
 def entries_of(layer, path):
-    """What a saved file holds: its configuration, and the arrays."""
+    """The contents of a saved file: its configuration, and the arrays."""
     with np.load(io.BytesIO(saved(layer, path))) as file:
         arrays = dict(file)
     return json.loads(str(arrays.pop(CONFIGURATION))), arrays
@@ -98,7 +98,7 @@ def test_what_was_compressed_since_is_read_too(layer, path):
 
 @given(data=st.data())
 def test_a_damaged_file_is_refused_or_harmless(layer, path, data):
-    """Any bytes changed, cut off or put in: a ValueError, or the same layer where the bytes mean nothing."""
+    """Bytes changed, cut off or inserted anywhere: a ValueError, or the same layer if the bytes have no meaning."""
     whole = bytearray(saved(layer, path))
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(whole) - 1))
@@ -206,7 +206,7 @@ except ValueError as error:
 
 
 def peak_of_refusal(path):
-    """Megabytes that reading a file takes until it is refused; a process that reads for 20 seconds is ended."""
+    """Megabytes that reading a file takes until it is refused; the process is killed after 20 seconds."""
     command = [sys.executable, "-c", textwrap.dedent(PEAK), str(path)]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) / 1024
 
@@ -226,7 +226,7 @@ LINEAR = {"layer": "Linear", "config": {"input_size": 2, "output_size": 3, "bias
     ids=["a million layers", "many layers", "a large layer", "a long stack", "a large array"],
 )
 def test_a_small_file_costs_little(path, configuration, arrays):
-    """Nothing is made before the file is known to have it; what is read of 100 kB is a few times that."""
+    """Memory is allocated only for data that the file has; reading 100 kB takes a few times that."""
     write(path, configuration, arrays, np.savez_compressed)
     assert path.stat().st_size < 500_000
     assert peak_of_refusal(path) < 30
@@ -234,7 +234,7 @@ def test_a_small_file_costs_little(path, configuration, arrays):
 
 @pytest.mark.parametrize("path", [True, 1, None, 2.5, ["layer"], io.BytesIO()], ids=lambda path: type(path).__name__)
 def test_a_path_is_the_name_of_a_file(path):
-    """An int is no path, though `open` takes one for the number of a file that is open."""
+    """An int is not a path, although `open` takes it for a file descriptor."""
     layer = LAYERS["rnn"]()
     for call in (layer.save, tt.load):
         with pytest.raises(TypeError, match="path must be"):

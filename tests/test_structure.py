@@ -1,4 +1,4 @@
-"""How the files hang together: no circles of imports, and no file that grows beyond what one reads at a sitting."""
+"""The structure of the files: no import cycles, and no file too long to read at a sitting."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PACKAGE = ROOT / "python" / "throughtime"
 LONGEST = 450  # lines
 
 
-# What a room of cpp/ may include besides itself and the headers at the top of cpp/.
+# The rooms that a room of cpp/ may include, apart from itself and the headers at the top of cpp/.
 MAY_INCLUDE = {
     "cells": set(),
     "step": {"cells"},
@@ -42,7 +42,7 @@ FILES = {name_of(path): path for path in PACKAGE.rglob("*.py")}
 
 
 def imports(name, path):
-    """The files of the package that one imports, wherever the statement stands; the extensions are none."""
+    """The files of the package that one file imports, anywhere in it; extension modules do not count."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -52,14 +52,14 @@ def imports(name, path):
             parents = package.split(".")
             base = ".".join(parents[: len(parents) - node.level + 1]) if node.level else ""
             module = ".".join(filter(None, (base, node.module)))
-            for alias in node.names:  # `from . import x` imports the file x, not what the package's own file has
+            for alias in node.names:  # `from . import x` imports the file x, not a name of the package's own file
                 inner = f"{module}.{alias.name}"
                 found.add(inner if inner in FILES or alias.name in ("_core", "_cuda") else module)
     return {module for module in found if module in FILES} - {name}
 
 
 def circle(graph):
-    """Names of which each imports the next, and the last the first; none where there is no circle."""
+    """Names of which each imports the next, and the last the first; empty if there is no cycle."""
     done, path = set(), []
 
     def visit(name):
@@ -82,7 +82,7 @@ def test_circles_are_found():
 
 
 def test_no_files_import_each_other():
-    """Not even inside a function, or for types alone."""
+    """Not even inside a function, or only for types."""
     graph = {name: imports(name, path) for name, path in FILES.items()}
     assert {"throughtime.recurrent.record", "throughtime.layers.layer"} <= graph["throughtime.recurrent.layers"]
     assert circle(graph) == []
@@ -100,7 +100,7 @@ def test_files_are_short():
 
 
 def test_rooms_include_what_they_may_know():
-    """And each has a README that says so, in 8 to 25 lines."""
+    """And each has a README with its rules, of 8 to 25 lines."""
     cpp = ROOT / "cpp"
     known = {room: set() for room in MAY_INCLUDE}
     for path in cpp.rglob("*.[hc][pu]*"):

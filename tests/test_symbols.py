@@ -1,4 +1,4 @@
-"""Instruction sets are kept apart: in the linker's eyes, and by dispatch."""
+"""Instruction sets are kept separate: for the linker, and by dispatch."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import pytest
 
 from compiler import LEVEL_OPTIONS, ROOT, compile_all
 
-SOURCES = ("kernels", "attention", "layer_norm", "activation", "linear", "training")  # what is compiled per level
+SOURCES = ("kernels", "attention", "layer_norm", "activation", "linear", "training")  # compiled per level
 X86 = platform.machine() in ("x86_64", "AMD64")
 LEVELS = [level for level in LEVEL_OPTIONS if (level != "neon") == X86]
 
-# What compilers call on their own, from libc or none; nothing of the standard library.
+# Functions that compilers call implicitly, from libc or none; nothing of the standard library.
 HARMLESS = {
     "memcpy",
     "memmove",
@@ -39,18 +39,18 @@ def read_symbols(made, *options):
         raise RuntimeError("no nm found; it comes with the compiler, in binutils")
     listing = subprocess.run(["nm", "-P", *options, made], capture_output=True, text=True, check=True).stdout
     found = [(line.split()[1], line.split()[0]) for line in listing.splitlines()]
-    if sys.platform == "darwin":  # where every name has one underscore more
+    if sys.platform == "darwin":  # macOS adds an underscore to every name
         found = [(kind, name.removeprefix("_")) for kind, name in found]
     return found
 
 
 @pytest.fixture(scope="module")
 def symbols():
-    """Of the code of each level. Unoptimised and with `always_inline` left out, it still has what inlining would hide;
-    without exceptions, a `throw` does not compile.
+    """The symbols of each level's code. Unoptimised and without `always_inline`, it includes functions that inlining
+    would remove; without exceptions, a `throw` does not compile.
 
-    kernels.cpp, which takes 20 s, is compiled for the first and the last level: what differs between levels lies in
-    headers that all sources include, but for AMX, the first.
+    kernels.cpp, which takes 20 s, is compiled for the first and the last level: levels differ only in headers that all
+    sources include, except AMX, the first.
     """
     flags = ["-O0", "-Dalways_inline=", "-fPIC", "-fno-exceptions", "-fno-math-errno", "-c"]
     pairs = [(source, level) for source in SOURCES for level in LEVELS]
@@ -68,7 +68,7 @@ def symbols():
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_what_is_compiled_per_level_stays_in_its_namespace(symbols, level):
-    """A weak symbol of any other namespace, made for AVX-512, could serve the whole program: SIGILL elsewhere."""
+    """A weak symbol of another namespace, made for AVX-512, could serve the whole program: SIGILL elsewhere."""
     own = re.compile(rf"_Z[A-Z]*NK?11throughtime{len(level)}{level}")  # the mangling of throughtime::LEVEL::
     shared = [name for kind, name in symbols[level] if kind == "u" or (kind.isupper() and kind != "U")]
     assert len(shared) > 50
@@ -77,13 +77,13 @@ def test_what_is_compiled_per_level_stays_in_its_namespace(symbols, level):
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_what_is_compiled_per_level_needs_only_libc(symbols, level):
-    """Or what another of its sources defines."""
+    """Or symbols that another of its sources defines."""
     defined = {name for kind, name in symbols[level] if kind != "U"}
     assert {name for kind, name in symbols[level] if kind == "U"} - defined <= HARMLESS
 
 
 def test_the_built_extension_shares_none_of_its_code():
-    """What it defines for others to see is its entry, and no function of any instruction set."""
+    """Its only exported symbol is its entry; no function of any instruction set is exported."""
     from throughtime import _core
 
     if sys.platform != "linux":

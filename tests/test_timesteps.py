@@ -1,4 +1,4 @@
-"""What `backward` gives at every timestep, and its truncation, clipping and search for NaN."""
+"""Results of `backward` per timestep, and its truncation, clipping and search for NaN."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from reference import NORMALISED
     ragged=st.booleans(),
 )
 def test_truncation_agrees_with_the_reference(kind, data, dtype, truncate, ragged):
-    """Windows counted from each direction's own first step, also where lengths move that."""
+    """Windows are counted from each direction's own first step, also if lengths move it."""
     problem = data.draw(problems(kind, dtype=dtype))
     options = {"state": problem.state}
     check(problem, options | ({"lengths": problem.lengths} if ragged else {}), {"truncate": truncate})
@@ -39,7 +39,7 @@ def test_truncation_agrees_with_the_reference(kind, data, dtype, truncate, ragge
     ragged=st.booleans(),
 )
 def test_clipping_agrees_with_the_reference(kind, data, clip, truncate, ragged):
-    """In value, and in where it happened; in float64, where no norm is so near the limit as to matter."""
+    """Values and clipped steps agree; in float64 no norm is close enough to the limit to matter."""
     problem = data.draw(problems(kind))
     options = {"state": problem.state}
     ragged_given = {"lengths": problem.lengths, "resets": problem.resets} if ragged else {}
@@ -49,7 +49,7 @@ def test_clipping_agrees_with_the_reference(kind, data, clip, truncate, ragged):
 @pytest.mark.per_level
 @pytest.mark.amx
 def test_clipping_in_float32(kind):
-    """In value only: a norm within rounding of the limit may fall on either side of it."""
+    """Only values: a norm within rounding of the limit may be on either side of it."""
     problem = Problem(kind, T=20, B=9, H=20, L=2, D=2, dtype="float32")
     ours = run(problem.layer(), problem.x, asked={"clip": 0.1}, loss=problem.loss)
     expected = run_reference(problem, asked={"clip": 0.1})
@@ -81,7 +81,7 @@ def test_a_window_of_all_steps_truncates_nothing(kind):
 @pytest.mark.per_level
 @pytest.mark.amx
 def test_truncation_is_training_window_by_window(kind):
-    """The same gradient as of a loop over windows that passes only the state on."""
+    """The gradient equals that of a loop over windows that passes only the state on."""
     problem = Problem(kind, T=10, L=1)
     layer = problem.layer()
     tape = layer.forward(problem.x)
@@ -101,7 +101,7 @@ def test_truncation_is_training_window_by_window(kind):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("batch", [1, 2, 7, 40])
 def test_parameter_norms_are_those_of_materialised_gradients(kind, batch, dtype):
-    """For a small batch by Gram matrices, for a large one (above G H D / (G H + D)) perhaps not."""
+    """Computed from Gram matrices for a small batch, perhaps not for a large one (above G H D / (G H + D))."""
     problem = Problem(kind, T=6, B=batch, L=2, D=2, dtype=dtype)
     options = {"state": problem.state, "lengths": problem.lengths}
     found = run(problem.layer(), problem.x, options, loss=problem.loss)["parameter_norms"]
@@ -112,7 +112,7 @@ def test_parameter_norms_are_those_of_materialised_gradients(kind, batch, dtype)
 @pytest.mark.per_level
 @pytest.mark.amx
 def test_a_parameter_norm_that_cancels_is_zero_and_no_nan():
-    """Two sequences that are each other's negative add nothing; a Gram matrix may then sum below zero."""
+    """Two sequences that are each other's negative add nothing; the Gram matrices may then sum to below zero."""
     problem = Problem("rnn_tanh", T=4, B=1, bias=False, dtype="float32")
     x = np.concatenate([problem.x, problem.x], axis=1)
     d_output = np.concatenate([problem.d_output, -problem.d_output], axis=1)
@@ -122,7 +122,7 @@ def test_a_parameter_norm_that_cancels_is_zero_and_no_nan():
     largest = alone.backward(problem.d_output, timesteps=("parameter_norms",)).parameter_norms
     for name, norm in norms.items():
         assert np.isfinite(norm).all()
-        # what is left of a difference of squares that each carry eps
+        # the remainder of a difference of squares with relative errors eps
         allowed = np.sqrt(2 * rounding_bound("float64", problem.terms))
         assert (norm <= allowed * largest[name].max()).all()
 
@@ -142,7 +142,7 @@ def test_parameter_norms_where_squares_underflow(kind, dtype, exponent):
 
 
 def test_gradients_of_the_steps_add_up_to_the_gradient(kind):
-    """Those of the first layer, from `gates` and what each step saw."""
+    """Those of the first layer, from `gates` and the inputs of each step."""
     problem = Problem(kind, T=9, B=4, D=2)
     found = run(problem.layer(), problem.x, {"state": problem.state}, loss=problem.loss)
     h_0 = problem.state[0] if STATES[kind] == 2 else problem.state
@@ -150,9 +150,9 @@ def test_gradients_of_the_steps_add_up_to_the_gradient(kind):
         gates, h = found["gates"][d], found["tape.hidden"][d]
         previous = np.concatenate([h[1:], h_0[d : d + 1]]) if d else np.concatenate([h_0[d : d + 1], h[:-1]])
         steps = {"bias_ih" + suffix: gates.sum(axis=1)}
-        if kind not in NORMALISED:  # whose products have gradients of their own
+        if kind not in NORMALISED:  # normalised products have gradients of their own
             steps["weight_ih" + suffix] = np.einsum("tbg,tbi->tgi", gates, problem.x)
-        if kind not in ("gru", "gru_original", *NORMALISED):  # whose recurrent part has another gradient
+        if kind not in ("gru", "gru_original", *NORMALISED):  # their recurrent part has a different gradient
             steps["weight_hh" + suffix] = np.einsum("tbg,tbh->tgh", gates, previous)
             steps["bias_hh" + suffix] = gates.sum(axis=1)
         for name, step in steps.items():
@@ -163,7 +163,7 @@ def test_gradients_of_the_steps_add_up_to_the_gradient(kind):
 
 @pytest.mark.parametrize("memory", ["full", "checkpoint"])
 def test_what_each_sequence_adds_to_the_gradients(kind, memory):
-    """`products` to that of weight_ih, `gates` to that of bias_ih: what a backward of the sequence alone gives."""
+    """`products` to that of weight_ih, `gates` to that of bias_ih: equal to a backward of the sequence alone."""
     problem = Problem(kind, T=9, B=4, L=2, D=2)
     layer, lengths, x = problem.layer(), problem.lengths, problem.x.copy()
     x[np.arange(9)[:, None] >= lengths] = np.nan
@@ -234,7 +234,7 @@ def test_a_default_backward_gives_hidden_and_cell():
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_check_finite_names_the_first_in_the_backwards_order(kind, bad):
-    """Which is the last layer's latest timestep."""
+    """That is the last layer's latest timestep."""
     problem = Problem(kind, T=9, L=2)
     tape = problem.layer().forward(problem.x)
     d_output = problem.d_output.copy()
@@ -256,11 +256,11 @@ def test_check_finite_finds_nothing_where_all_is_finite(kind):
     assert_same_bits(checked.parameters, tape.backward(**problem.loss).parameters)
 
 
-# Where a NaN enters
+# The source of a NaN
 
 
 def checked(tape, *loss, **losses):
-    """What `check_finite` says."""
+    """The message of `check_finite`."""
     with pytest.raises(FloatingPointError) as error:
         tape.backward(*loss, **losses, check_finite=True)
     return str(error.value)
@@ -272,7 +272,7 @@ MEMORY = pytest.mark.parametrize("memory", ["full", "states", "checkpoint", 2])
 @MEMORY
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_check_finite_names_the_step_of_x(kind, memory, bad):
-    """Though all states after it, and all gradients before, may be NaN too; an infinity also where a tanh hides it."""
+    """All later states and all earlier gradients may be NaN too; an infinity is found even if a tanh hides it."""
     problem = Problem(kind, T=9, B=3, L=2, D=2)
     x = problem.x.copy()
     x[4, 2, 0], x[6, 1, 0] = bad, bad
@@ -301,7 +301,7 @@ def test_check_finite_names_the_initial_state(kind, memory, row):
 @pytest.mark.parametrize("suffix", ["_l0", "_l0_reverse", "_l1", "_l1_reverse"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_check_finite_names_the_parameter(kind, memory, suffix, bad):
-    """Which every step reads: it enters at the first of its direction."""
+    """Every step reads it, so the NaN enters at the first step of its direction."""
     problem = Problem(kind, T=9, B=3, L=2, D=2)
     layer = problem.layer()
     layer.parameters["weight_ih" + suffix][0, 0] = bad
@@ -314,7 +314,7 @@ def test_check_finite_names_the_parameter(kind, memory, suffix, bad):
 
 @pytest.mark.parametrize("row", [2, 3])
 def test_check_finite_names_the_incoming_gradient(kind, row):
-    """The latest step in the order of the direction, where the backward meets it first."""
+    """The latest step in the order of the direction, at which the backward meets it first."""
     problem = Problem(kind, T=9, B=3, L=2, D=2)
     lengths, layer = [9, 7, 5], problem.layer()
     place = f"of layer 1{', reverse direction' if row == 3 else ''}, in sequence 1"
@@ -362,7 +362,7 @@ def test_check_finite_names_the_step_that_overflows(memory):
 
 @pytest.mark.parametrize("memory", ["full", 3])
 def test_check_finite_where_an_episode_begins_beside_a_state_that_is_kept(memory):
-    """In reverse a reset at step 6 makes step 5 start from zero, not from the 2^100 that is kept there."""
+    """In reverse, a reset at step 6 makes step 5 start from zero, not from the 2^100 that is stored there."""
     layer = tt.RNN(1, 1, nonlinearity="relu", bias=False, bidirectional=True)
     for name, array in layer.parameters.items():
         array[...] = {"weight_hh_l0_reverse": 2.0**20, "weight_ih_l0_reverse": 1}.get(name, 0)

@@ -1,4 +1,4 @@
-"""throughtime.torch beside torch.nn: outputs, states and every gradient in float64, and what modules do besides."""
+"""throughtime.torch against torch.nn: outputs, states and every gradient in float64, and the behaviour of modules."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def both(problem, **options):
 
 
 def run(module, x, state=None):
-    """Output, final state and every gradient of one module, of a loss with random weights of all results."""
+    """Output, final state and every gradient of one module, for a loss with random weights of all results."""
     x, state = leaves(x), None if state is None else leaves(state)
     output, final = module(x, state)
     d = torch.Generator().manual_seed(0)
@@ -48,7 +48,7 @@ def run(module, x, state=None):
 @pytest.mark.parametrize("kind", TORCH_KINDS)
 @given(data=st.data(), batch_first=st.booleans(), batched=st.booleans(), with_state=st.booleans())
 def test_random_configurations(kind, data, batch_first, batched, with_state):
-    """Layers 1 to 3, one direction or both, both layouts, no batch axis, bias or none, sizes of 1 and odd."""
+    """1 to 3 layers, one direction or both, both layouts, no batch axis, with and without bias, sizes of 1 and odd."""
     problem = data.draw(problems(kind) if batched else problems(kind, B=1))
 
     x, state = laid_out(problem.x, batched, batch_first), laid_out(problem.state, batched) if with_state else None
@@ -60,7 +60,7 @@ def test_random_configurations(kind, data, batch_first, batched, with_state):
 @pytest.mark.parametrize("is_sorted", [False, True])
 @pytest.mark.parametrize("with_state", [False, True])
 def test_packed_sequences(kind, is_sorted, with_state):
-    """Of any order of lengths: the same packed output, indices included; batch_first says nothing of packed input."""
+    """With lengths in any order: the same packed output, with indices; batch_first does not affect packed input."""
     problem = Problem(kind, T=9, B=6, L=2, D=2)
     lengths = torch.tensor([9, 7, 4, 4, 2, 1] if is_sorted else [4, 9, 1, 7, 4, 2])
     found = []
@@ -82,10 +82,10 @@ def test_packed_sequences(kind, is_sorted, with_state):
     assert_close(mine, theirs, BOUND)
 
 
-@pytest.mark.filterwarnings("ignore:LSTM with projections")  # torch says which implementation it takes
+@pytest.mark.filterwarnings("ignore:LSTM with projections")  # torch reports its choice of implementation
 @pytest.mark.parametrize("kind", TORCH_KINDS)
 def test_float32_is_as_near_to_torch_as_rounding_allows(kind):
-    """Twice the bound: torch rounds too."""
+    """Twice the bound, because torch rounds too."""
     problem = Problem(kind, T=40, B=8, I=20, H=33, L=2, D=2, dtype="float32")
     theirs, mine = (run(module, problem.x, problem.state) for module in both(problem, dtype=torch.float32))
     assert_close(mine, theirs, 2 * problem.bound)
@@ -93,7 +93,7 @@ def test_float32_is_as_near_to_torch_as_rounding_allows(kind):
 
 @pytest.mark.parametrize("kind", TORCH_KINDS)
 def test_gradcheck(kind):
-    """Of the input, both kinds of initial state, and every weight, in float64 by torch's own check."""
+    """For the input, both kinds of initial state, and every weight, in float64 by torch's own check."""
     problem = Problem(kind, T=4, B=2, I=3, H=4, L=2, D=2)
     module = module_of(problem, library=ours)
     names = [name for name, _ in module.named_parameters()]
@@ -117,12 +117,12 @@ def test_the_same_seed_gives_torchs_initial_weights(name):
         torch.manual_seed(3)
         mine = getattr(ours, name)(4, 6, **options)
         assert_same_bits(arrays(tuple(mine.parameters())), arrays(tuple(theirs.parameters())))
-        assert repr(mine) == f"throughtime.torch.{theirs!r}"  # says whose it is
+        assert repr(mine) == f"throughtime.torch.{theirs!r}"  # the repr names its package
         assert isinstance(mine, type(theirs))
 
 
 def test_the_constructors_take_torchs_positions():
-    """Also RNN's, which has its nonlinearity in the midst of them."""
+    """Also RNN's, in which nonlinearity comes between the others."""
     positional = {
         "RNN": (4, 6, 2, "relu", False, True, 0.5, True),
         "GRU": (4, 6, 2, False, True, 0.5, True),
@@ -148,8 +148,8 @@ def test_state_dicts_load_both_ways(kind):
 @pytest.mark.parametrize("train_input", [False, True])
 @pytest.mark.parametrize("trained", [(), ("bias_hh_l1",), ("weight_ih_l0", "weight_hh_l1_reverse")])
 def test_what_is_frozen_gets_no_gradient_and_costs_none(train_input, trained, monkeypatch):
-    """The others are as ever. Products for weights and input are asked for where one of them is needed, and layers
-    below the lowest trained one are left out."""
+    """The other gradients are unchanged. Products for weights and input are computed only if one of them is needed, and
+    layers below the lowest trained one are skipped."""
     problem = Problem("lstm", L=2, D=2)
     theirs, mine = both(problem)
     asked = []
@@ -198,7 +198,7 @@ def test_a_loss_on_one_result_alone(used):
 
 
 def test_no_gradient_where_none_is_wanted():
-    """Under no_grad, and where nothing requires one, it is inference: nothing is kept."""
+    """Under no_grad, and if no tensor requires a gradient, it is inference: nothing is stored."""
     module, x = ours.LSTM(3, 4), torch.randn(5, 2, 3)
     with torch.no_grad():
         assert module(x)[0].grad_fn is None
@@ -223,7 +223,7 @@ def test_an_empty_batch(name):
 @pytest.mark.parametrize(("name", "options"), EXTRAS)
 @pytest.mark.parametrize("memory", ["full", "states", "checkpoint", 3])
 def test_our_options_give_what_the_numpy_layer_gives(name, options, memory):
-    """The same bits, with the masks that torch's generator gave."""
+    """The same bits, with the masks that torch's generator drew."""
     torch.manual_seed(0)
     module = getattr(ours, name)(5, 6, **options, memory=memory)
     layer = getattr(tt, name)(5, 6, **options)
@@ -254,7 +254,7 @@ def test_dropout_follows_torchs_seed_and_the_mode(name):
     assert not torch.equal(first, other)
     masks = module._masks(x, False)
     assert [mask.shape for mask in masks] == [(20, 10, 50)]
-    # 10000 independent draws: five standard deviations of their mean, which one seed in two million exceeds
+    # 10000 independent draws: five standard deviations of their mean, exceeded for one seed in two million
     assert abs(masks[0].double().mean() - 0.5) < 5 * 0.5 / 100
     module.eval()
     assert torch.equal(module(x)[0], module(x)[0])
@@ -267,7 +267,7 @@ FRACTIONS = [np.float64, np.float32, np.float16, np.longdouble, np.array, torch.
 
 
 def same_numbers(name, given, plain):
-    """A training step of modules that differ in how their options were written."""
+    """Compares a training step of modules that differ only in the types of their options."""
     found = []
     for options in (given, plain):
         torch.manual_seed(0)
@@ -284,7 +284,7 @@ def same_numbers(name, given, plain):
 @pytest.mark.parametrize("number", SCALARS)
 @pytest.mark.parametrize("option", ["input_size", "hidden_size", "num_layers", "proj_size", "memory"])
 def test_whole_numbers_may_be_numpys_or_torchs(option, number):
-    """As a table of settings, or a search over them, has them."""
+    """For example from a table of settings, or from a search over them."""
     same_numbers("LSTM", {option: number(3)}, {option: 3})
 
 
@@ -309,7 +309,7 @@ def test_numpys_scalars_set_later_or_in_a_replaced_module():
     theirs = torch.nn.LSTM(3, 4, num_layers=np.int64(2), bidirectional=np.True_, dtype=torch.float64)
     mine = ours.replace(theirs)
     assert (type(mine.num_layers), type(mine.bidirectional), type(theirs.num_layers)) == (int, bool, np.int64)
-    plain = torch.nn.LSTM(3, 4, 2, bidirectional=True, dtype=torch.float64)  # theirs takes NumPy's, but does not run
+    plain = torch.nn.LSTM(3, 4, 2, bidirectional=True, dtype=torch.float64)  # torch's fails to run with NumPy's
     plain.load_state_dict(theirs.state_dict())
     assert_close(arrays(mine(x.double())[0]), arrays(plain(x.double())[0]), BOUND)
     norm = ours.AddLayerNorm(np.int64(3), np.float32(1e-3), scale=np.array(0.5))
@@ -326,7 +326,7 @@ def test_numpys_scalars_set_later_or_in_a_replaced_module():
 
 
 def negated(values):
-    """The same values as tensors whose sign torch has not written yet: the imaginary part of a conjugate."""
+    """The same values as tensors with a pending negation in torch: the imaginary part of a conjugate."""
     if isinstance(values, tuple):
         return tuple(negated(value) for value in values)
     lazy = torch.complex(torch.zeros(values.shape, dtype=torch.float64), -torch.tensor(values)).conj().imag
@@ -336,7 +336,7 @@ def negated(values):
 
 @pytest.mark.parametrize("kind", TORCH_KINDS)
 def test_signs_that_torch_has_not_written_yet(kind):
-    """Of input, states, weights and incoming gradients."""
+    """In input, states, weights and incoming gradients."""
     problem = Problem(kind, L=2)
     found = []
     for lazy in (False, True):
@@ -391,7 +391,7 @@ def test_half_precision_is_float32_inside(dtype, name, options, memory):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_sums_of_half_precision_modules_keep_what_is_small(dtype):
-    """Beside 1, a number of that type has no room for the terms, each of them 2**-13; their sum has."""
+    """Next to 1, this type cannot represent the terms, each of them 2**-13, but it represents their sum."""
     module, x = ours.RNN(1024, 1, nonlinearity="relu", bias=False, dtype=dtype), torch.full((2, 1, 1024), 2.0**-13)
     with torch.no_grad():
         module.weight_ih_l0.fill_(1)
@@ -417,7 +417,7 @@ def test_half_precision_in_packed_sequences_graphs_and_recordings():
 
 
 def test_a_pickled_module_is_loaded_as_weights_only():
-    """What a file may hold that runs no code: these modules are known to torch, the model's class it is told."""
+    """Such files run no code: torch accepts these modules as safe."""
     modules = [getattr(ours, name)(5, 6, **options) for name, options in EXTRAS]
     modules += [ours.LSTM(np.int64(5), 6, num_layers=np.int64(2), dropout=np.float64(0.5)), ours.AddLayerNorm(5)]
     modules += [ours.ResidualBlock(ours.GRU(5, 5), 5), ours.replace(torch.nn.GRU(5, 6, num_layers=np.int64(2)))]
@@ -433,7 +433,7 @@ def test_a_pickled_module_is_loaded_as_weights_only():
 
 
 def test_options_may_be_changed_later():
-    """batch_first, as torch's modules read it at each call."""
+    """Like torch's modules, ours read batch_first at each call."""
     module, x = ours.GRU(3, 4), torch.randn(5, 2, 3)
     expected = module(x)[0]
     module.batch_first = True
@@ -475,7 +475,7 @@ def test_extra_parameters_are_named_as_in_numpy():
 
 
 def test_tensors_are_used_where_they_lie(monkeypatch):
-    """Input and weights by the kernels; output and gradients by torch."""
+    """Input and weights by the kernels, output and gradients by torch, without copies."""
     module, x = ours.LSTM(3, 4), torch.randn(5, 2, 3)
     seen = []
     kernel = _core.forward
@@ -488,7 +488,7 @@ def test_tensors_are_used_where_they_lie(monkeypatch):
 
 
 def test_what_is_not_contiguous_is_right_too():
-    """A weight in another order, an expanded state, a view of an input, the expanded gradient of a sum."""
+    """A transposed weight, an expanded state, a view of an input, the expanded gradient of a sum."""
     problem = Problem("gru", B=4, I=6, H=6)
     found = []
     for module in both(problem):
@@ -517,7 +517,7 @@ def test_a_write_between_forward_and_backward_is_torchs_error():
 
 
 def test_the_output_is_the_callers_to_write():
-    """It is no part of what the backward reads."""
+    """The backward does not read it."""
     problem = Problem("lstm")
     found = []
     for inplace in (False, True):
@@ -541,7 +541,7 @@ def test_what_a_backward_read_is_freed_after_it_and_not_before():
 
 
 def test_checkpointing_computes_the_same_again():
-    """Dropout included: torch's checkpoint puts its generator back."""
+    """Including dropout: torch's checkpoint restores its generator."""
     module = ours.LSTM(3, 4, 2, dropout=0.5)
     found = []
     for reentrant in (None, False, True):
@@ -581,7 +581,7 @@ def test_a_weight_shared_by_layers_gets_both_gradients():
 
 
 def test_modules_run_in_several_threads():
-    """One module of both, forward and backward; every thread finds what one alone does."""
+    """One module of each library, forward and backward; every thread gets the results of a single one."""
     module = ours.LSTM(8, 16, 2)
     x = torch.randn(30, 4, 8)
     weights = tuple(module.parameters())
@@ -604,7 +604,7 @@ def test_modules_run_in_several_threads():
 
 @pytest.fixture
 def precisions(monkeypatch):
-    """The number of terms, which is the precision, that kernels were told of; None: that of the process."""
+    """The number of terms passed to kernels, and the precision of the process; None: that of the process."""
     seen = []
     for name in ("forward", "backward"):
         kernel = getattr(_core, name)
@@ -618,7 +618,7 @@ def precisions(monkeypatch):
 
 
 def test_autocast_is_medium_precision_for_the_call_and_its_backward(precisions):
-    """Behind a Linear, with states of two types; the results have torch's types. No other call notices."""
+    """After a Linear, with states of two types; the results have torch's types. Other calls are unaffected."""
     module, linear, x = ours.LSTM(3, 4), torch.nn.Linear(3, 3), torch.randn(5, 2, 3)
     state = torch.zeros(1, 2, 4, dtype=torch.bfloat16), torch.zeros(1, 2, 4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -637,7 +637,7 @@ def test_autocast_is_medium_precision_for_the_call_and_its_backward(precisions):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("packed", [False, True])
 def test_autocast_gives_results_of_the_types_that_torch_gives(name, low, packed):
-    """By type of input and of state, or none. Where torch's processor cannot (LSTM of float32), what others give."""
+    """For each type of input and of state, or none. Torch's LSTM lacks float32 on the CPU: then the low type counts."""
     for options in [{}, {"num_layers": 2, "bidirectional": True}] + [{"proj_size": 2}] * (name == "LSTM"):
         for entering, carried in itertools.product((torch.float32, low), (None, torch.float32, low)):
             x, found = torch.randn(5, 2, 3, dtype=entering), []

@@ -1,4 +1,4 @@
-"""The operators beneath throughtime.torch, and graphs of torch.compile and torch.export that hold them whole."""
+"""The operators of throughtime.torch, and graphs of torch.compile and torch.export that contain them whole."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def fresh():
 
 
 class Graphs(list):
-    """A backend that keeps what it is given, and hands it on for forward and backward to be traced."""
+    """A backend that keeps the graphs, and passes them on to trace forward and backward."""
 
     def __call__(self, graph, inputs):
         self.append(graph)
@@ -36,7 +36,7 @@ class Graphs(list):
 
 
 def samples(kind, memory, dropout=0.0, lengths=None, with_state=True):
-    """The arguments of the operator, all that can require gradients do."""
+    """The arguments of the operator; all that can require gradients do."""
     problem = Problem(kind, T=5, B=3, H=7, L=2, D=2)
     module = module_of(problem, library=ours, dropout=dropout)
     x, state = leaves(problem.x), list(together(leaves(problem.state))) if with_state else []
@@ -103,7 +103,7 @@ def step(call, model, ids):
 
 @pytest.mark.parametrize("memory", ["full", "states", 3])
 def test_a_model_is_one_graph_for_all_sizes(memory):
-    """fullgraph raises where a graph breaks. The operators call the same kernels: the same bits."""
+    """fullgraph raises if a graph breaks. The operators call the same kernels and give the same bits."""
     torch.manual_seed(0)
     model = Tagger(memory)
     graphs = Graphs()
@@ -113,7 +113,7 @@ def test_a_model_is_one_graph_for_all_sizes(memory):
         ids = torch.randint(0, 10, (steps, batch))
         assert_same_bits(step(compiled, model, ids), step(model, model, ids))
         made.append(len(graphs))
-    assert made[0] == made[-1]  # the first call may trace again, to make constants of floats
+    assert made[0] == made[-1]  # the first call may trace again, to turn floats into constants
 
 
 def test_a_module_by_itself_with_dimensions_marked_dynamic():
@@ -131,9 +131,9 @@ def test_a_module_by_itself_with_dimensions_marked_dynamic():
         assert len(graphs) == 1
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo looks, at the breaks
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo reads it at breaks
 def test_packed_sequences_compile():
-    """With breaks of the graph, for Dynamo does not trace torch's functions that unpack."""
+    """With graph breaks, because Dynamo does not trace torch's functions that unpack."""
     sequences = [torch.randn(length, 3) for length in (4, 7, 1)]
     packed = torch.nn.utils.rnn.pack_sequence(sequences, enforce_sorted=False)
     module = ours.GRU(3, 4, bidirectional=True)
@@ -175,11 +175,11 @@ def test_autocast_compiles():
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch's own
 def test_inductor_trains():
-    """The default backend, which wants a compiler; it calls the same kernels."""
+    """The default backend, which needs a compiler; it calls the same kernels."""
     torch.manual_seed(0)
     module, x = ours.LSTM(3, 4), torch.randn(5, 2, 3)
     compiled = torch.compile(lambda x: module(x)[0].sum(), fullgraph=True)
-    with inductor.patch({"cpp.vec_isa_ok": True, "cpp_cache_precompile_headers": False}):  # which pay later
+    with inductor.patch({"cpp.vec_isa_ok": True, "cpp_cache_precompile_headers": False}):  # these pay off only later
         compiled(x).backward()
     gradients = arrays(tuple(p.grad.clone() for p in module.parameters()))
     module.zero_grad()
@@ -216,7 +216,7 @@ def test_modules_are_exported():
 
 
 class Parts(torch.nn.Module):
-    """Every module of ours, called in every way."""
+    """All our modules, with all forms of calls."""
 
     def __init__(self):
         super().__init__()
@@ -233,7 +233,7 @@ class Parts(torch.nn.Module):
 
 
 def test_fx_traces_models_with_these_modules_as_nodes():
-    """As it does with torch's own; the traced model has the same parameters, and trains."""
+    """As for torch's own modules; the traced model has the same parameters, and trains."""
     model, x = Parts(), torch.randn(5, 2, 3)
     state = torch.zeros(2, 2, 8), torch.zeros(2, 2, 8)
     traced = torch.fx.symbolic_trace(model)
@@ -254,12 +254,12 @@ def test_fx_says_what_it_cannot_trace():
     for root in (lstm, norm, ours.ResidualBlock(ours.RNN(3, 3), 3), lambda x: lstm.forward(x)[0]):
         with pytest.raises(NotImplementedError, match=r"throughtime\.torch does not support torch\.fx\.symbolic_trace"):
             torch.fx.symbolic_trace(root)
-    with pytest.raises(NameError, match="not installed as a submodule"):  # torch's own word, for its modules too
+    with pytest.raises(NameError, match="not installed as a submodule"):  # torch's message, also for its own modules
         torch.fx.symbolic_trace(lambda x: lstm(x)[0])
 
 
 def test_the_compiler_is_imported_by_those_who_need_it():
-    """It takes as long to import as torch; modules that are there before it are traced all the same."""
+    """Its import takes as long as torch's; modules that exist before it are still traced."""
     script = """
         import sys, torch
         import throughtime.torch

@@ -1,4 +1,5 @@
-"""What throughtime.torch does not do: every error names the argument, or says that and the way out."""
+"""Unsupported uses of throughtime.torch: every error names the argument, or states the limitation and the
+alternative."""
 
 from __future__ import annotations
 
@@ -77,7 +78,7 @@ def test_weights_of_other_types_are_refused(dtype):
 
 @pytest.mark.parametrize("wrong", [np.zeros((5, 2, 3)), [[[0.0]]], "text", None, 3, torch.float32, torch.zeros])
 def test_what_is_no_tensor(wrong, x):
-    """Is named, by argument and kind, wherever a tensor belongs."""
+    """The error names argument and type, for all arguments that must be tensors."""
     x = x.detach()
     kind = "the class" if isinstance(wrong, type) else type(wrong).__name__
     norm = ours.AddLayerNorm(3, dtype=torch.float64)
@@ -105,7 +106,7 @@ def test_what_is_no_tensor(wrong, x):
 
 
 class Gives(torch.nn.Module):
-    """Answers with whatever it was made of."""
+    """Returns its constructor's argument from every call."""
 
     def __init__(self, answer):
         super().__init__()

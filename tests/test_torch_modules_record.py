@@ -21,7 +21,7 @@ ours = pytest.importorskip("throughtime.torch")
 
 @pytest.mark.parametrize("kind", TORCH_KINDS)
 def test_what_is_recorded_is_what_a_tape_gives(kind):
-    """The same bits, of both directions and layers."""
+    """The same bits, for both directions and all layers."""
     problem = Problem(kind, L=2, D=2)
     module = module_of(problem, library=ours)
     with ours.record(module) as timesteps:
@@ -98,7 +98,7 @@ def test_only_the_module_itself_is_recorded():
 
 
 def test_hooks_on_saved_tensors_leave_gradients_and_recordings_as_they_are(tmp_path):
-    """They hand copies to the backward, of the weights too: in memory, in files, on the CPU, computed again."""
+    """They pass copies to the backward, also of the weights: in memory, in files, on the CPU, recomputed."""
     module, x = ours.LSTM(3, 4, 2, bidirectional=True), torch.randn(5, 2, 3)
 
     def to_file(tensor):
@@ -205,7 +205,7 @@ def test_replacing_twice_is_replacing_once():
 
 
 def messages(caplog, model):
-    """What replacing says of a model, and how loudly."""
+    """The level and the text of the message of `replace`."""
     caplog.clear()
     with caplog.at_level(logging.INFO, "throughtime.torch"):
         ours.replace(model)
@@ -247,7 +247,7 @@ def test_a_module_itself_is_replaced():
     assert type(mine) is ours.GRU
     assert type(theirs) is torch.nn.GRU
     assert mine.weight_ih_l0 is theirs.weight_ih_l0
-    mine.half()  # in place, as torch does: of the shared parameters
+    mine.half()  # in place, as torch does, on the shared parameters
     assert theirs.weight_ih_l0.dtype is torch.float16
 
 
@@ -291,7 +291,7 @@ def test_add_layer_norm_is_torchs_layer_norm_of_the_sum(scale):
 @pytest.mark.parametrize("norm", ["pre", "post", None])
 @pytest.mark.parametrize("residual", [True, False])
 def test_residual_blocks_are_those_of_the_numpy_interface(norm, residual):
-    """The same names of parameters and, in float64, the same numbers."""
+    """The same parameter names and, in float64, the same numbers."""
     options = {"norm": norm, "residual": residual, "branch_scale": 0.7}
     layer = tt.ResidualBlock(tt.GRU(6, 6, dtype="float64", seed=0), 6, **options)
     block = ours.ResidualBlock(ours.GRU(6, 6, dtype=torch.float64), 6, dtype=torch.float64, **options)
@@ -308,7 +308,7 @@ def test_residual_blocks_are_those_of_the_numpy_interface(norm, residual):
 
 
 def test_a_block_takes_any_module():
-    """Linear layers under autocast give bfloat16, to which nothing is lost by adding in float32."""
+    """Under autocast, linear layers return bfloat16, which float32 sums represent exactly."""
     mlp = torch.nn.Sequential(torch.nn.Linear(6, 12), torch.nn.ReLU(), torch.nn.Linear(12, 6))
     block = ours.ResidualBlock(mlp, 6, norm="post")
     x = torch.randn(7, 3, 6)

@@ -1,4 +1,4 @@
-"""A training script written for torch.nn.LSTM with one import changed, and the processes that stand beside one."""
+"""A training script written for torch.nn.LSTM with one import changed, and processes that run alongside one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from characters import python_help  # noqa: E402
 
 @pytest.fixture
 def one_thread():
-    """Of torch's operations between: they are tiny, and on a busy machine threads wait for each other."""
+    """For torch's operations in between: they are tiny, and on a busy machine threads wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -30,8 +30,8 @@ def one_thread():
 
 
 def test_a_language_model_learns_the_same(one_thread):
-    """Truncated BPTT, tied weights, clipping, Adam, two layers, in float32: 200 steps. Rounding differs at 6e-8; what
-    training makes of it was measured as 7e-6, a thirteenth of what is allowed."""
+    """Truncated BPTT, tied weights, clipping, Adam, two layers, in float32: 200 steps. Rounding differs at 6e-8;
+    training was measured to increase that to 7e-6, a thirteenth of the bound."""
     text = python_help()
     ids = language_model.streams(text, 8)
     curves = []
@@ -47,6 +47,6 @@ def test_a_language_model_learns_the_same(one_thread):
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_workers_of_a_data_loader_run_modules_beside_training(start):
-    """Processes made while the kernels' threads are there; nothing waits for what only the parent has."""
+    """Processes started while the kernels' threads exist must not wait for threads that only the parent has."""
     script = Path(__file__).with_name("data_loader.py")
     subprocess.run([sys.executable, str(script), start], check=True, timeout=120)

@@ -1,4 +1,4 @@
-"""One pool of threads: beside torch, the library's calls run on the threads of torch's OpenMP runtime."""
+"""One pool of threads: with torch imported, the library's calls run on the threads of torch's OpenMP runtime."""
 
 import os
 import subprocess
@@ -39,7 +39,7 @@ torch.ones(1 << 20).exp_()  # its threads are there now
 
 
 def check(code, borrow=True, **environment):
-    """Run a program in a process of its own, whose environment says nothing of threads but this."""
+    """Runs a program in a separate process whose environment sets no other thread option."""
     inherited = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
     done = subprocess.run(
         [
@@ -149,7 +149,7 @@ def test_one_openmp_thread_means_one_core():
 
 
 def test_a_forked_process_computes_too():
-    """Its runtime would wait for threads that it no longer has; a backward as well as a forward."""
+    """Its runtime would wait for threads that the child lacks; forward and backward."""
     check("""
         expected = step()
         child = os.fork()
@@ -185,7 +185,7 @@ def test_a_data_loaders_workers_compute():
 
 
 def test_a_call_within_a_parallel_region_works_alone():
-    """As torch's own operators do. The region is one of torch's runtime, entered by hand."""
+    """As torch's own operators do. The test enters a region of torch's runtime directly."""
     check("""
         import ctypes
         from throughtime.torch import threads
@@ -223,7 +223,7 @@ def test_a_call_in_another_threads_backward():
 
 @pytest.mark.parametrize("entry", ["GOMP_parallel", "__kmpc_fork_call"])
 def test_the_runtime_of_llvm_and_intel(entry):
-    """As torch has it on macOS and in builds with MKL: the same entry as GNU's runtime, or one of its own."""
+    """As in torch on macOS and in builds with MKL: the same entry as GNU's runtime, or its own."""
     library = Path(sys.prefix) / "lib" / "libiomp5.so"
     if not library.exists():
         pytest.skip("needs intel-openmp")

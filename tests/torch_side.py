@@ -1,4 +1,4 @@
-"""Problems as torch's modules and tensors, and what came out as arrays again."""
+"""Problems as torch's modules and tensors, and their results as arrays."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from reference import NORMALISED
 
 torch = pytest.importorskip("torch")
 
-BOUND = 1e-10  # in float64: of torch and throughtime, each with rounding errors of its own
+BOUND = 1e-10  # in float64, for the roundings of both torch and throughtime
 
 
 def module_of(problem, dtype=torch.float64, library=torch.nn, **options):
@@ -32,7 +32,7 @@ def module_of(problem, dtype=torch.float64, library=torch.nn, **options):
 
 
 def laid_out(values, batched, batch_first=False):
-    """An array or a tuple of them as a caller has it; states have the batch second in either layout."""
+    """An array, or a tuple of arrays, in the caller's layout; states have the batch second in either layout."""
     if isinstance(values, tuple):
         return tuple(laid_out(value, batched, batch_first) for value in values)
     if not batched:
@@ -41,7 +41,7 @@ def laid_out(values, batched, batch_first=False):
 
 
 def leaves(values):
-    """Tensors that collect a gradient, of an array or a tuple."""
+    """Tensors that collect gradients, from an array or a tuple."""
     if isinstance(values, tuple):
         return tuple(leaves(value) for value in values)
     return torch.tensor(values, requires_grad=True)
@@ -66,7 +66,7 @@ def backward(problem, output, final, d_output):
     torch.autograd.backward((output, *together(final)), (torch.tensor(d_output), *(torch.tensor(d) for d in d_final)))
 
 
-# Layers with options that torch has not, or has in other words.
+# Layers with options that torch lacks or names differently.
 EXTRAS = [
     ("LSTM", {"peephole": True}),
     ("LSTM", {"layer_norm": True, "bidirectional": True}),

@@ -1,4 +1,4 @@
-// The list of cells: kernel table, bindings and tests iterate it.
+// The list of cells, for kernel tables, bindings and tests.
 #pragma once
 
 #include "cell.hpp"

@@ -1,5 +1,5 @@
 // r = sigmoid(x_r + r_r)    z = sigmoid(x_z + r_z)    n = tanh(x_n + r r_n)    h' = (1 - z) n + z h
-// Cho et al. 2014, with the reset after the product, as cuDNN and PyTorch have it.
+// Cho et al. 2014, with the reset after the product, as in cuDNN and PyTorch.
 #pragma once
 
 #include "../math.hpp"
@@ -11,7 +11,7 @@ struct GRU : OnePhase {
   static constexpr const char* name = "gru";
   enum Gate { R, Z, N, gates };
   enum State { H, states };
-  static constexpr int recurrent = gates, saved = gates + 1;  // and r_n, which the reset gate multiplies
+  static constexpr int recurrent = gates, saved = gates + 1;  // the gates, and r_n, which the reset gate multiplies
   static constexpr bool split = true;
 
   template <class V>

@@ -1,5 +1,5 @@
 // r = sigmoid(x_r + r_r)    z = sigmoid(x_z + r_z)    m = r h    n = tanh(x_n + W_hn m + b_hn)    h' = (1 - z) n + z h
-// Cho et al. 2014 as they have it: the reset before the product, which is a second one.
+// Cho et al. 2014 as published: the reset comes before the product, which makes it a second one.
 #pragma once
 
 #include "../math.hpp"

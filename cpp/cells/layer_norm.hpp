@@ -1,4 +1,4 @@
-// Layer normalisation within a cell (Ba et al. 2016), of what its products give to all gates of a sequence:
+// Layer normalisation within a cell (Ba et al. 2016), of the products for all gates of a sequence:
 // LN(v) = w v^, v^ = (v - mean) / sqrt(variance + 1e-5). Its derivative, with t = w dLN:
 // dv = (t - mean(t) - v^ mean(t v^)) / sqrt(variance + 1e-5).
 // A row is one sequence at one step, in vectors of units: see cpu/recurrent/whole_row.hpp.
@@ -14,10 +14,10 @@ struct RowMeans {
   S t, product;  // of t, and of t v^
 };
 
-// Makes v^ of v, and dv of t and v^.
+// Computes v^ from v, and dv from t and v^.
 template <class S>
 struct RowNorm {
-  S mean, inverse;  // of v times `unit`
+  S mean, inverse;  // mean and reciprocal deviation of v times `unit`
   S unit, slope;
   template <class V>
   TT_INLINE V operator()(V v) const {
@@ -34,7 +34,7 @@ TT_INLINE S square_root(S x) {
   return S(__builtin_sqrt(x));
 }
 
-// values(j, k): number k of n of unit j.
+// values(j, k): number k (of n) of unit j.
 template <int n, class Row, class Values, class S>
 TT_INLINE RowNorm<S> norm_in(const Row& row, const Values& values, S unit) {
   using V = typename Row::V;
@@ -52,7 +52,7 @@ TT_INLINE RowNorm<S> norm_in(const Row& row, const Values& values, S unit) {
   return {mean, inverse, unit, inverse * unit};
 }
 
-// Once more where squares overflow, which is rare.
+// Repeats with the row scaled down if squares overflow, which is rare.
 template <int n, class Row, class Values>
 TT_INLINE auto norm_of(const Row& row, const Values& values) {
   using S = Scalar<typename Row::V>;
@@ -76,7 +76,7 @@ struct RowTerms {
   }
 };
 
-// What cells with LN(W_ih x) and LN(W_hh h), each over all gates, have beside the equations of the plain one.
+// Common part of the cells with LN(W_ih x) and LN(W_hh h), each over all gates; Plain has the equations.
 template <class Plain>
 struct NormalisedProducts : Plain {
   static constexpr int gates = Plain::gates;
@@ -100,12 +100,12 @@ struct NormalisedProducts : Plain {
   }
 };
 
-// A cell of one phase and one state whose products are normalised, but for biases, which are added after that.
+// A cell of one phase and one state whose products are normalised; biases are added after that.
 template <class Plain>
 struct LayerNorm : NormalisedProducts<Plain> {
   using Base = NormalisedProducts<Plain>;
   using Base::gates, Plain::H;
-  static constexpr bool biases_apart = Plain::split;  // where the recurrent part enters by itself
+  static constexpr bool biases_apart = Plain::split;  // whether x and r enter separately
   enum Weight { BIAS, LN_X = (biases_apart ? 2 : 1) * gates, LN_R = LN_X + gates };
   static constexpr int row_scratch = (Plain::split ? 2 : 1) * gates;  // gradients of both parts of the pre-activations
 

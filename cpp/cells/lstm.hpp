@@ -1,7 +1,7 @@
 // i, f, o = sigmoid(x + r)    g = tanh(x_g + r_g)    c' = f c + i g    h' = o tanh(c')
 // Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000; PyTorch's gate order. Peephole (Gers and
 // Schmidhuber 2000): w_ci c in i, w_cf c in f, w_co c' in o. Projected (Sak et al. 2014): m = o tanh(c'), h' = W_hr m.
-// The backward computes c' again, which is not the state after where zoneout kept the old one.
+// The backward recomputes c', because zoneout may have kept the old c as the state after.
 #pragma once
 
 #include "../math.hpp"
@@ -13,7 +13,7 @@ struct LSTM : OnePhase {
   static constexpr const char* name = "lstm";
   enum Gate { I, F, G, O, gates };
   enum State { H, C, states };
-  // tanh(c') is computed again: a fifth of the memory for about 1 % of the time.
+  // tanh(c') is recomputed: saves a fifth of the memory for about 1 % of the time.
   static constexpr int recurrent = gates, saved = gates;
   static constexpr bool split = false;
 

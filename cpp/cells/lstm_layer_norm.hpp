@@ -1,5 +1,5 @@
 // i, f, o = sigmoid(z)    g = tanh(z_g)    z = LN(W_ih x) + LN(W_hh h) + b_ih + b_hh, each LN over all gates    c' = f c + i g
-// h' = o tanh(LN(c')), where LN has a bias too (Ba et al. 2016, equations 20 to 22).
+// h' = o tanh(LN(c')), whose LN has a bias too (Ba et al. 2016, equations 20 to 22).
 #pragma once
 
 #include "layer_norm.hpp"
@@ -12,7 +12,7 @@ struct LayerNormLSTM : NormalisedProducts<LSTM> {
   static constexpr UnitParameter unit_parameters[max_unit_parameters] = {
       {"weight_ln_ih", gates}, {"weight_ln_hh", gates}, {"weight_ln_c", 1}, {"bias_ln_c", 1}};
   enum Weight { BIAS, LN_X = gates, LN_R = 2 * gates, LN_C = 3 * gates, BIAS_C };
-  enum Scratch { CELL = gates, T_C, row_scratch };  // between passes: the gates or dz, c', t of c'
+  enum Scratch { CELL = gates, T_C, row_scratch };  // kept between passes: the gates or dz, c', t of c'
 
   template <class Row>
   TT_INLINE static void forward_row(Row& row) {
@@ -52,7 +52,7 @@ struct LayerNormLSTM : NormalisedProducts<LSTM> {
       V dn[states], kept[states] = {};
       row.arriving(j, dn, kept);
       dn[C] += of_c.backward(c_means, row.scratch(j, T_C), of_c(row.scratch(j, CELL)));
-      dz[O] = a[O];  // noted above
+      dz[O] = a[O];  // from the loop above
       backward_of_after(a, s, dn, ds, dz);
       ds[H] = V{};
       row.set_states(j, dn, ds, kept);

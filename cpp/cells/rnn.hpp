@@ -11,7 +11,7 @@ struct RNN : OnePhase {
   static constexpr const char* name = Activation::cell;
   enum Gate { A, gates };
   enum State { H, states };
-  static constexpr int recurrent = gates, saved = 0;  // the state after is all that the backward needs
+  static constexpr int recurrent = gates, saved = 0;  // the backward needs only the state after
   static constexpr bool split = false;
 
   template <class V>
@@ -25,7 +25,7 @@ struct RNN : OnePhase {
   }
 };
 
-// The same where the state after may not be h': zoneout lets it be the old one, in part.
+// The same with zoneout, under which the state after may differ from h'; so h' is saved.
 template <class Activation>
 struct ZoneoutRNN : RNN<Activation> {
   using RNN<Activation>::A, RNN<Activation>::H;

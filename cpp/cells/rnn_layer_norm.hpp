@@ -15,7 +15,7 @@ struct LayerNormRNN : LayerNorm<RNN<Activation>> {
   static constexpr int variant = Activation::number;
 };
 
-// Either of them, as the row says. What differs is found once a row, so that the time loops need not be compiled for each.
+// All of them: the row's variant selects the activation, once per row, so that the time loops are compiled only once.
 struct AnyLayerNormRNN : LayerNorm<RNN<Tanh>> {
   template <class Row>
   TT_INLINE static void forward_row(Row& row) {

@@ -1,18 +1,18 @@
-// One step of one vector of units of one sequence, backward: the cell's derivative, and what lengths, resets, truncation,
-// zoneout and losses on the outputs make of the gradients of its states. Knows no equation and no memory: `At` says where the
-// vector is (a register of units on the CPU, one unit on a GPU).
+// One step of one vector of units of one sequence, backward: the cell's derivative, and the effect of lengths, resets,
+// truncation, zoneout and losses on the gradients of its states. `At` loads and stores the vector: a register of units on the
+// CPU, one unit on a GPU.
 //   V                              a number
 //   flags                          StepFlags of the sequence at this step
-//   carried(i), set_carried(i, d)  the gradient of state i that one step leaves to the step before it, but for h's product
+//   carried(i), set_carried(i, d)  the gradient of state i that a step passes to the step before it, without h's product
 //   load_saved(a), old_state(i), new_state(i)
-//                                  what the cell saved, and its states before and after; the state before is asked for only if
-//                                  the step does not start an episode
+//                                  the cell's saved values, and its states before and after the step; old_state is called only
+//                                  if the step does not start an episode
 //   load_unit_parameters(w), add_unit_gradients(dw), skip_unit_gradients()
-//                                  only for cells with unit parameters; the last at a step that is not taken
+//                                  only for cells with unit parameters; the last one at an inactive step
 //   has_output_loss(), output_loss(), has_cell_loss(), cell_loss()
 //   zoned(i), fraction(i)          whether state i has zoneout, and the fraction of the old state that the new one kept
 //   set_state_gradient(i, d)       the total gradient of the state after the step
-//   keep(value)                    zeros in lanes that have no unit
+//   keep(value)                    the value, with zeros in lanes without a unit
 //   set_deltas(dz, dx, dr)         gradients of the pre-activations, and of the products with x and h
 //   set_second_delta(d), set_middle(m)
 //                                  gradient of the second product, and its operand
@@ -28,11 +28,11 @@ template <class C, class At>
 struct BackwardStep {
   using V = typename At::V;
   static constexpr int G = C::gates, R = C::recurrent, N = C::states, saved = C::saved, values = unit_parameter_count<C>();
-  static constexpr int first_state = C::projects ? 1 : 0;  // of those that the cell's equations give
+  static constexpr int first_state = C::projects ? 1 : 0;  // the first state that the cell's equations compute
 
   At at;
 
-  // The whole cell; dh is what h receives from the steps after.
+  // The whole cell; dh is the gradient of h from later steps.
   TT_INLINE void run(V dh) const {
     V dn[N], dx[G] = {}, dr[R] = {};
     load_gradients(dh, dn);
@@ -58,7 +58,7 @@ struct BackwardStep {
     at.set_deltas(dx, dx, dr);
   }
 
-  // Two products: the total gradient of h, and the delta of the second product.
+  // Two products: computes the total gradient of h and the delta of the second product.
   TT_INLINE void second_product_delta(V dh) const {
     V d_second = {};
     if (at.flags & inactive) {
@@ -83,8 +83,7 @@ struct BackwardStep {
     at.set_second_delta(d_second);
   }
 
-  // Two products, then the cell's first phase; dm is the gradient of the second product's operand. The total gradient of h is
-  // carried(0).
+  // Two products: the cell's first phase. dm: gradient of the second product's operand; carried(0): total gradient of h.
   TT_INLINE void run_first(V dm) const {
     V dn[N], dx[G] = {}, dr[R] = {}, m = {};
     for (int i = first_state; i < N; ++i) dn[i] = at.carried(i);
@@ -103,7 +102,7 @@ struct BackwardStep {
     at.set_deltas(dx, dx, dr);
   }
 
-  // Whole rows: the gradients dn of the states after, except for their paths through each other, and the part of them that
+  // Whole rows: computes the gradients dn of the states after, without their paths through each other, and the part `kept` that
   // zoneout passes to the old states.
   TT_INLINE void load_all_gradients(V dh, V* dn, V* kept) const {
     load_gradients(dh, dn);
@@ -111,7 +110,7 @@ struct BackwardStep {
     zoneout_backward(dn, kept);
   }
 
-  // Whole rows: a step that is not taken.
+  // Whole rows: an inactive step.
   TT_INLINE void skip(V dh) const {
     V dn[N], none[G] = {};
     load_gradients(dh, dn);
@@ -120,13 +119,12 @@ struct BackwardStep {
     if constexpr (values > 0) at.skip_unit_gradients();
   }
 
-  // Stores the total gradient of the states after the step, and what the step leaves to the states before, except for its
-  // product.
+  // Stores the total gradient of the states after the step, and its contribution to the states before, without its product.
   TT_INLINE void store_state_gradient(const V* dn, const V* ds, const V* kept) const {
     for (int i = first_state; i < N; ++i) {
       const bool zoned = at.zoned(i);
       if (!zoned) at.set_state_gradient(i, dn[i]);
-      // Lanes past H may hold NaN, from an infinite input times their zero weights, and must not reach a sum over lanes.
+      // Lanes past H may hold NaN, from an infinite input times their zero weights. These must not reach a sum over lanes.
       at.set_carried(i, stops_gradient(at.flags) ? V{} : at.keep(zoned ? ds[i] + kept[i] : ds[i]));
     }
   }
@@ -147,8 +145,8 @@ struct BackwardStep {
     for (int i = first; i < end; ++i) at.set_carried(i, dn[i]), at.set_state_gradient(i, V{});
   }
 
-  // Splits the gradient of the states after into the part dn for the cell's new states and the part that bypasses the cell to
-  // the old ones. The total gradient of a state that zoneout made is the one that came.
+  // Splits the gradient of the states after into the part dn for the cell's new states and the part `kept` that bypasses the
+  // cell to the old ones. The total gradient of a state with zoneout is the incoming one.
   TT_INLINE void zoneout_backward(V* dn, V* kept) const {
     for (int i = first_state; i < N; ++i) {
       if (!at.zoned(i)) continue;

@@ -1,16 +1,16 @@
-// One step of one vector of units of one sequence, forward: the cell, and what lengths, resets and zoneout make of its states.
-// Knows no equation and no memory: `At` says where the vector is (a register of units on the CPU, one unit on a GPU).
+// One step of one vector of units of one sequence, forward: the cell, and the effect of lengths, resets and zoneout on its
+// states. `At` loads and stores the vector: a register of units on the CPU, one unit on a GPU.
 //   V                             a number
 //   flags                         StepFlags of the sequence at this step
 //   old_state(i)                  state i before the step; called only if the step does not start an episode
 //   load_inputs(x)                the input part of the pre-activations (G)
-//   load_unit_parameters(w)       parameters of the units; only for cells that have any
+//   load_unit_parameters(w)       only for cells with unit parameters
 //   zoned(i), fraction(i)         whether state i has zoneout, and the fraction of the old state that the new one keeps
 //   save(a)                       the values for the backward
 //   set_middle(m)                 the second product's operand; only for cells with two products
-//   keeps_first_phase             of cells with equations after it: whether the first phase saves, and the second one reads that
-//   load_saved(a)                 these values
-//   load_recurrent(r)             or the recurrent part of the pre-activations (R), from which they are computed again
+//   keeps_first_phase             if equations follow the second product: whether the first phase saves its values for them
+//   load_saved(a)                 if so: these values
+//   load_recurrent(r)             if not: the recurrent part of the pre-activations (R), to recompute them
 //   set_output(y), set_state(i, s)
 #pragma once
 
@@ -20,7 +20,7 @@
 
 namespace throughtime::TT_ISA {
 
-// The cell, or its first phase; m where it has a second product. `w` are unit parameters.
+// Runs the cell, or its first phase, which fills m. `w` are unit parameters.
 template <class C, class V>
 TT_INLINE void run_cell(const V* x, const V* r, const V* old, const V* w, V* next, V* a, V* m) {
   if constexpr (C::phases == Phases::two_products) C::forward(x, r, old, next, a, m);
@@ -34,7 +34,7 @@ struct ForwardStep {
   static constexpr int G = C::gates, R = C::recurrent, N = C::states, saved = C::saved, values = unit_parameter_count<C>();
   static constexpr bool one = C::phases == Phases::one, two_products = C::phases == Phases::two_products;
   static constexpr bool finishes = two_products && !C::projects;  // whether the cell has equations after the second product
-  static constexpr int first_state = C::projects ? 1 : 0;         // of those that the cell's equations give
+  static constexpr int first_state = C::projects ? 1 : 0;         // the first state that the cell's equations compute
 
   At at;
 
@@ -54,7 +54,7 @@ struct ForwardStep {
     store_state(0, old[0], next[0]);
   }
 
-  // The equations alone: they save values and set the second product's operand, but no state.
+  // Only the equations: saves values and sets the second product's operand, but no state.
   TT_INLINE void evaluate(const V* r, V (&old)[N], V (&next)[N]) const {
     V x[G], w[values + 1] = {}, a[saved + 1] = {}, m;
     load_old(old);
@@ -80,7 +80,7 @@ struct ForwardStep {
     at.save(a);
   }
 
-  // State i after the step.
+  // Stores state i after the step, and for i = 0 the output.
   TT_INLINE void store_state(int i, V old, V next) const {
     const bool still = at.flags & inactive;
     if (at.zoned(i)) next = mix(at.fraction(i), old, next);

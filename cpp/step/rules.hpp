@@ -1,5 +1,5 @@
-// What happens to each sequence at each step: lengths, resets and truncation become one byte per sequence and step, and
-// which timestep a step means. Steps count in processing order, timesteps in the input's.
+// The rules of each sequence at each step: lengths, resets and truncation as one byte of flags per sequence and step, and the
+// timestep of a step. Steps count in processing order, timesteps in input order.
 #pragma once
 
 #include "../kernels.hpp"
@@ -16,7 +16,7 @@ enum StepFlags : uint8_t {
 template <class S>
 struct Steps {
   const Recurrence<S>& p;
-  int64_t truncation;  // the gradient stops every so many steps; 0: never
+  int64_t truncation;  // the gradient stops every `truncation` steps; 0: never
 
   TT_INLINE bool ruled() const { return p.lengths || p.resets || truncation; }
   TT_INLINE int64_t time(int64_t step) const { return p.reverse ? p.T - 1 - step : step; }
@@ -25,7 +25,7 @@ struct Steps {
   TT_INLINE int flags(int64_t step, int64_t b) const {
     const int64_t t = time(step), n = length(b);
     if (t >= n) return inactive;
-    const int64_t start = p.reverse ? t + 1 : t;  // the timestep whose reset flag concerns the state before this step
+    const int64_t start = p.reverse ? t + 1 : t;  // the timestep whose reset flag applies to the state before this step
     const bool starts = p.resets && start < n && p.resets[start * p.B + b];
     const int64_t taken = p.reverse ? n - 1 - t : t;
     const bool stops = truncation && taken > 0 && taken % truncation == 0;
@@ -35,7 +35,7 @@ struct Steps {
   TT_INLINE bool last(int64_t step, int64_t b) const { return time(step) == (p.reverse ? 0 : length(b) - 1); }
 };
 
-// The state before a step, as its products and its cell read it.
+// The state before a step as the step's products and its cell see it.
 template <class V>
 TT_INLINE V state_before(int flags, V state) {
   return flags & reset ? V{} : state;
@@ -43,7 +43,7 @@ TT_INLINE V state_before(int flags, V state) {
 
 // Whether the gradient of the state before a step leaves that step.
 TT_INLINE bool stops_gradient(int flags) { return flags & (reset | truncate); }
-// Whether the recurrent product of the step after carries a gradient to h; that product is selected, never multiplied by zero.
+// Whether the next step's recurrent product carries a gradient to h. If not, it is left out, never multiplied by zero.
 TT_INLINE bool crosses(int flags_after) { return flags_after == 0; }
 
 }  // namespace throughtime::TT_ISA

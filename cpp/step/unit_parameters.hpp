@@ -1,13 +1,12 @@
-// Parameters that each unit has for itself, biases first where the cell wants them there; and the part of a parameter that a
-// second product uses.
+// Iterates over the parameters of units, including biases inside the cell; finds the second product's part of a parameter.
 #pragma once
 
 #include "../cells/cell.hpp"
 
 namespace throughtime::TT_ISA {
 
-// Calls take(value, row (H)) for every parameter that a unit of this cell has for itself; a bias may be there twice, or not at
-// all.
+// Calls take(value, row (H)) for parameter number `value` of the units. Null biases are skipped; without C::biases_apart, b_ih
+// and b_hh have the same numbers.
 template <class C, class Weights, class Take>
 void for_unit_parameters(const Weights& weights, int64_t H, const Take& take) {
   for (int bias = bias_ih; C::bias_inside && bias <= bias_hh; ++bias)
@@ -17,7 +16,7 @@ void for_unit_parameters(const Weights& weights, int64_t H, const Take& take) {
     for (int k = 0; k < C::unit_parameters[i].count; ++k) take(value++, weights[first_unit_parameter + i] + k * H);
 }
 
-// The weight of the second product: weight_hr, or the last rows of weight_hh; and its bias.
+// For weight_hh: weight_hr, or the last rows of weight_hh. For a bias: null if the cell projects, or the last rows.
 template <class C, class S, class Weights>
 auto second_part(const Weights& weights, const Recurrence<S>& p, Parameter parameter) {
   const auto whole = weights[C::projects && parameter == weight_hh ? weight_hr : parameter];

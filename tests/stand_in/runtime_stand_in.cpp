@@ -1,4 +1,4 @@
-// The runtime where the CPU plays the GPU: memory is the host's, work is done when it is asked for, on the side stream late.
+// The runtime of the stand-in: memory is the host's; work runs when it is queued, on the side stream as late as possible.
 #include "cuda/system/device.hpp"
 #include "cuda/system/runtime.hpp"
 
@@ -12,7 +12,7 @@ namespace throughtime::stand_in {
 
 namespace {
 
-char side;  // whose address is the side stream's
+char side;  // its address is the side stream's handle
 thread_local std::vector<std::function<void()>> late;
 
 void catch_up() {
@@ -43,7 +43,7 @@ const bool is_stand_in = true;
 void* allocate(size_t bytes, Stream) {
   void* block = aligned_alloc(256, (bytes + 511) / 256 * 256);
   if (!block) throw std::bad_alloc();
-  return memset(block, 0xff, bytes);  // NaN: nobody may rely on what fresh memory holds
+  return memset(block, 0xff, bytes);  // NaN: no code may rely on the contents of new memory
 }
 void release(void* block, Stream stream) {
   stand_in::enqueue(stream.handle, [=] { free(block); });

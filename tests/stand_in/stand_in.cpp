@@ -1,4 +1,4 @@
-// See stand_in.hpp.
+// Fibers, barriers and 16-bit numbers of the stand-in; see stand_in.hpp.
 #include "cuda/system/device.hpp"
 
 #include <math.h>
@@ -9,7 +9,7 @@
 #include <string>
 
 #if defined(__x86_64__)
-// Saves the registers that a call preserves and goes on with another stack. swapcontext does it as well, with two system calls.
+// Saves the callee-saved registers and switches to another stack. swapcontext needs two system calls for that.
 extern "C" void throughtime_switch(void** from, void* to);
 asm(R"(
 .text
@@ -106,7 +106,7 @@ uint64_t random_bits() {
   return state;
 }
 
-// What is due of a fiber's writes, of one address in their order.
+// Shows a fiber's writes that are due; those of one address in order.
 void show_due(Fiber& f) {
   std::vector<Write> kept;
   for (const Write& write : f.writes) {
@@ -118,8 +118,8 @@ void show_due(Fiber& f) {
   f.writes.swap(kept);
 }
 
-// Until all are done, from another one on in each round, forwards or backwards. Now and then a warp rests for some rounds, so
-// that others get as far ahead of it as barriers let them.
+// Runs all fibers. Each round begins with a random fiber and goes forwards or backwards. Sometimes a warp rests for some
+// rounds, so that the others get as far ahead of it as barriers allow.
 void run_fibers(std::vector<Fiber>& fibers) {
   const size_t n = fibers.size();
   size_t resting = 0;
@@ -152,7 +152,7 @@ void yield() { self->context.go(scheduler); }
 
 void write_later(void* to, const void* value, size_t bytes) {
   Write& write = self->writes.emplace_back();
-  // Most soon, some not until others have gone on by steps.
+  // Most are due soon, some only after other fibers have advanced by steps.
   const uint64_t random = random_bits();
   write.due = round_now + ((random >> 32) % 256 == 0 ? 100 : int64_t(random % 3));
   write.to = static_cast<unsigned char*>(to);
@@ -230,7 +230,7 @@ void from_float(float value, Float16& to) {
   else {
     int exponent;
     const float fraction = frexpf(size, &exponent);                                           // in [1/2, 1)
-    to.bits = uint16_t(sign | (((exponent + 13) << 10) + int(nearbyintf(fraction * 2048))));  // a carry goes to the exponent
+    to.bits = uint16_t(sign | (((exponent + 13) << 10) + int(nearbyintf(fraction * 2048))));  // a carry increments the exponent
   }
 }
 

@@ -1,8 +1,8 @@
-// A GPU played by the CPU, for tests of the kernels' logic where there is none: each thread of a grid is a fiber. Blocks that may
-// wait for each other (of a cluster, of a cooperative grid) run together, others one after another. In each round fibers come in
-// another order; what a thread writes for other blocks (store_relaxed, store_remote) is seen late and in no order, but for what a
-// fence or a barrier promises; shared memory starts as NaN; a kernel in which nobody gets on is an error that says so. Ordinary
-// memory it shows at once: races there are for compute-sanitizer on a device.
+// A GPU simulated on the CPU, to test the kernels' logic: each thread of a grid is a fiber. Blocks that may wait for each other
+// (in a cluster or a cooperative grid) run together, others one after another. The order of fibers changes in each round.
+// Writes for other blocks (store_relaxed, store_remote) become visible late and in any order, except as a fence or a barrier
+// guarantees. Shared memory starts as NaN. A kernel that stops making progress (a deadlock) raises an error. Writes to ordinary
+// memory are visible at once: compute-sanitizer finds races there, on a device.
 #pragma once
 
 #include <stdint.h>
@@ -31,7 +31,7 @@ namespace throughtime::stand_in {
 
 constexpr int warp_size = 32;
 
-// As many must arrive as there are before one goes on.
+// No thread passes until all `expected` threads have arrived.
 struct Barrier {
   int expected, arrived = 0;
   int64_t generation = 0;
@@ -39,19 +39,19 @@ struct Barrier {
 
 struct Warp {
   Barrier barrier{warp_size};
-  uint32_t values[2][warp_size][6];  // what lanes show each other, in turns
+  uint32_t values[2][warp_size][6];  // words that lanes share: double buffer
 };
 
 struct Block {
   int x, y, threads;
   Barrier barrier;
   Barrier* cluster_barrier;
-  Block* cluster;  // the first of its cluster
+  Block* cluster;  // the first block of its cluster
   std::vector<unsigned char> memory;
   std::vector<Warp> warps;
 };
 
-// Of memory into shared memory, not yet seen to be done.
+// An asynchronous copy from memory into shared memory, not yet done.
 struct Copy {
   void* to;
   const void* from;
@@ -59,15 +59,15 @@ struct Copy {
   int group;
 };
 
-// A write that others do not see yet.
+// A write that other threads do not see yet.
 struct Write {
-  int64_t due;  // the round from which on they do
+  int64_t due;  // the first round in which they see it
   unsigned char* to;
   uint32_t bytes;
   unsigned char value[16];
 };
 
-// Where a fiber, or who runs them, is to go on.
+// The saved state of a fiber or of the scheduler.
 struct Context {
 #if defined(__x86_64__)
   void* stack;
@@ -83,9 +83,9 @@ struct Fiber {
   std::vector<Write> writes;
   Block* block;
   int thread;
-  int turn = 0;                // of the warp's two places
-  int64_t cluster_ticket = 0;  // the generation this thread has arrived in
-  int copy_group = 0;          // the one that copies now belong to
+  int turn = 0;                // index into the warp's double buffer
+  int64_t cluster_ticket = 0;  // generation of the cluster barrier at arrival
+  int copy_group = 0;          // the group of new copies
   std::vector<Copy> copies;
   bool done = false;
   Warp& warp() const { return block->warps[size_t(thread / warp_size)]; }
@@ -96,13 +96,13 @@ struct Shape {
   int blocks = 1, blocks_y = 1, threads = 256;
   int64_t shared = 0;  // bytes
   int cluster = 1;
-  bool cooperative = false;  // all blocks at once
+  bool cooperative = false;  // all blocks run at once
 };
 
 extern Fiber* self;
 extern int grid_blocks;
 
-void yield();  // lets the others go on
+void yield();  // lets other fibers run
 void write_later(void* to, const void* value, size_t bytes);
 void show_writes(Fiber&);
 void arrive_and_wait(Barrier&);
@@ -110,7 +110,7 @@ int64_t arrive(Barrier&);
 void wait(Barrier&, int64_t generation);
 void run(const Shape&, const std::function<void()>& kernel);
 
-// Work of a stream: at once, but that of the side stream as late as it may come, when another stream waits for it.
+// Runs work of a stream at once, that of the side stream as late as possible: when another stream waits for it.
 void enqueue(void* stream, const std::function<void()>& work);
 
 }  // namespace throughtime::stand_in
@@ -128,7 +128,7 @@ TT_DEVICE unsigned char* shared_memory() { return stand_in::self->block->memory.
 TT_DEVICE void sync_block() { stand_in::arrive_and_wait(stand_in::self->block->barrier); }
 TT_DEVICE void sync_warp() { stand_in::arrive_and_wait(stand_in::self->warp().barrier); }
 
-// Shows six words to the warp; the others' follow after it.
+// Shares up to six words with the warp; returns those of all lanes.
 template <class Values>
 TT_DEVICE const uint32_t (*show(const Values& values))[6] {
   stand_in::Fiber& f = *stand_in::self;
@@ -177,7 +177,7 @@ TT_DEVICE T load_once(const T* from) {
 }
 TT_DEVICE void fence() { stand_in::show_writes(*stand_in::self); }
 
-// Some copies are done at once, others at the last moment: nobody may rely on either.
+// Some copies run at once, others at the last moment: kernels can rely on neither.
 template <class T>
 TT_DEVICE void copy_async(T* to, const T* from) {
   stand_in::Fiber& f = *stand_in::self;

@@ -1,5 +1,5 @@
-// Arrays of the device in and out: DLPack's capsules (the ABI of dlpack.h, versions before 1.0 and 1.0), and any pointer with an
-// owner. An array is a NumPy array as in memory.cpp beside the name of its type, for NumPy has no bfloat16.
+// Imports and exports device arrays: DLPack's capsules (the ABI of dlpack.h, before 1.0 and 1.0), and any pointer with an
+// owner. An array is a NumPy array as in memory.cpp, plus the name of its type, because NumPy has no bfloat16.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -30,7 +30,7 @@ struct DLTensor {
   int32_t ndim;
   DLDataType dtype;
   int64_t* shape;
-  int64_t* strides;  // in elements; null: rows without gaps
+  int64_t* strides;  // in elements; null: contiguous
   uint64_t byte_offset;
 };
 struct DLManagedTensor {
@@ -55,7 +55,7 @@ struct Kind {
 };
 constexpr Kind kinds[] = {{0, "int"}, {1, "uint"}, {2, "float"}, {4, "bfloat"}, {6, "bool"}};
 
-// Of the device that the work is on; the stand-in's memory is the CPU's.
+// The current device; the stand-in's memory is the CPU's.
 DLDevice own_device() { return {cuda::is_stand_in ? 1 : 2, cuda::current_device()}; }
 
 std::string type_name(DLDataType type) {
@@ -145,7 +145,7 @@ py::object give(const py::array& array, const std::string& type) {
   managed.deleter = give_back<Managed>;
   if constexpr (requires { managed.flags; }) managed.major = 1, managed.flags = array.writeable() ? 0 : read_only;
   PyObject* const capsule = PyCapsule_New(&managed, Managed::name, [](PyObject* self) {
-    if (!PyCapsule_IsValid(self, Managed::name)) return;  // used: its user deletes
+    if (!PyCapsule_IsValid(self, Managed::name)) return;  // consumed: the consumer deletes the tensor
     give_back(static_cast<Managed*>(PyCapsule_GetPointer(self, Managed::name)));
   });
   if (!capsule) throw py::error_already_set();

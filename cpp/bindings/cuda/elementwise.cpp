@@ -1,4 +1,4 @@
-// Copies and element-by-element operations on arrays of the device.
+// Copies of and elementwise operations on device arrays.
 #include "../../cuda/arrays/elementwise.hpp"
 
 #include <pybind11/numpy.h>
@@ -23,7 +23,7 @@ void expect(bool holds, const char* name, const char* expected) {
   if (!holds) throw py::value_error(std::string(name) + ": expected " + expected);
 }
 
-// A pointer to so many elements without gaps; S const for what is only read.
+// A pointer to `count` contiguous elements; S is const for arrays that are only read.
 template <class S>
 S* elements(const char* name, const py::array& array, py::ssize_t count) {
   expect(array.itemsize() == sizeof(S), name, "another dtype");
@@ -55,7 +55,7 @@ void copy_bytes(const py::array& to, const py::array& from, uintptr_t stream) {
   void* const target = address(to);
   const void* const source = from.data();
   const size_t bytes = size_t(to.nbytes());
-  const py::gil_scoped_release unlocked;  // to the host it waits for the work before
+  const py::gil_scoped_release unlocked;  // a copy to the host waits for earlier work
   cuda::copy(target, source, bytes, stream_of(stream));
 }
 

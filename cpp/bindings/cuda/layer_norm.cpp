@@ -1,4 +1,4 @@
-// Residual add and LayerNorm on the device: a dict of arrays becomes a problem.
+// Residual add and LayerNorm on the device: makes problems of dicts of arrays.
 #include "../../cuda/rowwise/layer_norm.hpp"
 
 #include "../layer_norm.hpp"

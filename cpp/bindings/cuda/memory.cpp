@@ -1,5 +1,5 @@
-// Devices, and memory on them. An array on the device is a NumPy array whose address is the device's: its shape, strides and
-// views are true, its contents are out of NumPy's reach. Python wraps it (throughtime.cuda) so that nobody reads it.
+// Devices, and memory on them. A device array is a NumPy array with a device address: its shape, strides and views are valid,
+// but NumPy cannot access its contents. Python wraps it (throughtime.cuda) to prevent reads.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -22,7 +22,7 @@ struct Block {
   cuda::Stream stream;
 };
 
-// Memory in the order of a stream, given back to the pool in that order with the last reference.
+// Allocates in stream order; the last reference returns the memory to the pool in stream order.
 py::array empty(const std::vector<py::ssize_t>& shape, const py::dtype& dtype, uintptr_t stream) {
   size_t bytes = size_t(dtype.itemsize());
   for (const py::ssize_t size : shape) bytes *= size_t(size);

@@ -1,4 +1,4 @@
-// forward and backward of one layer and direction on the device: a dict of arrays becomes a problem, and its work is queued.
+// Forward and backward of one layer and direction on the device: makes a problem of a dict of arrays and queues its work.
 #include <pybind11/stl.h>
 
 #include "types.hpp"
@@ -77,7 +77,7 @@ void backward(const Cell& cell, const cuda::Entries<S>& entries, const Arrays& f
   run<S>(entries.backward, p, call);
 }
 
-// Calls take(cell, entries) with those of the problem's type.
+// Calls take(cell, entries) with the entries of the problem's type.
 template <class Take>
 void with_entries(const std::string& name, const Arrays& from, const Take& take) {
   const Cell& cell = find(name);

@@ -1,4 +1,4 @@
-// What each file of the CUDA bindings registers.
+// One registration function per file of the CUDA bindings.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -1,4 +1,4 @@
-// What comes from Python by another name: types of tensors, whose 16-bit numbers reach NumPy as their bits, and streams.
+// Conversions from Python: tensor types (16-bit floats are uint16 in NumPy) and streams.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -23,7 +23,7 @@ namespace throughtime {
 
 inline cuda::Stream stream_of(uintptr_t stream) { return {reinterpret_cast<void*>(stream)}; }
 
-// Calls one(S{}) with the type that is called so.
+// Calls one(S{}) with the type of this name.
 template <class One>
 void of_type(const std::string& type, const One& one) {
   if (type == "float32") one(float{});

@@ -1,4 +1,4 @@
-// See elementwise.hpp. A thread takes every so many elements; an element's place follows from its number, axis by axis.
+// Kernels of elementwise.hpp. Threads stride over the elements; an element's offset follows from its number, axis by axis.
 #include "elementwise.hpp"
 
 #include <algorithm>
@@ -11,9 +11,9 @@ namespace throughtime::cuda {
 namespace {
 
 constexpr int max_axes = 8, block_threads = 128;
-constexpr int64_t most_blocks = 2048;  // some for every multiprocessor, several elements for every thread
+constexpr int64_t most_blocks = 2048;  // several per multiprocessor; then several elements per thread
 
-// Strides in elements. Axes from the slowest.
+// Strides in elements; slowest axis first.
 struct Axes {
   int rank;
   int64_t count, size[max_axes], to[max_axes], from[max_axes];
@@ -89,7 +89,7 @@ struct OfMask {
   int64_t count;
 };
 
-// The i-th number of the generator that starts at `seed` (SplitMix64: Steele, Lea and Flood 2014).
+// Number i of the generator with this seed (SplitMix64: Steele, Lea and Flood 2014).
 TT_DEVICE uint64_t random_bits(uint64_t seed, int64_t i) {
   uint64_t z = seed + (uint64_t(i) + 1) * 0x9e3779b97f4a7c15;
   z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
@@ -97,7 +97,7 @@ TT_DEVICE uint64_t random_bits(uint64_t seed, int64_t i) {
   return z ^ z >> 31;
 }
 
-// float32 has 24 bits for a number in [0, 1).
+// Uses 24 bits, the precision of a float32 in [0, 1).
 TT_KERNEL void draw_elements(OfMask p) {
   for (int64_t i = first_element(); i < p.count; i += elements_between())
     p.mask[i] = float(random_bits(p.seed, i) >> 40) * 0x1p-24f < p.probability;
@@ -110,7 +110,7 @@ struct OfRows {
   int64_t count;
 };
 
-// A block looks at a row.
+// One block per row.
 template <class S>
 TT_KERNEL void look_for_infinite(OfRows<S> p) {
   constexpr uint32_t exponent = 0x7f800000;
@@ -130,7 +130,7 @@ Launch over(int64_t count) {
   return {.blocks = int(std::min((count + block_threads - 1) / block_threads, most_blocks)), .threads = block_threads};
 }
 
-// Axes of one element are left out, neighbours that are one in memory of both made one; strides still bytes.
+// Drops axes of one element and merges neighbouring axes that are contiguous in both arrays. Strides stay in bytes.
 Axes joined(const Pair& pair) {
   Axes axes{};
   axes.count = 1;
@@ -152,7 +152,7 @@ Axes joined(const Pair& pair) {
 
 bool in_one_piece(const Axes& axes, int64_t item) { return axes.rank == 1 && axes.to[0] == item && axes.from[0] == item; }
 
-// Whether the innermost axis, without gaps, can be taken so many bytes at a time.
+// Whether the innermost axis is contiguous and can be copied `bytes` at a time.
 bool can_widen(const Axes& axes, const Pair& pair, int64_t bytes) {
   const int last = axes.rank - 1;
   uint64_t all = uint64_t(pair.to) | uint64_t(pair.from) | uint64_t(axes.size[last] * pair.item);
@@ -160,7 +160,7 @@ bool can_widen(const Axes& axes, const Pair& pair, int64_t bytes) {
   return axes.to[last] == pair.item && axes.from[last] == pair.item && all % uint64_t(bytes) == 0;
 }
 
-// From strides in bytes to elements of `wide` bytes, each some of the array's.
+// Converts strides in bytes to strides in elements of `wide` bytes, each one or more of the array's.
 Axes in_elements(Axes axes, int64_t item, int64_t wide) {
   const int last = axes.rank - 1;
   axes.count = axes.count * item / wide;

@@ -1,5 +1,4 @@
-// What arrays on the device need beside the layers: copies between views, and the few element-by-element operations that surround
-// the recurrence.
+// Operations on device arrays outside the layers: copies between views, and a few elementwise operations.
 #pragma once
 
 #include <vector>
@@ -8,7 +7,7 @@
 
 namespace throughtime::cuda {
 
-// Two arrays of one shape; strides are bytes, of either sign or zero, in `to` never zero where there is more than one element.
+// Two arrays of one shape. Strides are in bytes, of either sign or zero; in `to`, zero only for axes of one element.
 struct Pair {
   std::vector<int64_t> shape, to_strides, from_strides;
   void* to;
@@ -22,11 +21,11 @@ void copy(const Pair&, Stream);
 template <class S>
 void add(const Pair&, Stream);
 
-// to = scale * from, rounded once, and zero where the mask is true; all lie without gaps. The mask may be null.
+// to = scale * from, rounded once, or zero if the mask is true. All arrays are contiguous; the mask may be null.
 template <class S>
 void drop(S* to, const S* from, const uint8_t* mask, double scale, int64_t count, Stream);
 
-// True with that probability, the same for the same seed.
+// Draws true with the given probability; the same mask for the same seed.
 void draw_mask(uint8_t* mask, double probability, uint64_t seed, int64_t count, Stream);
 
 // Whether all `count` numbers of each of `steps` rows are finite.

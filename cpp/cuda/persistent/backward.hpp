@@ -1,9 +1,9 @@
-// The backward steps as one launch. A block owns what the forward's did: it makes the delta of its own units, multiplies it with
-// its recurrent weights, and hands every other block the part of dL/dh that its units have in theirs; who receives adds the
-// parts, in the order of the blocks. So what goes round is as large as h in float32, not as the gates. In a cluster the parts go
-// into the receiver's shared memory, and the hardware's barrier ends the step. In a grid they go through memory (L2), and the
-// receiver looks at the very numbers, which are NaNs of their own kind until they are written; he clears them, a step and a fence
-// before somebody writes there again. Two slots take turns in a cluster, three in a grid.
+// The backward steps as one launch. A block owns the same units as in the forward. It computes their delta, multiplies it with
+// its recurrent weights, and sends each block the part of dL/dh for that block's units; the receiver adds the parts in the
+// order of the blocks. So the values exchanged are as large as h in float32, not as the gates. In a cluster, parts are stored
+// into the receiver's shared memory, and the hardware's barrier ends the step. In a grid, they go through memory (L2): the
+// receiver polls the values, which hold a reserved NaN until written, and resets them one step and one fence before the slot is
+// reused. The ring has two slots in a cluster, three in a grid.
 #pragma once
 
 #include "../../step/backward.hpp"
@@ -16,19 +16,19 @@ struct PersistentBackward {
   BackwardSteps<S> steps;
   PersistentPlan plan;
   const uint4* packed;
-  uint32_t* exchange;  // of a grid: (groups, blocks, slots, column tiles, blocks, Q, 128)
+  uint32_t* exchange;  // only for a grid: (groups, blocks, slots, column tiles, blocks, Q, 128)
 };
 
 // Shared memory of a block; weights come last.
 template <class C, int Q, int terms, bool clustered>
 struct BackwardSharedLayout {
-  // Of one place of one receiver: (column tiles, blocks, Q, 128).
+  // Words of one slot of one receiver: (column tiles, blocks, Q, 128).
   TT_INLINE static int64_t slot_words(const PersistentPlan& plan) {
     return int64_t(plan.column_tiles) * plan.size * Q * result_floats;
   }
   static constexpr int delta_words = Q * C::recurrent * terms * 64;
-  static constexpr int parts_floats = clustered ? 0 : persistent_warps * Q * result_floats;  // of what was received
-  // Of a grid's exchange, all in all.
+  static constexpr int parts_floats = clustered ? 0 : persistent_warps * Q * result_floats;  // sums of received parts
+  // Words of all slots of a grid.
   static int64_t exchange_words(const PersistentPlan& plan) { return 3 * slot_words(plan) * plan.blocks(); }
 
   static Needs needs(const PersistentPlan& plan) {
@@ -41,10 +41,10 @@ struct BackwardSharedLayout {
 template <class C, class S, int terms, int Q, bool clustered>
 class BackwardBlock {
   static constexpr int G = C::gates, R = C::recurrent, tiles = Q * R, saved = C::saved ? C::saved : 1;
-  static constexpr int pairs = Q * result_floats;  // of a unit and a sequence, in a tile of columns: at most one a thread
+  static constexpr int pairs = Q * result_floats;  // (unit, sequence) pairs in a tile of columns: at most one per thread
   static constexpr int ring_slots = clustered ? 2 : 3;
-  static constexpr int asked_at_once = 8;                                        // parts, of 32 registers
-  static constexpr int first_clearing = pairs < persistent_threads ? pairs : 0;  // of the threads that clear
+  static constexpr int asked_at_once = 8;                                        // parts, in 32 registers
+  static constexpr int first_clearing = pairs < persistent_threads ? pairs : 0;  // the first thread that clears
   using SharedLayout = BackwardSharedLayout<C, Q, terms, clustered>;
   using Weights = ResidentWeights<S, tiles, terms, false>;
 
@@ -72,7 +72,7 @@ class BackwardBlock {
     for (int n = 0; n < plan.column_tiles; ++n) start(n);
     sync_block();
     look_ahead(f.steps.end - 1, 0);
-    if constexpr (clustered) cluster_arrive(), cluster_wait();  // nobody writes into a block that is not there yet
+    if constexpr (clustered) cluster_arrive(), cluster_wait();  // no block may write into one that has not started
     int buffer = 0;
     for (int64_t s = f.steps.end - 1; s >= f.steps.begin; --s) {
       const int64_t k = f.steps.end - 1 - s;
@@ -97,19 +97,19 @@ class BackwardBlock {
   }
 
  private:
-  // Of one unit of one sequence at one step, loaded while the step after it runs.
+  // Inputs of one unit of one sequence at one step, prefetched while the step after it runs.
   struct Ahead {
     float a[saved], old[C::states], next, loss[C::states];
     int flags, later_flags;
   };
 
-  // What a step leaves in memory, written when its parts are on the way.
+  // A step's outputs, stored after its parts have been sent.
   struct Results {
     float dn[C::states], dx[G], dr[R];
-    int64_t s, b = -1;  // none
+    int64_t s, b = -1;  // -1: none
   };
 
-  // This thread's unit of one sequence at one step, whose numbers are in registers and shared memory; see step/backward.hpp.
+  // This thread's unit of one sequence at one step, in registers and shared memory; see step/backward.hpp.
   struct At {
     using V = float;
     BackwardBlock& block;
@@ -142,7 +142,7 @@ class BackwardBlock {
   TT_DEVICE bool exists(int n) const { return working && unit < H() && sequence(n) < p().B; }
   TT_DEVICE float& carry(int i, int n) const { return carried[(i * plan.column_tiles + n) * pairs + thread()]; }
   TT_DEVICE int flags(int64_t s, int64_t b) const { return s >= 0 && s < p().T && rules.ruled() ? rules.flags(s, b) : 0; }
-  // What block `from` has for block `to`'s units, in the order of memory: of this block's own exchange in a cluster.
+  // Block `from`'s part for block `to`'s units; in a cluster, the same offset in this block's shared memory.
   TT_DEVICE uint32_t* part(int64_t k, int n, int from, int to) const {
     const int64_t of_block = clustered ? 0 : int64_t(to - rank) * ring_slots * slot_words;
     return slots + of_block + k % ring_slots * slot_words + (int64_t(n) * plan.size + from) * pairs;
@@ -172,7 +172,7 @@ class BackwardBlock {
     for (int i = 0; i < C::states; ++i) f.steps.carried[i][sequence(n) * H() + unit] = carry(i, n);
   }
 
-  // In a grid: what all blocks' step k gives to this block's units, each warp that of every eighth block, into `parts`.
+  // In a grid: adds all blocks' parts of step k into `parts`; each warp adds those of every eighth block.
   TT_DEVICE void collect(int64_t k, int n) const {
     if constexpr (!clustered) {
       const int lane = thread() % warp_size, warp = thread() / warp_size;
@@ -186,9 +186,9 @@ class BackwardBlock {
     }
   }
 
-  // In a grid: the slots of what step k gave to this block, once all of it is in `parts`. Threads do it that have nothing else
-  // to do then if there are some. That it is done is seen by all (a fence, a step later, while others' parts are on the way)
-  // before this block hands on what tells the others that they may write there again.
+  // In a grid: resets the words of step k's parts for this block, once all of them are in `parts`. Idle threads do so, if there
+  // are any. A fence one step later, while the other blocks' parts are in flight, makes the reset visible before this block
+  // sends the parts that show the others that they may write to the slot again.
   TT_DEVICE static bool clears() { return thread() >= first_clearing; }
   TT_DEVICE void clear(int64_t k, int n) const {
     if constexpr (!clustered) {
@@ -198,7 +198,7 @@ class BackwardBlock {
     }
   }
 
-  // Of several blocks, each of which is asked before any is waited for.
+  // Adds the parts of several blocks; loads all of them before it polls any.
   TT_DEVICE void add_parts(int64_t k, int n, int q, int first, float (&sum)[4]) const {
     const uint4* const first_place =
         reinterpret_cast<const uint4*>(part(k, n, first, rank) + q * result_floats) + thread() % warp_size;
@@ -217,7 +217,7 @@ class BackwardBlock {
       }
   }
 
-  // What all blocks' step k gives to this thread's unit.
+  // The sum of all blocks' parts of step k for this thread's unit.
   TT_DEVICE float received(int64_t k, int n) const {
     const int in_part = thread() / result_floats * result_floats + number_of(thread() % tile, column);
     float sum = 0;
@@ -243,7 +243,7 @@ class BackwardBlock {
     for (int g = 0; g < R; ++g) put_delta(g, results.dr[g], buffer);
   }
 
-  // The right factor of the block's product: two neighbouring units are one word.
+  // Writes delta as the right factor of the block's product; two neighbouring units form one word.
   TT_DEVICE void put_delta(int g, float value, int buffer) const {
     Factor<S> own[terms];
     split<S>(value, own);
@@ -255,7 +255,7 @@ class BackwardBlock {
     }
   }
 
-  // A warp's tiles of units, each to who owns them.
+  // Computes a warp's tiles of dL/dh and sends each to the block that owns its units.
   TT_DEVICE void product(const Weights& weights, int64_t k, int n, int buffer) const {
     const int lane = thread() % warp_size, warp = thread() / warp_size;
     const int end = (plan.all_tiles - warp + persistent_warps - 1) / persistent_warps;
@@ -263,7 +263,7 @@ class BackwardBlock {
     static_assert(persistent_warps % Q == 0);
     uint4* const first_place =
         reinterpret_cast<uint4*>(part(k, n, rank, warp / Q) + warp % Q * result_floats) + quadruple_of_lane(lane);
-    const int64_t between = clustered ? 0 : persistent_warps / Q * ring_slots * slot_words / 4;  // of two rounds' slots
+    const int64_t between = clustered ? 0 : persistent_warps / Q * ring_slots * slot_words / 4;  // two rounds' words
     const auto right = [&](int m, uint2(&factors)[terms]) {
 #pragma unroll
       for (int t = 0; t < terms; ++t) factors[t] = delta[(m * terms + t) * 32];
@@ -294,7 +294,7 @@ class BackwardBlock {
   const PersistentBackward<S>& f;
   const PersistentPlan& plan;
   const Steps<S> rules;
-  const int group, rank;  // of blocks, and in the group
+  const int group, rank;  // group of blocks, and this block's rank in it
   bool working;
   int64_t unit, slot_words;
   int column;

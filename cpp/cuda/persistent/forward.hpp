@@ -1,9 +1,8 @@
-// The forward steps as one launch. In each, a block multiplies its recurrent weights with the h of all units, which all blocks of
-// its group have handed round, its warps taking parts of the sum; then a thread for each unit and sequence adds the parts,
-// evaluates the cell and hands its h on. In a cluster h goes into every block's shared memory, and the hardware's barrier ends
-// the step. In a grid h goes through memory (L2), and whoever needs it looks at the very words: they hold no number until they
-// are written. Four slots take turns; a block clears its part of a place when all have read it, a step and a fence before
-// anybody looks there again.
+// The forward steps as one launch. In each step, a block multiplies its recurrent weights with the h of all units, which the
+// blocks of its group exchange; its warps divide the sum. Then one thread per unit and sequence adds the parts, evaluates the
+// cell and sends its h. In a cluster, h is stored into every block's shared memory, and the hardware's barrier ends the step.
+// In a grid, h goes through memory (L2): readers poll the words, which hold a reserved NaN until written. The ring has four
+// slots. A block resets its part of a slot after all blocks have read it, one step and one fence before it is polled again.
 #pragma once
 
 #include "../../step/forward.hpp"
@@ -19,17 +18,17 @@ struct PersistentForward {
   ForwardSteps<S> steps;
   PersistentPlan plan;
   const uint4* packed;
-  uint32_t* exchange;  // of a grid: (groups, slots, column tiles, unit tiles, terms, 64)
+  uint32_t* exchange;  // only for a grid: (groups, slots, column tiles, unit tiles, terms, 64)
 };
 
 TT_DEVICE bool is_written(uint2 words) { return words.x != unwritten && words.y != unwritten; }
 TT_DEVICE bool is_written(uint4 words) { return is_written(uint2{words.x, words.y}) && is_written(uint2{words.z, words.w}); }
 
-// Words of any bits as they may be given: what would pass for a place that nobody has written, a NaN, becomes the NaN beside it.
+// Words as they may be sent: the NaN that marks unwritten words becomes the neighbouring NaN.
 TT_DEVICE uint32_t written(uint32_t bits) { return bits < unwritten ? bits : unwritten - 1; }
 TT_DEVICE uint4 written(uint4 words) { return {written(words.x), written(words.y), written(words.z), written(words.w)}; }
 
-// Looks again until what was found has been written.
+// Polls until the words have been written.
 template <class Words>
 TT_DEVICE void wait_for(const Words* from, Words& found) {
   while (!is_written(found)) {
@@ -38,21 +37,21 @@ TT_DEVICE void wait_for(const Words* from, Words& found) {
   }
 }
 
-// Shared memory of a block; weights come last. In a cluster h is near, and two warps read the same of it for half the tiles each:
-// so there are half as many parts to add. From L2 it is read once.
+// Shared memory of a block; weights come last. In a cluster h is in shared memory, so two warps read the same h, each for half
+// of the tiles, which leaves half as many parts to add. From L2 only one warp reads each h.
 template <class C, int Q, int terms, bool clustered>
 struct ForwardSharedLayout {
   static constexpr int tiles = Q * C::recurrent, sharers = clustered && tiles % 2 == 0 ? 2 : 1;
   static constexpr int warps = persistent_warps / sharers;
   static constexpr int parts_floats = warps * tiles * result_floats;
 
-  // With those that nobody has, where the last block has fewer.
+  // Unit tiles, including those that the last block may lack.
   TT_INLINE static int padded_tiles(const PersistentPlan& plan) { return plan.size * Q; }
-  // Of one place: (column tiles, unit tiles, terms, 64).
+  // Words of one slot: (column tiles, unit tiles, terms, 64).
   TT_INLINE static int64_t slot_words(const PersistentPlan& plan) {
     return int64_t(plan.column_tiles) * padded_tiles(plan) * terms * 64;
   }
-  // Of a grid's exchange, all in all.
+  // Words of all slots of a grid.
   static int64_t exchange_words(const PersistentPlan& plan) { return 4 * slot_words(plan) * plan.groups; }
 
   static Needs needs(const PersistentPlan& plan) {
@@ -64,9 +63,9 @@ struct ForwardSharedLayout {
 template <class C, class S, int terms, int Q, bool clustered>
 class ForwardBlock {
   static constexpr int G = C::gates, R = C::recurrent, tiles = Q * R;
-  static constexpr int pairs = Q * result_floats;  // of a unit and a sequence, in a tile of columns: at most one a thread
+  static constexpr int pairs = Q * result_floats;  // (unit, sequence) pairs in a tile of columns: at most one per thread
   using SharedLayout = ForwardSharedLayout<C, Q, terms, clustered>;
-  static constexpr int own_tiles = tiles / SharedLayout::sharers;  // of a warp
+  static constexpr int own_tiles = tiles / SharedLayout::sharers;  // per warp
   using Weights = ResidentWeights<S, own_tiles, terms, !clustered>;
 
  public:
@@ -88,7 +87,7 @@ class ForwardBlock {
   TT_DEVICE void run() {
     const Weights weights(f.packed, shared_weights, plan, rank);
     sync_block();
-    if constexpr (clustered) cluster_arrive(), cluster_wait();  // nobody writes into a block that is not there yet
+    if constexpr (clustered) cluster_arrive(), cluster_wait();  // no block may write into one that has not started
     for (int n = 0; n < plan.column_tiles; ++n) start(n);
     if constexpr (clustered) send(0);
     look_ahead(f.steps.begin, 0);
@@ -112,20 +111,20 @@ class ForwardBlock {
   }
 
  private:
-  // Of one unit of one sequence at one step, loaded while the step before it runs.
+  // Inputs of one unit of one sequence at one step, prefetched while the step before it runs.
   struct Ahead {
     float x[G];
     int flags, next_flags;
   };
 
-  // What a step leaves in memory, written when its h is on the way.
+  // A step's outputs, stored after its h has been sent.
   struct Results {
     float next[C::states], saved[C::saved + 1], output;
-    int64_t s, b = -1;  // none
+    int64_t s, b = -1;  // -1: none
   };
 
-  // This thread's unit of one sequence at one step, whose numbers are in registers and shared memory; see step/forward.hpp.
-  // Where there is no such unit or sequence, it is a unit of zeros.
+  // This thread's unit of one sequence at one step, in registers and shared memory; see step/forward.hpp. If the unit or the
+  // sequence does not exist, all its numbers are zero.
   struct At {
     using V = float;
     ForwardBlock& block;
@@ -169,7 +168,7 @@ class ForwardBlock {
     ahead.next_flags = flags(s + 1, sequence(n));
   }
 
-  // The state that the launch begins with.
+  // Loads the state before the first step, and sends its h.
   TT_DEVICE void start(int n) {
     if (!working) return;
     for (int i = 0; i < C::states; ++i) state(i, n) = exists(n) ? f.steps.carried[i][sequence(n) * H() + unit] : 0.0f;
@@ -181,7 +180,7 @@ class ForwardBlock {
       if (exists(n)) f.steps.carried[i][sequence(n) * H() + unit] = state(i, n);
   }
 
-  // h before step k of this launch: two neighbouring units are one word.
+  // Writes h before step k of this launch to its slot; two neighbouring units form one word.
   TT_DEVICE void hand_on(int64_t k, int n, float h) {
     Factor<S> own[terms];
     split<S>(h, own);
@@ -196,9 +195,9 @@ class ForwardBlock {
     }
   }
 
-  // In a grid: the block's part of the place of step k, three steps before that: everybody has read what was there. One warp does
-  // it, which has nothing else to do then if there is one, and waits until the clearing is seen by all; what this block hands on
-  // after its next barrier is written after that.
+  // In a grid: resets the block's part of the slot of step k, three steps ahead, when all blocks have read its old contents.
+  // One warp, an idle one if there is any, resets it and then fences, so that the reset is visible before anything that this
+  // block sends after its next barrier.
   TT_DEVICE void clear(int64_t k, int n) const {
     if constexpr (!clustered) {
       constexpr int clearing_warp = pairs < persistent_threads ? pairs / warp_size : 0;
@@ -210,10 +209,10 @@ class ForwardBlock {
     }
   }
 
-  // In a cluster: h before step k, which the block has made, goes to all others; it has arrived when all have waited.
+  // In a cluster: sends the block's own h before step k to all other blocks. cluster_wait returns when all have arrived.
   TT_DEVICE void send(int64_t k) const {
     sync_block();
-    constexpr int quadruples = Q * terms * 16;  // of a tile of columns
+    constexpr int quadruples = Q * terms * 16;  // in a tile of columns
     for (int to = thread() / warp_size; to < plan.size; to += persistent_warps)
       for (int n = 0; to != rank && n < plan.column_tiles; ++n) {
         uint4* const from = reinterpret_cast<uint4*>(words(k, n, rank * Q));
@@ -222,7 +221,7 @@ class ForwardBlock {
     cluster_arrive();
   }
 
-  // A warp's part of the recurrent product, into `parts`.
+  // Stores a warp's part of the recurrent product in `parts`.
   TT_DEVICE void product(const Weights& weights, int64_t k, int n, int buffer) const {
     const int lane = thread() % warp_size, warp = thread() / warp_size % SharedLayout::warps;
     float sums[own_tiles][4] = {};
@@ -283,14 +282,14 @@ class ForwardBlock {
   const PersistentForward<S>& f;
   const PersistentPlan& plan;
   const Steps<S> rules;
-  const int group, rank;  // of blocks, and in the group
+  const int group, rank;  // group of blocks, and this block's rank in it
   bool working;
   int64_t unit, slot_words;
   int column;
   float *parts, *states;
   uint32_t* slots;
   uint4* shared_weights;
-  float bias[R], input_bias[G] = {};  // b_hh, with b_ih where a cell knows only the sum of x and r
+  float bias[R], input_bias[G] = {};  // b_hh, plus b_ih if the cell uses only the sum of x and r
   Ahead ahead;
   Results results;
 };

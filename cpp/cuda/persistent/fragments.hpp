@@ -1,5 +1,5 @@
-// How the factors and the result of a product lie across a warp for the tensor cores (mma.m16n8k16). A tile of the left factor is
-// 16 x 16, of the right one 16 x 8 (16 units, 8 sequences), of the result 16 x 8.
+// The layout of a product's factors and result across a warp for the tensor cores (mma.m16n8k16). A tile of the left factor is
+// 16 x 16, of the right factor 16 x 8 (16 units, 8 sequences), of the result 16 x 8.
 #pragma once
 
 #include "../system/bf16_terms.hpp"
@@ -7,15 +7,15 @@
 namespace throughtime::cuda {
 
 constexpr int tile = 16, columns = 8;
-constexpr int result_floats = tile * columns;  // of a tile, also the pairs (unit, sequence) of one
+constexpr int result_floats = tile * columns;  // per tile; also its (unit, sequence) pairs
 
 TT_DEVICE uint32_t word(uint16_t low, uint16_t high) { return uint32_t(high) << 16 | low; }
 
-// Where number (k, column) of a right factor lies among its tile's 64 words of two: those of k and k + 1, k even.
+// The word of number (k, column) of a right factor among its tile's 64 words, each of numbers k and k + 1, k even.
 TT_DEVICE int word_of(int k, int column) { return (column * 4 + k % 8 / 2) * 2 + k / 8; }
 
-// A result lies in memory as 32 quadruples, one a lane, in an order in which neither who writes quadruples nor who reads
-// numbers, units first, meets another in a bank of shared memory.
+// A result is stored as 32 quadruples, one per lane, in an order without bank conflicts, both when quadruples are written and
+// when numbers are read, units first.
 TT_DEVICE int quadruple_of(int row, int pair) { return pair * 8 + ((row + 2 * pair) & 7); }
 TT_DEVICE int quadruple_of_lane(int lane) { return quadruple_of(lane / 4, lane % 4); }
 TT_DEVICE int number_of(int unit, int column) { return quadruple_of(unit % 8, column / 2) * 4 + column % 2 + unit / 8 * 2; }
@@ -28,7 +28,7 @@ struct RightFactor {
   uint2 parts[terms];
 };
 
-// c += a b over the products of their terms that count, from the smallest on.
+// c += a b: the sum of those products of their terms that matter, smallest first.
 template <class S, int terms>
 TT_DEVICE void multiply_terms(float (&c)[4], const uint4 (&a)[terms], const uint2 (&b)[terms]) {
 #pragma unroll
@@ -37,20 +37,20 @@ TT_DEVICE void multiply_terms(float (&c)[4], const uint4 (&a)[terms], const uint
     for (int i = 0; i <= order; ++i) multiply_add<Factor<S>>(c, a[i], b[order - i]);
 }
 
-// Left factors in the order in which warps read them: (blocks, rounds, tiles, terms, threads of a block) quadruples of words.
+// Packs left factors in the order in which warps read them: (blocks, rounds, tiles, terms, threads) quadruples of words.
 template <class S>
 struct Packing {
   const S* weight;  // weight_hh (G H, H)
   int64_t H;
-  int gates;          // of these the recurrent product has so many
-  int tiles;          // of a warp; with fewer than its block has, its neighbours in `warps` have the others
-  int rounds, warps;  // `warps` share the other side's tiles
-  int unit_tiles;     // of a block
+  int gates;          // of the recurrent product
+  int tiles;          // per warp; if its block has more, another warp of the block has the others
+  int rounds, warps;  // `warps` warps divide the other side's tiles
+  int unit_tiles;     // per block
   uint4* packed;
 };
 
-// Number (row, k) of the left factor of a forward product: tile m is gate m % G of the block's unit tile m / G, against the h of
-// tile round * warps + warp.
+// Number (row, k) of the left factor of a forward product: tile m is gate m % G of the block's unit tile m / G, multiplied with
+// the h of tile round * warps + warp.
 template <class S>
 struct ForwardFactor {
   TT_DEVICE static float at(const Packing<S>& p, int block, int warp, int round, int m, int row, int k) {
@@ -60,8 +60,7 @@ struct ForwardFactor {
   }
 };
 
-// Of a backward product: the transpose. Row: a unit of tile round * warps + warp; k: what gate m % G of the block's own units
-// has.
+// The same for a backward product: the transpose. row: a unit of tile round * warps + warp; k: a unit of the block, gate m % G.
 template <class S>
 struct BackwardFactor {
   TT_DEVICE static float at(const Packing<S>& p, int block, int warp, int round, int m, int row, int k) {

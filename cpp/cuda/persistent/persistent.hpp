@@ -1,5 +1,5 @@
-// Steps as one persistent launch, for cells of one phase whose recurrent weights fit on the chip. False: they do not, or
-// something is asked for that the persistent kernels do not have; nothing was done then.
+// Runs steps as one persistent launch, for cells of one phase. Returns false, with nothing done, if no plan fits the device or
+// the problem has options that the persistent kernels lack.
 #pragma once
 
 #include "../../cells/rnn.hpp"
@@ -11,13 +11,13 @@
 
 namespace throughtime::cuda {
 
-// Cells that are there for zoneout alone, which persistent kernels do not have.
+// Cells that exist only for zoneout, which persistent kernels lack.
 template <class C>
 constexpr bool is_for_zoneout = false;
 template <class Activation>
 constexpr bool is_for_zoneout<ZoneoutRNN<Activation>> = true;
 
-// The cells that have persistent kernels: no parameters of units, one product, and nothing that must be known of a whole row.
+// Whether the cell has persistent kernels.
 template <class C>
 constexpr bool is_persistent = C::phases == Phases::one && unit_parameter_count<C>() == 0 && !is_for_zoneout<C>;
 
@@ -33,7 +33,7 @@ struct Constant {
   static constexpr int value = n;
 };
 
-// What differs between the directions.
+// The types and kernels that differ between forward and backward.
 template <class C, class S, int terms>
 struct PersistentForwardOf {
   using Problem = PersistentForward<S>;
@@ -54,8 +54,7 @@ struct PersistentBackwardOf {
   static constexpr auto kernel = persistent_backward_kernel<C, S, terms, Q, clustered>;
 };
 
-// How many clusters of so many blocks the device runs at once. It is asked once, but again where the answer was none: that may
-// have been an error, which passes.
+// Number of clusters of `size` blocks that fit on the device at once. Cached, except for 0: that may be a passing error.
 template <class Of, int Q>
 int clusters_of_size(int size) {
   static std::mutex mutex;
@@ -97,7 +96,7 @@ Needs needs_of_plan(Mode mode, const PersistentPlan& plan) {
   return needs;
 }
 
-// False where no plan fits.
+// Returns false if no plan fits.
 template <class Of, class C, int terms, class Steps>
 bool try_persistent(const Steps& steps, const Call& call) {
   const auto needs_of = [](Mode mode, const PersistentPlan& plan) {
@@ -116,7 +115,7 @@ bool try_persistent(const Steps& steps, const Call& call) {
   return true;
 }
 
-// Calls with(constant) for the terms that this type's factors have.
+// Calls with(constant) with the number of terms of this type's factors.
 template <class S, class With>
 bool with_terms(int terms, const With& with) {
   if constexpr (sizeof(S) == sizeof(float)) {

@@ -1,7 +1,7 @@
-// Who does what in a persistent launch. A block owns `tiles` tiles of 16 units and keeps their recurrent weights; `size` blocks,
-// a group, hold all units, for `columns_tiles` tiles of 8 sequences; groups share nothing. A warp takes every eighth tile of the
-// product's other side, its rounds: the weights of the first ones lie in registers, of those after in shared memory, the rest is
-// read from memory (L2) at every step.
+// The division of work in a persistent launch. A block owns `tiles` tiles of 16 units and keeps their recurrent weights. A
+// group of `size` blocks has all units, for `column_tiles` tiles of 8 sequences; groups share nothing. A warp takes every
+// eighth tile of the product's other side (every fourth if two warps share one), its rounds. The weights of the first rounds
+// are in registers, those of the next in shared memory, and the rest is read from memory (L2) at every step.
 #pragma once
 
 #include "../system/call.hpp"
@@ -14,36 +14,36 @@ constexpr int most_column_tiles = 16;
 
 struct PersistentPlan {
   Mode mode;  // cluster or grid; stepwise: none fits
-  int tiles;  // of units, of a block
-  int size;   // blocks of a group
+  int tiles;  // unit tiles per block
+  int size;   // blocks per group
   int groups, column_tiles;
   int all_tiles;      // of units
-  int rounds;         // of a warp
-  int shared_rounds;  // of these in shared memory, after those in registers
-  bool streams;       // whether there are more
+  int rounds;         // per warp
+  int shared_rounds;  // in shared memory, after those in registers
+  bool streams;       // whether more rounds follow
   int64_t shared_bytes;
 
   int blocks() const { return size * groups; }
 };
 
-// Unit tiles of a block. Two of split weights would not fit on the chip.
+// Unit tiles per block. Two of split weights would not fit on the chip.
 constexpr int most_tiles(int terms) { return terms == 1 ? 2 : 1; }
 
-// Rounds of weights that registers have room for: up to 128 of a thread's 255, fewer where each round brings many sums.
+// Rounds of weights that fit in registers: in up to 128 of a thread's 255, fewer if each round has many sums.
 constexpr int resident_rounds(int tiles_and_terms) {
   const int fit = (tiles_and_terms < 6 ? 128 : 112) / (4 * tiles_and_terms);
   return fit < 1 ? 1 : fit > 8 ? 8 : fit;
 }
 
-// What a kernel needs: bytes of shared memory beside weights, all in all and for a tile of columns; how many warps share the
-// other side's tiles, and how many tiles of weights each of them has. And for how many groups at once the device has room.
+// A kernel's needs: bytes of shared memory without weights, fixed and per tile of columns; the number of warps that divide the
+// other side's tiles, and the tiles of weights of each; and the number of groups that fit on the device at once.
 struct Needs {
   int64_t fixed, per_column_tile;
   int warps, tiles;
   int groups = 0;
 };
 
-// needs_of(mode, plan): of the kernel of so many unit tiles a block.
+// needs_of(mode, plan): of the kernel with plan.tiles unit tiles per block.
 template <class NeedsOf>
 PersistentPlan plan_group(Mode mode, int tiles, int terms, int64_t B, int64_t H, const Device& on, const NeedsOf& needs_of) {
   const auto up = [](int64_t a, int64_t b) { return int((a + b - 1) / b); };
@@ -57,7 +57,7 @@ PersistentPlan plan_group(Mode mode, int tiles, int terms, int64_t B, int64_t H,
   plan.column_tiles = up(all_columns, most_groups);
   if (plan.column_tiles > most_column_tiles) {
     if (mode == Mode::grid) return plan;
-    plan.column_tiles = most_column_tiles;  // clusters wait for each other's place, not for each other
+    plan.column_tiles = most_column_tiles;  // clusters are independent: the rest run later
   }
   plan.groups = up(all_columns, plan.column_tiles);
   plan.rounds = up(plan.all_tiles, needs.warps);
@@ -73,8 +73,7 @@ PersistentPlan plan_group(Mode mode, int tiles, int terms, int64_t B, int64_t H,
   return plan;
 }
 
-// Clusters before grids, for their barrier is the faster one; weights on the chip before weights from L2; small blocks before
-// large ones.
+// Prefers weights on the chip to weights from L2; then clusters, whose barrier is faster, to grids; then small blocks.
 template <class NeedsOf>
 PersistentPlan plan_persistent(const Call& call, int terms, int64_t B, int64_t H, const NeedsOf& needs_of) {
   PersistentPlan streaming{.mode = Mode::stepwise};

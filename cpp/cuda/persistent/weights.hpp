@@ -1,12 +1,12 @@
-// The left factors of one warp: those of its first rounds in registers for the whole launch, of the next in shared memory, of the
-// rest in memory.
+// The left factors of one warp: for the whole launch, those of its first rounds are in registers, those of the next in shared
+// memory, the rest in memory.
 #pragma once
 
 #include "plan.hpp"
 
 namespace throughtime::cuda {
 
-// Where `asks_all`, all rounds that registers hold weights of are asked for before the first one is waited for.
+// If `asks_all`, the right factors of all rounds with weights in registers are loaded before the first is polled.
 template <class S, int tiles, int terms, bool asks_all>
 class ResidentWeights {
  public:
@@ -27,8 +27,8 @@ class ResidentWeights {
         for (int t = 0; t < terms; ++t) at(near, i - resident, m, t) = at(own, i, m, t);
   }
 
-  // For every round before `end` and each tile m multiply(m, weights (terms), right), right = ask(round), settle(round, right)
-  // first.
+  // For every round before `end`: right = ask(round), settle(round, right), then for each tile m
+  // multiply(m, weights (terms), right).
   template <class Ask, class Settle, class Multiply>
   TT_DEVICE void for_rounds(int end, const Ask& ask, const Settle& settle, const Multiply& multiply) const {
     for_batch(0, end, ask, settle, [&](int i, const auto& right) {
@@ -51,8 +51,8 @@ class ResidentWeights {
       });
   }
 
-  // For every round before `end`: use(round, sums), the sums over all tiles m of weights times right(m, terms). Some rounds side
-  // by side, for a product waits for the one that it adds to.
+  // For every round before `end`: use(round, sums), the sums over all tiles m of weights times right(m, terms). Several rounds
+  // are interleaved, because each product waits for the one before it in the same sum.
   template <class Right, class Use>
   TT_DEVICE void for_results(int end, const Right& right, const Use& use) const {
     add_batch(0, end, right, use, [&](int i, int m, int t) { return kept[i][m][t]; });

@@ -1,6 +1,6 @@
-// One layer and direction, backward. Chunk by chunk from the end: the steps give the chunk's delta, and products take it into
-// the gradients of the input and the parameters while the steps of the chunk before run. What the tape does not hold, states or
-// saved values, is computed again on the way.
+// One layer and direction, backward, chunk by chunk from the end. The steps of a chunk compute its delta; products turn it into
+// the gradients of the input and the parameters while the steps of the next chunk run. States or saved values that the tape
+// does not store are recomputed.
 #pragma once
 
 #include "chunk_gradients.hpp"
@@ -60,7 +60,7 @@ class BackwardLoop {
     return made;
   }
 
-  // States that were not kept are made again in windows.
+  // States that the tape lacks are recomputed in windows.
   void prepare_windows() {
     window = window_steps(p.every, chunk_size);
     if (window > p.T) window = p.T;
@@ -70,7 +70,7 @@ class BackwardLoop {
   }
 
   void run_window(int64_t first, int64_t end) {
-    finish_pending();  // which reads the last window's states
+    finish_pending();  // it reads the last window's states
     const Chunk steps = chunk_of<S>(p, first, end);
     typename ForwardLoop<C, S>::Targets targets;
     states.t0 = steps.t0;
@@ -91,11 +91,11 @@ class BackwardLoop {
     else fill(carried[i], 0, size_t(size) * sizeof(float), call.stream);
   }
 
-  // Its products are pending until the next chunk's steps are queued: before those they would take the multiprocessors that a
+  // Its products stay pending until the next chunk's steps are queued: queued earlier, they would occupy multiprocessors that a
   // persistent launch needs all at once.
   void run_chunk(const Chunk& chunk) {
     Deltas<S>& own = deltas[buffer];
-    side.join();  // with the products that read these places last
+    side.join();  // its products read these buffers
     const Deltas<S>* const before = pending;
     if (before) side.follow();
     own.chunk = chunk, own.hidden = find_hidden(own);
@@ -132,7 +132,7 @@ class BackwardLoop {
     return steps;
   }
 
-  // Rows that take no part are zero whatever they hold.
+  // h before each step; rows of inactive steps and of starts of episodes are zero, whatever they hold.
   const S* find_hidden(const Deltas<S>& own) const {
     const View<const S> all{states.before(p, 0, 0), p.B * p.P, p.P};
     if (!masks_hidden()) return all.data + own.chunk.t0 * all.time;
@@ -147,16 +147,16 @@ class BackwardLoop {
   int64_t chunk_size, window = 0;
   StateRows<S> states;  // the tape's, or the window's
   PerStep<S> saved;
-  Deltas<S> deltas[2] = {};  // in turns
+  Deltas<S> deltas[2] = {};  // double buffer
   const Deltas<S>* pending = nullptr;
   int buffer = 0;
   ChunkGradients<C, S> products;
-  std::optional<ForwardLoop<C, S>> forward;        // where states were not kept
-  std::optional<RecomputedGates<C, S>> recompute;  // where only saved values were not
+  std::optional<ForwardLoop<C, S>> forward;        // if the tape lacks states
+  std::optional<RecomputedGates<C, S>> recompute;  // if it lacks only saved values
   S* saved_window = nullptr;
   float* carried[max_states];
   const float* unit_rows;
-  SideStream side;  // the last one, to end first
+  SideStream side;  // the last member: destroyed first
 };
 
 }  // namespace throughtime::cuda

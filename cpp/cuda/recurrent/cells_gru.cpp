@@ -1,4 +1,4 @@
-// Entries of these cells in every tensor type.
+// Entries of these cells for every tensor type.
 #include "entries_defined.hpp"
 
 namespace throughtime::cuda {

@@ -1,5 +1,5 @@
-// What the products of a chunk make of its delta (the gradient of the pre-activations): dx, dW_ih, dW_hh, the sums that are the
-// biases' gradients, and the norms of what each step adds.
+// Computes from a chunk's delta (the gradient of the pre-activations): dx, dW_ih, dW_hh, the biases' gradients, which are sums
+// of delta, and the norms of each step's contributions.
 #pragma once
 
 #include "../step/unit_parameters.hpp"
@@ -11,15 +11,15 @@
 
 namespace throughtime::cuda {
 
-// What the steps of a chunk leave for its products.
+// The arrays that the steps of a chunk fill for its products.
 template <class S>
 struct Deltas {
   Chunk chunk;
-  S *x, *r;            // (rows, G H), (rows, R H); the same where the cell is not split
-  S *second, *middle;  // (rows, P), (rows, H): of a second product, and what that multiplied with
-  float* unit;         // (rows, values H): of the unit values; null where nobody asks
-  S* gathered;         // (rows, P): room for h
-  const S* hidden;     // (rows, P): h before each step, zeros where a step takes no part or starts an episode
+  S *x, *r;            // (rows, G H), (rows, R H); the same array if the cell is not split
+  S *second, *middle;  // (rows, P), (rows, H): delta and operand of a second product
+  float* unit;         // (rows, values H): of the unit parameters; null if not needed
+  S* gathered;         // (rows, P): memory for `hidden`
+  const S* hidden;     // (rows, P): h before each step; zeros if the step is inactive or starts an episode
 };
 
 template <class C, class S>
@@ -50,7 +50,7 @@ class ChunkGradients {
     if (asks_weights()) parameter_gradients(of, stream);
   }
 
-  // The parameters' gradients, where the caller has them.
+  // Stores the parameters' gradients in the caller's arrays.
   void finish(Stream stream) const {
     if (!asks_weights()) return;
     inputs.finish(C::bias_inside ? nullptr : p.d_weights[bias_ih], stream);
@@ -63,7 +63,7 @@ class ChunkGradients {
  private:
   int64_t rows(const Deltas<S>& of) const { return of.chunk.count() * p.B; }
 
-  // Where a step is not taken zero: its delta is, but times an infinite weight that is no zero.
+  // Rows of inactive steps must be zero; zero delta times an infinite weight is NaN, so scatter_rows sets them.
   void input_gradient(const Deltas<S>& of, Stream stream) const {
     const Matrix<const S> delta{of.x, inputs.rows}, weight{p.weights[weight_ih], p.I};
     if (d_input_stride) {
@@ -88,7 +88,7 @@ class ChunkGradients {
     if (p.norms[weight_ih]) find_norms(of, x, stream);
   }
 
-  // The chunk's x; rows that take no part are zero whatever they hold (padding may be NaN).
+  // The chunk's x; rows of inactive steps are zero, whatever they hold (padding may be NaN).
   Matrix<const S> find_x(const Chunk& chunk, Stream stream) const {
     if (x_stride) return {p.x.data + chunk.t0 * p.x.time, x_stride};
     const ChunkRows<S> of{p, chunk.t0, p.I, inactive};
@@ -107,7 +107,7 @@ class ChunkGradients {
     if constexpr (values > 0) unit_norms(of, stream);
   }
 
-  // `joins`: to the norms that are there already.
+  // `joins`: adds to the norms that are there already.
   void product_norms(const Chunk& chunk, const WeightGradient<S>& product, const S* delta, Matrix<const S> operand,
                      const uint8_t* dropped, Parameter weight, Parameter bias, bool joins, Stream stream) const {
     const Launch shape = over_steps(chunk.count(), product.rows);
@@ -131,7 +131,7 @@ class ChunkGradients {
 
   const Backward<S> p;
   int terms;
-  int64_t x_stride, d_input_stride;  // as matrices; 0: they are gathered and scattered
+  int64_t x_stride, d_input_stride;  // as matrices; 0: gathered and scattered
   WeightGradient<S> inputs, recurrent;
   std::optional<WeightGradient<S>> second;
   S* x_gathered = nullptr;     // (chunk rows, I)

@@ -1,6 +1,6 @@
-// The products over all rows of a chunk. Factors that are float32 are taken as they are, as one bfloat16 number, or as the sum of
-// two: then a b is a0 b1 + a0 b0 + a1 b0, one product of three times the depth, [a0 a0 a1] times [b1 b0 b0], so that three
-// results need not meet in memory.
+// Products over all rows of a chunk. float32 factors are used as they are, as one bfloat16 number, or as the sum of two. Then
+// a b = a0 b1 + a0 b0 + a1 b0 is one product of three times the depth, [a0 a0 a1] times [b1 b0 b0], which avoids adding three
+// results in memory.
 #pragma once
 
 #include "../system/bf16_terms.hpp"
@@ -8,7 +8,7 @@
 
 namespace throughtime::cuda {
 
-// The first number of each float twice and its second one once, as part number `second` of three.
+// Writes three parts: in part number `second` the second term of each float, in the other two the first term.
 template <class S>
 TT_KERNEL void split_thrice(const S* from, int64_t stride, int64_t columns, BFloat16* to, int64_t to_stride, int64_t part,
                             int second) {
@@ -19,7 +19,7 @@ TT_KERNEL void split_thrice(const S* from, int64_t stride, int64_t columns, BFlo
   for (int i = 0; i < 3; ++i) to[at.row * to_stride + i * part + at.column] = i == second ? terms[1] : terms[0];
 }
 
-// The matrix with three parts along the product's depth, which are rows of what is stored, or columns.
+// The matrix as three parts along the product's depth, which is its stored rows or columns.
 inline Matrix<const BFloat16> split_thrice(const Matrix<const float>& of, int64_t rows, int64_t columns, bool depth_is_rows,
                                            int second, Scratch& scratch, Stream stream) {
   BFloat16* const to = scratch.get<BFloat16>(3 * rows * columns);
@@ -28,7 +28,7 @@ inline Matrix<const BFloat16> split_thrice(const Matrix<const float>& of, int64_
   return {to, stride, of.transposed};
 }
 
-// multiply() with factors of so many numbers; 3: as they are.
+// multiply() with `terms` bfloat16 numbers per float32 factor; 3: all bits.
 template <class S, class O>
 void chunk_product(int64_t m, int64_t n, int64_t k, Matrix<const S> a, Matrix<const S> b, Matrix<O> c, bool adds, int terms,
                    Stream stream) {

@@ -1,5 +1,4 @@
-// The entries of a cell in a tensor type. They are instantiated in cells_*.cpp, a few cells in each, so that compilers work side
-// by side.
+// The entries of a cell for a tensor type. cells_*.cpp instantiate them, a few cells each, so that they compile in parallel.
 #pragma once
 
 #include "kernels.hpp"

@@ -1,4 +1,4 @@
-// What the entries of every cell are.
+// The definitions of the entries of every cell.
 #pragma once
 
 #include "../../cells/cells.hpp"

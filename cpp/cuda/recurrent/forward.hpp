@@ -1,4 +1,4 @@
-// One layer and direction, forward: chunk by chunk the product with x, then the steps.
+// One layer and direction, forward: for each chunk, the product with x, then the steps.
 #pragma once
 
 #include "projection.hpp"
@@ -10,7 +10,7 @@ namespace throughtime::cuda {
 template <class C, class S>
 class ForwardLoop {
  public:
-  // Where the results go, as ForwardSteps has them.
+  // Where the results go; see ForwardSteps.
   struct Targets {
     View<S> output{};
     PerStep<S> after[max_states];
@@ -25,11 +25,11 @@ class ForwardLoop {
     unit_rows = gather_unit_rows<C>(p, scratch, call.stream);
   }
 
-  // The state from which the next steps go on.
+  // Sets the state from which the next steps continue.
   void start(int i, const S* state) const { convert_array(p.B, state_size(p, i) / p.B, state, carried[i], call.stream); }
 
-  // Steps `first` to `last` - 1. The product of the next chunk overlaps with the steps of this one; it is
-  // queued after them, for a persistent launch needs its multiprocessors all at once.
+  // Runs steps `first` to `last` - 1. The product of the next chunk overlaps with the steps of this one. It is queued after
+  // them, because a persistent launch needs all its multiprocessors at once.
   void advance(int64_t first, int64_t last, const Targets& targets) const {
     SideStream side(call.stream, last - first > chunk);
     Chunk now = chunk_at(first, last);
@@ -61,7 +61,7 @@ class ForwardLoop {
   const Call call;
   int64_t chunk;
   Projection<C, S> projection;
-  float* projected[2];  // (chunk, B, G, H), in turns
+  float* projected[2];  // (chunk, B, G, H): double buffer
   float* carried[max_states];
   const float* unit_rows;
 };

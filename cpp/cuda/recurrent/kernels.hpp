@@ -1,5 +1,5 @@
-// The contract between the bindings and the CUDA backend. The problems are those of ../kernels.hpp, with all arrays on the device
-// and in the tensors' type; what the cell saves is (T, B, saved, H).
+// The contract between the bindings and the CUDA backend. The problems are those of cpp/kernels.hpp, with all arrays on the
+// device and in the tensors' type; the cell's saved values are (T, B, saved, H).
 #pragma once
 
 #include "../../kernels.hpp"
@@ -17,7 +17,7 @@ struct CellKernels {
   const char* name;
   int gates, states, saved;
   bool projects;
-  UnitParameter unit_parameters[max_unit_parameters];  // up to one without a name
+  UnitParameter unit_parameters[max_unit_parameters];  // ends before the first without a name
   Entries<float> f32;
   Entries<BFloat16> bf16;
   Entries<Float16> f16;

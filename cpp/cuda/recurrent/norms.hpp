@@ -1,6 +1,6 @@
-// The norm of what one step adds to a weight's gradient, without forming it: ||d^T x||_F^2 = <d d^T, x x^T>, two Gram matrices
-// of the batch; where the batch is so large that the gradient itself is smaller, or part of it takes no part, element by element
-// of that. A block finds a step's. All is float64, whose range holds products of four numbers of float32's.
+// The norm of each step's contribution to a weight's gradient, from two Gram matrices of the batch:
+// ||d^T x||_F^2 = <d d^T, x x^T>; or element by element, if the batch is so large that the contribution is smaller, or if some
+// of its elements are dropped. One block per step, in float64, whose range holds products of four float32 numbers.
 #pragma once
 
 #include "../../step/norms.hpp"
@@ -13,16 +13,16 @@ template <class S>
 struct WeightNorms {
   int64_t B, m, n;   // sequences; columns of delta and of the operand
   const S* delta;    // (steps, B, m)
-  const S* operand;  // (steps, B, n), rows `stride` apart; zeros where delta is
+  const S* operand;  // (steps, B, n), rows `stride` apart; rows are zero if those of delta are
   int64_t stride;
-  const uint8_t* dropped;  // (m, n), or null: where the gradient takes no part
+  const uint8_t* dropped;  // (m, n), or null: true for elements that are left out
   double* norms;           // (steps)
-  bool joins;              // the norm of this and of what `norms` holds
+  bool joins;              // combines the norm with that in `norms`
 
   TT_DEVICE const S* delta_row(int64_t b) const { return delta + (block() * B + b) * m; }
   TT_DEVICE const S* operand_row(int64_t b) const { return operand + (block() * B + b) * stride; }
 
-  // A warp for each pair of sequences.
+  // One warp per pair of sequences.
   TT_DEVICE double of_grams() const {
     double sum = 0;
     for (int64_t pair = thread() / warp_size; pair < B * B; pair += threads() / warp_size) {
@@ -64,7 +64,7 @@ TT_KERNEL void weight_norms(WeightNorms<S> of) {
   norm = root(square);
 }
 
-// Of a bias: rows (steps, B, columns), `stride` apart, summed over sequences.
+// The same for a bias: rows (steps, B, columns), `stride` apart, are summed over sequences.
 template <class From>
 TT_KERNEL void bias_norms(const From* rows, int64_t stride, int64_t B, int64_t columns, double* norms, bool joins) {
   double sum = 0;

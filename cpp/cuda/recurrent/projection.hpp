@@ -1,4 +1,4 @@
-// The input's part of the pre-activations of a chunk of timesteps, but for its bias, which whoever reads it adds: one product.
+// The input part of a chunk's pre-activations, as one product, without bias, which the reader adds.
 #pragma once
 
 #include "../../cells/cell.hpp"
@@ -31,7 +31,7 @@ class Projection {
   const Recurrence<S> p;
   int terms;
   int64_t stride;
-  S* gathered = nullptr;  // (chunk B, I), where x is no matrix as it stands
+  S* gathered = nullptr;  // (chunk B, I); only if x is not a matrix in memory
 };
 
 }  // namespace throughtime::cuda

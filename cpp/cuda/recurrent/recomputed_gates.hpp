@@ -1,5 +1,5 @@
-// What the steps of a chunk saved: again, from states that are all there. No step waits for another, so their products with h
-// are one.
+// Recomputes the saved values of a chunk's steps from states, which are all stored. The steps are independent, so one product
+// with h serves all.
 #pragma once
 
 #include "../../step/forward.hpp"
@@ -9,7 +9,7 @@
 
 namespace throughtime::cuda {
 
-// Rows are those of the chunk, in order of timesteps.
+// The rows of the chunk, in order of timesteps.
 template <class C, class S>
 struct RecomputedRows {
   static constexpr bool finishes = C::phases == Phases::two_products && !C::projects;
@@ -19,7 +19,7 @@ struct RecomputedRows {
   float *input, *recurrent, *second;  // (rows, G, H), (rows, R, H), (rows, P)
   const S *input_bias, *bias, *second_bias;
   const float* unit_rows;
-  S* middle;                           // (rows, H): what the second product multiplies with
+  S* middle;                           // (rows, H): the operand of the second product
   PerStep<const S> before[C::states];  // (B, P), (B, H)
   PerStep<S> into;                     // (B, saved, H)
 };
@@ -55,7 +55,7 @@ struct RecomputedAt {
 template <class C, class S>
 TT_DEVICE ForwardStep<C, RecomputedAt<C, S>> recomputed_step(const RecomputedRows<C, S>& all, int64_t row, int64_t j) {
   const Steps<S> steps{all.p, 0};
-  const int64_t b = row % all.p.B, step = steps.time(all.t0 + row / all.p.B);  // the inverse of itself
+  const int64_t b = row % all.p.B, step = steps.time(all.t0 + row / all.p.B);  // time() is its own inverse
   return {{all, row, j, step, b, steps.flags(step, b)}};
 }
 
@@ -99,7 +99,7 @@ class RecomputedGates {
     into = scratch.get<S>(chunk * p.B * C::saved * p.H);
   }
 
-  // `hidden` (rows, P): h before each step, zeros where an episode starts.
+  // `hidden` (rows, P): h before each step, zeros at the start of an episode.
   PerStep<S> run(const Chunk& chunk, const S* hidden, const StateRows<S>& states) {
     const int64_t count = chunk.count() * p.B, columns = C::recurrent * p.H;
     rows.t0 = chunk.t0;

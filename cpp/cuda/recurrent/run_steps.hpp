@@ -1,4 +1,4 @@
-// A stretch of steps: as one persistent launch where there is one for it, else step by step.
+// Runs a stretch of steps: as one persistent launch if possible, else step by step.
 #pragma once
 
 #include "../persistent/persistent.hpp"
@@ -9,7 +9,7 @@
 
 namespace throughtime::cuda {
 
-// Whether `persistent` has run the steps; an error where it had to and could not.
+// Whether `persistent` has run the steps. Throws if the mode requires that and it could not.
 template <class C, class S, class Persistent>
 bool runs_persistent(const Recurrence<S>& p, const Call& call, const Persistent& persistent) {
   if (call.mode == Mode::stepwise) return false;

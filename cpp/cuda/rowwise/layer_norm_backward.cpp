@@ -1,5 +1,5 @@
-// Backward of layer_norm.hpp: every block has a part of dweight and dbias, and a second kernel adds these. All sums have one
-// order, which N, F and the number of multiprocessors decide.
+// Backward of layer_norm.hpp: each block computes a part of dweight and dbias, and a second kernel adds the parts. The order of
+// all sums depends only on N, F and the number of multiprocessors.
 #include "../system/launch.hpp"
 #include "layer_norm_long_rows.hpp"
 #include "layer_norm_walk.hpp"
@@ -12,7 +12,7 @@ namespace {
 
 constexpr int small_rows_threads = 256;
 
-// A lane has a column, a warp every so many of the parts.
+// Each lane handles one column; warps stride over the parts.
 template <class S>
 TT_KERNEL TT_LAUNCH_BOUNDS(most_row_threads, 2) void add_parts(LayerNormBackward<S> p, const float* parts, int count) {
   const int lane = thread() % warp_size, warp = thread() / warp_size, warps = threads() / warp_size;
@@ -35,14 +35,14 @@ void add_all_parts(const LayerNormBackward<S>& p, const float* parts, int count,
   launch(stream, shape, add_parts<S>, p, parts, count);
 }
 
-// Blocks of a multiprocessor, and their stages: threads enough, but at least two stages where one block has them. No stages: a
-// multiprocessor has too little shared memory for a single one.
+// Blocks per multiprocessor, and stages per block. Blocks are reduced until each has two stages, or to one. No stages: the
+// shared memory of a multiprocessor is too small for one.
 struct Resident {
   int blocks, stages;
 };
 
 Resident plan_stages(int blocks, int64_t fixed_bytes, int64_t stage_bytes) {
-  constexpr int64_t own = 1 << 10;  // of every block, the system's
+  constexpr int64_t own = 1 << 10;  // bytes that the system reserves per block
   const auto fitting = [&](int blocks) {
     return int(std::min<int64_t>(((device().shared_bytes + own) / blocks - own - fixed_bytes) / stage_bytes, most_stages));
   };
@@ -50,7 +50,7 @@ Resident plan_stages(int blocks, int64_t fixed_bytes, int64_t stage_bytes) {
   return {blocks, std::max(0, fitting(blocks))};
 }
 
-// False: the rows are too long for the device's shared memory; nothing was done then.
+// Returns false, with nothing done, if the rows are too long for the device's shared memory.
 template <class S, int E, int V>
 bool walk_rows(const LayerNormBackward<S>& p, const RowPlan& plan, int64_t blocks_by_force, Stream stream) {
   const int64_t array = Stages<Word<S, E>, V>::array_bytes(plan.threads), stage = array * (p.d_sum ? 3 : 2);

@@ -1,5 +1,5 @@
-// Forward of layer_norm.hpp: threads hold their part of a row between the passes over it, and many rows at once on a
-// multiprocessor hide each other's latency (64 registers a thread: 1024 threads, up to 128 KB on their way).
+// Forward of layer_norm.hpp: threads hold their part of a row in registers between passes. Many rows at once on a
+// multiprocessor hide each other's latency (64 registers per thread: 1024 threads, up to 128 KB in flight).
 #include "../system/launch.hpp"
 #include "layer_norm_row.hpp"
 
@@ -11,8 +11,8 @@ namespace {
 
 constexpr int small_rows_threads = 256;
 
-// x + scale branch, as S has it: the pieces of one row that a thread has. V are held in registers; V = 0: as many as there are,
-// added again whenever they are asked for.
+// x + scale branch, rounded to S: a thread's pieces of one row. V pieces are held in registers; V = 0: any number of pieces,
+// recomputed in each pass.
 template <class S, int E, int V>
 class Sum {
  public:
@@ -32,7 +32,7 @@ class Sum {
     return s[0];
   }
 
-  // body(place in the array, the E numbers there)
+  // Calls body(position in the row, the E numbers there) for each piece.
   template <class Body>
   TT_DEVICE void each(const Body& body) const {
     if constexpr (V > 0)
@@ -78,9 +78,9 @@ class Sum {
   W held[V ? V : 1];
 };
 
-// The mean as far as a float holds it, from differences from the first number: where all are equal, these are exactly zero. Then
-// the rest of the mean, and the variance: differences from a number next to the mean lose no digits but those that the whole row
-// shares.
+// First the mean, rounded to float, from differences from the first number, which are exactly zero if all numbers are equal.
+// Then the mean's rounding error and the variance, from differences from the rounded mean, which cancel only the digits that
+// the whole row shares.
 template <class S, int E, int V>
 TT_DEVICE RowStatistics measure(const Sum<S, E, V>& sum, RowThreads& of, float F, float eps, float unit) {
   const float first = sum.first() * unit;
@@ -103,8 +103,7 @@ TT_DEVICE RowStatistics measure(const Sum<S, E, V>& sum, RowThreads& of, float F
   return {high, low, rstd > RowUnit<float>::most ? RowUnit<float>::most : rstd, unit};
 }
 
-// In units that suit the rows; those of a warp are measured together. Squares of Float16 are always
-// in range.
+// Repeats in a better unit if any row of the warp has one. Squares of Float16 are always in range.
 template <class S, int E, int V>
 TT_DEVICE RowStatistics measure(const Sum<S, E, V>& sum, RowThreads& of, float F, float eps) {
   if constexpr (__is_same(S, Float16)) return measure(sum, of, F, eps, 1);

@@ -1,11 +1,11 @@
-// Backward of LayerNorm for rows that registers do not hold: each number is read twice more, from L2 if it is still there.
+// Backward of LayerNorm for rows that do not fit in registers: each number is read twice more, from L2 if it is still there.
 #pragma once
 
 #include "layer_norm_row.hpp"
 
 namespace throughtime::cuda {
 
-// dx, a block for each row.
+// dx, one block per row.
 template <class S, int E>
 TT_KERNEL TT_LAUNCH_BOUNDS(most_row_threads, 2) void backward_long_rows(LayerNormBackward<S> p) {
   RowThreads of(threads());
@@ -36,7 +36,7 @@ TT_KERNEL TT_LAUNCH_BOUNDS(most_row_threads, 2) void backward_long_rows(LayerNor
   }
 }
 
-// The parts of dweight and dbias: a thread sums a column over its block's stretch of rows.
+// The parts of dweight and dbias: each thread sums a column over its block's stretch of rows.
 template <class S>
 TT_KERNEL TT_LAUNCH_BOUNDS(most_row_threads, 2) void sum_columns(LayerNormBackward<S> p, float* parts, int stretches) {
   const int64_t j = int64_t(block()) * threads() + thread();

@@ -1,4 +1,4 @@
-// What forward and backward of LayerNorm share.
+// The common part of forward and backward of LayerNorm.
 #pragma once
 
 #include "../../row_unit.hpp"
@@ -7,9 +7,9 @@
 
 namespace throughtime::cuda {
 
-// What a backward needs of a row.
+// Stored by the forward for the backward.
 struct RowStatistics {
-  float high, low, rstd;  // of the row times `unit`
+  float high, low, rstd;  // of the row times `unit`; the mean is high + low
   float unit;
 
   TT_DEVICE float normalise(float s) const { return (s * unit - high - low) * rstd; }
@@ -17,7 +17,7 @@ struct RowStatistics {
   TT_DEVICE void store(float* to) const { to[0] = high, to[1] = low, to[2] = rstd, to[3] = unit; }
   TT_DEVICE static RowStatistics load(const float* from) { return {from[0], from[1], from[2], from[3]}; }
 
-  // The unit that suits the row. Numbers of 1 and above whose squares underflow are all equal, and good as they are.
+  // The unit that suits the row: 1 also if squares underflow around a mean of 1 or more, because all numbers are equal then.
   TT_DEVICE float better_unit() const {
     if (!(rstd > 0)) return RowUnit<float>::large;
     return rstd > RowUnit<float>::most_rstd && high < 1 && high > -1 ? RowUnit<float>::small : 1.0f;

@@ -1,9 +1,9 @@
-// Backward of LayerNorm by blocks that stay for as long as there are rows: each walks over its own stretch of them, and its
-// threads keep their columns' parts of dweight and dbias in registers.
+// Backward of LayerNorm by resident blocks: each walks over its own stretch of rows, and its threads keep their columns' parts
+// of dweight and dbias in registers.
 //
-// Rows to come are on their way into shared memory while one is worked at. A piece comes to the thread that asked for it, so that
-// this needs no barrier. A stage is about 768 pieces of 16 bytes of each array on a multiprocessor, 36 KB, and all stages but the
-// one that is worked at are in flight; 3.35 TB/s and a latency of 1 us want 25 KB of each of 132.
+// Rows are prefetched into shared memory while others are processed. Each thread copies its own pieces, so that no barrier is
+// needed. A stage is about 768 pieces of 16 bytes of each array per multiprocessor, 36 KB, and all stages except the one being
+// processed are in flight; 3.35 TB/s and a latency of 1 us need 25 KB on each of 132 multiprocessors.
 #pragma once
 
 #include "layer_norm_row.hpp"
@@ -13,7 +13,7 @@ namespace throughtime::cuda {
 constexpr int pieces_of_stage = 768, resident_threads = 512, most_stages = 4;
 enum Incoming { d_normalised, sum, d_sum };
 
-// In shared memory, for every thread its pieces of the weight, then of the rows of each stage.
+// Shared memory: each thread's pieces of the weight, then of the rows of each stage.
 template <class W, int V>
 class Stages {
  public:
@@ -129,8 +129,8 @@ class Walk {
     words<S, E>(p.d_branch)[piece] = to_word<S, E>(s);
   }
 
-  // Of the rows of a warp, then of the warps, one half to the other. Half of the parts take no more memory than two arrays'
-  // pieces.
+  // Adds the parts of the rows within a warp, then those of one half of the warps to the other half. Half of the parts need no
+  // more memory than the pieces of two arrays.
   TT_DEVICE void add_rows() {
     for (int mask = of.width; mask < warp_size; mask *= 2) each([mask](float& part, int) { part += shuffle_xor(part, mask); });
     float* const memory = reinterpret_cast<float*>(shared_memory() + RowThreads::shared_bytes);

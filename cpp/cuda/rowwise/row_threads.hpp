@@ -1,5 +1,5 @@
-// A row of F numbers spread over threads. It is cut into pieces of E numbers, each one load; a thread has every `width`-th piece.
-// The `width` threads of a row are lanes of one warp, a power of two of them, or a whole block.
+// A row of F numbers spread over threads. It is cut into pieces of E numbers, each one load; a thread has every `width`-th
+// piece. The `width` threads of a row are a power of two lanes of one warp, or a whole block.
 #pragma once
 
 #include "../system/device.hpp"
@@ -21,7 +21,7 @@ struct WordOf<16> {
   using type = uint4;
 };
 
-// E numbers of type S as they lie in memory.
+// E numbers of type S as one word of memory.
 template <class S, int E>
 using Word = typename WordOf<int(sizeof(S)) * E>::type;
 
@@ -50,11 +50,11 @@ TT_DEVICE Word<S, E> to_word(const float (&from)[E]) {
   return word;
 }
 
-// Of a block; V pieces a thread want the more registers the larger V is, but small rows' kernels want many threads.
+// Threads per block. Larger V needs more registers per thread; kernels for short rows need more threads.
 constexpr int most_row_threads = 512;
 constexpr int threads_per_block(int V) { return V == 1 || V == 2 ? 256 : most_row_threads; }
 
-// Which row of the block a thread has a part in, and which part.
+// A thread's row in the block, and its rank in the row.
 class RowThreads {
  public:
   static constexpr int64_t shared_bytes = 2 * most_row_threads / warp_size * 2 * sizeof(float);
@@ -62,7 +62,7 @@ class RowThreads {
   TT_DEVICE explicit RowThreads(int of_row)
       : width(of_row), row(thread() / of_row), rank(thread() % of_row), slots(reinterpret_cast<float*>(shared_memory())) {}
 
-  // The sums of n numbers over the row's threads, in one order, the same bits in all of them. All threads of the block take part.
+  // Sums n numbers over the row's threads, in a fixed order: the same bits in all of them. All threads of the block take part.
   template <int n>
   TT_DEVICE void sum(float (&values)[n]) {
     static_assert(n <= 2);
@@ -75,7 +75,7 @@ class RowThreads {
   const int width, row, rank;
 
  private:
-  // Sums take turns with two places, so that a barrier each is enough.
+  // Successive sums alternate between two slots, so that one barrier per sum is enough.
   template <int n>
   TT_DEVICE void sum_warps(float (&values)[n]) {
     float* const slot = slots + buffer * (most_row_threads / warp_size * 2);
@@ -92,14 +92,14 @@ class RowThreads {
   int buffer = 0;
 };
 
-// How rows are spread: V pieces of E numbers a thread; V = 0: more than registers hold.
+// How rows are spread: V pieces of E numbers per thread; V = 0: more than fit in registers.
 struct RowPlan {
   int E, V, width;
-  int threads;  // of a block: `width`, or several rows'
+  int threads;  // per block: `width`, or those of several rows
   int together() const { return threads / width; }
 };
 
-// `aligned`: all rows begin at a multiple of 16 bytes. Small rows share a block of so many threads.
+// `aligned`: all rows begin at a multiple of 16 bytes. Short rows share a block of `small_rows_threads` threads.
 template <class S>
 RowPlan plan_rows(int64_t F, bool aligned, int small_rows_threads) {
   const int E = aligned ? 16 / int(sizeof(S)) : 1;
@@ -110,7 +110,7 @@ RowPlan plan_rows(int64_t F, bool aligned, int small_rows_threads) {
     while (width < needed && width < warp_size) width *= 2;
     if (needed > warp_size) width = (needed + warp_size - 1) / warp_size * warp_size;
     if (width > most_row_threads) return {E, 0, most_row_threads, most_row_threads};
-    // Many loads a thread, if they are whole cache lines and no quarter of the places is empty.
+    // Many loads per thread, if these are whole cache lines and less than a quarter is empty.
     const bool good = width >= 8 && 4 * pieces > 3 * V * width;
     if (good || V == 1 || E == 1) return {E, V, int(width), width > warp_size ? int(width) : small_rows_threads};
   }

@@ -1,4 +1,4 @@
-// One unit of one sequence at one step: its numbers between memory and the cell.
+// One unit of one sequence at one step: loads and stores of the cell's numbers.
 #pragma once
 
 #include "../../cells/cell.hpp"
@@ -18,7 +18,7 @@ TT_DEVICE void store_unit(To* rows, int64_t H, int64_t j, const float* values) {
   for (int k = 0; k < n; ++k) from_float(values[k], rows[k * H + j]);
 }
 
-// The same of a product, with its bias, which may be null.
+// The same for a product plus its bias, which may be null.
 template <int n, class S>
 TT_DEVICE void load_product(const float* rows, const S* bias, int64_t H, int64_t j, float* values) {
   load_unit<n>(rows, H, j, values);

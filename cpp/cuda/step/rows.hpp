@@ -1,4 +1,4 @@
-// Rows of many sequences and timesteps: gathered, scattered, converted and summed. Row r of a chunk that begins at timestep t0 is
+// Gathers, scatters, converts and sums rows of many sequences and timesteps. Row r of a chunk that begins at timestep t0 is
 // sequence r % B at timestep t0 + r / B.
 #pragma once
 
@@ -29,12 +29,12 @@ TT_KERNEL void add_to_row(const From* from, float* to, int64_t columns) {
   if (at.column < columns) to[at.column] += to_float(from[at.column]);
 }
 
-// Rows of a chunk, in or out of an array by timestep.
+// Rows of a chunk in an array that is indexed by timestep.
 template <class S>
 struct ChunkRows {
   Recurrence<S> p;
   int64_t t0, columns;
-  int without;  // the flags under which a row is zeros
+  int without;  // a row with one of these flags counts as zeros
 
   TT_DEVICE bool idle(int64_t row) const {
     const Steps<S> steps{p, 0};
@@ -47,7 +47,7 @@ struct ChunkRows {
   }
 };
 
-// Zeros whatever a row holds that takes no part (padding may be NaN).
+// Excluded rows become zeros, whatever they hold (padding may be NaN).
 template <class S>
 TT_KERNEL void gather_rows(ChunkRows<S> of, View<const S> from, S* to) {
   const GridPosition at = grid_position(of.columns);
@@ -66,14 +66,14 @@ TT_KERNEL void scatter_rows(ChunkRows<S> of, const float* from, View<S> to, bool
   from_float(adds ? part + to_float(target) : part, target);
 }
 
-// The distance of all rows of a view where that is one, as in a matrix; else 0.
+// The stride of a view's rows if they are equally spaced, as in a matrix; else 0.
 template <class S>
 int64_t matrix_stride(const View<S>& of, int64_t B, int64_t columns) {
   const int64_t stride = B == 1 ? of.time : of.batch;
   return stride >= columns && of.time == B * stride ? stride : 0;
 }
 
-// Sums of columns in two stages: parts of the rows, then the parts.
+// Sums columns in two stages: within parts of the rows, then over the parts.
 constexpr int rows_of_part = 64, most_parts = 256;
 
 template <class From>

@@ -1,4 +1,4 @@
-// Parameters that each unit has for itself, as float32 in rows: (values, H).
+// Parameters of each unit, as float32 in rows: (values, H).
 #pragma once
 
 #include "../../step/unit_parameters.hpp"

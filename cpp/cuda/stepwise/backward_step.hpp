@@ -1,5 +1,5 @@
-// The pointwise part of one step, backward: what the states after the step receive goes through the cell, to the gradients of the
-// products (delta) and to the states before. Then a product carries delta on to h.
+// The pointwise part of one step, backward: turns the gradients of the states after the step into the gradients of the products
+// (delta) and of the states before. Then a product carries delta to h.
 #pragma once
 
 #include "../../step/backward.hpp"
@@ -12,9 +12,9 @@ namespace throughtime::cuda {
 template <class C, class S>
 struct StepwiseBackward {
   BackwardSteps<S> of;
-  float* through;      // (B, P): what the step after sends back to h through its product
-  bool is_carried;     // whether of.carried has that already
-  float* d_middle;     // (B, H): gradient of what the second product multiplied with
+  float* through;      // (B, P): the gradient of h through the next step's product
+  bool is_carried;     // whether of.carried already includes it
+  float* d_middle;     // (B, H): gradient of the second product's operand
   float* row_scratch;  // (B, C::row_scratch, H)
   int64_t step;
 
@@ -26,7 +26,7 @@ struct StepwiseBackward {
   TT_DEVICE int64_t width(int i) const { return i == 0 ? of.p.P : of.p.H; }
   TT_DEVICE float& carried(int i, int64_t b, int64_t j) const { return of.carried[i][b * width(i) + j]; }
 
-  // All that h receives from the step after, whose product is not added where no gradient crosses, whatever the weights hold.
+  // The gradient of h from later steps. If none crosses, the next step's product is left out, whatever the weights hold.
   TT_DEVICE float recurrent_gradient(int64_t b, int64_t q) const {
     const float own = carried(0, b, q);
     return is_carried || !crosses(flags(step + 1, b)) ? own : own + through[b * of.p.P + q];
@@ -92,7 +92,7 @@ TT_DEVICE BackwardStep<C, BackwardAt<C, S>> backward_step(const StepwiseBackward
   return {{all, b, j, all.flags(all.step, b)}};
 }
 
-// A row whose gradients go where they belong.
+// A whole row, whose gradients the step stores.
 template <class C, class S>
 struct BackwardRow : WholeRow<C> {
   using WholeRow<C>::has, WholeRow<C>::unit, WholeRow<C>::H;
@@ -162,7 +162,7 @@ TT_KERNEL void backward_whole_row(StepwiseBackward<C, S> all) {
   }
 }
 
-// All that h before the stretch receives, where it is looked for.
+// Stores in `carried` the total gradient of h before the stretch.
 template <class C, class S>
 TT_KERNEL void backward_end(StepwiseBackward<C, S> all) {
   const GridPosition of = grid_position(all.of.p.P);

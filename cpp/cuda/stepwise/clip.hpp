@@ -1,4 +1,4 @@
-// Clipping of what is carried from one step into another, per sequence, by its norm in float64 (step/norms.hpp).
+// Clips the gradient that is carried from step to step, per sequence, by its norm in float64 (step/norms.hpp).
 #pragma once
 
 #include "../../step/norms.hpp"
@@ -6,7 +6,7 @@
 
 namespace throughtime::cuda {
 
-// Takes place before the step; a block for each sequence.
+// Runs before the step, one block per sequence.
 template <class C, class S>
 TT_KERNEL void clip_carried(StepwiseBackward<C, S> all) {
   const Backward<S>& p = all.of.p;

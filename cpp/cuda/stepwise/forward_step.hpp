@@ -1,5 +1,5 @@
-// The pointwise part of one step, forward: after the product with h the cell, and where it has one the second phase. Knows no
-// equation; the cell knows no memory.
+// The pointwise part of one step, forward: the cell after the product with h, and its second phase, if any. Contains no
+// equations; the cell contains no addresses.
 #pragma once
 
 #include "../../step/forward.hpp"
@@ -15,8 +15,8 @@ struct StepwiseForward {
   const S *input_bias, *bias, *second_bias;  // of the products with x and h; may be null
   float* recurrent;                          // (B, R, H): W_hh h of the step
   float* second;                             // (B, P): the second product
-  S* hidden;                                 // (B, P): h before the step, as its product takes it
-  S* middle;                                 // (B, H): what the second product multiplies with
+  S* hidden;                                 // (B, P): h before the step, the operand of its product
+  S* middle;                                 // (B, H): the operand of the second product
   float* row_scratch;                        // (B, C::row_scratch, H)
   int64_t step;
 
@@ -35,7 +35,7 @@ struct StepwiseForward {
 template <class C, class S>
 struct ForwardAt {
   using V = float;
-  static constexpr bool keeps_first_phase = false;  // to compute it again is less than to store it
+  static constexpr bool keeps_first_phase = false;  // recomputing it is cheaper than storing it
 
   const StepwiseForward<C, S>& all;
   int64_t b, j;
@@ -78,7 +78,7 @@ TT_DEVICE ForwardStep<C, ForwardAt<C, S>> forward_step(const StepwiseForward<C, 
   return {{all, b, j, flags}};
 }
 
-// A row whose states go where the step stores them.
+// A whole row, whose states the step stores.
 template <class C, class S>
 struct ForwardRow : WholeRow<C> {
   using WholeRow<C>::has, WholeRow<C>::unit, WholeRow<C>::H;
@@ -101,7 +101,7 @@ struct ForwardRow : WholeRow<C> {
   }
 };
 
-// h as the product of the first step takes it.
+// Stores h before the first step as the operand of its product.
 template <class C, class S>
 TT_KERNEL void forward_start(StepwiseForward<C, S> all) {
   const int64_t P = all.of.p.P;

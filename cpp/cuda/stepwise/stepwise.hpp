@@ -1,5 +1,5 @@
-// Steps by launches: for each one the product with h and a kernel for the cell; for cells with two phases both twice. It runs
-// every cell and every option of any size.
+// Runs each step as launches: the product with h and a kernel for the cell; both twice for cells with two phases. It supports
+// every cell, option and size.
 #pragma once
 
 #include "../step/unit_parameters.hpp"

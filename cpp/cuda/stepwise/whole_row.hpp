@@ -1,5 +1,5 @@
-// One sequence at one step, for cells that see all of its units at once: what the rows of both time loops have. A block works on
-// a row, its threads stride over the units; all of them take part in a total.
+// One sequence at one step, for cells that see all its units at once: the common part of the rows of both time loops. A block
+// processes a row, its threads stride over the units, and all of them take part in a total.
 #pragma once
 
 #include "../system/grid.hpp"
@@ -28,7 +28,7 @@ struct WholeRow {
   TT_DEVICE static float total(float value) { return over_block(value, reinterpret_cast<float*>(shared_memory()), Add()); }
 };
 
-// A block for each sequence.
+// One block per sequence.
 inline Launch over_sequences(int64_t B, int64_t units) {
   const int threads = threads_for(units);
   return {int(B), 1, threads, int64_t(threads / warp_size * sizeof(double))};

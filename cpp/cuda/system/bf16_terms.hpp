@@ -1,4 +1,4 @@
-// Floats as sums of the 16-bit numbers that the tensor cores multiply.
+// Splits floats into sums of the 16-bit numbers that the tensor cores multiply.
 #pragma once
 
 #include "launch.hpp"
@@ -17,8 +17,8 @@ struct FactorOf<Float16> {
 template <class S>
 using Factor = typename FactorOf<S>::type;
 
-// The value as a sum of so many numbers, each the nearest to what is left; near the largest float that would be infinity, and the
-// number is cut off instead. A NaN becomes one whose bits are not all ones, for those mark memory that is not yet written.
+// Writes the value as a sum of `terms` numbers, each the nearest to the remainder. A bfloat16 that would round to infinity is
+// truncated instead, if more terms follow. A NaN becomes one whose bits are not all ones, which mark unwritten memory.
 template <class S, int terms>
 TT_DEVICE void split(float value, Factor<S> (&parts)[terms]) {
   for (int i = 0; i < terms; ++i) {

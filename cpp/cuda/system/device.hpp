@@ -1,7 +1,7 @@
-// What kernels use of the machine they run on: the threads of a block, warp, block and cluster barriers, tensor cores, and memory
-// that other blocks write meanwhile. Built by nvcc this is the GPU; by another compiler it is stand_in.hpp, which runs the same
-// kernels on the CPU, so that their logic is tested where there is no GPU. Blocks are one-dimensional; shared memory is dynamic
-// and a kernel's own to divide.
+// The interface of kernels to the machine: threads of a block; warp, block and cluster barriers; tensor cores; and memory that
+// other blocks write concurrently. nvcc compiles it for the GPU. With other compilers, stand_in.hpp runs the same kernels on
+// the CPU, so that their logic is tested without a GPU. Blocks are one-dimensional; shared memory is dynamic, and each kernel
+// divides its own.
 #pragma once
 
 #include <stddef.h>
@@ -47,12 +47,12 @@ TT_DEVICE T shuffle_xor(T value, int mask) {
 }
 TT_DEVICE bool any_of_warp(bool value) { return __any_sync(0xffffffffu, value); }
 
-// Of the blocks of a cluster, neighbours in x. What was written before `arrive` is seen by who has waited.
+// Barrier of a cluster, whose blocks are neighbours in x. Writes before `arrive` are visible after `wait`.
 #if __CUDA_ARCH__ >= 900
 TT_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 TT_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 
-// Into the shared memory of block `rank` of the cluster, at the place that `own` is in this block's.
+// Stores into the shared memory of block `rank` of the cluster, at the offset that `own` has in this block's.
 TT_DEVICE void store_remote(uint4* own, int rank, uint4 value) {
   asm volatile(
       "{ .reg .u32 far; mapa.shared::cluster.u32 far, %0, %1; st.shared::cluster.v4.u32 [far], {%2, %3, %4, %5}; }" ::"r"(
@@ -60,13 +60,13 @@ TT_DEVICE void store_remote(uint4* own, int rank, uint4 value) {
       "r"(rank), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w)
       : "memory");
 }
-#else  // a cluster is one block
+#else  // no clusters: one block each
 TT_DEVICE void cluster_arrive() {}
 TT_DEVICE void cluster_wait() { __syncthreads(); }
 TT_DEVICE void store_remote(uint4* own, int, uint4 value) { *own = value; }
 #endif
 
-// Memory that other blocks write while this one reads: past the multiprocessor's own cache. A word of four bytes is seen whole.
+// Relaxed accesses to memory that other blocks write concurrently; they bypass L1. Words of four bytes do not tear.
 TT_DEVICE uint2 load_relaxed(const uint2* from) {
   uint2 value;
   asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];" : "=r"(value.x), "=r"(value.y) : "l"(from) : "memory");
@@ -90,7 +90,7 @@ TT_DEVICE void store_relaxed(uint32_t* to, uint32_t value) {
 }
 TT_DEVICE void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
-// What is read once does not take the place of what is read again in the multiprocessor's own cache.
+// Loads data that is read only once, without evicting other data from L1.
 TT_DEVICE uint4 load_once(const uint4* from) {
   uint4 value;
   asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -103,15 +103,15 @@ TT_DEVICE T load_once(const T* from) {
   return *from;
 }
 
-// Copies of this thread from memory into its block's shared memory, in groups. `copies_wait` returns when all but the last `left`
-// groups have arrived; the thread sees its own ones then, others after a barrier.
+// This thread's asynchronous copies from memory into shared memory, in groups. `copies_wait` returns when all but the last
+// `left` groups have arrived. This thread then sees them; other threads see them after a barrier.
 TT_DEVICE void copy_async(uint4* to, const uint4* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(uint32_t(__cvta_generic_to_shared(to))), "l"(from) : "memory");
 }
 TT_DEVICE void copy_async(uint32_t* to, const uint32_t* from) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(uint32_t(__cvta_generic_to_shared(to))), "l"(from) : "memory");
 }
-TT_DEVICE void copy_async(uint16_t* to, const uint16_t* from) { *to = *from; }  // the hardware has none so small
+TT_DEVICE void copy_async(uint16_t* to, const uint16_t* from) { *to = *from; }  // cp.async copies at least 4 bytes
 TT_DEVICE void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 TT_DEVICE void copies_wait(int left) {
   if (left <= 0) asm volatile("cp.async.wait_group 0;" ::: "memory");
@@ -120,7 +120,7 @@ TT_DEVICE void copies_wait(int left) {
   else asm volatile("cp.async.wait_group 3;" ::: "memory");
 }
 
-TT_DEVICE void pause() {}  // between two looks at memory that another block is to write
+TT_DEVICE void pause() {}  // between two polls of memory that another block will write
 
 TT_DEVICE uint32_t bits_of(float value) { return __float_as_uint(value); }
 TT_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
@@ -136,8 +136,8 @@ TT_DEVICE void from_float(float value, Float16& to) { to.bits = __half_as_ushort
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])             \
                : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y))
 
-// c += a b on the tensor cores: a (16, 16) in rows, b (16, 8) in columns, c (16, 8), each spread over the warp as PTX has it for
-// mma.m16n8k16. All lanes take part.
+// c += a b on the tensor cores: a (16, 16) row-major, b (16, 8) column-major, c (16, 8), each spread over the warp as PTX
+// defines for mma.m16n8k16. All lanes take part.
 template <class S>
 TT_DEVICE void multiply_add(float (&c)[4], uint4 a, uint2 b) {
   if constexpr (__is_same(S, Float16)) TT_MULTIPLY_ADD("f16");
@@ -164,7 +164,7 @@ TT_DEVICE void multiply_add(float (&c)[4], uint4 a, uint2 b) {
       const int of_a = row % 8 * 4 + k % 8 / 2, of_b = column * 4 + k % 8 / 2;
       c[i] += number(shown[of_a][row / 8 + k / 8 * 2], k % 2) * number(shown[of_b][4 + k / 8], k % 2);
     }
-    if (c[i] != c[i]) c[i] = float_of(0xffffffff);  // the NaN that passes for memory nobody has written
+    if (c[i] != c[i]) c[i] = float_of(0xffffffff);  // the worst NaN: the one that marks unwritten memory
   }
 }
 

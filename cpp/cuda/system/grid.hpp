@@ -1,15 +1,15 @@
-// Grids over rows and columns: a thread for each column of a row, columns side by side.
+// Grids over rows and columns: one thread per column of a row; neighbouring threads have neighbouring columns.
 #pragma once
 
 #include "launch.hpp"
 
 namespace throughtime::cuda {
 
-constexpr int most_block_threads = 256;  // of a block
+constexpr int most_block_threads = 256;
 
 TT_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Threads for so many columns: whole warps, no more than a block may have.
+// Threads of a block for that many columns: whole warps, at most most_block_threads.
 inline int threads_for(int64_t columns) {
   return columns < most_block_threads ? int(ceil_div(columns, warp_size)) * warp_size : most_block_threads;
 }

@@ -13,12 +13,12 @@ namespace throughtime::cuda {
 struct Launch {
   int blocks = 1, blocks_y = 1, threads = 256;
   int64_t shared = 0;        // bytes of dynamic shared memory
-  int cluster = 1;           // blocks of a cluster, neighbours in x
-  bool cooperative = false;  // all blocks at once, for they wait for each other
+  int cluster = 1;           // blocks per cluster, neighbours in x
+  bool cooperative = false;  // all blocks run at once, because they wait for each other
 };
 
 #if defined(__CUDACC__)
-// As the driver takes it. It points into itself.
+// The launch in the driver's form. It points into itself.
 struct LaunchConfig {
   cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t config{};
@@ -36,7 +36,7 @@ struct LaunchConfig {
       attribute.id = cudaLaunchAttributeCooperative;
       attribute.val.cooperative = 1;
     }
-    if (shape.shared > 48 << 10) {  // all that there is: another thread may launch the same kernel with more
+    if (shape.shared > 48 << 10) {  // the device's maximum, because another thread may launch the same kernel with more
       const int most = int(device().shared_bytes);
       check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most), "shared memory");
     }
@@ -61,9 +61,9 @@ void launch(Stream stream, const Launch& shape, void (*kernel)(Parameters...), c
 #endif
 }
 
-// How many clusters of this launch the device runs side by side; 0: it runs none, or the kernel was compiled without them. The
-// latter is asked by ptxVersion, which is what __CUDA_ARCH__ was (90 for sm_90a); binaryVersion is 90 as well where the driver
-// translates PTX of compute_80 for a device that has clusters.
+// Number of clusters of this launch that fit on the device at once; 0 if none fit or the kernel was compiled without clusters.
+// ptxVersion shows the latter: it is __CUDA_ARCH__ (90 for sm_90a); binaryVersion is 90 also if the driver translated PTX of
+// compute_80 for a device with clusters.
 template <class Kernel>
 int clusters_at_once(const Launch& shape, Kernel* kernel) {
 #if defined(__CUDACC__)

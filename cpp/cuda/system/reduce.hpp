@@ -1,5 +1,5 @@
-// Sums and maxima over a warp and over a block, the same bits in every run and in every thread: pairs in a fixed order. All
-// threads take part.
+// Sums and maxima over a warp and over a block, in a fixed order: the same bits in every run and in every thread. All threads
+// must take part.
 #pragma once
 
 #include "device.hpp"
@@ -25,7 +25,7 @@ TT_DEVICE T over_warp(T value, Combine combine) {
   return value;
 }
 
-// `room`, in shared memory, holds a number for each warp.
+// `room` is shared memory for one number per warp.
 template <class T, class Combine>
 TT_DEVICE T over_block(T value, T* room, Combine combine) {
   value = over_warp(value, combine);
@@ -33,7 +33,7 @@ TT_DEVICE T over_block(T value, T* room, Combine combine) {
   sync_block();
   value = room[0];
   for (int warp = 1; warp < threads() / warp_size; ++warp) value = combine(value, room[warp]);
-  sync_block();  // the room may be used again
+  sync_block();  // now the room may be reused
   return value;
 }
 

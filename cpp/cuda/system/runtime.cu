@@ -1,5 +1,5 @@
-// The runtime on a GPU. cuBLAS is not linked: it is found in what the process has loaded (torch brings one) or in the library
-// that load_blas is given, so that the extension needs nothing but the driver.
+// The runtime on a GPU. cuBLAS is not linked, so that the extension needs only the driver: load_blas finds it among the
+// libraries that the process has loaded (torch loads one), or in the library that it is given.
 #include "runtime.hpp"
 
 #include <cuda_runtime.h>
@@ -13,7 +13,7 @@ namespace throughtime::cuda {
 
 void check(int error, const char* what) {
   if (!error) return;
-  cudaGetLastError();  // the next call starts clean
+  cudaGetLastError();  // clears the error for the next call
   const auto code = cudaError_t(error);
   throw std::runtime_error(std::string("CUDA: ") + what + ": " + cudaGetErrorString(code));
 }
@@ -30,11 +30,11 @@ Device describe(int id) {
   cudaDeviceProp of;
   check(cudaGetDeviceProperties(&of, id), "device");
   const int capability = of.major * 10 + of.minor;
-  // Sixteen is what the chip grants a kernel that asks for more than the portable eight.
+  // With non-portable cluster sizes the chip allows 16 blocks instead of 8.
   return {of.name, of.multiProcessorCount, capability, int64_t(of.sharedMemPerBlockOptin), capability >= 90 ? 16 : 1};
 }
 
-// One thing for each device, made when it is first asked for.
+// One object per device, made at its first use.
 template <class T, class Make>
 T& of_current(const Make& make) {
   static std::mutex mutex;
@@ -45,7 +45,7 @@ T& of_current(const Make& make) {
   return found != all.end() ? found->second : all.emplace(id, make(id)).first->second;
 }
 
-// Freed memory stays with the pool, or every call would pay for it again.
+// The device's memory pool. It keeps freed memory; otherwise every call would allocate it from the system again.
 cudaMemPool_t pool() {
   return of_current<cudaMemPool_t>([](int id) {
     cudaMemPool_t own;
@@ -98,12 +98,12 @@ void wait(Stream stream, Stream earlier) {
   check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "event");
   check(cudaEventRecord(event, handle(earlier)), "event");
   check(cudaStreamWaitEvent(handle(stream), event, 0), "event");
-  check(cudaEventDestroy(event), "event");  // when it is through
+  check(cudaEventDestroy(event), "event");  // takes effect after the event has completed
 }
 
 namespace {
 
-// Of cuBLAS's header, as it has been since version 11.
+// Declarations of cuBLAS's header, unchanged since version 11.
 struct Blas {
   using Create = int (*)(void**);
   using SetStream = int (*)(void*, cudaStream_t);
@@ -153,7 +153,7 @@ void* blas_handle() {
   });
 }
 
-std::mutex one_product;  // of the handle
+std::mutex one_product;  // guards the handle
 
 }  // namespace
 
@@ -171,9 +171,8 @@ bool load_blas(const std::string& library) {
   return false;
 }
 
-// cuBLAS thinks in columns: c in rows is its transpose there, so the factors change places. Each product has a workspace of its
-// own, in the order of its stream: two streams that shared one would disturb each other, and with none cuBLAS does not promise
-// the same bits.
+// cuBLAS is column-major, so it sees c transposed: the factors are swapped. Each product allocates its own workspace in stream
+// order: two streams must not share one, and without one cuBLAS does not guarantee the same bits.
 template <class S, class O>
 void multiply(int64_t m, int64_t n, int64_t k, Matrix<const S> a, Matrix<const S> b, Matrix<O> c, bool adds, bool coarse,
               Stream stream) {
@@ -185,7 +184,7 @@ void multiply(int64_t m, int64_t n, int64_t k, Matrix<const S> a, Matrix<const S
   const std::lock_guard<std::mutex> lock(one_product);
   check_blas(blas.set_stream(context, handle(stream)), "cublasSetStream");
   check_blas(blas.set_workspace(context, workspace, workspace_bytes),
-             "cublasSetWorkspace");  // set_stream takes the last one away
+             "cublasSetWorkspace");  // after set_stream, which resets it
   check_blas(blas.gemm(context, b.transposed, a.transposed, int(n), int(m), int(k), &one, b.data, type_of<S>(), int(b.stride),
                        a.data, type_of<S>(), int(a.stride), &beta, c.data, type_of<O>(), int(c.stride),
                        coarse && __is_same(S, float) ? compute_32f_fast_16bf : compute_32f, -1),

@@ -1,5 +1,4 @@
-// A second stream beside the caller's, for products that overlap with the recurrence. What it has is done before the caller's
-// stream goes on after this ends.
+// A second stream for products that overlap with the recurrence. The destructor makes the caller's stream wait for it.
 #pragma once
 
 #include "runtime.hpp"
@@ -8,22 +7,22 @@ namespace throughtime::cuda {
 
 class SideStream {
  public:
-  // Where there is nothing to overlap it is the caller's stream itself.
+  // Without `overlap` it is the caller's stream.
   SideStream(Stream of_caller, bool overlap) : caller(of_caller), own(overlap ? side_stream() : of_caller), overlaps(overlap) {}
   SideStream(const SideStream&) = delete;
   ~SideStream() {
     try {
       join();
-    } catch (...) {  // a device that is lost: the next call says so
+    } catch (...) {  // the device is lost; the next call reports that
     }
   }
 
   Stream stream() const { return own; }
-  // Its next work waits for all that the caller's stream has.
+  // Its next work waits for all work queued in the caller's stream so far.
   void follow() {
     if (overlaps) wait(own, caller), ahead = true;
   }
-  // The caller's next work waits for all that it has.
+  // The caller's next work waits for all work queued in it so far.
   void join() {
     if (ahead) wait(caller, own), ahead = false;
   }

@@ -1,4 +1,4 @@
-// Tensors' 16-bit numbers, as bits.
+// The 16-bit floats of tensors, as bits.
 #pragma once
 
 #include <stdint.h>
