@@ -117,7 +117,7 @@ struct OfUnit {
     if constexpr (C::phases == Phases::two_products) {
       Complex m, second;
       if constexpr (C::projects) second = dn[0];
-      else second = C::arrive(a, s.data(), dn[0]);
+      else second = C::second_product_delta(a, s.data(), dn[0]);
       const Complex dm = u[0] * second, dh = dn[0];
       C::backward(a, s.data(), dn, &dm, ds, dx, dr, &m);
       dn[0] = dh;  // a projected cell has overwritten it
