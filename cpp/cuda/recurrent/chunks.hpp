@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../step/stretch.hpp"
+#include "../system/call.hpp"
 #include "../system/grid.hpp"
 
 namespace throughtime::cuda {

@@ -1,9 +1,9 @@
 // One layer and direction, forward: for each chunk, the product with x, then the steps.
 #pragma once
 
+#include "../system/side_stream.hpp"
 #include "projection.hpp"
 #include "run_steps.hpp"
-#include "weight_gradient.hpp"
 
 namespace throughtime::cuda {
 
