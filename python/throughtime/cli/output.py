@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from throughtime._files import check_writable, replacing
+from throughtime._text import visible
 
-from .errors import fail, visible
+from .errors import fail
 
 
 class Output(Console):

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from throughtime._files import save_figure
+from throughtime._text import visible
 from throughtime.analysis.flow_figures import (
     draw_curve,
     draw_depth,
@@ -23,7 +24,6 @@ from throughtime.analysis.flow_figures import (
 )
 from throughtime.analysis.flow_result import GradientFlow, StackFlow
 
-from .errors import visible
 from .flow_models import WEIGHTS, lowest
 
 
