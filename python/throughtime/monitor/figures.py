@@ -14,7 +14,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
@@ -30,7 +30,8 @@ ROWS = 6  # the most that one figure shows
 _TITLE = 44  # characters of a panel's title
 _STEP = "step (backward passes)"
 _TICK = 0.19  # inches of height that a tick's label takes
-_SUBJECT = {"full": "of a loss on the last step", "float": "of the training loss"}
+_SUBJECT = {"full": "a loss on the last step", "float": "the loss of the training"}
+_CURVE: dict[str, Any] = {"color": "black", "linewidth": 1.8}
 _NEVER = "gradient never below 1e-3 of its start"
 _UNDEFINED = "not defined: no gradient, or not finite"
 
@@ -63,15 +64,18 @@ def _figure(monitor: Monitor, series: Sequence[Series]) -> Figure:
     rows = len(shown)
     figure = Figure(figsize=(13, 4.6 if rows == 1 else 1.2 + 1.57 * rows), layout="constrained")
     some = "" if rows == len(series) else f"; {rows} of {len(series)} rows, plot(layer=...) shows others"
-    figure.suptitle(f"Gradient through time in training, {_SUBJECT[monitor.range]}{some}")
-    ratios = (2.1, 1, 1, 1.15) if monitor.losses else (2.1, 1, 1)
-    grid = figure.add_gridspec(rows, len(ratios), width_ratios=ratios)
+    figure.suptitle(f"Gradient through time during training, for {_SUBJECT[monitor.range]}{some}")
+    main: Figure | SubFigure = figure
+    if monitor.losses:
+        main, beside = np.ravel(figure.subfigures(1, 2, width_ratios=(4.4, 1.3)))
+        _draw_loss_beside(beside, monitor.losses, rows)
+    grid = main.add_gridspec(rows, 3, width_ratios=(2.1, 1, 1))
     scale = _scale(shown)
     heats: list[Axes] = []
     meshes: list[QuadMesh] = []
     handles: list[Artist] = []
     for row, one in enumerate(shown):
-        heat, gamma, horizon = panels = [figure.add_subplot(grid[row, column]) for column in range(3)]
+        heat, gamma, horizon = panels = [main.add_subplot(grid[row, column]) for column in range(3)]
         mesh, found = draw_lags(heat, one, scale)
         heat.set_title(_short(one.place), loc="left", fontsize="medium", parse_math=False)
         handles += [*found, *draw_gamma(gamma, one), *draw_horizon(horizon, one)]
@@ -80,15 +84,19 @@ def _figure(monitor: Monitor, series: Sequence[Series]) -> Figure:
         _share_steps(panels, shown, last=row == rows - 1)
         heats.append(heat)
         meshes += [mesh] if mesh is not None else []
-    if monitor.losses:
-        loss = figure.add_subplot(grid[: min(2, rows), 3])
-        draw_losses(loss, monitor.losses)
-        loss.set_title("loss", loc="left", fontsize="medium")
-        handles += loss.get_legend_handles_labels()[0]
     if meshes:
-        add_colours(figure, meshes[0], heats)
+        add_colours(main, meshes[0], heats)
     _legend_below(figure, handles)
     return figure
+
+
+def _draw_loss_beside(part: SubFigure, losses: Sequence[float], rows: int) -> None:
+    """At the right, as high as at most two rows."""
+    axes = part.add_subplot(part.add_gridspec(rows, 1)[: min(2, rows), 0])
+    draw_losses(axes, losses)
+    axes.set_title("loss", loc="left", fontsize="medium")
+    if len(axes.lines) > 1:
+        axes.legend(fontsize="small")
 
 
 def panels(series: Series) -> tuple[Figure, Figure]:
@@ -109,7 +117,8 @@ def loss_panel(losses: Sequence[float]) -> Figure:
     figure = Figure(figsize=(5.6, 3), layout="constrained")
     axes = figure.subplots()
     draw_losses(axes, losses)
-    axes.legend(fontsize="small")
+    if len(axes.lines) > 1:
+        axes.legend(fontsize="small")
     return figure
 
 
@@ -139,14 +148,9 @@ def draw_lags(axes: Axes, series: Series, scale: Normalize) -> tuple[QuadMesh | 
         axes.set_yticks([])
         axes.text(0.5, 0.5, "no timesteps", ha="center", va="center", transform=axes.transAxes)
         return None, []
-    mesh = axes.pcolormesh(
-        edges,
-        np.arange(len(names) + 1) - 0.5,
-        np.ma.masked_invalid(values),
-        cmap="viridis",
-        norm=scale,
-        rasterized=True,
-    )
+    heights = np.arange(len(names) + 1) - 0.5
+    look: dict[str, Any] = {"cmap": "viridis", "norm": scale, "rasterized": True}
+    mesh = axes.pcolormesh(edges, heights, np.ma.masked_invalid(values), **look)
     handles: list[Artist] = []
     for cells, style, label in (
         (exists & (values == -np.inf), ZERO, "exactly zero"),
@@ -163,9 +167,10 @@ def draw_lags(axes: Axes, series: Series, scale: Normalize) -> tuple[QuadMesh | 
     return mesh, handles
 
 
-def add_colours(figure: Figure, mesh: QuadMesh, panels: Sequence[Axes]) -> None:
+def add_colours(figure: Figure | SubFigure, mesh: QuadMesh, panels: Sequence[Axes]) -> None:
     """A colour bar for these panels, with powers of ten."""
-    bar = figure.colorbar(mesh, ax=list(panels), label="norm of dL/dh$_t$ (log scale)")
+    aspect = 20 if len(panels) == 1 else 9 * len(panels)
+    bar = figure.colorbar(mesh, ax=list(panels), label="norm of dL/dh$_t$ (log scale)", aspect=aspect)
     label_powers(bar.ax.yaxis)
 
 
@@ -197,10 +202,8 @@ def _draw_course(axes: Axes, steps: Array, values: Array) -> list[Artist]:
     if not finite.any():
         axes.set_yticks([])
     handles: list[Artist] = []
-    for which, sign, height, label in (
-        (values == np.inf, "^", 0.95, _NEVER),
-        (np.isnan(values), "x", 0.05, _UNDEFINED),
-    ):
+    signs = ((values == np.inf, "^", 0.95, _NEVER), (np.isnan(values), "x", 0.05, _UNDEFINED))
+    for which, sign, height, label in signs:
         if which.any():
             where = steps[which][:: max(1, int(which.sum()) // 40)]
             look: dict[str, Any] = {"marker": sign, "linestyle": "none", "color": "black", "markersize": 5}
@@ -210,11 +213,13 @@ def _draw_course(axes: Axes, steps: Array, values: Array) -> list[Artist]:
 
 
 def draw_losses(axes: Axes, losses: Sequence[float]) -> None:
-    """Draw every loss and their moving mean; the first has the number 1."""
-    steps, span = np.arange(1, len(losses) + 1), max(1, len(losses) // 40)
-    axes.plot(steps, losses, color="0.7", linewidth=0.8, label="each loss")
-    smooth = np.convolve(losses, np.full(span, 1 / span), mode="valid")
-    axes.plot(steps[span - 1 :], smooth, color="black", linewidth=1.8, label=f"mean of {span} losses")
+    """Draw every loss and, of 80 or more, the moving mean; the first has the number 1."""
+    steps, span = np.arange(1, len(losses) + 1), len(losses) // 40
+    several = span > 1
+    axes.plot(steps, losses, label="each loss", **({"color": "0.7", "linewidth": 0.8} if several else _CURVE))
+    if several:
+        smooth = np.convolve(losses, np.full(span, 1 / span), mode="valid")
+        axes.plot(steps[span - 1 :], smooth, label=f"mean of {span} losses", **_CURVE)
     axes.set(xlabel="losses added", ylabel="loss")
     axes.grid(alpha=0.3)
 
@@ -223,9 +228,8 @@ def _legend_below(figure: Figure, handles: Sequence[Artist]) -> None:
     """One entry for each label."""
     unique = {str(handle.get_label()): handle for handle in handles}
     if unique:
-        figure.legend(
-            handles=list(unique.values()), loc="outside lower right", ncols=min(5, len(unique)), fontsize="small"
-        )
+        look: dict[str, Any] = {"ncols": min(5, len(unique)), "fontsize": "small"}
+        figure.legend(handles=list(unique.values()), loc="outside lower right", **look)
 
 
 def _scale(series: Sequence[Series]) -> Normalize:
@@ -235,7 +239,7 @@ def _scale(series: Sequence[Series]) -> Normalize:
 def _edges(centres: Array) -> Array:
     """Halfway between neighbours, and as far beyond the ends."""
     if len(centres) == 1:
-        return centres[0] + np.array([-0.5, 0.5])
+        return np.array([centres[0] - 0.5, centres[0] + 0.5])
     between = (centres[:-1] + centres[1:]) / 2
     edges: Array = np.concatenate([[2 * centres[0] - between[0]], between, [2 * centres[-1] - between[-1]]])
     return edges

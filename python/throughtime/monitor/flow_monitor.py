@@ -139,9 +139,8 @@ class BaseMonitor:
     def _repr_html_(self) -> str | None:
         if not self.history:
             return None
-        text = "\n".join(
-            [repr(self), *(str(series.records[-1]) for series in series_of(self.history) if not series.row)]
-        )
+        last = [str(series.records[-1]) for series in series_of(self.history) if series.row == 0]
+        text = "\n".join([repr(self), *last])
         return in_notebook(lambda: picture_and_text(self.plot(), text))
 
     def add(self, record: FlowRecord) -> None:

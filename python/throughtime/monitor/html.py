@@ -14,14 +14,16 @@ from ..analysis.thinning import spread
 from .flow_record import FlowRecord
 from .series import Monitor, Series, series_of
 
+_TITLE = "Gradient through time during training"
 _PIXELS = 1120  # of a picture's width, twice what a page shows
 
 _STYLE = """
 :root { color-scheme: light dark; --text: #1c1c1e; --back: #ffffff; --faint: #5a5a60; --line: #c9c9cf; }
 @media (prefers-color-scheme: dark) { :root { --text: #e8e8ea; --back: #17171a; --faint: #a5a5ad; --line: #47474f; } }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--text); background: var(--back);
-  max-width: 1180px; margin: 0 auto; padding: 12px 16px 32px; overflow-wrap: anywhere; }
+  max-width: 1180px; margin: 0 auto; padding: 12px 16px 32px; overflow-wrap: break-word; }
 h1 { font-size: 1.5rem; line-height: 1.25; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+.wide { overflow-x: auto; }
 p, figcaption { max-width: 75ch; } figcaption, .faint { color: var(--faint); font-size: 0.9rem; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 16px; }
 figure { margin: 0; max-width: 620px; } figure img { width: 100%; border-radius: 4px; background: #ffffff; }
@@ -34,14 +36,14 @@ th, td { text-align: left; vertical-align: top; padding: 4px 10px 4px 0; border-
 }
 """
 _SUBJECT = {
-    "full": "a loss on the last step, whatever the loss of the training is. Norms are exact far below and above the range "
-    "of floats",
-    "float": "the loss of the training, as its backward pass computed it. Norms below the range of its numbers are zero",
+    "full": "a loss on the last step, whatever the loss of the training is. Norms are exact far below and above the "
+    "range of floats",
+    "float": "the loss of the training, as its backward pass computed it. Norms below the range of floats are zero",
 }
 _LAGS = (
-    "Each column is one measurement, each row a lag: the number of steps back from the end of the sequence. Light means "
-    "a large gradient. If the upper rows are dark, a loss at the end teaches the network nothing about what happened "
-    "that long before. Hatched cells are exactly zero, cross-hatched ones not finite."
+    "Each column is one measurement, each row a lag: the number of steps back from the end of the sequence. Light "
+    "means a large gradient. If the upper rows are dark, a loss at the end teaches the network nothing about what "
+    "happened that long before. Hatched cells are exactly zero, cross-hatched ones not finite."
 )
 _COURSE = (
     "gamma is the mean factor by which each step back multiplies the gradient's norm: below 1 the gradient vanishes, "
@@ -79,27 +81,29 @@ def page(monitor: Monitor) -> str:
     draw, series = figures(), series_of(monitor.history)
     shown = [series[i] for i in spread(len(series), draw.ROWS)]
     layers = len({record.layer for record in monitor.history})
+    steps = [record.step for record in monitor.history]
     some = "" if len(shown) == len(series) else f" Pictures show {len(shown)} of {len(series)} rows; the table has all."
     loss = f"<h2>Loss</h2>{_figure(draw.loss_panel(monitor.losses), 'Loss', _LOSS)}" if monitor.losses else ""
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Gradient through time in training</title><style>{_STYLE}</style></head><body>
-<h1>Gradient through time in training</h1>
-<p>{_count(len(monitor.history), "record")} of {_count(layers, "layer")}, from step {min(r.step for r in monitor.history)}
-to step {max(r.step for r in monitor.history)}. The gradient is that of {_SUBJECT[monitor.range]}.{some}</p>
+<title>{_TITLE}</title><style>{_STYLE}</style></head><body>
+<h1>{_TITLE}</h1>
+<p>{_count(len(monitor.history), "record")} of {_count(layers, "layer")}, from step {min(steps)} to step {max(steps)}.
+The gradient is that of {_SUBJECT[monitor.range]}.{some}</p>
 <h2>The last record of each layer</h2>{_table(series)}
-{loss}{"".join(_pictures(draw, one) for one in shown)}
+{loss}{"".join(_pictures(draw, one, captions=one is shown[0]) for one in shown)}
 <p class="faint">Written by throughtime.</p></body></html>
 """
 
 
-def _pictures(draw: Any, series: Series) -> str:
+def _pictures(draw: Any, series: Series, *, captions: bool) -> str:
+    """The pictures of a series; the first one explains them."""
     name = visible(series.place)
     lags, course = draw.panels(series)
     return (
         f'<h2>{html.escape(name)}</h2><div class="pictures">'
-        f"{_figure(lags, f'Norm of the gradient by step and lag of {name}', _LAGS)}"
-        f"{_figure(course, f'gamma and horizon over training of {name}', _COURSE)}</div>"
+        f"{_figure(lags, f'Norm of the gradient by step and lag of {name}', _LAGS if captions else '')}"
+        f"{_figure(course, f'gamma and horizon over training of {name}', _COURSE if captions else '')}</div>"
     )
 
 
@@ -115,10 +119,11 @@ def _table(series: Sequence[Series]) -> str:
     rows = []
     for one in series:
         cells = zip(_COLUMNS, _cells(one.records[-1], one.row), strict=True)
-        inner = "".join(f'<td data-label="{html.escape(name)}">{cell}</td>' for (name, _), cell in cells)
+        inner = "".join(f'<td data-label="{html.escape(name)}"><span>{cell}</span></td>' for (name, _), cell in cells)
         rows.append(f'<tr><th scope="row">{html.escape(visible(one.place))}</th>{inner}</tr>')
     notes = "; ".join(f"{html.escape(name)}: {html.escape(meaning)}" for name, meaning in _COLUMNS)
-    return f'<table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table><p class="faint">{notes}.</p>'
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f'<div class="wide">{table}</div><p class="faint">{notes}.</p>'
 
 
 def _cells(record: FlowRecord, row: int) -> list[str]:
@@ -130,7 +135,7 @@ def _cells(record: FlowRecord, row: int) -> list[str]:
         str(record.step),
         str(record.steps),
         _number(float(record.gamma[row])),
-        "whole sequence" if horizon == np.inf else _number(horizon),
+        "never" if horizon == np.inf else _number(horizon),
         *norms,
         _share(float(record.zero_share[row])),
         "–" if least is None else f"{html.escape(visible(least[0]))} {_number(least[1])}",

@@ -71,7 +71,8 @@ def line_of(record: FlowRecord, row: int, levels: str = _BLOCKS) -> str:
     """The line of one row."""
     lags = f"lag 0 {_bar(record.log10_norm[row], levels)} {record.lags[-1]}" if record.lags.size else "no timesteps"
     fault = "" if record.fault is None else f"  not finite: {record.fault}"
-    numbers = f"gamma {record.gamma[row]:.3g}  horizon {record.horizon[row]:.0f}"
+    horizon = record.horizon[row]
+    numbers = f"gamma {record.gamma[row]:.3g}  horizon {'never' if horizon == np.inf else f'{horizon:.0f}'}"
     return visible(f"step {record.step}  {record.place(row)}  {lags}  {numbers}{fault}")
 
 
