@@ -68,7 +68,7 @@ def save_json(path: Path, data: dict[str, Any]) -> None:
         file.write(text.encode())
 
 
-def check_plot_path(path: Path) -> None:
+def check_plot_path(path: Path, option: str = "--plot") -> None:
     """Fail unless matplotlib can write a plot there."""
     try:
         from matplotlib.figure import Figure
@@ -77,13 +77,13 @@ def check_plot_path(path: Path) -> None:
     figure, ending = Figure(figsize=(1, 1)), path.suffix[1:].lower()
     formats = figure.canvas.get_supported_filetypes()
     if ending not in formats:
-        fail(f"--plot {path}: the name must end in one of {', '.join('.' + name for name in sorted(formats))}")
-    check_file_path("--plot", path)
+        fail(f"{option} {path}: the name must end in one of {', '.join('.' + name for name in sorted(formats))}")
+    check_file_path(option, path)
     figure.text(0, 0, "a")
     try:
         figure.savefig(BytesIO(), format=ending)
     except (KeyError, OSError, RuntimeError, ValueError) as error:  # the format needs another program or library
-        fail(f"--plot {path}: matplotlib cannot draw it: {error}")
+        fail(f"{option} {path}: matplotlib cannot draw it: {error}")
 
 
 def check_file_path(option: str, path: Path) -> None:

@@ -67,8 +67,9 @@ def _figure(monitor: Monitor, series: Sequence[Series]) -> Figure:
     figure.suptitle(f"Gradient through time during training, for {_SUBJECT[monitor.range]}{some}")
     main: Figure | SubFigure = figure
     if monitor.losses:
-        main, beside = np.ravel(figure.subfigures(1, 2, width_ratios=(4.4, 1.3)))
-        _draw_loss_beside(beside, monitor.losses, rows)
+        halves = figure.add_gridspec(1, 2, width_ratios=(4.4, 1.3))
+        main = figure.add_subfigure(halves[0])
+        _draw_loss_beside(figure.add_subfigure(halves[1]), monitor.losses, rows)
     grid = main.add_gridspec(rows, 3, width_ratios=(2.1, 1, 1))
     scale = _scale(shown)
     heats: list[Axes] = []
