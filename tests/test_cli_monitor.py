@@ -14,8 +14,9 @@ pytest.importorskip("matplotlib")
 from typer.testing import CliRunner
 
 import throughtime as tt
-from throughtime.cli import app
+from throughtime.cli import app, monitoring
 from throughtime.cli import train as train_module
+from throughtime.cli.output import Output
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 60
 TINY = ["--hidden", "8", "--batch", "4", "--window", "8", "--sample-length", "20"]
@@ -52,25 +53,27 @@ def test_a_monitored_training_shows_lines_and_writes_picture_and_page(folder):
         assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
 
 
-@pytest.mark.parametrize(("steps", "records"), [(3, 3), (9, 9), (25, 13)])
-def test_short_trainings_have_records_too(folder, steps, records):
-    output = train("--steps", steps, "--monitor").output
-    assert sum(line.startswith("step ") for line in output.splitlines()) == records
+@pytest.mark.parametrize(("steps", "every"), [(1, 1), (9, 1), (27, 2), (499, 49), (500, 50), (9999, 50)])
+def test_short_trainings_have_ten_records_too(steps, every):
+    """If they have ten updates."""
+    with monitoring.new_monitor(tt.GRU(1, 1), steps, Output()) as monitor:
+        assert monitor.every == every
+        assert monitor.range == "full"
 
 
-@pytest.mark.parametrize("ending", ["png", "html"])
-def test_files_of_a_monitor_are_replaced_by_force_alone(folder, monkeypatch, ending):
-    mine = folder / f"throughtime-train-monitor.{ending}"
-    mine.write_text("mine")
-    with monkeypatch.context() as patch:
-        patch.setattr(train_module, "_train", lambda *_: pytest.fail("training was started"))
-        refused = train("--steps", 2, "--monitor")
-    assert refused.exit_code == 2
-    assert refused.stdout == ""
-    assert f"--monitor {mine.name}: exists already" in refused.stderr
-    assert mine.read_text() == "mine"
+def test_files_of_a_monitor_are_replaced_by_force_alone(folder, monkeypatch):
+    for ending in ("html", "png"):
+        mine = folder / f"throughtime-train-monitor.{ending}"
+        mine.write_text("mine")
+        with monkeypatch.context() as patch:
+            patch.setattr(train_module, "_train", lambda *_: pytest.fail("training was started"))
+            refused = train("--steps", 2, "--monitor")
+        assert refused.exit_code == 2
+        assert refused.stdout == ""
+        assert f"--monitor {mine.name}: exists already" in refused.stderr
+        assert mine.read_text() == "mine"
     assert train("--steps", 2, "--monitor", "--force").exit_code == 0
-    assert mine.read_bytes() != b"mine"
+    assert all(path.read_bytes() != b"mine" for path in folder.glob("throughtime-train-monitor.*"))
 
 
 def test_a_training_that_diverges_still_writes_what_the_monitor_saw(folder, monkeypatch):

@@ -215,10 +215,11 @@ def test_notebooks_show_a_small_picture_and_the_text():
         picture = imread(io.BytesIO(shown._repr_png_()), format="png")
         assert abs(picture.shape[1] - 900) <= 1
         assert np.ptp(picture) > 0.5
-        assert shown._repr_html_().startswith('<img src="data:image/png;base64,iVBOR')
-    assert "horizon(1e-3)" in flow._repr_html_()
-    assert "&lt;b&gt;" in monitor._repr_html_()
-    assert "<b>" not in monitor._repr_html_()
+    pages = {type(shown).__name__: shown._repr_html_() for shown in (flow, monitor)}
+    assert all(page.startswith('<img src="data:image/png;base64,iVBOR') for page in pages.values())
+    assert "horizon(1e-3)" in pages["GradientFlow"]
+    assert "&lt;b&gt;" in pages["FlowMonitor"]
+    assert "<b>" not in pages["FlowMonitor"]
 
 
 def test_notebooks_fall_back_to_the_repr(monkeypatch):

@@ -63,7 +63,7 @@ def test_the_page_is_one_file_with_pictures_and_a_table(tmp_path):
     assert len(sources) == 1 + 2 * 3  # the loss; two pictures of each row
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert "url(" not in content
-    assert "http" not in content
+    assert "://" not in content
     assert all(attributes["alt"] for tag, attributes in page.elements if tag == "img")
     assert "3 records of 2 layers, from step 0 to step 50." in page.text
     rows = re.findall(r"<tr><th scope=\"row\">(.*?)</th>(.*?)</tr>", content)

@@ -147,7 +147,7 @@ def _cells(record: FlowRecord, row: int) -> list[str]:
 def _power(log10: float) -> str:
     if log10 == -np.inf:
         return "0"
-    return f"10<sup>{log10:.1f}</sup>".replace("-", "−") if np.isfinite(log10) else "not finite"
+    return f"10<sup>{log10:z.1f}</sup>".replace("-", "−") if np.isfinite(log10) else "not finite"
 
 
 def _number(value: float) -> str:
