@@ -84,7 +84,7 @@ def test_the_examples_of_the_monitor_run(capsys, tmp_path, monkeypatch):
     assert len(printed) == len(shown) == 2
     for ours, theirs in zip(printed, shown, strict=True):
         numbers = [[float(number) for number in re.findall(r"-?\d+\.\d+", line)] for line in (ours, theirs)]
-        assert len(numbers[0]) == 4
+        assert len(numbers[0]) == 3
         assert numbers[0] == pytest.approx(numbers[1], abs=0.02, rel=1e-3)
     assert (tmp_path / "monitor.png").exists()
 

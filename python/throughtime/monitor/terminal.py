@@ -45,7 +45,7 @@ class TerminalLine:
     >>> with tt.FlowMonitor(layer, range="full", sinks=[TerminalLine(Console(width=80))]):
     ...     tape = layer.forward(x)
     ...     grads = tape.backward(tape.output)
-    step 0  RNN  lag 0 ████▇▇▅▃▁▁ 499  gamma 0.900  horizon 66
+    step 0  RNN  lag 0 █████▇▆▃▁▁ 499  gamma 0.9  horizon 66
     """
 
     def __init__(self, console: Console | None = None) -> None:
