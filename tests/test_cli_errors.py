@@ -26,7 +26,7 @@ COMMANDS = {
     "help": ["--help"],
     "version": ["--version"],
     "info": ["info"],
-    "train": ["train", "text.txt", *TINY, "--save", "new"],
+    "train": ["train", "text.txt", *TINY, "--save", "new", "--monitor"],
     "sample": ["sample", "model"],
     "flow": ["flow", "--model", "model", "--text", "text.txt", "--steps", "9"],
 }

@@ -51,7 +51,7 @@ def plot(monitor: Monitor, path_or_axes: str | os.PathLike[str] | Axes | None, l
 def _into_axes(axes: Axes, series: Series) -> Figure:
     mesh, handles = draw_lags(axes, series, _scale([series]))
     axes.set_xlabel(_STEP)
-    axes.set_title(_short(series.place), loc="left", parse_math=False)
+    axes.set_title(_short(series.place), loc="left", pad=24 if handles else None, parse_math=False)
     legend_over(axes, handles)
     figure = figure_of(axes)
     if mesh is not None:
@@ -101,9 +101,14 @@ def _draw_loss_beside(part: SubFigure, losses: Sequence[float], rows: int) -> No
 
 
 def panels(series: Series) -> tuple[Figure, Figure]:
-    """For narrow pages: the heat map of a series, and gamma above horizon."""
+    """For a page with headings: the heat map of a series, and gamma above horizon."""
     lags, course = Figure(figsize=(5.6, 3.6), layout="constrained"), Figure(figsize=(5.6, 3.6), layout="constrained")
-    _into_axes(lags.subplots(), series)
+    heat = lags.subplots()
+    mesh, signs = draw_lags(heat, series, _scale([series]))
+    heat.set_xlabel(_STEP)
+    if mesh is not None:
+        add_colours(lags, mesh, [heat])
+    _legend_below(lags, signs)
     upper, lower = course.subplots(2, 1, sharex=True)
     handles = [*draw_gamma(upper, series), *draw_horizon(lower, series)]
     upper.set_title("gamma", loc="left", fontsize="medium")

@@ -29,7 +29,8 @@ p, figcaption { max-width: 75ch; } figcaption, .faint { color: var(--faint); fon
 figure { margin: 0; max-width: 620px; } figure img { width: 100%; border-radius: 4px; background: #ffffff; }
 table { border-collapse: collapse; width: 100%; font-size: 0.9rem; }
 th, td { text-align: left; vertical-align: top; padding: 4px 10px 4px 0; border-bottom: 1px solid var(--line); }
-@media (max-width: 760px) {
+tbody th { overflow-wrap: anywhere; min-width: 8em; }
+@media (max-width: 900px) {
   thead { display: none; } table, tbody, tr, td, th { display: block; } tr { padding: 10px 0; }
   td { display: flex; justify-content: space-between; gap: 12px; padding: 3px 0; text-align: right; }
   td::before { content: attr(data-label); color: var(--faint); text-align: left; }
@@ -55,7 +56,7 @@ _COLUMNS = (
     ("step", "backward passes of the layer before this record"),
     ("timesteps", "of the longest sequence"),
     ("gamma", "mean factor per step back"),
-    ("horizon(1e-3)", "steps back until a thousandth is left"),
+    ("horizon", "steps back until a thousandth is left"),
     ("norm at lag 0", "of dL/dh at the end of the sequence"),
     ("norm at the last lag", "of dL/dh at the other end"),
     ("zero at lag 100", "share of units without any gradient there"),
