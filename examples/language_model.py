@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from characters import BITS, STYLES, Batch, Context, Run, Text, prepare, python_help
 from common import Plot, Seed, Steps, run_command
+from throughtime.cli.output import check_plot_path
 
 
 class Layers(StrEnum):
@@ -62,8 +63,21 @@ def streams(text: Text, batch: int) -> Tensor:
     return torch.tensor(np.ascontiguousarray(text.training[: length * batch].reshape(batch, length).T))
 
 
-def train(model: LanguageModel, ids: Tensor, *, steps: int, window: int, lr: float, max_norm: float) -> Run:
+def train(
+    model: LanguageModel,
+    ids: Tensor,
+    *,
+    steps: int,
+    window: int,
+    lr: float,
+    max_norm: float,
+    monitored: Path | None = None,
+) -> Run:
     """Train on windows in order, with the state detached between them; after the last, restart with a zero state."""
+    if monitored is not None:
+        from throughtime.torch import FlowMonitor
+
+        monitor = FlowMonitor(model, every=50, range="full", sinks=[print])
     run, optimizer, start = Run(), torch.optim.Adam(model.parameters(), lr=lr), time.perf_counter()
     windows = (len(ids) - 1) // window
     state = None
@@ -77,7 +91,11 @@ def train(model: LanguageModel, ids: Tensor, *, steps: int, window: int, lr: flo
         nn.utils.clip_grad_norm_(model.parameters(), max_norm)
         optimizer.step()
         run.losses.append(loss.item())
+        if monitored is not None:
+            monitor.add_loss(run.losses[-1])
     run.seconds = time.perf_counter() - start
+    if monitored is not None:
+        monitor.plot(monitored)
     return run
 
 
@@ -92,18 +110,28 @@ def main(
     clip: Annotated[float, typer.Option(min=0, help="Largest norm of the gradient.")] = 1.0,
     seed: Seed = 0,
     plot: Plot = None,
+    monitor: Annotated[
+        Path | None,
+        typer.Option(help="File of the gradient through time in throughtime.torch.LSTM.", show_default=False),
+    ] = None,
 ) -> None:
     """Train a character model with torch.nn.LSTM, with throughtime.torch.LSTM, or with each of them."""
     text = python_help()
     prepare(plot, text, context)
+    if monitor is not None:
+        check_plot_path(monitor, "--monitor")
     ids = streams(text, batch)
     if len(ids) <= context:
         raise SystemExit(f"--context {context}, --batch {batch}: expected a product below {len(text.training)}")
+    if monitor is not None and layers is Layers.TORCH:
+        raise SystemExit("--monitor: expected --layers throughtime or both, got torch")
     runs = {}
     for source in (Layers.TORCH, Layers.THROUGHTIME) if layers is Layers.BOTH else (layers,):
         torch.manual_seed(seed)
         model = LanguageModel(source, text.characters, hidden, depth)
-        runs[f"{source.value} LSTM"] = train(model, ids, steps=steps, window=context, lr=lr, max_norm=clip)
+        watched = monitor if source is Layers.THROUGHTIME else None
+        options: dict[str, Any] = {"steps": steps, "window": context, "lr": lr, "max_norm": clip, "monitored": watched}
+        runs[f"{source.value} LSTM"] = train(model, ids, **options)
     Console().print(loss_table(runs, steps))
     if plot is not None:
         save_figure(plot, runs)

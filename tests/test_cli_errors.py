@@ -16,8 +16,8 @@ pytest.importorskip("typer")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
+from throughtime._text import visible
 from throughtime.cli.character_model import CharacterModel
-from throughtime.cli.errors import visible
 
 COMMAND = [sys.executable, "-c", "from throughtime.cli import app; app()"]
 TINY = ["--hidden", "8", "--steps", "2", "--batch", "2", "--window", "8", "--sample-length", "200"]
@@ -26,7 +26,7 @@ COMMANDS = {
     "help": ["--help"],
     "version": ["--version"],
     "info": ["info"],
-    "train": ["train", "text.txt", *TINY, "--save", "new"],
+    "train": ["train", "text.txt", *TINY, "--save", "new", "--monitor"],
     "sample": ["sample", "model"],
     "flow": ["flow", "--model", "model", "--text", "text.txt", "--steps", "9"],
 }

@@ -71,6 +71,24 @@ def test_the_example_of_gradient_flow_runs(capsys, tmp_path, monkeypatch):
     assert (tmp_path / "flow.png").exists()
 
 
+def test_the_examples_of_the_monitor_run(capsys, tmp_path, monkeypatch):
+    """The first prints two lines that agree with the page's but for the last digit, where kernels round differently."""
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("rich")
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "monitor.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    exec(compile(code, "monitor.md", "exec"), {})
+    shown = re.findall(r"^    (step \d+  LSTM, .*)$", page, re.MULTILINE)
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == len(shown) == 2
+    for ours, theirs in zip(printed, shown, strict=True):
+        numbers = [[float(number) for number in re.findall(r"-?\d+\.\d+", line)] for line in (ours, theirs)]
+        assert len(numbers[0]) == 3
+        assert numbers[0] == pytest.approx(numbers[1], abs=0.02, rel=1e-3)
+    assert (tmp_path / "monitor.png").exists()
+
+
 def test_the_example_of_the_exponents_prints_what_stands_below_it(capsys):
     page = (Path(__file__).parent.parent / "docs" / "lyapunov.md").read_text()
     ((code, printed),) = re.findall(r"```python\n(.*?)```\n\n((?:    [^\n]+\n)+)", page, re.DOTALL)

@@ -78,6 +78,35 @@ def test_an_example_prints_its_figures_and_draws_them(name, tmp_path):
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_monitor_changes_no_bit_of_the_language_model(tmp_path, capsys):
+    """Two layers of 8 units, 3 updates; the windows carry states from one to the next."""
+    pytest.importorskip("torch")
+    import torch
+
+    import language_model
+
+    ids = torch.from_numpy(np.random.default_rng(0).integers(0, 9, (61, 4)))
+    options = {"steps": 3, "window": 20, "lr": 0.01, "max_norm": 1.0}
+    losses, weights = [], []
+    for monitored in (None, tmp_path / "monitor.png"):
+        torch.manual_seed(0)
+        model = language_model.LanguageModel(language_model.Layers.THROUGHTIME, 9, 8, 2)
+        losses.append(language_model.train(model, ids, **options, monitored=monitored).losses)
+        weights.append([weight.detach().numpy().tobytes() for weight in model.parameters()])
+    assert losses[0] == losses[1]
+    assert weights[0] == weights[1]
+    assert (tmp_path / "monitor.png").read_bytes().startswith(b"\x89PNG")
+    assert [line[:13] for line in capsys.readouterr().out.splitlines()] == ["step 0  lstm,"] * 2
+
+
+def test_torchs_own_lstm_has_no_monitor(tmp_path):
+    pytest.importorskip("torch")
+    import language_model
+
+    with pytest.raises(SystemExit, match="--monitor: expected --layers throughtime or both, got torch"):
+        language_model.main(layers=language_model.Layers.TORCH, monitor=tmp_path / "monitor.png")
+
+
 def test_what_cannot_end_well_is_refused_before_the_work():
     with pytest.raises(SystemExit, match="--context 1000000: expected less than"):
         residual_ablation.main(context=1_000_000)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._arguments import Array, check_shape, number
+from .notebook import in_notebook, picture_and_text, png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -198,6 +199,12 @@ class GradientFlow:
             raise TypeError(f"label must be a str, got {type(label).__name__}")
         figure: Figure = _figures().plot(self, path_or_axes, label)
         return figure
+
+    def _repr_png_(self) -> bytes | None:
+        return in_notebook(lambda: png(self.plot()))
+
+    def _repr_html_(self) -> str | None:
+        return in_notebook(lambda: picture_and_text(self.plot(), self.summary()))
 
     @cached_property
     def _log10_gamma(self) -> Array:

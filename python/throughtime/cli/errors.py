@@ -5,28 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import unicodedata
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn, TextIO
 
 import typer
 
+from throughtime._text import visible
+
 FAILED, INTERRUPTED, BROKEN_PIPE = 1, 130, 141  # exit codes; the last two are a shell's for SIGINT and SIGPIPE
 _WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EPIPE)
-_CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories of controls, lone surrogates, separators of lines
-_DIRECTIONS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # they reorder the text around them
-
-
-def visible(text: str, keep: str = "") -> str:
-    """`text` with Python's escapes for characters that control a terminal, except those in `keep`."""
-    return "".join(
-        repr(character)[1:-1] if character not in keep and _acts(character) else character for character in text
-    )
-
-
-def _acts(character: str) -> bool:
-    return unicodedata.category(character) in _CONTROLS or unicodedata.bidirectional(character) in _DIRECTIONS
 
 
 def fail(message: str, code: int = 2) -> NoReturn:

@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from throughtime._files import check_writable, replacing
+from throughtime._text import visible
 
-from .errors import fail, visible
+from .errors import fail
 
 
 class Output(Console):
@@ -67,7 +68,7 @@ def save_json(path: Path, data: dict[str, Any]) -> None:
         file.write(text.encode())
 
 
-def check_plot_path(path: Path) -> None:
+def check_plot_path(path: Path, option: str = "--plot") -> None:
     """Fail unless matplotlib can write a plot there."""
     try:
         from matplotlib.figure import Figure
@@ -76,13 +77,13 @@ def check_plot_path(path: Path) -> None:
     figure, ending = Figure(figsize=(1, 1)), path.suffix[1:].lower()
     formats = figure.canvas.get_supported_filetypes()
     if ending not in formats:
-        fail(f"--plot {path}: the name must end in one of {', '.join('.' + name for name in sorted(formats))}")
-    check_file_path("--plot", path)
+        fail(f"{option} {path}: the name must end in one of {', '.join('.' + name for name in sorted(formats))}")
+    check_file_path(option, path)
     figure.text(0, 0, "a")
     try:
         figure.savefig(BytesIO(), format=ending)
     except (KeyError, OSError, RuntimeError, ValueError) as error:  # the format needs another program or library
-        fail(f"--plot {path}: matplotlib cannot draw it: {error}")
+        fail(f"{option} {path}: matplotlib cannot draw it: {error}")
 
 
 def check_file_path(option: str, path: Path) -> None:

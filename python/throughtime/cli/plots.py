@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from throughtime._files import save_figure
+from throughtime._text import visible
 from throughtime.analysis.flow_figures import (
     draw_curve,
     draw_depth,
@@ -22,8 +22,8 @@ from throughtime.analysis.flow_figures import (
     literal,
 )
 from throughtime.analysis.flow_result import GradientFlow, StackFlow
+from throughtime.monitor.figures import draw_losses
 
-from .errors import visible
 from .flow_models import WEIGHTS, lowest
 
 
@@ -97,12 +97,7 @@ def _draw_depths(axes: Axes, flows: Mapping[str, Mapping[str, GradientFlow]]) ->
 
 
 def _draw_losses(axes: Axes, losses: Sequence[float], unigram: float) -> None:
-    steps = np.arange(1, len(losses) + 1)
-    axes.plot(steps, losses, color="0.7", linewidth=0.8, label="each step")
-    span = max(1, len(losses) // 40)
-    smooth = np.convolve(losses, np.full(span, 1 / span), mode="valid")
-    axes.plot(steps[span - 1 :], smooth, color="black", linewidth=1.8, label=f"mean of {span} steps")
+    draw_losses(axes, losses)
     axes.axhline(unigram, color="black", linestyle=":", label=f"unigram baseline ({unigram:.2f})")
     axes.set(title="Training loss", xlabel="step (parameter updates)", ylabel="loss (bits per character)")
-    axes.grid(alpha=0.3)
     legend_in_headroom(axes, axes.get_legend_handles_labels()[0])

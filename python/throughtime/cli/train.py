@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -20,6 +21,7 @@ from throughtime.analysis.flow_result import GradientFlow
 
 from .character_model import FILES, CharacterModel
 from .errors import INTERRUPTED, fail
+from .monitoring import check_monitor_paths, new_monitor, save_monitor
 from .options import Force, check_finite, given, with_options
 from .output import Output, check_directory_path, check_new_file, check_plot_path, say
 from .text import counts, read_ids, text_name
@@ -73,6 +75,14 @@ class Options:
             show_default=False,
         ),
     ] = None
+    monitor: Annotated[
+        bool,
+        typer.Option(
+            "--monitor",
+            help="Show the gradient by lag as training goes, with a loss on a window's last character: a line of "
+            "blocks every 50 updates, a level for each power of ten; NAME-monitor.png and .html, after --plot.",
+        ),
+    ] = False
     force: Force = False
 
 
@@ -95,7 +105,14 @@ def train(context: typer.Context, options: Options) -> None:
         f"distinct; {model.recurrent!r}, {sum(map(np.size, model.parameters.values())):,} parameters; "
         f"{streams.inputs.shape[1]} streams",
     )
-    run = _train(model, streams, options, console)
+    monitor = new_monitor(model.recurrent, options.steps, console) if options.monitor else None
+    with monitor or nullcontext():
+        try:
+            run = _train(model, streams, options, console, monitor)
+        except typer.Exit:  # the loss is not finite: the monitor may show why
+            if monitor is not None:
+                save_monitor(monitor, options.plot, console)
+            raise
     if options.save is not None and run.losses:
         model.save(options.save)  # before any step that may fail
     if run.error is not None:
@@ -104,6 +121,8 @@ def train(context: typer.Context, options: Options) -> None:
     _report(run, unigram, held_out_bits(model, held_out), console)
     if options.save is not None and run.losses:
         say(console, f"model: {options.save}")
+    if monitor is not None:
+        save_monitor(monitor, options.plot, console)
     if run.losses:
         title = f"Character model: {options.cell.value.upper()}, {options.layers} x {options.hidden} units"
         _plot(options.plot, run.losses, unigram, model.flow(ids[: _FLOW_STEPS + 1, None]), title, console)
@@ -185,7 +204,9 @@ def _streams(ids: Array, batch: int, window: int, characters: int) -> Streams:
     return Streams(*(ids[skip : skip + streams * length].reshape(streams, length).T for skip in (0, 1)))
 
 
-def _train(model: CharacterModel, streams: Streams, options: Options, console: Output) -> Run:
+def _train(
+    model: CharacterModel, streams: Streams, options: Options, console: Output, monitor: tt.FlowMonitor | None
+) -> Run:
     """Train until all steps are done, Ctrl-C, or a failure to write the output."""
     run, progress, steps, lr = Run(), _progress(console), options.steps, options.lr
     optimizer, parameters, state = tt.optim.Adam(lr=lr), model.parameters, None
@@ -201,6 +222,8 @@ def _train(model: CharacterModel, streams: Streams, options: Options, console: O
                 optimizer.lr = lr * (1 - 0.9 * step / steps)
                 optimizer.step(parameters, grads)
                 run.losses.append(loss * _BITS)
+                if monitor is not None:
+                    monitor.add_loss(run.losses[-1])
                 run.characters += inputs.size
                 run.seconds = time.perf_counter() - start
                 progress.update(task, advance=1, loss=run.recent(), rate=run.rate)
@@ -250,6 +273,8 @@ def _check_paths(options: Options, plot_given: bool) -> None:
     check_plot_path(options.plot)
     if plot_given:
         check_new_file("--plot", options.plot, options.force)
+    if options.monitor:
+        check_monitor_paths(options.plot, options.force)
     path = options.save
     if path is None:
         return

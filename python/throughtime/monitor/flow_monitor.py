@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Self
 
 from .._arguments import choice, size
+from .._files import replacing
+from ..analysis.notebook import in_notebook, picture_and_text, png
 from ..backend.choose import require_host
 from ..layers.layer import Composite, Layer
 from ..recurrent import Recurrent
@@ -15,9 +19,12 @@ from ..recurrent.backward import Gradients, Loss
 from ..recurrent.observers import observing
 from ..recurrent.record import Record
 from .flow_record import FlowRecord, make_record
+from .html import figures, page
+from .series import series_of
 
 if TYPE_CHECKING:
-    pass
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["FlowMonitor"]
 
@@ -55,6 +62,59 @@ class BaseMonitor:
         except (TypeError, ValueError) as error:
             raise TypeError(f"loss must be a number, got {type(loss).__name__}") from error
 
+    def plot(self, path_or_axes: str | os.PathLike[str] | Axes | None = None, layer: str | None = None) -> Figure:
+        """Draw the gradient's norm by step and lag, gamma and horizon over training, and the loss; needs matplotlib.
+
+        Parameters
+        ----------
+        path_or_axes : path or matplotlib Axes, optional
+            File to save the figure to, in the format of its suffix; or axes to draw one heat map into.
+        layer : str, optional
+            The name of one layer, or ``"layer/row"`` for one direction of it, as in :meth:`FlowRecord.place`. Without
+            it, all layers and directions; a figure shows at most six.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            A new figure, or that of the axes.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        TypeError
+            If `path_or_axes` has another type.
+        ValueError
+            If there is no record, or none of `layer`, or axes are given for more than one layer and direction.
+        """
+        figure: Figure = figures().plot(self, path_or_axes, layer)
+        return figure
+
+    def save_html(self, path: str | os.PathLike[str], force: bool = False) -> None:
+        """Save figures and a table of the last records as one HTML file without links to others; needs matplotlib.
+
+        Parameters
+        ----------
+        path : path
+            Name of the file.
+        force : bool
+            Replace an existing file.
+
+        Raises
+        ------
+        FileExistsError
+            If the file exists and `force` is false.
+        ImportError
+            If matplotlib is not installed.
+        ValueError
+            If there is no record.
+        """
+        if not force and os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, "path exists already, and force is False", os.fspath(path))
+        content = page(self).encode("utf-8")
+        with replacing(path) as file:
+            file.write(content)
+
     def close(self) -> None:
         """Stop observing; the history stays. Closing twice is allowed."""
         self._registered.close()
@@ -72,6 +132,16 @@ class BaseMonitor:
     def __repr__(self) -> str:
         layers = dict.fromkeys(record.layer for record in self.history)
         return f"{type(self).__name__}({len(self.history)} records of {', '.join(layers) or 'no layer yet'})"
+
+    def _repr_png_(self) -> bytes | None:
+        return in_notebook(lambda: png(self.plot())) if self.history else None
+
+    def _repr_html_(self) -> str | None:
+        if not self.history:
+            return None
+        last = [str(series.records[-1]) for series in series_of(self.history) if series.row == 0]
+        text = "\n".join([repr(self), *last])
+        return in_notebook(lambda: picture_and_text(self.plot(), text))
 
     def add(self, record: FlowRecord) -> None:
         """Append a record to the history, and hand it to the sinks."""

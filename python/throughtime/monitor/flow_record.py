@@ -70,6 +70,10 @@ class FlowRecord:
     not_finite: int | None
     fault: str | None
 
+    def place(self, row: int) -> str:
+        """The name of a row among those of all layers: ``layer/row``, or the layer's if it has no other row."""
+        return f"{self.layer}/{self.rows[row]}" if len(self.rows) > 1 else self.layer
+
     def as_dict(self) -> dict[str, Any]:
         """The attributes as JSON has them: lists for arrays, and ``"inf"``, ``"-inf"``, ``"nan"`` as strings."""
         return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
@@ -77,8 +81,8 @@ class FlowRecord:
     def scalars(self) -> dict[str, float]:
         """Single numbers by name, ``layer/row/quantity``, for charts; those that are not finite are left out."""
         found: dict[str, float] = {}
-        for i, row in enumerate(self.rows):
-            place = f"{self.layer}/{row}" if len(self.rows) > 1 else self.layer
+        for i in range(len(self.rows)):
+            place = self.place(i)
             found[f"{place}/gamma"] = float(self.gamma[i])
             found[f"{place}/horizon"] = float(self.horizon[i])
             found[f"{place}/zero_share"] = float(self.zero_share[i])
