@@ -8,12 +8,11 @@ import numpy as np
 
 from .._arguments import Array
 from ..recurrent import Recurrent
-from .examination import Examination, factor
+from .examination import DEEP, Examination, factor
 from .finding import Finding, Remedy, severity
 from .plans import Plan, recipes, residual
 from .remedies import Remedies
 
-DEEP = 3.0  # log10 of the factor over all layers
 SEVERE_DEEP = 6.0
 
 Read = Callable[[Examination], Array]
@@ -22,7 +21,7 @@ Read = Callable[[Examination], Array]
 def depth(examination: Examination, remedies: Remedies) -> Iterator[Finding]:
     """Between the layers of a stack, and between those inside one recurrent layer."""
     if len(examination.log10_boundaries) > 2:
-        yield from _judged(examination, remedies, "stack", boundaries, stack_plans(remedies))
+        yield from _judged(examination, remedies, "stack", boundaries, _stack_plans(remedies))
     for place, part in enumerate(examination.parts):
         if isinstance(part.layer, Recurrent) and part.layer.num_layers > 1:
             plans = [recipes(("orthogonal", "xavier", "kaiming"), remedies.max_steps)]
@@ -36,14 +35,6 @@ def depth(examination: Examination, remedies: Remedies) -> Iterator[Finding]:
 def boundaries(found: Examination) -> Array:
     """The norms at the boundaries between the layers of a stack."""
     return found.log10_boundaries
-
-
-def stack_plans(remedies: Remedies) -> list[list[Plan]]:
-    """For the gradient over the depth of a stack."""
-    steps, names = remedies.max_steps, ("kaiming", "xavier", "orthogonal")
-    if remedies.state is not None:
-        return [recipes(names, steps)]
-    return [[*residual((None,), steps), *recipes(names, steps)], residual(names, steps)]
 
 
 def depth_remedy(remedies: Remedies, read: Read, plans: list[list[Plan]]) -> Remedy | None:
@@ -60,7 +51,15 @@ def depth_remedy(remedies: Remedies, read: Read, plans: list[list[Plan]]) -> Rem
     if best is None:
         return None
     change = factor(read(best[1]))
-    return Remedy(best[0].text, {"log10_factor": change}, f"10^{change:.1f}")
+    return Remedy(best[0].text, {"log10_factor": change}, f"10^{change:.1f} over depth")
+
+
+def _stack_plans(remedies: Remedies) -> list[list[Plan]]:
+    """Residual additions and other weights of a stack."""
+    steps, names = remedies.max_steps, ("kaiming", "xavier", "orthogonal")
+    if remedies.state is not None:
+        return [recipes(names, steps)]
+    return [[*residual((None,), steps), *recipes(names, steps)], residual(names, steps)]
 
 
 def _judged(

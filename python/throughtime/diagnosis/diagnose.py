@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from ..layers.layer import Layer
 from ..layers.sequential import Sequential
 from .depth import depth
 from .examination import Examination, Part, examine
-from .finding import Diagnosis
+from .finding import Diagnosis, Finding
 from .finite import not_finite
 from .remedies import Remedies
 from .through_time import exploding, vanishing
@@ -53,7 +54,7 @@ def diagnose(
                               nearer half, and that of the loss; severe from a total growth of 10^6 on
     "vanishing over depth",   between the output and the input of a stack, or the top and the bottom layer of a
     "exploding over depth"    recurrent layer, the gradient changes by 10^3 or more; severe from 10^6 on
-    "dead units"              a tenth of the ReLUs of a layer are zero for every input (at least 32 of them); severe
+    "dead units"              a quarter of the ReLUs of a layer are zero for every input (at least 32 of them); severe
                               from a half on
     "saturated"               half of the values of a gate, tanh or sigmoid are within 0.01 of an end of its range;
                               severe above 0.9. Values that hold a memory do not count: forget gates and update
@@ -104,6 +105,7 @@ def diagnose(
     "tt.init.apply(layer, 'chrono', max_steps=1000, seed=0)"
     """
     steps = None if max_steps is None else size("max_steps", max_steps, least=2)
+    given = layer
     layer, x, d_output, state = from_torch(layer, x, d_output, state)
     if not isinstance(layer, Layer):
         raise TypeError(f"layer must be a throughtime layer, got {type(layer).__name__}")
@@ -117,8 +119,19 @@ def diagnose(
         findings = list(not_finite(found, remedies))
         if not findings:
             findings = [finding for rule in _RULES for finding in rule(found, remedies)]
+    if layer is not given:
+        findings = [_for_module(finding, layer) for finding in findings]
     findings.sort(key=lambda finding: finding.severity != "severe")
     return Diagnosis(findings, _figures(found), found.flow, _title(layer, found.flow))
+
+
+def _for_module(finding: Finding, layer: Layer) -> Finding:
+    """The finding with a remedy in terms of a torch module, whose parameters a layer takes and returns."""
+    remedy = finding.remedy
+    if remedy is None or "(layer, " not in remedy.text:
+        return finding
+    text = f"{remedy.text} on layer = tt.{layer!r} with the module's parameters"
+    return replace(finding, remedy=replace(remedy, text=text))
 
 
 def _figures(found: Examination) -> dict[str, dict[str, float]]:

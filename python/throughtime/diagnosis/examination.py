@@ -15,6 +15,8 @@ from .activity import Dead, dead_units, saturated_shares
 from .course import Course, courses
 from .leaves import Leaf, run
 
+DEEP = 3.0  # log10 of a factor over depth that is a disease
+
 
 class Part(NamedTuple):
     """The figures of an innermost layer.
@@ -72,6 +74,11 @@ class Examination(NamedTuple):
     def log10_depth(self) -> float:
         """log10 of the factor from the gradient of the output to that of the input, of a stack of several layers."""
         return factor(self.log10_boundaries) if len(self.log10_boundaries) > 2 else 0.0
+
+    @property
+    def depths(self) -> list[float]:
+        """The same of the stack, and of the layers inside each recurrent layer."""
+        return [self.log10_depth, *(factor(part.log10_levels) for part in self.parts)]
 
 
 def factor(norms: Array) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -99,24 +100,34 @@ class Diagnosis:
 
     def __str__(self) -> str:
         if self.findings:
-            lines = [str(finding) for finding in self.findings]
-            count = f"{len(lines)} finding{'s' if len(lines) > 1 else ''}"
+            lines = _grouped(self.findings)
+            count = f"{len(self.findings)} finding{'s' if len(self.findings) > 1 else ''}"
         else:
             lines, count = [f"{place}: {_in_words(own)}" for place, own in self.figures.items() if own], "healthy"
         return "\n".join([f"{self.title}: {count}", *(f"  {line}" for line in lines)])
 
 
+def _grouped(findings: list[Finding]) -> list[str]:
+    """A line for each finding; those of one disease with one remedy in several layers share the line of the first."""
+    groups: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        groups.setdefault((finding.disease, finding.remedy.text if finding.remedy else ""), []).append(finding)
+    return [
+        str(first) + (f" Likewise in {', '.join(other.layer for other in others)}." if others else "")
+        for first, *others in groups.values()
+    ]
+
+
 def _in_words(figures: dict[str, float]) -> str:
     words = []
     if "horizon" in figures:
-        steps = figures["steps"]
-        words.append(
-            f"gamma {gamma_text(figures['gamma'])}, remembers {min(figures['horizon'], steps):g} of {steps:g} steps"
-        )
+        steps, gamma = figures["steps"], figures["gamma"]
+        rate = "" if math.isnan(gamma) else f"gamma {gamma_text(gamma)}, "  # one step has none
+        words.append(f"{rate}remembers {min(figures['horizon'], steps):g} of {steps:g} steps")
     if "log10_depth" in figures:
         words.append(f"the gradient changes by 10^{figures['log10_depth']:.1f} over depth")
     if "dead" in figures:
         words.append(f"{figures['dead']:.0%} of the ReLUs dead")
     if "saturated" in figures:
-        words.append(f"at most {figures['saturated']:.0%} of the values of a gate or activation saturated")
+        words.append(f"{figures['saturated']:.0%} of the values saturated")
     return ", ".join(words)

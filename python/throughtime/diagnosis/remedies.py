@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..layers.layer import Layer
-from .examination import Examination, examine
+from .examination import DEEP, Examination, examine
 from .plans import Plan
 
 Score = Callable[[Examination], tuple[float, ...] | None]  # smaller is better; the first number is 0 for a cure
-_DEEPER = 1.0  # log10 by which a remedy may move the factor over depth away from 1
 
 
 class Remedies:
@@ -79,7 +78,7 @@ def _harms(before: Examination, after: Examination) -> bool:
     """Whether a change leaves a model that is not finite, explodes in time, or is worse over depth."""
     if after.flow.fault is not None:
         return True
-    if abs(after.log10_depth) > abs(before.log10_depth) + _DEEPER:
+    if any(abs(now) >= DEEP and abs(now) > abs(then) for now, then in zip(after.depths, before.depths, strict=True)):
         return True
     exploded, explodes = (
         [any(course.explodes for course in part.courses) for part in found.parts] for found in (before, after)

@@ -45,8 +45,8 @@ def exploding(examination: Examination, remedies: Remedies) -> Iterator[Finding]
         severe = severity(worst.total >= SEVERE_GROWTH)
         figures = {"gamma": worst.gamma, "log10_growth": worst.total, "steps": float(worst.steps)}
         text = (
-            f"{row_prefix(worst)}exploding, gamma {gamma_text(worst.gamma)}: the gradient grows by 10^{worst.total:.1f} over "
-            f"{worst.steps} steps; clip it with tt.clip_grad_norm, or at each step with backward(clip=...)"
+            f"{row_prefix(worst)}exploding, gamma {gamma_text(worst.gamma)}: the gradient grows by "
+            f"10^{worst.total:.1f} over {worst.steps} steps; clip it with tt.clip_grad_norm or backward(clip=...)"
         )
 
         def score(found: Examination, place: int = place) -> tuple[float, ...] | None:
@@ -86,7 +86,7 @@ def memory_plans(remedies: Remedies, part: Part, *more: str) -> list[list[Plan]]
 
 
 def memory_remedy(remedies: Remedies, place: int, groups: list[list[Plan]]) -> Remedy | None:
-    """The remedy with the longest memory of a layer; of those, the one whose gamma is nearest to 1, or that comes first.
+    """The remedy with the longest memory of a layer; of those, the first whose gamma is nearest to 1.
 
     None if no memory is longer, or only with a gamma that is farther from 1.
     """

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from .examination import Examination, Part
 from .finding import Finding, Remedy, severity
-from .plans import recipes, smaller_input
+from .plans import recipes, residual, smaller_input
 from .remedies import Remedies
 
-DEAD = 0.1  # share of units; torch's default weights leave fewer than 2 % of 64 units dead on random input
+DEAD = 0.25  # share of units
 SEVERE_DEAD = 0.5
 SATURATED = 0.5  # share of the values of a gate
 SEVERE_SATURATED = 0.9
@@ -32,8 +32,11 @@ def dead(examination: Examination, remedies: Remedies) -> Iterator[Finding]:
             share = worst_dead(found.parts[place])
             return float(share >= DEAD), round(share, 3)
 
-        plans = recipes(("kaiming", "orthogonal", "identity", "good"), remedies.max_steps)
-        best = remedies.best([plans], score)
+        steps = remedies.max_steps
+        plans = [recipes(("kaiming", "orthogonal", "good"), steps)]
+        if remedies.state is None:
+            plans.append(residual((None,), steps))
+        best = remedies.best(plans, score)
         remedy = None
         if best is not None:
             share = worst_dead(best[1].parts[place])

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..layers.embedding import Embedding
-from .depth import boundaries, depth_remedy, stack_plans
+from .depth import boundaries, depth_remedy
 from .examination import Examination
 from .finding import Finding, severity
+from .plans import recipes
 from .remedies import Remedies
 from .through_time import SEVERE_SHARE, memory_plans, memory_remedy, row_prefix, worst_zero
 
@@ -23,7 +24,7 @@ def zero_gradient(examination: Examination, remedies: Remedies) -> Iterator[Find
     stop = _stop(examination)
     if stop is not None:
         text = f"no gradient passes layer {stop} of the stack: it is exactly zero below"
-        remedy = depth_remedy(remedies, boundaries, stack_plans(remedies))
+        remedy = depth_remedy(remedies, boundaries, [recipes(("kaiming", "orthogonal"), remedies.max_steps)])
         yield Finding("zero gradient", str(stop), "severe", {"layer": float(stop)}, text, remedy)
     for place, part in enumerate(examination.parts):
         worst = worst_zero(part)
