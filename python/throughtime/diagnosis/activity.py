@@ -51,7 +51,7 @@ def saturated_shares(leaf: Leaf) -> dict[str, float]:
     the forget gate is above 0.9. `tt.init.chrono` sets gates so.
     """
     if isinstance(leaf.layer, Recurrent) and leaf.layer.architecture.gates > 1:
-        return _of_gates(leaf)
+        return _of_gates(leaf.layer, leaf)
     found: dict[str, float] = {}
     for name, kind, values in _activations(leaf):
         if kind != "relu" and values.size:
@@ -59,10 +59,10 @@ def saturated_shares(leaf: Leaf) -> dict[str, float]:
     return found
 
 
-def _of_gates(leaf: Leaf) -> dict[str, float]:
+def _of_gates(layer: Recurrent, leaf: Leaf) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, values in _rows(leaf):
-        gates = values.reshape(len(values), leaf.layer.architecture.gates, -1)  # type: ignore[attr-defined]
+        gates = values.reshape(len(values), layer.architecture.gates, layer.hidden_size)
         if gates.size:
             prefix = f"{name}, " if name else ""
             masks = _lstm(gates) if gates.shape[1] == 4 else _gru(gates)

@@ -51,7 +51,9 @@ class Course(NamedTuple):
 
     @property
     def distance(self) -> float:
-        """How far gamma is from 1, in log10."""
+        """How far gamma is from 1, in log10; 0 for a single step, which has no gamma."""
+        if np.isnan(self.gamma):
+            return 0.0 if self.zero_lag is None else np.inf
         return abs(np.log10(self.gamma)) if self.gamma > 0 else np.inf
 
 

@@ -10,10 +10,11 @@ from .._arguments import Array
 from ..recurrent import Recurrent
 from .examination import DEEP, Examination, factor
 from .finding import Finding, Remedy, severity
-from .plans import Plan, recipes, residual
+from .plans import Plan, recipes, residual, residual_layers
 from .remedies import Remedies
 
 SEVERE_DEEP = 6.0
+_WEIGHTS = ("kaiming", "xavier", "orthogonal")
 
 Read = Callable[[Examination], Array]
 
@@ -24,7 +25,9 @@ def depth(examination: Examination, remedies: Remedies) -> Iterator[Finding]:
         yield from _judged(examination, remedies, "stack", boundaries, _stack_plans(remedies))
     for place, part in enumerate(examination.parts):
         if isinstance(part.layer, Recurrent) and part.layer.num_layers > 1:
-            plans = [recipes(("orthogonal", "xavier", "kaiming"), remedies.max_steps)]
+            plans = [recipes(_WEIGHTS, remedies.max_steps)]
+            if remedies.state is None:
+                plans.insert(0, residual_layers((None,), remedies.max_steps))
 
             def levels(found: Examination, place: int = place) -> Array:
                 return found.parts[place].log10_levels
@@ -56,10 +59,10 @@ def depth_remedy(remedies: Remedies, read: Read, plans: list[list[Plan]]) -> Rem
 
 def _stack_plans(remedies: Remedies) -> list[list[Plan]]:
     """Residual additions and other weights of a stack."""
-    steps, names = remedies.max_steps, ("kaiming", "xavier", "orthogonal")
+    steps = remedies.max_steps
     if remedies.state is not None:
-        return [recipes(names, steps)]
-    return [[*residual((None,), steps), *recipes(names, steps)], residual(names, steps)]
+        return [recipes(_WEIGHTS, steps)]
+    return [[*residual((None,), steps), *recipes(_WEIGHTS, steps)], residual(_WEIGHTS, steps)]
 
 
 def _judged(

@@ -80,6 +80,14 @@ class Examination(NamedTuple):
         """The same of the stack, and of the layers inside each recurrent layer."""
         return [self.log10_depth, *(factor(part.log10_levels) for part in self.parts)]
 
+    def as_one(self, place: str) -> Examination:
+        """With all parts as one: the layers of a stack that stands for the layers inside one recurrent layer."""
+        courses = [course for part in self.parts for course in part.courses]
+        dead = {f"{part.place} {name}": own for part in self.parts for name, own in part.dead.items()}
+        saturated = {f"{part.place} {name}": own for part in self.parts for name, own in part.saturated.items()}
+        whole = Part(place, self.layer, courses, dead, saturated, self.log10_boundaries[1:])
+        return self._replace(parts=[whole])
+
 
 def factor(norms: Array) -> float:
     """log10 of the first norm over the last; 0 if either is zero or not finite."""

@@ -12,7 +12,7 @@ from ..init import apply
 from ..layers.layer import Layer
 from ..layers.residual import ResidualBlock
 from ..layers.sequential import Sequential
-from ..recurrent import LSTM, RNN
+from ..recurrent import LSTM, RNN, Recurrent
 
 SEED = 0  # of every random number of a remedy
 _GATED = ("chrono", "good")  # recipes that take `max_steps`
@@ -52,6 +52,16 @@ def residual(names: Sequence[str | None], max_steps: int) -> list[Plan]:
     return plans
 
 
+def residual_layers(names: Sequence[str | None], max_steps: int) -> list[Plan]:
+    """The layers inside a recurrent layer as a stack with residual additions, then other initial weights."""
+    around = "a tt.Sequential of its single layers, with tt.ResidualBlock around each whose output has its input's size"
+    plans = []
+    for name in names:
+        then = "" if name is None else f", then {_call(name, max_steps, 'stack')}"
+        plans.append(Plan(around + then, partial(_apart, recipe=name, max_steps=max_steps)))
+    return plans
+
+
 def as_lstm(layer: RNN, max_steps: int) -> Plan:
     """An LSTM of the same sizes in place of an RNN, with weights for long memories."""
     lstm = LSTM(**{name: value for name, value in layer._config.items() if name in _SHARED}, seed=SEED)
@@ -76,6 +86,24 @@ def _with_blocks(layer: Layer, recipe: str | None, max_steps: int) -> Layer:
         raise ValueError("no layer has as many outputs as inputs")
     stack = Sequential(*groups)
     return stack if recipe is None else _applied(stack, recipe, max_steps)
+
+
+def _apart(layer: Layer, recipe: str | None, max_steps: int) -> Layer:
+    """A stack of single layers with the parameters of those inside a recurrent layer, and residual additions."""
+    if not isinstance(layer, Recurrent) or layer.num_layers < 2:
+        raise ValueError(f"expected a recurrent layer of several layers, got {layer!r}")
+    kind, singles = Layer._kinds[layer._kind], []
+    sources, directions = layer.architecture.own_parameters, layer.num_directions
+    for i in range(layer.num_layers):
+        inputs = layer.output_size if i else layer.input_size
+        single = kind(**{**layer._config, "input_size": inputs, "num_layers": 1, "dropout": 0.0})
+        assert isinstance(single, Recurrent)
+        targets = single.architecture.own_parameters
+        for target, source in zip(targets, sources[i * directions : (i + 1) * directions], strict=True):
+            for name, full in target.items():
+                single.parameters[full][...] = layer.parameters[source[name]]
+        singles.append(single)
+    return _with_blocks(Sequential(*singles), recipe, max_steps)
 
 
 def _groups(stack: Sequential) -> Iterator[list[Layer]]:

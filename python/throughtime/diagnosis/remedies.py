@@ -71,6 +71,8 @@ class Remedies:
             return None
         x = self.x if plan.divisor == 1 else self.x / self.x.dtype.type(plan.divisor)
         after = examine(layer, x, self._d_output, self.state, self._lengths)
+        if len(after.parts) > len(self.before.parts):
+            after = after.as_one(self.before.parts[0].place)
         return None if _harms(self.before, after) else after
 
 

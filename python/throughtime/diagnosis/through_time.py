@@ -8,7 +8,7 @@ from ..recurrent import RNN
 from .course import Course
 from .examination import Examination, Part
 from .finding import Finding, Remedy, gamma_text, severity
-from .plans import Plan, as_lstm, recipes, residual
+from .plans import Plan, as_lstm, recipes, residual, residual_layers
 from .remedies import Remedies
 
 SEVERE_SHARE = 0.5  # of the steps that are wanted, from which nothing is learnt
@@ -80,6 +80,7 @@ def memory_plans(remedies: Remedies, part: Part, *more: str) -> list[list[Plan]]
     if remedies.state is None:
         groups.append(residual(names, steps))
         model = remedies.before.layer
+        groups.append(residual_layers(names, steps))
         if isinstance(model, RNN):
             groups.append([as_lstm(model, steps)])
     return groups
@@ -107,9 +108,8 @@ def memory_remedy(remedies: Remedies, place: int, groups: list[list[Plan]]) -> R
 
 def _remedy(plan: Plan, after: Examination, place: int, wanted: int) -> Remedy:
     own = after.parts[place].courses
-    worst = min(own, key=lambda course: course.remembers(wanted))
-    gamma = max(own, key=lambda course: course.distance).gamma
-    figures = {"gamma": gamma, "horizon": worst.horizon}
+    worst = min(own, key=lambda course: (course.remembers(wanted), -course.distance))
+    figures = {"gamma": worst.gamma, "horizon": worst.horizon}
     return Remedy(
-        plan.text, figures, f"gamma {gamma_text(gamma)}, remembers {worst.remembers(wanted)} steps of {wanted}"
+        plan.text, figures, f"gamma {gamma_text(worst.gamma)}, remembers {worst.remembers(wanted)} steps of {wanted}"
     )
