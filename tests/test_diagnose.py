@@ -145,6 +145,26 @@ def test_a_direction_that_has_read_one_step_is_not_judged():
     assert diseases(tt.Sequential(tt.LSTM(H, H, reverse=True, seed=0), tt.Linear(H, 3, seed=0)), X) == set()
 
 
+@pytest.mark.parametrize("last", ["norm", "post", "batch"])
+def test_a_norm_at_the_end_is_no_disease(last):
+    """Ones are orthogonal to all that a norm lets through, and would show its rounding only."""
+    layers = [tt.ResidualBlock(tt.MLP(H, 4 * H, seed=k), H) for k in range(4)]
+    if last == "post":
+        layers.append(tt.ResidualBlock(tt.MLP(H, H, seed=9), H, norm="post"))
+    else:
+        layers.append(tt.LayerNorm(H) if last == "norm" else tt.BatchNorm(H))
+    stack = tt.Sequential(*layers)
+    assert tt.gradient_flow(stack, ROWS).depth_log10_norm[0] < -4
+    for x, lengths in ((ROWS, None), (X, None), (X, np.array([T, 0, 7]))):
+        diagnosis = tt.diagnose(stack, x, lengths=lengths)
+        assert diagnosis.findings == []
+        valid = np.ones(x.shape[:-1]) if x is ROWS else np.zeros((T, B))
+        for sequence, length in enumerate([T] * B if lengths is None else lengths):
+            if x is X and length:
+                valid[length - 1, sequence] = 1
+        assert diagnosis.flow.depth_log10_norm[-1] == pytest.approx(math.log10(H * valid.sum()) / 2)
+
+
 def test_losses_on_all_steps_hide_what_vanishes():
     layer, x, state = chain(0.5)
     assert diseases(layer, x, np.ones_like(x, shape=(T, 2, layer.hidden_size)), state=state) == set()
@@ -190,6 +210,12 @@ def test_a_loss_without_gradient(model):
     (finding,) = tt.diagnose(model, X, np.zeros_like(X)).findings
     assert (finding.disease, finding.layer) == ("zero gradient", "output")
     assert diseases(model, X, lengths=np.zeros(B, np.int64)) == {"zero gradient"}
+
+
+def test_no_sequences():
+    for kind in (tt.RNN, tt.GRU, tt.LSTM):
+        (finding,) = tt.diagnose(kind(H, H, seed=0), X[:, :0]).findings
+        assert (finding.disease, finding.layer) == ("zero gradient", "output")
 
 
 # NaN and infinity
@@ -393,7 +419,7 @@ MODELS = [
     tt.LSTM(H, H, seed=0),
     tt.GRU(H, H, 2, bidirectional=True, seed=0),
     tt.RNN(H, H, seed=0),
-    tt.Sequential(tt.Linear(H, H, seed=0), tt.ResidualBlock(tt.GRU(H, H, seed=0), H), tt.LayerNorm(H)),
+    tt.Sequential(tt.Linear(H, H, seed=0), tt.ResidualBlock(tt.GRU(H, H, seed=0), H), tt.Linear(H, 3, seed=0)),
 ]
 
 

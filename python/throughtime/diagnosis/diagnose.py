@@ -74,7 +74,8 @@ def diagnose(
         As for :func:`gradient_flow`. Take data of the task: the states depend on it.
     d_output : "last" or array
         As for :func:`gradient_flow`. ``"last"`` asks how far back a loss on the last step reaches; losses on all steps
-        hide a gradient that vanishes.
+        hide a gradient that vanishes. If the last layer of a stack is a norm, whose outputs have a constant sum, fixed
+        random signs replace the ones.
     state, lengths : optional
         As for :func:`gradient_flow`.
     max_steps : int, optional

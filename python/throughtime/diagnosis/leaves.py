@@ -6,10 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from .._arguments import Array
+from .._finite import last_of
 from ..analysis.flow_result import GradientFlow, StackFlow
 from ..analysis.gradient_flow import flow_of_record, flow_of_tape
 from ..layers.layer import Layer
+from ..layers.norm import Norm
 from ..layers.residual import ResidualBlock
 from ..layers.sequential import Sequential, forward_for_flow
 from ..recurrent import Recurrent
@@ -49,10 +53,31 @@ def run(layer: Layer, x: Any, d_output: Any, state: Any, lengths: Any) -> tuple[
     if stack is not layer and state is not None:
         state = (state,)
     tape, valid, way = forward_for_flow(stack, x, lengths, state, "full")
+    if isinstance(d_output, str) and _normalises(stack.layers[-1]):
+        d_output = _signs_on_last(tape.output, valid, way.time_axis)
     found = flow_of_tape(stack, tape, valid, way, d_output)
     if stack is layer:
         return found, list(_leaves(layer, tape, found, "", valid))
     return found, list(_leaves(layer, tape.layers[0], found.layers[0], "", valid))
+
+
+def _normalises(layer: Layer) -> bool:
+    """Whether the output is that of a norm. Its mean is constant, so a gradient of ones is zero below."""
+    if isinstance(layer, Sequential):
+        return _normalises(layer.layers[-1])
+    if isinstance(layer, ResidualBlock):
+        return layer.norm_place == "post" or (not layer.residual and _normalises(layer.sublayer))
+    return isinstance(layer, Norm)
+
+
+def _signs_on_last(output: Array, valid: Array | None, time_axis: int | None) -> Array:
+    """Random signs on the last valid output of each sequence; without a time axis, on all rows."""
+    signs = np.random.default_rng(0).choice(np.array([-1, 1], output.dtype), output.shape)
+    if time_axis is None:
+        return signs
+    steps = np.ones(output.shape[:-1], np.bool_) if valid is None else valid
+    last = np.moveaxis(last_of(np.moveaxis(steps, time_axis, 0), False), 0, time_axis)
+    return np.where(last[..., None], signs, output.dtype.type(0))
 
 
 def _leaves(layer: Layer, tape: Any, flow: GradientFlow | None, place: str, valid: Array | None) -> Iterator[Leaf]:
