@@ -479,6 +479,26 @@ def test_flow_of_a_saved_model(folder, model):
     assert "left out" not in result.output
 
 
+def test_flow_of_a_saved_model_says_what_ails_it(folder, model):
+    """The gradient at h of the model in the diagnosis is that of the table; a model with good weights is healthy."""
+    result = call("flow", "--model", "model", "--text", "text.txt", "--steps", 200)
+    lines = result.output.splitlines()
+    title = "Sequential(Embedding(28, 64), GRU(64, 8, num_layers=2), Linear(8, 28)) on 200 steps of 4 sequences: "
+    (at,) = (i for i, line in enumerate(lines) if line.startswith(title))
+    assert lines[at] == f"{title}1 finding"
+    _, *rows = table_rows(result.output, "layer")
+    row, *_, gamma, _, horizon = min(rows, key=lambda cells: float(cells[-1]))
+    words = lines[at + 1].split()
+    assert lines[at + 1].startswith(f"  1, severe: layer {row}: contracting, gamma ")
+    assert float(words[words.index("gamma") + 1].rstrip(":")) == pytest.approx(float(gamma), abs=6e-4)
+    assert f"remembers {horizon} steps of 200; " in lines[at + 1]
+    assert "Try tt.init.apply(layer, " in lines[at + 1]
+    tt.init.apply(model.recurrent, "good", max_steps=200, seed=0)
+    model.save(folder / "model")
+    result = call("flow", "--model", "model", "--text", "text.txt", "--steps", 200, "--force")
+    assert f"{title}healthy\n" in result.output
+
+
 def test_flow_of_a_saved_model_leaves_out_what_it_does_not_know(folder, model):
     (folder / "other.txt").write_text("the\tquick\tgreen FOX \u00e9" * 9, encoding="utf-8")
     result = call("flow", "--model", "model", "--text", "other.txt", "--steps", 50)

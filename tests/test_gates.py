@@ -55,6 +55,13 @@ def test_gates_in_float32_from_a_state_with_resets(kind):
     assert_close(tape.gates, gates, bound, floor=1)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_sequences_there_are_no_gates(kind):
+    problem = Problem(kind, T=5, B=1)
+    gates = problem.layer().forward(problem.x[:, :0]).gates
+    assert gates.shape == (1, 5, 0, problem.layer().architecture.gate_rows)
+
+
 def test_a_gru_whose_z_is_open_says_so():
     """With a bias of 100 on z, sigmoid is 1 to the last bit; r and n stay between their limits."""
     gru = tt.GRU(3, 4, seed=0)

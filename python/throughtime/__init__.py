@@ -14,6 +14,8 @@ from .config import (
     set_num_threads,
     show_config,
 )
+from .diagnosis.diagnose import diagnose
+from .diagnosis.finding import Diagnosis, Finding, Remedy
 from .gradcheck import gradcheck
 from .layers.activations import GELU, ReLU, Sigmoid, Tanh
 from .layers.add_layer_norm import add_layer_norm, add_layer_norm_backward
@@ -39,12 +41,15 @@ __all__ = [
     "MLP",
     "RNN",
     "BatchNorm",
+    "Diagnosis",
     "Embedding",
+    "Finding",
     "FlowMonitor",
     "Gradients",
     "LayerNorm",
     "Linear",
     "ReLU",
+    "Remedy",
     "ResidualBlock",
     "SelfAttention",
     "Sequential",
@@ -58,6 +63,7 @@ __all__ = [
     "convert",
     "cross_entropy",
     "cuda",
+    "diagnose",
     "empty_cache",
     "get_matmul_precision",
     "get_num_threads",

@@ -13,7 +13,7 @@ from .._scaled import ZERO, Scaled, scaled
 from .._torch_modules import from_torch
 from ..backend.choose import require_host
 from ..layers.layer import Layer
-from ..layers.scaled_backward import StackNorms, scaled_backward
+from ..layers.scaled_backward import StackNorms, Way, scaled_backward
 from ..layers.sequential import Sequential, forward_for_flow
 from ..recurrent import Recurrent
 from ..recurrent.architecture import Architecture
@@ -162,7 +162,11 @@ def _valid(record: Record) -> Array | None:
 
 
 def _of_stack(stack: Sequential, x: Any, d_output: Any, lengths: Any, memory: str | int, state: Any) -> StackFlow:
-    tape, valid, way = forward_for_flow(stack, x, lengths, state, memory)
+    return flow_of_tape(stack, *forward_for_flow(stack, x, lengths, state, memory), d_output)
+
+
+def flow_of_tape(stack: Sequential, tape: Any, valid: Array | None, way: Way, d_output: Any = "last") -> StackFlow:
+    """The flow through a stack, from what `forward_for_flow` returns."""
     output = tape.output
     if way.time_axis is None and isinstance(d_output, str):
         d_output = np.ones(output.shape, output.dtype)

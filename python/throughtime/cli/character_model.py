@@ -131,10 +131,22 @@ class CharacterModel:
         x = self.embedding(ids[:-1])
         output, _ = self.recurrent(x)
         last = self.linear.forward(output[-1])
-        _, d_logits = tt.cross_entropy(last.output, ids[-1].astype(np.int64))
         d_output = np.zeros_like(output)
-        d_output[-1] = last.backward(d_logits).input
+        d_output[-1] = last.backward(_d_logits(last.output, ids[-1])).input
         return tt.gradient_flow(self.recurrent, x, d_output)
+
+    def diagnosis(self, ids: Array) -> tt.Diagnosis:
+        """The findings on the whole model, with the loss of `flow`."""
+        stack = tt.Sequential(*self.parts.values())
+        logits = stack(ids[:-1])
+        d_logits = np.zeros_like(logits)
+        d_logits[-1] = _d_logits(logits[-1], ids[-1])
+        return tt.diagnose(stack, ids[:-1], d_logits)
+
+
+def _d_logits(logits: Array, targets: Array) -> Array:
+    """The gradient of the loss on the characters of one step."""
+    return tt.cross_entropy(logits, targets.astype(np.int64))[1]
 
 
 def _load_part(path: Path, kind: Any, called: str) -> Any:

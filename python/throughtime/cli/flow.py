@@ -45,7 +45,8 @@ class Options:
         Path | None, typer.Option(help="Run on this UTF-8 text instead of random numbers.", show_default=False)
     ] = None
     model: Annotated[
-        Path | None, typer.Option(help="Show this model, written by `throughtime train --save`.", show_default=False)
+        Path | None,
+        typer.Option(help="Show and diagnose this model, written by `throughtime train --save`.", show_default=False),
     ] = None
     plot: Annotated[Path, typer.Option(help="File for the plot; if you name one that exists, --force replaces it.")] = (
         Path("throughtime-flow.png")
@@ -60,7 +61,8 @@ def flow(context: typer.Context, options: Options) -> None:
     RNN, GRU, LSTM, LSTM with LayerNorm, and stacks of LSTMs without and with residual additions run on the same random
     sequence, with default weights (torch's) and with good ones: recurrent weights orthogonal, gate biases for memories
     as long as the sequence (chrono), other biases zero. Or, with --model, a trained character model on a text (without
-    --text that of Python's help()).
+    --text that of Python's help()), with a diagnosis in words: what keeps it from learning, and a remedy that measures
+    better.
     """
     check_plot_path(options.plot)
     if given(context, "plot"):
@@ -101,7 +103,8 @@ def _look(console: Output, path: Path, options: Options) -> None:
     ids = _known(console, model.vocabulary, text)
     if len(ids) <= steps:
         fail(f"{text_name(text)} has {len(ids)} characters that the model knows, --steps {steps} needs {steps + 1}")
-    found = model.flow(stretches(ids, steps + 1, options.batch))
+    read = stretches(ids, steps + 1, options.batch)
+    found = model.flow(read)
     title = f"{path}: {model.recurrent!r} on {text_name(text)}, loss on the character after {steps}"
     table = _new_table("log10 of the norm of dL/dh_t", "layer")
     for row, name in enumerate(found.names):
@@ -110,6 +113,7 @@ def _look(console: Output, path: Path, options: Options) -> None:
     console.print(table)
     say(console, _NOTE)
     _say_fault(console, "", found)
+    say(console, f"\n{model.diagnosis(read)}\n", keep="\n")
     from .plots import save_model_figure
 
     save_model_figure(options.plot, found, title)

@@ -35,7 +35,10 @@ def _normalised(record: Record, index: int) -> Array:
     """Recompute the gates (T, B, G*H) of a layer-normalised cell from both products, which the cell saves."""
     described = record.architecture
     own = {name: record.parameters[full] for name, full in described.own_parameters[index].items()}
-    saved, by_gate = record.saved_units(index).astype(np.float64), (*record.sizes, described.gates, -1)
+    saved, by_gate = (
+        record.saved_units(index).astype(np.float64),
+        (*record.sizes, described.gates, described.hidden_size),
+    )
     parts = []
     for part, name in zip(np.split(saved, 2, axis=2), ("ih", "hh"), strict=True):
         rows, gain = part.reshape(-1, described.gate_rows), own[f"weight_ln_{name}"].astype(np.float64)

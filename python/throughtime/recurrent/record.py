@@ -180,7 +180,9 @@ class Record:
         saved, (steps, batch) = self.saved[index], self.sizes
         assert saved is not None
         by_sequence = saved if _core.sees_whole_rows(self.architecture.cell) else saved.swapaxes(1, 2)
-        values = by_sequence.swapaxes(2, 3).reshape(steps, batch, saved.shape[3], -1)
+        by_value = by_sequence.swapaxes(2, 3)
+        units = by_value.shape[3] * by_value.shape[4]  # not -1, which is ambiguous without sequences
+        values = by_value.reshape(steps, batch, saved.shape[3], units)
         return values[..., : self.architecture.hidden_size]
 
     def valid(self) -> Array | None:
