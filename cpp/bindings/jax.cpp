@@ -1,6 +1,6 @@
 // forward and backward of one layer and direction as XLA calls, for jax. They run on XLA's threads without the GIL; errors are
 // returned, not thrown. Operands and results come in a fixed order; python/throughtime/jax/kernels.py is the other side.
-#include "parameters.hpp"
+#include "cpu_cells.hpp"
 #include "register.hpp"
 
 #include <algorithm>

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "arrays.hpp"
-#include "named.hpp"
+#include "cell_parameters.hpp"
 
 namespace throughtime {
 

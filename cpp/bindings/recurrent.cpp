@@ -1,6 +1,6 @@
 // Binding of one layer and direction, forward and backward: turns a dict of arrays into a problem, run without the GIL.
 #include "arrays.hpp"
-#include "parameters.hpp"
+#include "cpu_cells.hpp"
 #include "problem.hpp"
 #include "register.hpp"
 #include "run.hpp"

@@ -11,8 +11,8 @@ import numpy as np
 from .. import _arguments, _core
 from .._arguments import Array
 from ..cuda.array import DeviceArray, as_device_array, empty, is_on_device, to_device, zeros
+from ..cuda.dtypes import FLOATS, dtype_name, float_name
 from ..cuda.extension import current_stream, extension
-from ..cuda.numbers import FLOATS, dtype_name, float_name
 
 if TYPE_CHECKING:
     from .._core import LayerNormBackward, LayerNormForward, RecurrentGradients, RecurrentProblem

@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from .._arguments import Array, check_unmasked
+from .dtypes import HELD_AS, dtype_name, held, shown
 from .extension import current_stream, extension
-from .numbers import HELD_AS, dtype_name, held, shown
 
 _BASIC = (int, np.integer, slice, EllipsisType, NoneType)
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from .._arguments import Array
 from ..cuda.array import DeviceArray
+from ..cuda.dtypes import HELD_AS
 from ..cuda.extension import extension
-from ..cuda.numbers import HELD_AS
 from .unsupported import unsupported
 
 _SOME = 256  # dummy address for empty tensors: for 0, NumPy would allocate memory

@@ -11,7 +11,7 @@ from . import kernels
 from .kernels import Call
 from .plan import Plan
 from .recorder import address_of
-from .unsupported import once, unsupported
+from .unsupported import once_differentiable, unsupported
 
 
 class RecurrentFunction(Function):
@@ -56,7 +56,7 @@ class RecurrentFunction(Function):
         found = iter(kernels.backward(call, x, saved[masks_end:], d_results, wanted, ctx.address))
         every = [needs_input, *(any(needs_state) for _ in needs_state), *needs_weights]
         gradients = [next(found) if needs else None for needs in every]
-        return None, None, None, None, None, *once(gradients, [*d_results, *saved[:weights_end]])
+        return None, None, None, None, None, *once_differentiable(gradients, [*d_results, *saved[:weights_end]])
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:

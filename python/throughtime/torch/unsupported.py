@@ -30,7 +30,7 @@ def applied(function: type[Function], *arguments: Any) -> Any:
     return function.apply(*arguments)  # type: ignore[no-untyped-call]
 
 
-class _Once(Function):
+class _OnceDifferentiable(Function):
     """Identity on gradients whose derivative raises an error; the inputs after them are those they depend on."""
 
     @staticmethod
@@ -47,9 +47,9 @@ def second_derivative() -> NotImplementedError:
     return unsupported("second derivatives (backward through a backward made with create_graph=True)")
 
 
-def once(gradients: list[Tensor | None], inputs: list[Tensor | None]) -> tuple[Tensor | None, ...]:
+def once_differentiable(gradients: list[Tensor | None], inputs: list[Tensor | None]) -> tuple[Tensor | None, ...]:
     """The gradients; if torch records a graph of them, their derivative with respect to `inputs` raises an error."""
     if not torch.is_grad_enabled():
         return tuple(gradients)
-    found: tuple[Tensor | None, ...] = applied(_Once, len(gradients), *gradients, *inputs)
+    found: tuple[Tensor | None, ...] = applied(_OnceDifferentiable, len(gradients), *gradients, *inputs)
     return found

@@ -4,7 +4,7 @@
 #include <type_traits>
 
 #include "../cpu/system/dispatch.hpp"
-#include "named.hpp"
+#include "cell_parameters.hpp"
 
 namespace throughtime {
 
