@@ -13,7 +13,7 @@ from ..layers.add_layer_norm import Saved
 from .base import check_is_tensor
 from .compiling import is_traced
 from .places import PLACES, check_tensor, check_weight, tensor_of
-from .unsupported import applied, check_transforms, once, second_derivative, unsupported
+from .unsupported import applied, check_transforms, once_differentiable, second_derivative, unsupported
 
 
 def add_layer_norm(
@@ -78,7 +78,11 @@ class AddLayerNormFunction(Function):
         total, statistics, weight = ctx.saved_tensors
         d_x, d_weight, d_bias = _backward(d_total, d_normalised, total, statistics, weight)
         d_branch = d_x if ctx.scale == 1 else d_x * ctx.scale
-        return *once([d_x, d_branch, d_weight, d_bias], [d_total, d_normalised, total, weight]), None, None
+        return (
+            *once_differentiable([d_x, d_branch, d_weight, d_bias], [d_total, d_normalised, total, weight]),
+            None,
+            None,
+        )
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
