@@ -41,11 +41,11 @@ def recurrent_layers(model: Any) -> list[Any]:
 
 
 def check(layer: Any) -> None:
-    """Raise ValueError unless the layer can be converted and called without an effect on the training."""
+    """Raise ValueError unless the layer can be converted and measured."""
     forward, *backward = _directions(layer)
     place = f"layer {layer.name!r}"
     if layer.stateful:
-        raise ValueError(f"{place} is stateful, so a measurement would change its state")
+        raise ValueError(f"{place} is stateful: it starts from the batch before, which a measurement cannot")
     if backward and (type(backward[0]) is not type(forward) or backward[0].units != forward.units):
         raise ValueError(f"the two directions of {place} differ in kind or units, expected the same")
     if backward and forward.go_backwards:
@@ -100,11 +100,22 @@ def arguments(layer: Any, call: Call, dtype: Any) -> dict[str, Any]:
 def calls(model: Any, layers: list[Any], x: Any) -> list[tuple[Any, Call]]:
     """Run the model, without training, and return the calls of the layers."""
     found: list[tuple[Any, Call]] = []
-    with ExitStack() as seen:
+    with _kept(model), ExitStack() as seen:
         for layer in layers:
             seen.enter_context(_seen(layer, found))
         model(x, training=False)
     return found
+
+
+@contextmanager
+def _kept(model: Any) -> Iterator[None]:
+    """Restore what a call changes: a recurrent layer draws its dropout masks even if it does not use them."""
+    before = [(variable, keras.ops.convert_to_numpy(variable).copy()) for variable in model.non_trainable_variables]
+    try:
+        yield
+    finally:
+        for variable, value in before:
+            variable.assign(value)
 
 
 @contextmanager

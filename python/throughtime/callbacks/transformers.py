@@ -76,7 +76,9 @@ class FlowMonitorCallback(TrainerCallback):  # type: ignore[misc]
         """Log the step's records."""
         scalars = self._scalars.take()
         if scalars and self._trainer is not None:
+            should_log = control.should_log
             self._trainer.log(scalars)
+            control.should_log = should_log  # `log` clears it, and the trainer would not log the loss of this step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Add the loss that the trainer logs."""
