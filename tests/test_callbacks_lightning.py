@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import warnings
 
 import numpy as np
@@ -17,6 +18,7 @@ with warnings.catch_warnings():
     except ModuleNotFoundError:
         lightning = pytest.importorskip("pytorch_lightning")
     import throughtime.torch
+    from throughtime.callbacks import lightning as module
     from throughtime.callbacks.lightning import FlowMonitorCallback
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of Lightning
@@ -136,3 +138,8 @@ def test_an_exception_closes_the_monitor(tmp_path):
 def test_a_module_without_our_layers_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"throughtime\.torch\.replace converts encoder"):
         fit(Unwatchable(), tmp_path, [FlowMonitorCallback()])
+
+
+def test_the_example_runs():
+    found = doctest.testmod(module)
+    assert (found.failed, found.attempted > 0) == (0, True)

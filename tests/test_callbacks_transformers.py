@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import warnings
 
 import numpy as np
@@ -15,6 +16,7 @@ with warnings.catch_warnings():
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
     import throughtime.torch
+    from throughtime.callbacks import transformers as module
     from throughtime.callbacks.transformers import FlowMonitorCallback
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of transformers
@@ -129,3 +131,8 @@ def test_errors(tmp_path):
     model.encoder, model.decoder = torch.nn.LSTM(I, H, batch_first=True), torch.nn.GRU(H, H, batch_first=True)
     with pytest.raises(ValueError, match=r"throughtime\.torch\.replace converts encoder, decoder"):
         trainer_of(model, tmp_path, FlowMonitorCallback()).train()
+
+
+def test_the_example_runs():
+    found = doctest.testmod(module)
+    assert (found.failed, found.attempted > 0) == (0, True)

@@ -56,7 +56,6 @@ class FlowMonitorCallback(keras.callbacks.Callback):  # type: ignore[misc]
 
     Examples
     --------
-    >>> import os; os.environ.setdefault("KERAS_BACKEND", "torch") and None
     >>> import keras, numpy as np
     >>> from throughtime.callbacks.keras import FlowMonitorCallback
     >>> model = keras.Sequential([keras.Input((100, 8)), keras.layers.LSTM(16), keras.layers.Dense(1)])

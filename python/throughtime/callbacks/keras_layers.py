@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import keras
@@ -44,6 +44,8 @@ def check(layer: Any) -> None:
     """Raise ValueError unless the layer can be converted and measured."""
     forward, *backward = _directions(layer)
     place = f"layer {layer.name!r}"
+    for direction in (forward, *backward):
+        _kind(direction)  # which may not be one that is known
     if layer.stateful:
         raise ValueError(f"{place} is stateful: it starts from the batch before, which a measurement cannot")
     if backward and (type(backward[0]) is not type(forward) or backward[0].units != forward.units):
@@ -112,10 +114,20 @@ def _kept(model: Any) -> Iterator[None]:
     """Restore what a call changes: a recurrent layer draws its dropout masks even if it does not use them."""
     before = [(variable, keras.ops.convert_to_numpy(variable).copy()) for variable in model.non_trainable_variables]
     try:
-        yield
+        with _torch_generators_kept():
+            yield
     finally:
         for variable, value in before:
             variable.assign(value)
+
+
+def _torch_generators_kept() -> AbstractContextManager[None]:
+    """With torch, Keras draws masks from torch's own generators instead of the layer's seed."""
+    if keras.config.backend() != "torch":
+        return nullcontext()
+    import torch
+
+    return torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else [])
 
 
 @contextmanager
