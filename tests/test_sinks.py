@@ -216,6 +216,7 @@ def test_wandb_joins_the_rows_of_the_loop(wandb, tmp_path, plain):
         trained = train([tt.sinks.WandB()], run.log)
         assert run.step == 20  # as without the sink
     assert_the_training_is_the_same(trained, plain)
+    wandb.teardown()  # its process has written everything when it ends
     rows = rows_of(tmp_path)
     assert [row["loss"] for row in rows] == trained[0].tolist()
     for step, row in enumerate(rows):
@@ -230,6 +231,7 @@ def test_wandb_joins_the_rows_of_the_loop(wandb, tmp_path, plain):
 def test_wandb_has_a_row_for_every_step_where_the_loop_logs_none(wandb, tmp_path):
     with start(wandb) as run:
         _, _, history = train([tt.sinks.WandB(run)])
+    wandb.teardown()  # its process has written everything when it ends
     rows = rows_of(tmp_path)
     assert [row["flow_step"] for row in rows] == [0, 7, 14]
     for row, two in zip(rows, zip(history[::2], history[1::2], strict=True), strict=True):

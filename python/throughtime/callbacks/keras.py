@@ -58,9 +58,9 @@ class FlowMonitorCallback(keras.callbacks.Callback):  # type: ignore[misc]
     --------
     >>> import keras, numpy as np
     >>> from throughtime.callbacks.keras import FlowMonitorCallback
-    >>> model = keras.Sequential([keras.Input((100, 8)), keras.layers.LSTM(16), keras.layers.Dense(1)])
+    >>> model = keras.Sequential([keras.Input((20, 8)), keras.layers.LSTM(16), keras.layers.Dense(1)])
     >>> model.compile("sgd", "mse")
-    >>> x, y = np.random.default_rng(0).standard_normal((32, 100, 8)), np.zeros((32, 1))
+    >>> x, y = np.random.default_rng(0).standard_normal((32, 20, 8)), np.zeros((32, 1))
     >>> callback = FlowMonitorCallback(x[:8], every=2)
     >>> _ = model.fit(x, y, batch_size=8, callbacks=[callback], verbose=0)
     >>> [record.step for record in callback.monitor.history]
