@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import struct
 import sys
@@ -249,3 +250,14 @@ def test_without_wandb_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ImportError, match=r'pip install "throughtime\[wandb\]"'):
         tt.sinks.WandB()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["lightning", "transformers", "keras"])
+def test_without_its_framework_a_callback_names_the_extra(monkeypatch, name):
+    pytest.importorskip("torch")
+    for absent in (name, f"{name}.pytorch", "pytorch_lightning"):
+        monkeypatch.setitem(sys.modules, absent, None)
+    monkeypatch.delitem(sys.modules, f"throughtime.callbacks.{name}", raising=False)
+    with pytest.raises(ImportError, match=rf'pip install "throughtime\[{name}\]"'):
+        importlib.import_module(f"throughtime.callbacks.{name}")
