@@ -260,7 +260,7 @@ assert len({record.gamma[0] for record in history}) == 3
 
 
 def test_with_jax(tmp_path):
-    """Where Keras takes the weights out of the model while it trains."""
+    """With this backend, Keras takes the weights out of the model while it trains."""
     pytest.importorskip("jax")
     pytest.importorskip("keras")
     environment = os.environ | {"KERAS_BACKEND": "jax", "KERAS_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}

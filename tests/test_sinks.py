@@ -229,7 +229,7 @@ def test_wandb_joins_the_rows_of_the_loop(wandb, tmp_path, plain):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_wandb_has_a_row_for_every_step_where_the_loop_logs_none(wandb, tmp_path):
+def test_wandb_has_a_row_for_every_step_if_the_loop_logs_none(wandb, tmp_path):
     with start(wandb) as run:
         _, _, history = train([tt.sinks.WandB(run)])
     wandb.teardown()  # its process has written everything when it ends

@@ -33,7 +33,7 @@ class FlowMonitorCallback(TrainerCallback):  # type: ignore[misc]
         processes, the first one measures its share of the batch; the others measure nothing.
     trainer : transformers.Trainer, optional
         If given, the records' scalars go through ``trainer.log`` after their step, and so to ``state.log_history`` and
-        to whatever `report_to` names. A callback does not learn of its trainer otherwise; use
+        to the integrations in `report_to`. A trainer does not pass itself to its callbacks; use
         ``trainer.add_callback(FlowMonitorCallback(trainer=trainer))``.
 
     Attributes
@@ -41,7 +41,7 @@ class FlowMonitorCallback(TrainerCallback):  # type: ignore[misc]
     monitor : throughtime.torch.FlowMonitor or None
         The monitor of the latest ``train``, with its ``history``; None before, and in other processes. Its ``losses``
         are those that the trainer logs: means over ``logging_steps`` steps, and so every step's with
-        ``logging_steps=1``. The trainer does not give its callbacks others.
+        ``logging_steps=1``. Callbacks get no other losses.
 
     Raises
     ------
