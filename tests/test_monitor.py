@@ -357,12 +357,13 @@ def test_a_record_is_strict_json():
     assert "not finite" in str(record)
 
 
-def test_scalars_name_layer_row_and_quantity():
+def test_scalars_name_quantity_layer_and_row():
     layer = tt.GRU(2, 3, num_layers=2, seed=0)
     with tt.FlowMonitor(layer, every=1) as monitor:
         tape = layer.forward(np.ones((5, 1, 2), np.float32))
         tape.backward(np.ones_like(tape.output))
-    scalars = monitor.history[0].scalars()
-    assert scalars["GRU/layer 1/gamma"] == monitor.history[0].gamma[1]
-    assert scalars["GRU/layer 0/log10_norm/lag 4"] == monitor.history[0].log10_norm[0, -1]
-    assert "GRU/cancellation/weight_hh_l1" in scalars
+    (record,) = monitor.history
+    scalars = record.scalars()
+    assert scalars["flow_gamma/GRU.l1"] == record.gamma[1]
+    assert scalars["flow_log10_norm/GRU.l0/lag_4"] == record.log10_norm[0, -1]
+    assert scalars["flow_cancellation/GRU.weight_hh_l1"] == record.cancellation["weight_hh_l1"]

@@ -1,6 +1,6 @@
 """Fused backpropagation through time for RNN, GRU and LSTM, with the gradient at every timestep."""
 
-from . import _renamed, convert, cuda, init, optim
+from . import _renamed, convert, cuda, init, optim, sinks
 from .analysis.flow_result import plot_flows
 from .analysis.gradient_flow import gradient_flow
 from .analysis.lyapunov import jacobian_singular_values, lyapunov_spectrum
@@ -79,4 +79,5 @@ __all__ = [
     "set_matmul_precision",
     "set_num_threads",
     "show_config",
+    "sinks",
 ]

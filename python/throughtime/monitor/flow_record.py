@@ -44,7 +44,7 @@ class FlowRecord:
         The share of units whose gradient is exactly zero in the whole batch at lag 100; NaN for shorter sequences.
     cancellation : dict of str to float
         By parameter, the norm of the gradient over the sum of the norms of what each timestep adds to it: 1 if all
-        timesteps agree, near 0 if they cancel.
+        timesteps agree, near 0 if they cancel. Empty if the backward ran elsewhere, as in Keras.
     clipped_share : float or None
         The share of steps whose gradient ``clip`` rescaled; None without ``clip``.
     clipped_steps : (int, int) or None
@@ -79,19 +79,28 @@ class FlowRecord:
         return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
 
     def scalars(self) -> dict[str, float]:
-        """Single numbers by name, ``layer/row/quantity``, for charts; those that are not finite are left out."""
+        """Single numbers by name, for charts; those that are not finite are left out.
+
+        Returns
+        -------
+        dict of str to float
+            ``flow_gamma/lstm``, ``flow_horizon/lstm``, ``flow_zero_share/lstm``, ``flow_clipped_share/lstm``,
+            ``flow_cancellation/lstm.weight_hh_l0`` and ``flow_log10_norm/lstm/lag_100``. If there are several rows,
+            ``lstm`` is followed by ``.l0``, ``.l0_reverse``, ... TensorBoard and Weights & Biases show the names
+            before the first slash as sections, so layers stand side by side; all characters are valid in their names.
+        """
         found: dict[str, float] = {}
-        for i in range(len(self.rows)):
-            place = self.place(i)
-            found[f"{place}/gamma"] = float(self.gamma[i])
-            found[f"{place}/horizon"] = float(self.horizon[i])
-            found[f"{place}/zero_share"] = float(self.zero_share[i])
+        for i, row in enumerate(self.rows):
+            place = f"{self.layer}.{_suffix(row)}" if len(self.rows) > 1 else self.layer
+            found[f"flow_gamma/{place}"] = float(self.gamma[i])
+            found[f"flow_horizon/{place}"] = float(self.horizon[i])
+            found[f"flow_zero_share/{place}"] = float(self.zero_share[i])
             for lag, norm in zip(self.lags, self.log10_norm[i], strict=True):
-                found[f"{place}/log10_norm/lag {lag}"] = float(norm)
+                found[f"flow_log10_norm/{place}/lag_{lag}"] = float(norm)
         for name, value in self.cancellation.items():
-            found[f"{self.layer}/cancellation/{name}"] = value
+            found[f"flow_cancellation/{self.layer}.{name}"] = value
         if self.clipped_share is not None:
-            found[f"{self.layer}/clipped_share"] = self.clipped_share
+            found[f"flow_clipped_share/{self.layer}"] = self.clipped_share
         return {name: value for name, value in found.items() if math.isfinite(value)}
 
     def __str__(self) -> str:
@@ -106,6 +115,26 @@ class FlowRecord:
 def make_record(step: int, layer: str, record: Record, grads: Gradients, *, full: bool) -> FlowRecord:
     """Measure one backward pass; with `full`, the flow is that of a loss on the last step, past the range of floats."""
     flow = flow_of_record(record, layer) if full else _flow_of_gradients(record, grads, layer)
+    zero_share = _zero_share(record, flow, None if full else grads)
+    return _record(step, layer, record, flow, zero_share, _cancellation(record, grads), *_clipped(record, grads))
+
+
+def record_of_forward(step: int, layer: str, record: Record) -> FlowRecord:
+    """Measure a forward pass whose backward is not run here: the flow of a loss on the last step, as with `full`."""
+    flow = flow_of_record(record, layer)
+    return _record(step, layer, record, flow, _zero_share(record, flow, None), {}, None, None)
+
+
+def _record(
+    step: int,
+    layer: str,
+    record: Record,
+    flow: GradientFlow,
+    zero_share: Array,
+    cancellation: dict[str, float],
+    clipped_share: float | None,
+    clipped_steps: tuple[int, int] | None,
+) -> FlowRecord:
     lags = _lags(flow.steps)
     not_finite, fault = _fault(record, flow)
     return FlowRecord(
@@ -117,9 +146,10 @@ def make_record(step: int, layer: str, record: Record, grads: Gradients, *, full
         _by_lag(flow, lags),
         flow.gamma,
         flow.horizon(FRACTION),
-        _zero_share(record, flow, None if full else grads),
-        _cancellation(record, grads),
-        *_clipped(record, grads),
+        zero_share,
+        cancellation,
+        clipped_share,
+        clipped_steps,
         not_finite,
         fault,
     )
@@ -212,6 +242,11 @@ def _timestep(step: int, record: Record, index: int) -> int | None:
     if step >= record.sizes[0]:
         return None
     return record.sizes[0] - 1 - step if record.architecture.goes_back[index] else step
+
+
+def _suffix(row: str) -> str:
+    """A row in the words of torch's parameters: ``layer 0, reverse`` is ``l0_reverse``."""
+    return row.replace("layer ", "l").replace(", ", "_")
 
 
 def _plain(value: Any) -> Any:
