@@ -37,8 +37,8 @@ _FLOATS = {  # log10 of the smallest and the largest normal numbers
 }
 _LINES = ("-", "--", "-.", ":")
 _MARKERS = "os^Dv*P"
-_ZERO: dict[str, Any] = {"facecolor": "white", "edgecolor": "0.6", "hatch": "////", "linewidth": 0}
-_BROKEN: dict[str, Any] = {"facecolor": "white", "edgecolor": "black", "hatch": "xxxx", "linewidth": 0}
+ZERO: dict[str, Any] = {"facecolor": "white", "edgecolor": "0.6", "hatch": "////", "linewidth": 0}
+BROKEN: dict[str, Any] = {"facecolor": "white", "edgecolor": "black", "hatch": "xxxx", "linewidth": 0}
 
 
 class Flow(Protocol):
@@ -87,13 +87,13 @@ def plot(flow: Flow, path_or_axes: str | os.PathLike[str] | Axes | None, label: 
         if depth_alone:
             return _layers_into_axes(path_or_axes, {label: flow}, title)
         return _into_axes(path_or_axes, _curves_of(flow, label), title)
-    _check_path(path_or_axes)
+    check_path(path_or_axes)
     if depth_alone:
         figure = _depth_figure({label: flow})
         _set_title(figure, flow, label)
     else:
         figure = _stack_figure(flow, label) if _is_stack(flow) else _layer_figure(flow, label)
-    return _saved(figure, path_or_axes)
+    return saved(figure, path_or_axes)
 
 
 def plot_flows(flows: Mapping[str, Flow], path_or_axes: str | os.PathLike[str] | Axes | None) -> Figure:
@@ -101,40 +101,40 @@ def plot_flows(flows: Mapping[str, Flow], path_or_axes: str | os.PathLike[str] |
     if all(_is_stack(flow) and flow._is_of_depth_alone for flow in flows.values()):
         if isinstance(path_or_axes, Axes):
             return _layers_into_axes(path_or_axes, flows, "Gradient flow")
-        _check_path(path_or_axes)
+        check_path(path_or_axes)
         figure = _depth_figure(flows)
         figure.suptitle("Gradient flow")
-        return _saved(figure, path_or_axes)
+        return saved(figure, path_or_axes)
     curves = [curve for name, flow in flows.items() for curve in _curves_of(flow, name)]
     if isinstance(path_or_axes, Axes):
         return _into_axes(path_or_axes, curves, "Gradient flow")
-    _check_path(path_or_axes)
+    check_path(path_or_axes)
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot()
     _legend_beside(axes, draw_curves(axes, curves))
     axes.set_title("Gradient flow")
-    return _saved(figure, path_or_axes)
+    return saved(figure, path_or_axes)
 
 
 def _into_axes(axes: Axes, curves: Sequence[_Curve], title: str) -> Figure:
     handles = draw_curves(axes, curves)
     axes.set_title(title, parse_math=False)
     legend_in_headroom(axes, handles)
-    return _figure_of(axes)
+    return figure_of(axes)
 
 
-def _figure_of(axes: Axes) -> Figure:
+def figure_of(axes: Axes) -> Figure:
     figure = axes.get_figure(root=True)
     assert figure is not None
     return figure
 
 
-def _check_path(path: object) -> None:
+def check_path(path: object) -> None:
     if not isinstance(path, str | os.PathLike | None):
         raise TypeError(f"path_or_axes must be a path or matplotlib Axes, got {type(path).__name__}")
 
 
-def _saved(figure: Figure, path: str | os.PathLike[str] | None) -> Figure:
+def saved(figure: Figure, path: str | os.PathLike[str] | None) -> Figure:
     if path is not None:
         save_figure(figure, path, _DPI)
     return figure
@@ -204,7 +204,7 @@ def _legend_beside(axes: Axes, handles: Sequence[Artist]) -> None:
     _legend(axes, handles, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
 
 
-def _legend_over(axes: Axes, handles: Sequence[Artist]) -> None:
+def legend_over(axes: Axes, handles: Sequence[Artist]) -> None:
     """Draw a short legend above the right end of axes whose title is on the left."""
     if handles:
         look = {"frameon": False, "borderaxespad": 0, "borderpad": 0.1}
@@ -214,7 +214,7 @@ def _legend_over(axes: Axes, handles: Sequence[Artist]) -> None:
 def legend_in_headroom(axes: Axes, handles: Sequence[Artist]) -> None:
     """Draw a legend inside the axes, above all curves; extends the y axis to make room."""
     axes.autoscale(axis="y")
-    _figure_of(axes).draw_without_rendering()
+    figure_of(axes).draw_without_rendering()
     for columns in (4, 3, 2, 1):
         legend = _legend(axes, handles, loc="upper left", ncols=columns)
         if legend.get_window_extent().width < axes.bbox.width:
@@ -235,7 +235,7 @@ def draw_curve(
         "marker": _MARKERS[place % len(_MARKERS)],
         "color": f"C{place % 10}",
         "markersize": 5,
-        "markevery": _marked(finite, place),
+        "markevery": marked(finite, place),
         "gid": _IS_CURVE,
     }
     (line,) = axes.plot(times, np.where(finite, highest, np.nan), label=label, **{**look, **style})
@@ -322,9 +322,9 @@ def _set_title(figure: Figure, flow: Flow, label: str | None) -> None:
 def _draw_units(figure: Figure, panels: list[Axes], flow: Flow, shown: list[int]) -> None:
     """Draw heat maps, time x unit, of these rows with a common colour scale."""
     maps = [flow.log10_unit[row, : _steps(flow)].T for row in shown]
-    colours = _colours(*maps)
+    colours = colour_scale(*maps)
     for axes, row, values in zip(panels, shown, maps, strict=True):
-        image = _heat_map(axes, values, colours)
+        image = heat_map(axes, values, colours)
         axes.set_title(f"{flow.names[row]}, each unit over the batch", loc="left", fontsize="medium")
         axes.set_ylabel(binned_label("unit", len(values)))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
@@ -347,7 +347,7 @@ def _stack_figure(flow: Stack, label: str | None) -> Figure:
     _legend_beside(curves, draw_curves(curves, _curves_of(flow, label)))
     curves.set_title("Gradient of what enters each layer")
     axes = figure.add_subplot(grid[1, 0])
-    image = _heat_map(axes, norms, _colours(norms))
+    image = heat_map(axes, norms, colour_scale(norms))
     some = "" if len(named) == rows else f"\n{len(named)} of {rows} rows are named"
     axes.set_title("Depth and time", loc="left")
     axes.set_xlabel(_time_label(flow) + some)
@@ -358,7 +358,7 @@ def _stack_figure(flow: Stack, label: str | None) -> Figure:
     draw_depth(depth, flow.depth_log10_norm, "norm", 0)
     depth.set_title("Depth, over all timesteps", loc="left")
     if len(depth.lines) > 1:
-        _legend_over(depth, depth.lines)
+        legend_over(depth, depth.lines)
     depth.tick_params(labelleft=False)
     label_depth(depth)
     return figure
@@ -380,13 +380,13 @@ def draw_layers(axes: Axes, flows: Mapping[Any, Flow]) -> None:
     if len(named) < rows:
         axes.set_ylabel(f"{len(named)} of {rows} rows are named")
     if len(axes.lines) > 1:
-        _legend_over(axes, axes.lines)
+        legend_over(axes, axes.lines)
 
 
 def _layers_into_axes(axes: Axes, flows: Mapping[Any, Flow], title: str) -> Figure:
     draw_layers(axes, flows)
     axes.set_title(title, loc="left", parse_math=False)
-    return _figure_of(axes)
+    return figure_of(axes)
 
 
 def _depth_figure(flows: Mapping[Any, Flow]) -> Figure:
@@ -397,7 +397,7 @@ def _depth_figure(flows: Mapping[Any, Flow]) -> Figure:
     return figure
 
 
-def _heat_map(axes: Axes, values: Array, colours: Normalize) -> AxesImage:
+def heat_map(axes: Axes, values: Array, colours: Normalize) -> AxesImage:
     """Draw values (rows, T) as colours; zeros are hatched, values that are not finite are cross-hatched."""
     drawn, (tall, wide) = values, (bin_size(size) for size in values.shape)
     for axis, size in enumerate((tall, wide)):
@@ -413,30 +413,30 @@ def _heat_map(axes: Axes, values: Array, colours: Normalize) -> AxesImage:
         extent=extent,
     )
     axes.set(xlim=(-0.5, values.shape[1] - 0.5), ylim=(-0.5, values.shape[0] - 0.5))
-    axes.patch.set(**_ZERO)
-    legend: list[Artist] = [Patch(**_ZERO, label="exactly zero")] if (drawn == -np.inf).any() else []
-    broken = _runs(~(np.max(drawn, axis=0) < np.inf))
+    axes.patch.set(**ZERO)
+    legend: list[Artist] = [Patch(**ZERO, label="exactly zero")] if (drawn == -np.inf).any() else []
+    broken = runs(~(np.max(drawn, axis=0) < np.inf))
     for first, last in broken:
-        axes.axvspan(first * wide - 0.5, last * wide - 0.5, **_BROKEN)
+        axes.axvspan(first * wide - 0.5, last * wide - 0.5, **BROKEN)
     if broken:
-        legend.append(Patch(**_BROKEN, label="not finite"))
-    _legend_over(axes, legend)
+        legend.append(Patch(**BROKEN, label="not finite"))
+    legend_over(axes, legend)
     return image
 
 
-def _runs(marked: Array) -> list[tuple[int, int]]:
+def runs(marked: Array) -> list[tuple[int, int]]:
     """Start and end of every run of true values."""
     edges = np.flatnonzero(np.diff(marked.astype(np.int8), prepend=0, append=0))
     return [(int(first), int(last)) for first, last in edges.reshape(-1, 2)]
 
 
-def _colours(*maps: Array) -> Normalize:
+def colour_scale(*maps: Array) -> Normalize:
     """A colour scale from the smallest to the largest finite value of all maps."""
     finite = np.concatenate([values[np.isfinite(values)] for values in maps])
     return Normalize(finite.min(), finite.max()) if finite.size else Normalize(-1, 0)
 
 
-def _marked(finite: Array, place: int) -> list[int]:
+def marked(finite: Array, place: int) -> list[int]:
     """Indices of a curve's markers: ten, offset from those of other curves, and every isolated step."""
     apart = max(1, len(finite) // 10)
     beside = np.pad(finite, 1)
