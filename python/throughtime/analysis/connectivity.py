@@ -83,6 +83,7 @@ def connectivity(layer: Recurrent, x: Any, at: Sequence[int], *, state: Any = No
     >>> found.shape
     (2, 1000)
     >>> found[0, [500, 499, 400, 0, 501]].round(1)  # at t = 500, of the inputs at 500, 499, 400, 0 and 501
+    array([ -0.6,  -1. , -19.2, -92.1,  -inf])
     """
     layer, x, state = from_torch(layer, x, state)
     if not isinstance(layer, Recurrent):
@@ -108,7 +109,8 @@ def connectivity(layer: Recurrent, x: Any, at: Sequence[int], *, state: Any = No
         for i in np.unique(own):
             both = [norms[i, : len(found)], combined_log10_norm(found[:, own == i], axis=1)]
             norms[i, : len(found)] = combined_log10_norm(np.stack(both), axis=0)
-    return norms - np.log10(batch) / 2
+    norms -= np.log10(batch) / 2
+    return norms
 
 
 def plot_connectivity(

@@ -67,8 +67,7 @@ class FixedPoints:
     @property
     def stable(self) -> Array:
         """Whether all eigenvalues are inside the unit circle, (m,) bool."""
-        inside: Array = (np.abs(self.eigenvalues) < 1).all(axis=1)
-        return inside
+        return np.asarray((np.abs(self.eigenvalues) < 1).all(axis=1))
 
     def __len__(self) -> int:
         return len(self.points)
@@ -137,6 +136,7 @@ def fixed_points(
     >>> found
     FixedPoints(3 points, 2 of them stable, from 9 of 9 starts)
     >>> found.points[:, 0].round(4), found.stable
+    (array([-0.9575,  0.    ,  0.9575]), array([ True, False,  True]))
     """
     layer, x, starts = from_torch(layer, x, starts)
     check_layer(layer)
@@ -168,11 +168,10 @@ def _joint_starts(layer: Recurrent, step: StepMap, starts: Any) -> Array:
         array = as_array("starts", starts)
         if array.ndim == 2:
             return float_array("starts", array, layer.dtype, ("n", step.width)).astype(np.float64)
-        if array.ndim != 3 or len(layer.architecture.states) > 1:
-            own = (
-                "(n, N), or a pair (h, c) of (L, n, H)" if len(layer.architecture.states) > 1 else "(n, N) or (L, n, H)"
-            )
-            raise ValueError(f"starts has shape {array.shape}, expected {own} with N = {step.width}")
+        pair = len(layer.architecture.states) > 1
+        if pair or array.ndim != 3:
+            other = "a pair of (L, n, H)" if pair else "(L, n, H)"
+            raise ValueError(f"starts has shape {array.shape}, expected (n, {step.width}), or {other}")
     first = as_array("starts", starts[0] if isinstance(starts, tuple | list) and starts else starts)
     count = first.shape[1] if first.ndim == 3 else 0
     given = Checks(layer.architecture, Host, layer.dtype).state("starts", starts, count, batched=True)

@@ -125,7 +125,7 @@ class Trajectory:
     @property
     def batch(self) -> int:
         """B."""
-        return self._own_x.shape[1]
+        return int(self._own_x.shape[1])
 
     def jacobians(self, start: int = 0, stop: int | None = None) -> Iterator[Array]:
         """Yield d state_t / d state_{t-1}, (B, N, N), for the steps from `start` to before `stop`."""

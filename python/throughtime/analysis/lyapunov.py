@@ -173,18 +173,20 @@ def lyapunov_spectrum(
 
 def _samples(trajectory: Trajectory, k: int, warmup: int, windows: int, every: int) -> Array:
     """The exponents of each sequence and window, (B, windows, k), in the order of the columns."""
-    edges = warmup + np.arange(windows + 1) * (trajectory.steps - warmup) // windows
+    edges = [warmup + i * (trajectory.steps - warmup) // windows for i in range(windows + 1)]
     samples = np.empty((trajectory.batch, windows, k))
-    active: dict[int, list[GrowthRates]] = {}
+    started: list[list[GrowthRates]] = []
+    ended = 0
     for t, jacobians in enumerate(trajectory.jacobians()):
-        for window in np.flatnonzero(edges[:-1] - warmup == t):
-            active[int(window)] = [GrowthRates(k, warmup, every) for _ in range(trajectory.batch)]
-        for window, rates in list(active.items()):
-            for own, jacobian in zip(rates, jacobians, strict=True):
-                own.add(jacobian)
-            if t + 1 == edges[window + 1]:
-                samples[:, window] = [own.exponents() for own in rates]
-                del active[window]
+        while len(started) < windows and edges[len(started)] - warmup == t:
+            started.append([GrowthRates(k, warmup, every) for _ in range(trajectory.batch)])
+        for window in range(ended, len(started)):
+            for rates, jacobian in zip(started[window], jacobians, strict=True):
+                rates.add(jacobian)
+        if t + 1 == edges[ended + 1]:
+            samples[:, ended] = [rates.exponents() for rates in started[ended]]
+            started[ended] = []
+            ended += 1
     return samples
 
 
