@@ -11,40 +11,12 @@ import pytest
 import reference
 import throughtime as tt
 from comparison import assert_close, assert_same_bits, wide
-from problems import FORMS, STATES, Problem, reference_forward
-from throughtime.analysis import lyapunov
+from jacobian_truth import jacobians, own_states, reference_states
+from problems import FORMS, Problem
+from throughtime.analysis import joint_state
 from throughtime.analysis.products import log_singular_values, lyapunov_exponents
 
 EPS = np.finfo(np.float64).eps
-
-
-def jacobians(problem, states):
-    """d state_t / d state_{t-1} by complex step through the reference, from `states`: before each step, h and c."""
-    sizes = [array[0].size for array in states]
-    rows = sum(sizes)
-    unit = np.split(1e-30j * np.eye(rows), np.cumsum(sizes)[:-1], axis=1)
-    found = []
-    for t in range(problem.T):
-        start = tuple(
-            array[t][:, None] + part.reshape(rows, *array[t].shape).swapaxes(0, 1)
-            for array, part in zip(states, unit, strict=True)
-        )
-        x = np.repeat(wide(problem.x[t : t + 1]), rows, axis=1)
-        record = reference.forward(
-            problem.kind, wide(problem.parameters), x, reference.as_state(start), zoneout=problem.zoneout
-        )
-        final = [array.swapaxes(0, 1).reshape(rows, -1).imag for array in reference.as_tuple(record.final_state)]
-        found.append(np.concatenate(final, axis=1).T / 1e-30)
-    return found
-
-
-def reference_states(problem):
-    """The states before each step, (T, L, H) for h and for c."""
-    directions = reference_forward(problem, {"state": problem.state}).directions
-    return [
-        np.array([[direction.steps[t].previous[s][0] for direction in directions] for t in range(problem.T)])
-        for s in range(STATES[problem.kind])
-    ]
 
 
 def bound(problem, matrices):
@@ -79,19 +51,7 @@ def noisy(kind, **sizes):
     return Problem(kind, B=1, zoneout=0.2, **sizes)
 
 
-# Jacobians of all cells
-
-
-@pytest.mark.parametrize("layers", [1, 2, 3])
-@pytest.mark.parametrize("kind", FORMS)
-def test_jacobians_are_those_of_the_reference(kind, layers):
-    """Entries of a Jacobian are gradients: the bound is theirs."""
-    problem = noisy(kind, L=layers)
-    layer = problem.layer()
-    x, initial, _ = lyapunov._check(layer, problem.x, problem.state)
-    ours = list(lyapunov._jacobians(layer, x, lyapunov._trajectory(layer, x, initial)))
-    for matrix, expected in zip(ours, jacobians(problem, reference_states(problem)), strict=True):
-        assert_close(matrix, expected, problem.bound)
+# All cells
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -99,7 +59,7 @@ def test_jacobians_are_those_of_the_reference(kind, layers):
 @pytest.mark.parametrize("kind", FORMS)
 def test_the_mean_exponent_is_that_of_the_determinants(kind, warmup, layers):
     problem = noisy(kind, L=layers)
-    matrices = jacobians(problem, reference_states(problem))
+    matrices = jacobians(problem, reference_states(problem))[:, 0]
     exponents = tt.lyapunov_spectrum(problem.layer(), problem.x, state=problem.state, warmup=warmup)
     expected = np.mean([np.linalg.slogdet(matrix)[1] for matrix in matrices[warmup:]]) / len(matrices[0])
     assert exponents.shape == (len(matrices[0]),)
@@ -112,7 +72,7 @@ def test_the_mean_exponent_is_that_of_the_determinants(kind, warmup, layers):
 def test_singular_values_are_those_of_the_product(kind):
     """The plain product has errors of its own, some eps of its largest singular value."""
     problem = noisy(kind, L=2, T=5)
-    matrices = jacobians(problem, reference_states(problem))
+    matrices = jacobians(problem, reference_states(problem))[:, 0]
     for start, stop in ((0, 1), (2, 3), (0, 3), (1, 5)):
         found = tt.jacobian_singular_values(problem.layer(), problem.x, start, stop, state=problem.state)
         expected = log_svd(matrices[start:stop])
@@ -126,13 +86,7 @@ def test_a_float32_layer_is_linearised_at_its_own_states(kind):
     """In float64, and in the states that it had: those of a float64 layer would give another answer."""
     problem = noisy(kind, dtype="float32", L=2)
     layer = problem.layer()
-    tape = layer.forward(problem.x, problem.state, training=False, memory="states")
-    after = [tape.hidden[:, :, 0], *([tape.cell[:, :, 0]] if STATES[kind] == 2 else [])]
-    states = [
-        np.concatenate([start, array[:, :-1]], axis=1).swapaxes(0, 1).astype(np.float64)
-        for start, array in zip(reference.as_tuple(problem.state), after, strict=True)
-    ]
-    matrices = jacobians(problem, states)
+    matrices = jacobians(problem, own_states(problem, layer))[:, 0]
     width = len(matrices[0])
     close = bound(noisy(kind, L=2), matrices)
     ours = tt.lyapunov_spectrum(layer, problem.x, state=problem.state)
@@ -145,8 +99,8 @@ def test_blocks_of_any_size_give_the_same(monkeypatch):
     """Rows are other in number, and may be summed in another order: rounding."""
     problem = noisy("lstm", T=20)
     whole = tt.lyapunov_spectrum(problem.layer(), problem.x)
-    monkeypatch.setattr(lyapunov, "_BLOCK_BYTES", 1)
-    matrices = jacobians(problem, reference_states(problem))
+    monkeypatch.setattr(joint_state, "_BLOCK_BYTES", 1)
+    matrices = jacobians(problem, reference_states(problem))[:, 0]
     assert_close(tt.lyapunov_spectrum(problem.layer(), problem.x), whole, bound(problem, matrices))
 
 
@@ -251,7 +205,7 @@ def test_columns_do_not_start_in_an_invariant_direction():
 def test_k_exponents_are_among_all(kind):
     """The QR factors of the first columns do not depend on the others."""
     problem = noisy(kind, T=30)
-    layer, allowed = problem.layer(), bound(problem, jacobians(problem, reference_states(problem)))
+    layer, allowed = problem.layer(), bound(problem, jacobians(problem, reference_states(problem))[:, 0])
     every = tt.lyapunov_spectrum(layer, problem.x, state=problem.state, warmup=10)
     for k in (1, 4, len(every)):
         found = tt.lyapunov_spectrum(layer, problem.x, k, state=problem.state, warmup=10)
@@ -513,7 +467,7 @@ X = np.zeros((5, 1, 2))
     [
         (lambda: tt.lyapunov_spectrum(tt.Linear(2, 3), X), TypeError, "layer .*Linear"),
         (lambda: tt.lyapunov_spectrum(layer(bidirectional=True), X), ValueError, "layer .*one direction"),
-        (lambda: tt.lyapunov_spectrum(layer(), np.zeros((5, 2, 2))), ValueError, "x .*B = 2"),
+        (lambda: tt.jacobian_singular_values(layer(), np.zeros((5, 2, 2)), 0, 1), ValueError, "x .*B = 2"),
         (lambda: tt.lyapunov_spectrum(layer(), np.zeros((5, 0, 2))), ValueError, "x .*B = 0"),
         (lambda: tt.lyapunov_spectrum(layer(), np.zeros((0, 1, 2))), ValueError, "x "),
         (lambda: tt.lyapunov_spectrum(layer(), X.astype(np.float32)), TypeError, "x .*float32"),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .._arguments import Array
 from .flow_figures import check_path, colour_scale, figure_of, heat_map, saved
@@ -28,10 +31,18 @@ def plot(log10_norm: Array, times: Array, path_or_axes: str | os.PathLike[str] |
 
 def _draw(axes: Axes, log10_norm: Array, times: Array) -> None:
     image = heat_map(axes, log10_norm, colour_scale(log10_norm))
-    named = spread(len(times), _NAMED)
+    named = _named_rows(times)
     axes.set_yticks(named, [str(times[row]) for row in named])
     axes.set_xlabel(binned_label("timestep s of the input", log10_norm.shape[1]))
     axes.set_ylabel(binned_label("timestep t of the output", len(times)))
     axes.set_title("Connectivity", loc="left")
     bar = figure_of(axes).colorbar(image, ax=axes, label="norm of dh$_t$/dx$_s$ (log scale)")
     label_powers(bar.ax.yaxis)
+
+
+def _named_rows(times: Array) -> Sequence[int]:
+    """The rows whose timestep is written beside them: round timesteps if the rows are consecutive ones."""
+    if len(times) <= _NAMED or np.any(np.diff(times) != 1):
+        return spread(len(times), _NAMED)
+    round_times = MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True).tick_values(times[0], times[-1])
+    return [int(t - times[0]) for t in round_times if times[0] <= t <= times[-1]]

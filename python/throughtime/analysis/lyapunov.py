@@ -153,6 +153,7 @@ def lyapunov_spectrum(
     >>> found.samples.shape
     (4, 5, 3)
     >>> found.exponents.round(2), found.standard_error.round(3)
+    (array([-0.62, -0.78, -0.99]), array([0.004, 0.006, 0.009]))
     """
     layer, x, state = from_torch(layer, x, state)
     trajectory = Trajectory(layer, x, state)
