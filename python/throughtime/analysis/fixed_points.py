@@ -149,7 +149,7 @@ def fixed_points(
     most = size("max_iterations", max_iterations, most=UNBOUNDED)
     search = _Search(step, x.astype(np.float64), allowed, most)
     ends, norms, iterations = search.run(joint)
-    converged = norms <= allowed * _scale(ends)
+    converged = np.isfinite(norms) & (norms <= allowed * _scale(ends))
     first, index = _distinct(ends, converged)
     points = ends[first]
     return FixedPoints(
@@ -187,7 +187,8 @@ def _check_finite(name: str, rows: Array) -> None:
 
 def _scale(points: Array) -> Array:
     """The larger of 1 and the norm of each point."""
-    scale: Array = np.maximum(1, np.linalg.norm(points, axis=1))
+    largest = np.maximum(1, np.abs(points).max(axis=1, initial=0))  # squares of the points may overflow
+    scale: Array = largest * np.maximum(1 / largest, np.linalg.norm(points / largest[:, None], axis=1))
     return scale
 
 
@@ -274,7 +275,8 @@ def _distinct(points: Array, converged: Array) -> tuple[Array, Array]:
     first: list[int] = []
     index = np.full(len(points), -1)
     for row in np.flatnonzero(converged):
-        near = np.linalg.norm(points[first] - points[row], axis=1) <= _SAME * _scale(points[row : row + 1])
+        scale = _scale(points[row : row + 1])[0]
+        near = np.linalg.norm((points[first] - points[row]) / scale, axis=1) <= _SAME
         if near.any():
             index[row] = near.argmax()
         else:

@@ -132,14 +132,15 @@ def _errors(record: Record, loss: Loss, full: dict[str, Array], truncate: int) -
 
 def _relative_error(found: Array, expected: Array) -> float:
     """||found - expected|| / ||expected||, also where squares would leave the range of floats."""
-    wide = expected.astype(np.float64)
-    if not (np.isfinite(found).all() and np.isfinite(wide).all()):
+    wide = [array.astype(np.float64) for array in (found, expected)]
+    if not all(np.isfinite(array).all() for array in wide):
         return np.nan
-    scale = max(float(np.abs(array).max(initial=0)) for array in (found, wide))
+    scale = max(float(np.abs(array).max(initial=0)) for array in wide)
     if not scale:
         return 0.0
-    difference, norm = (float(np.linalg.norm(array)) for array in (found / scale - wide / scale, wide / scale))
-    return difference / norm if norm else np.inf
+    ours, full = (array / scale for array in wide)
+    norm = float(np.linalg.norm(full))
+    return float(np.linalg.norm(ours - full)) / norm if norm else np.inf
 
 
 def _smallest(
