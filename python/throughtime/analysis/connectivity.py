@@ -182,10 +182,12 @@ def _row_norms(
     In a layer that runs forward in time, s ends at the largest t.
     """
     described = layer.architecture
-    steps = len(x) if described.num_directions > 1 or described.reverse else int(times.max()) + 1
+    reads_ahead = described.num_directions > 1 or described.reverse
+    steps = len(x) if reads_ahead else int(times.max()) + 1
+    lengths = None if reads_ahead else times + 1  # what comes after t does not matter, NaN included
     batch = time_major(x[:steps, sequences], True, described.batch_first)
     states = [np.ascontiguousarray(array[:, sequences]) for array in initial if array is not None]
-    tape = layer.forward(batch, as_state(states) if states else None, training=False, output="last")
+    tape = layer.forward(batch, as_state(states) if states else None, lengths, training=False, output="last")
     parts = list(_unit_rows(described.num_directions, described.width, steps, times, entries, layer.dtype))
     if described.batch_first:
         parts = [Scaled(part.values.swapaxes(0, 1), part.exponent.swapaxes(0, 1)) for part in parts]
