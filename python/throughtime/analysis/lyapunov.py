@@ -103,10 +103,10 @@ def lyapunov_spectrum(
         may overlap with the warm-up of later ones, so the call multiplies ``(windows - 1) * warmup`` more Jacobians,
         but computes none twice.
     every : int
-        Jacobians that are multiplied from one QR decomposition to the next. The exponents are the same up to rounding:
-        their errors are up to 1e3 times as large. Where the columns become nearly dependent within `every` steps, or
-        leave the range of floats, they are decomposed sooner. Larger values save time if a step changes differences
-        little.
+        Most Jacobians that are multiplied from one QR decomposition to the next. The exponents are the same up to
+        rounding, with errors up to 1e3 times as large. If columns become nearly dependent within so many steps, or
+        leave the range of floats, the decompositions come more often from there on. More than 1 saves time if the
+        exponents asked for differ by less than about ``7 / every``. A group of `every` Jacobians is kept in memory.
     return_spread : bool
         Return error bars and the exponents of each sequence and window too.
 

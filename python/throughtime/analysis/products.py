@@ -24,8 +24,8 @@ class GrowthRates:
     Shimada and Nagashima 1979). The initial columns are random, from a fixed seed: a unit vector may be invariant or
     die at once, which would give its exponent instead of the largest.
 
-    Where columns become nearly dependent within `every` matrices, or leave the range of floats, these matrices are
-    multiplied in smaller groups.
+    If columns become nearly dependent within a group of `every` matrices, or leave the range of floats, this group is
+    divided, and those after it are as small.
     """
 
     def __init__(self, k: int, warmup: int = 0, every: int = 1) -> None:
@@ -41,7 +41,7 @@ class GrowthRates:
             self._q = np.linalg.qr(np.random.default_rng(0).standard_normal((k, len(matrix))).T)[0]
         self._group.append(matrix)
         self._count += 1
-        if len(self._group) == self._every or self._count == self._warmup:
+        if len(self._group) >= self._every or self._count == self._warmup:
             self._finish_group()
 
     def exponents(self) -> Array:
@@ -61,7 +61,7 @@ class GrowthRates:
         assert q is not None
         factors = _times(matrices[0], q) if len(matrices) == 1 else _times_all(matrices, q)
         if factors is None:
-            half = len(matrices) // 2
+            half = self._every = len(matrices) // 2
             self._multiply(matrices[:half])
             self._multiply(matrices[half:])
             return
