@@ -48,7 +48,7 @@ def test_a_bistable_tanh_unit():
     assert_close(found.points[found.index[[0, 10, 20]], 0], np.array([-h, 0, h]), 10 * EPS)
     assert found.iterations[10] == 0  # it starts there
     assert 1 <= found.iterations.max() <= 10
-    assert "3 points, 2 of them stable, from 21 of 21 starts" in repr(found)
+    assert "3 points, 2 stable, from 21 of 21 starts" in repr(found)
     assert len(found) == 3
 
 

@@ -238,7 +238,7 @@ PRODUCTS = {
     "convolve",
 }
 # Files that analyse a trained model, or give initial weights.
-APART = {"products.py", "_scaled.py", "init.py", "lyapunov.py"}
+APART = {"products.py", "_scaled.py", "init.py", "fixed_points.py", "truncation.py"}
 
 
 def test_the_source_of_the_layers_has_no_product_of_numpys():

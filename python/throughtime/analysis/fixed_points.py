@@ -75,7 +75,7 @@ class FixedPoints:
     def __repr__(self) -> str:
         reached = np.count_nonzero(self.index >= 0)
         return (
-            f"FixedPoints({len(self)} points, {np.count_nonzero(self.stable)} of them stable, "
+            f"FixedPoints({len(self)} point{'' if len(self) == 1 else 's'}, {np.count_nonzero(self.stable)} stable, "
             f"from {reached} of {len(self.index)} starts)"
         )
 
@@ -134,7 +134,7 @@ def fixed_points(
     >>> rnn.parameters["weight_hh_l0"][:] = 2
     >>> found = tt.fixed_points(rnn, np.zeros(1), np.linspace(-1, 1, 9)[:, None])
     >>> found
-    FixedPoints(3 points, 2 of them stable, from 9 of 9 starts)
+    FixedPoints(3 points, 2 stable, from 9 of 9 starts)
     >>> found.points[:, 0].round(4), found.stable
     (array([-0.9575,  0.    ,  0.9575]), array([ True, False,  True]))
     """
