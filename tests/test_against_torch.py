@@ -150,9 +150,20 @@ def test_analyses_take_torchs_modules(kind, library):
     one, own = x[:, :1], together(problem.state)
     start = tuple(torch.tensor(part[:, :1]) for part in own)
     arguments = (tuple(part[:, :1] for part in own), start) if len(own) > 1 else (own[0][:, :1], start[0])
-    for analysis, rest in ((tt.lyapunov_spectrum, ()), (tt.jacobian_singular_values, (1, 4))):
+    for analysis, *rest in (
+        (tt.lyapunov_spectrum,),
+        (tt.jacobian_singular_values, 1, 4),
+        (tt.jacobians,),
+        (tt.connectivity, (2, 4)),
+        (tt.truncation_error, (1, 3)),
+    ):
         theirs = analysis(module, one, *rest, state=arguments[1])
         assert_same_bits(theirs, analysis(layer, problem.x[:, :1], *rest, state=arguments[0]))
+    theirs, ours = (
+        tt.fixed_points(module, x[0, 0], leaves(problem.state)),
+        tt.fixed_points(layer, problem.x[0, 0], problem.state),
+    )
+    assert_same_bits(theirs.points, ours.points)
 
 
 @pytest.mark.parametrize("norm", ["pre", "post", None])
@@ -206,7 +217,15 @@ def test_analyses_say_which_torch_module_they_cannot_take():
         (torch.nn.LSTMCell(3, 4), "torch.nn.LSTMCell"),
         (Other(3, 4), "Other, which overrides forward"),
     ):
-        calls = (tt.gradient_flow, tt.lyapunov_spectrum, lambda *given: tt.jacobian_singular_values(*given, 0, 1))
+        calls = (
+            tt.gradient_flow,
+            tt.lyapunov_spectrum,
+            lambda *given: tt.jacobian_singular_values(*given, 0, 1),
+            tt.jacobians,
+            lambda *given: tt.connectivity(*given, (0,)),
+            lambda *given: tt.truncation_error(*given, 1),
+            lambda *given: tt.fixed_points(*given, x[0]),
+        )
         for call in calls:
             with pytest.raises(TypeError, match=f"layer must be .*torch.nn or throughtime.torch, got {named}$"):
                 call(module, x)

@@ -201,6 +201,10 @@ REFUSED = [
     (lambda: tt.gradient_flow(_on_device(), X), NotImplementedError, "gradient_flow is for layers on the CPU"),
     (lambda: tt.gradcheck(_on_device(), X), NotImplementedError, "gradcheck is for layers on the CPU"),
     (lambda: tt.lyapunov_spectrum(_on_device(), X), NotImplementedError, "is for layers on the CPU"),
+    (lambda: tt.jacobians(_on_device(), X), NotImplementedError, "is for layers on the CPU"),
+    (lambda: tt.fixed_points(_on_device(), X[0, 0], X[0]), NotImplementedError, "is for layers on the CPU"),
+    (lambda: tt.connectivity(_on_device(), X, (0,)), NotImplementedError, "connectivity is for layers on the CPU"),
+    (lambda: tt.truncation_error(_on_device(), X, 1), NotImplementedError, "truncation_error is for layers on the CPU"),
     (lambda: tt.clip_grad_norm(_on_device().parameters, 1.0), NotImplementedError, "on 'cuda'; torch's functions"),
     (
         lambda: tt.optim.SGD(0.1).step(_on_device().parameters, _on_device().parameters),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 
 import mpmath
 import numpy as np
@@ -11,40 +12,12 @@ import pytest
 import reference
 import throughtime as tt
 from comparison import assert_close, assert_same_bits, wide
-from problems import FORMS, STATES, Problem, reference_forward
-from throughtime.analysis import lyapunov
+from jacobian_truth import jacobians, own_states, reference_states
+from problems import FORMS, Problem
+from throughtime.analysis import joint_state, products
 from throughtime.analysis.products import log_singular_values, lyapunov_exponents
 
 EPS = np.finfo(np.float64).eps
-
-
-def jacobians(problem, states):
-    """d state_t / d state_{t-1} by complex step through the reference, from `states`, h and c before each step."""
-    sizes = [array[0].size for array in states]
-    rows = sum(sizes)
-    unit = np.split(1e-30j * np.eye(rows), np.cumsum(sizes)[:-1], axis=1)
-    found = []
-    for t in range(problem.T):
-        start = tuple(
-            array[t][:, None] + part.reshape(rows, *array[t].shape).swapaxes(0, 1)
-            for array, part in zip(states, unit, strict=True)
-        )
-        x = np.repeat(wide(problem.x[t : t + 1]), rows, axis=1)
-        record = reference.forward(
-            problem.kind, wide(problem.parameters), x, reference.as_state(start), zoneout=problem.zoneout
-        )
-        final = [array.swapaxes(0, 1).reshape(rows, -1).imag for array in reference.as_tuple(record.final_state)]
-        found.append(np.concatenate(final, axis=1).T / 1e-30)
-    return found
-
-
-def reference_states(problem):
-    """The states before each step, (T, L, H) for h and for c."""
-    directions = reference_forward(problem, {"state": problem.state}).directions
-    return [
-        np.array([[direction.steps[t].previous[s][0] for direction in directions] for t in range(problem.T)])
-        for s in range(STATES[problem.kind])
-    ]
 
 
 def bound(problem, matrices):
@@ -78,19 +51,7 @@ def noisy(kind, **sizes):
     return Problem(kind, B=1, zoneout=0.2, **sizes)
 
 
-# Jacobians of all cells
-
-
-@pytest.mark.parametrize("layers", [1, 2, 3])
-@pytest.mark.parametrize("kind", FORMS)
-def test_jacobians_are_those_of_the_reference(kind, layers):
-    """Entries of a Jacobian are gradients, and have their bound."""
-    problem = noisy(kind, L=layers)
-    layer = problem.layer()
-    x, initial, _ = lyapunov._check(layer, problem.x, problem.state)
-    ours = list(lyapunov._jacobians(layer, x, lyapunov._trajectory(layer, x, initial)))
-    for matrix, expected in zip(ours, jacobians(problem, reference_states(problem)), strict=True):
-        assert_close(matrix, expected, problem.bound)
+# All cells
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -98,7 +59,7 @@ def test_jacobians_are_those_of_the_reference(kind, layers):
 @pytest.mark.parametrize("kind", FORMS)
 def test_the_mean_exponent_is_that_of_the_determinants(kind, warmup, layers):
     problem = noisy(kind, L=layers)
-    matrices = jacobians(problem, reference_states(problem))
+    matrices = jacobians(problem, reference_states(problem))[:, 0]
     exponents = tt.lyapunov_spectrum(problem.layer(), problem.x, state=problem.state, warmup=warmup)
     expected = np.mean([np.linalg.slogdet(matrix)[1] for matrix in matrices[warmup:]]) / len(matrices[0])
     assert exponents.shape == (len(matrices[0]),)
@@ -111,7 +72,7 @@ def test_the_mean_exponent_is_that_of_the_determinants(kind, warmup, layers):
 def test_singular_values_are_those_of_the_product(kind):
     """The plain product has errors of its own: some eps of its largest singular value."""
     problem = noisy(kind, L=2, T=5)
-    matrices = jacobians(problem, reference_states(problem))
+    matrices = jacobians(problem, reference_states(problem))[:, 0]
     for start, stop in ((0, 1), (2, 3), (0, 3), (1, 5)):
         found = tt.jacobian_singular_values(problem.layer(), problem.x, start, stop, state=problem.state)
         expected = log_svd(matrices[start:stop])
@@ -125,13 +86,7 @@ def test_a_float32_layer_is_linearised_at_its_own_states(kind):
     """In float64, but at its own states: those of a float64 layer would give different results."""
     problem = noisy(kind, dtype="float32", L=2)
     layer = problem.layer()
-    tape = layer.forward(problem.x, problem.state, training=False, memory="states")
-    after = [tape.hidden[:, :, 0], *([tape.cell[:, :, 0]] if STATES[kind] == 2 else [])]
-    states = [
-        np.concatenate([start, array[:, :-1]], axis=1).swapaxes(0, 1).astype(np.float64)
-        for start, array in zip(reference.as_tuple(problem.state), after, strict=True)
-    ]
-    matrices = jacobians(problem, states)
+    matrices = jacobians(problem, own_states(problem, layer))[:, 0]
     width = len(matrices[0])
     close = bound(noisy(kind, L=2), matrices)
     ours = tt.lyapunov_spectrum(layer, problem.x, state=problem.state)
@@ -144,8 +99,8 @@ def test_blocks_of_any_size_give_the_same(monkeypatch):
     """Other block sizes may sum in another order: equal up to rounding."""
     problem = noisy("lstm", T=20)
     whole = tt.lyapunov_spectrum(problem.layer(), problem.x)
-    monkeypatch.setattr(lyapunov, "_BLOCK_BYTES", 1)
-    matrices = jacobians(problem, reference_states(problem))
+    monkeypatch.setattr(joint_state, "_BLOCK_BYTES", 1)
+    matrices = jacobians(problem, reference_states(problem))[:, 0]
     assert_close(tt.lyapunov_spectrum(problem.layer(), problem.x), whole, bound(problem, matrices))
 
 
@@ -166,6 +121,9 @@ def test_an_orthogonal_matrix_times_a_gives_ln_a(a):
     spectrum = tt.lyapunov_spectrum(rnn, x, state=state)
     values = tt.jacobian_singular_values(rnn, x, 0, 40, state=state)
     assert_close(spectrum, np.full(size, np.log(a)), 5 * size * EPS, floor=1)
+    three = np.concatenate([state, state[:, ::-1] - 0.1, state + 0.2], axis=1)
+    found = tt.lyapunov_spectrum(rnn, x.repeat(3, 1), state=three, warmup=4, windows=4, every=5, return_spread=True)
+    assert_close(found.samples, np.full((3, 4, size), np.log(a)), 5 * size * EPS, floor=1)
     assert_close(values / 40, np.full(size, np.log(a)), 5 * size * EPS, floor=1)
 
 
@@ -233,6 +191,80 @@ def test_random_networks_have_the_exponent_of_mean_field_theory(g, size, network
     assert abs(np.mean(found) - (limit - kappa / (4 * size))) <= allowed
 
 
+def test_the_exponent_of_a_large_network_that_engelken_et_al_published():
+    """0.3096 for g = 3 and N = 4096, one network. Mean-field theory has 0.3102 for N to infinity, kappa / 4N more, and
+    as in the test above four times this is allowed for other terms in 1/N, here of both sizes.
+    """
+    published, size, steps, networks = 0.3096, 200, 120, 2
+    limit, kappa = mean_field(3.0)
+    assert abs(published - (limit - kappa / (4 * 4096))) <= kappa / 4096 + 5e-5
+    found = []
+    for seed in range(networks):
+        rng = np.random.default_rng(seed)
+        rnn = tt.RNN(1, size, bias=False, dtype="float64")
+        rnn.parameters["weight_hh_l0"][:] = 3 / np.sqrt(size) * rng.standard_normal((size, size))
+        state = rng.standard_normal((1, 1, size))
+        found.append(tt.lyapunov_spectrum(rnn, np.zeros((30 + steps, 1, 1)), 1, state=state, warmup=30)[0])
+    expected = published - kappa / 4 * (1 / size - 1 / 4096)
+    allowed = kappa * (1 / size + 1 / 4096) + 4 * np.sqrt(kappa / (4 * size * steps * networks))
+    assert abs(np.mean(found) - expected) <= allowed
+
+
+def lorenz(count, steps, dt):
+    """Tangent maps (steps, count, 3, 3) of RK4 steps of the Lorenz system, along `count` trajectories, and the states
+    (steps + 1, count, 3).
+    """
+    sigma, rho, beta = 10.0, 28.0, 8 / 3
+
+    def slope(point, tangent):
+        x, y, z = point.T
+        field = np.stack([sigma * (y - x), x * (rho - z) - y, x * y - beta * z], axis=1)
+        matrix = np.zeros((len(point), 3, 3))
+        matrix[:, 0, :2] = -sigma, sigma
+        matrix[:, 1] = np.stack([rho - z, -np.ones_like(x), -x], axis=1)
+        matrix[:, 2] = np.stack([y, x, np.full_like(x, -beta)], axis=1)
+        return field, matrix @ tangent
+
+    point, unit = np.random.default_rng(0).standard_normal((count, 3)), np.eye(3)
+    point[:, 2] += 25
+    maps, points = [], [point]
+    for _ in range(steps):
+        tangent = np.broadcast_to(unit, (count, 3, 3))
+        slopes = [slope(point, tangent)]
+        for share in (0.5, 0.5, 1):
+            f, df = slopes[-1]
+            slopes.append(slope(point + share * dt * f, tangent + share * dt * df))
+        point, tangent = (
+            start + dt / 6 * (one + 2 * two + 2 * three + four)
+            for start, (one, two, three, four) in zip((point, tangent), zip(*slopes, strict=True), strict=True)
+        )
+        maps.append(tangent)
+        points.append(point)
+    return np.array(maps), np.array(points)
+
+
+def test_the_lorenz_system_has_its_three_exponents():
+    """0.9056, 0 and -14.5723 per unit of time (Sprott 2003), from supplied Jacobians: exact tangents of RK4 steps.
+
+    The largest: mean over trajectories, each 9 long; 4 standard errors of the mean (24 of them: 3e-4 by Student's t).
+    The second belongs to the direction of the flow f, whose growth over a time is that of ln |f|, so that a trajectory
+    has (ln |f_T| - ln |f_0|) / T, once the columns have aligned to exp(-13 time). The sum is the divergence, -41/3: RK4
+    has its own, off by dt^4 |J|^5 / 120 < 0.03 dt with |J| up to 50.
+    """
+    dt, count, before, steps = 0.005, 24, 1000, 1800
+    maps, points = lorenz(count, before + steps, dt)
+    found = np.array([lyapunov_exponents(maps[200:, i], 3, warmup=before - 200, every=20) for i in range(count)]) / dt
+    mean, error = found.mean(axis=0), found.std(axis=0, ddof=1) / np.sqrt(count)
+    assert error[0] < 0.05
+    assert abs(mean[0] - 0.9056) <= 4 * error[0]
+    assert np.all(np.abs(found.sum(axis=1) + 41 / 3) <= dt**4 * 50**5 / 120)
+    assert abs(mean[2] + 14.5723) <= 4 * error[2] + dt**4 * 50**5 / 120
+    x, y, z = points[[before, -1]].transpose(2, 0, 1)
+    speed = np.log(10**2 * (y - x) ** 2 + (x * (28 - z) - y) ** 2 + (x * y - 8 / 3 * z) ** 2) / 2
+    assert np.abs(mean[1] - np.mean(speed[1] - speed[0]) / (steps * dt)) <= 4 * error[1]
+    assert abs(mean[1]) < 0.1
+
+
 def test_columns_do_not_start_in_an_invariant_direction():
     """The largest exponent of a diagonal matrix, whose unit vectors have different exponents; after a warm-up the
     column is off by (5/9)^100."""
@@ -247,7 +279,7 @@ def test_columns_do_not_start_in_an_invariant_direction():
 def test_k_exponents_are_among_all(kind):
     """The QR factors of the first columns do not depend on the others."""
     problem = noisy(kind, T=30)
-    layer, allowed = problem.layer(), bound(problem, jacobians(problem, reference_states(problem)))
+    layer, allowed = problem.layer(), bound(problem, jacobians(problem, reference_states(problem))[:, 0])
     every = tt.lyapunov_spectrum(layer, problem.x, state=problem.state, warmup=10)
     for k in (1, 4, len(every)):
         found = tt.lyapunov_spectrum(layer, problem.x, k, state=problem.state, warmup=10)
@@ -288,6 +320,124 @@ def test_dropout_and_zoneout_are_those_of_inference():
     """Zoneout with probability 1 keeps every state: the identity, whatever dropout would do."""
     gru = tt.GRU(2, 3, 2, dropout=0.5, weight_dropout=0.5, zoneout=1.0, dtype="float64", seed=0)
     assert_close(tt.lyapunov_spectrum(gru, np.ones((9, 1, 2))), np.zeros(6), 30 * EPS, floor=1)
+
+
+# Several sequences, windows, and several Jacobians from one QR decomposition to the next
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_several_sequences_are_the_mean_of_single_ones(kind):
+    """Rows of the kernels' batches are other in number, and may be summed in another order: rounding."""
+    problem = Problem(kind, L=2, B=3, T=6, zoneout=0.2)
+    layer = problem.layer()
+    found = tt.lyapunov_spectrum(layer, problem.x, state=problem.state, warmup=2, return_spread=True)
+    assert found.samples.shape == (3, 1, len(found.exponents))
+    matrices = jacobians(problem, reference_states(problem))
+    for b in range(3):
+        single = lyapunov_exponents(matrices[:, b], len(found.exponents), warmup=2)
+        own = np.sort(found.samples[b, 0])[::-1]
+        assert np.all(np.abs(own - single) <= bound(problem, matrices[:, b]))
+    assert_close(found.samples.mean(axis=(0, 1)), found.exponents, 10 * EPS)
+    assert_close(found.samples.std(axis=(0, 1), ddof=1) / np.sqrt(3), found.standard_error, 10 * EPS)
+    assert np.all(np.diff(found.exponents) <= 0)
+    assert_same_bits(tt.lyapunov_spectrum(layer, problem.x, state=problem.state, warmup=2), found.exponents)
+
+
+@pytest.mark.parametrize("k", [None, 2])
+@pytest.mark.parametrize(
+    ("warmup", "windows", "edges"), [(4, 3, [4, 10, 17, 24]), (10, 2, [10, 17, 24]), (0, 24, range(25))]
+)
+def test_windows_are_runs_of_their_own_with_the_warmup_before_them(warmup, windows, edges, k):
+    """Also where the warm-up of the second begins before the first ends."""
+    problem = Problem("gru", T=24, B=2)
+    matrices = jacobians(problem, reference_states(problem))
+    count = 6 if k is None else k
+    found = tt.lyapunov_spectrum(
+        problem.layer(), problem.x, k, state=problem.state, warmup=warmup, windows=windows, return_spread=True
+    )
+    assert found.samples.shape == (2, windows, count)
+    for b in range(2):
+        for w, (begin, end) in enumerate(pairwise(edges)):
+            expected = lyapunov_exponents(matrices[begin - warmup : end, b], count, warmup)
+            own = np.sort(found.samples[b, w])[::-1]
+            assert np.all(np.abs(own - expected) <= bound(problem, matrices[:, b]))
+    assert_close(found.exponents, np.sort(found.samples.mean(axis=(0, 1)))[::-1], 10 * EPS)
+    error = found.samples.std(axis=(0, 1), ddof=1) / np.sqrt(2 * windows)
+    assert_close(found.standard_error, error, 10 * EPS)
+
+
+def test_one_sample_has_no_error():
+    problem = Problem("gru", B=1)
+    found = tt.lyapunov_spectrum(problem.layer(), problem.x, return_spread=True)
+    assert np.isnan(found.standard_error).all()
+    assert_same_bits(found.exponents, tt.lyapunov_spectrum(problem.layer(), problem.x))
+
+
+def test_directions_that_die_in_one_sequence():
+    """The lower unit is off in the second sequence: minus infinity, without an error bar."""
+    rnn = tt.RNN(2, 2, nonlinearity="relu", bias=False, dtype="float64")
+    rnn.parameters["weight_hh_l0"][:] = np.diag([0.8, 0.4])
+    rnn.parameters["weight_ih_l0"][:] = np.eye(2)
+    x = np.ones((60, 2, 2))
+    x[:, 1, 1] = -10
+    found = tt.lyapunov_spectrum(rnn, x, warmup=40, windows=2, return_spread=True)
+    assert abs(found.exponents[0] - np.log(0.8)) <= 10 * EPS + 2.0**-40
+    assert found.exponents[1] == -np.inf
+    assert found.standard_error[0] <= 10 * EPS + 2.0**-40
+    assert np.isnan(found.standard_error[1])
+
+
+@pytest.mark.parametrize("every", [2, 3, 7, 100])
+@pytest.mark.parametrize("kind", FORMS)
+def test_fewer_decompositions_give_the_same(kind, every):
+    """A group loses up to 1e3 more digits, see `products._times_all`."""
+    problem = noisy(kind, T=20, L=2)
+    layer = problem.layer()
+    matrices = jacobians(problem, reference_states(problem))[:, 0]
+    for k in (None, 3):
+        whole, found = (
+            tt.lyapunov_spectrum(layer, problem.x, k, state=problem.state, warmup=5, every=n) for n in (1, every)
+        )
+        assert np.all(np.abs(found - whole) <= bound(problem, matrices) + 1e3 * 5 * len(matrices[0]) * EPS)
+
+
+def test_groups_that_save_decompositions_do_so(monkeypatch):
+    """An orthogonal matrix times 0.9: one for each group, and one at the end of the warm-up."""
+    matrices = [0.9 * np.linalg.qr(np.random.default_rng(0).standard_normal((5, 5)))[0]] * 40
+    calls = []
+    times = products._times_all
+    monkeypatch.setattr(products, "_times_all", lambda group, q: calls.append(len(group)) or times(group, q))
+    monkeypatch.setattr(products, "_times", None)
+    found = lyapunov_exponents(matrices, 5, warmup=12, every=8)
+    assert calls == [8, 4, 8, 8, 8, 4]
+    assert_close(found, np.full(5, np.log(0.9)), 100 * EPS, floor=1)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e40, 1e-40])
+def test_groups_that_leave_the_range_are_split(scale):
+    """Rates of 1, 1e-5 and 1e-10 a step: after four steps the columns would agree in all digits, and a group of 20
+    leaves the range of floats.
+    """
+    rng = np.random.default_rng(0)
+    basis = np.eye(3) + 0.3 * rng.standard_normal((3, 3))
+    matrix = scale * basis @ np.diag([1, 1e-5, 1e-10]) @ np.linalg.inv(basis)
+    expected = lyapunov_exponents([matrix] * 60, 3, warmup=20)
+    assert_close(expected, np.log(scale) + np.log([1, 1e-5, 1e-10]), 1e-4, floor=1)
+    for every in (2, 5, 20):
+        found = lyapunov_exponents([matrix] * 60, 3, warmup=20, every=every)
+        assert np.max(np.abs(found - expected)) <= 1e3 * 15 * EPS * np.linalg.cond(basis) ** 2 + 15 * EPS * 1e10
+
+
+@pytest.mark.parametrize("every", [2, 5, 50])
+def test_directions_die_in_groups_too(every):
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        size = rng.integers(2, 6)
+        matrices = [sparse(rng, size).astype(np.float64) for _ in range(6)]
+        alone, grouped = (lyapunov_exponents(matrices, size, every=n) for n in (1, every))
+        assert np.array_equal(grouped == -np.inf, alone == -np.inf)
+        lives = alone > -np.inf
+        assert np.all(np.abs(grouped[lives] - alone[lives]) <= 1e3 * 5 * 6 * size * EPS * 1e4)
 
 
 # Any range
@@ -506,7 +656,7 @@ X = np.zeros((5, 1, 2))
     [
         (lambda: tt.lyapunov_spectrum(tt.Linear(2, 3), X), TypeError, "layer .*Linear"),
         (lambda: tt.lyapunov_spectrum(layer(bidirectional=True), X), ValueError, "layer .*one direction"),
-        (lambda: tt.lyapunov_spectrum(layer(), np.zeros((5, 2, 2))), ValueError, "x .*B = 2"),
+        (lambda: tt.jacobian_singular_values(layer(), np.zeros((5, 2, 2)), 0, 1), ValueError, "x .*B = 2"),
         (lambda: tt.lyapunov_spectrum(layer(), np.zeros((5, 0, 2))), ValueError, "x .*B = 0"),
         (lambda: tt.lyapunov_spectrum(layer(), np.zeros((0, 1, 2))), ValueError, "x "),
         (lambda: tt.lyapunov_spectrum(layer(), X.astype(np.float32)), TypeError, "x .*float32"),
@@ -516,6 +666,11 @@ X = np.zeros((5, 1, 2))
         (lambda: tt.lyapunov_spectrum(layer(), X, 2.0), TypeError, "k "),
         (lambda: tt.lyapunov_spectrum(layer(), X, warmup=5), ValueError, "warmup must be at most 4, got 5"),
         (lambda: tt.lyapunov_spectrum(layer(), X, warmup=-1), ValueError, "warmup "),
+        (lambda: tt.lyapunov_spectrum(layer(), X, windows=0), ValueError, "windows must be at least 1, got 0"),
+        (lambda: tt.lyapunov_spectrum(layer(), X, warmup=2, windows=4), ValueError, "windows must be at most 3, got 4"),
+        (lambda: tt.lyapunov_spectrum(layer(), X, every=0), ValueError, "every must be at least 1, got 0"),
+        (lambda: tt.lyapunov_spectrum(layer(), X, every=1.5), TypeError, "every "),
+        (lambda: tt.lyapunov_spectrum(layer(), X, return_spread=1), TypeError, "return_spread must be True or False"),
         (lambda: tt.lyapunov_spectrum(layer(), X, state=np.zeros((1, 1, 3))), TypeError, "state .*pair"),
         (lambda: tt.jacobian_singular_values(tt.MLP(2, 3), X, 0, 1), TypeError, "layer .*MLP"),
         (lambda: tt.jacobian_singular_values(layer(bidirectional=True), X, 0, 1), ValueError, "layer "),

@@ -29,6 +29,10 @@ def block(**options):
     return tt.ResidualBlock(tt.Linear(3, 3, seed=0), 3, **options)
 
 
+def fixed_points(**options):
+    return tt.fixed_points(lstm(), X[0, 0], np.zeros((1, 8), np.float32), **options)
+
+
 def add_layer_norm(**options):
     return tt.add_layer_norm(np.eye(3), np.eye(3), np.ones(3), np.zeros(3), **options)
 
@@ -63,6 +67,11 @@ SIZES = {
     "gradcheck samples": lambda value: tt.gradcheck(lstm(), X, samples=value),
     "lyapunov_spectrum k": lambda value: tt.lyapunov_spectrum(lstm(), X, value),
     "lyapunov_spectrum warmup": lambda value: tt.lyapunov_spectrum(lstm(), X, warmup=value),
+    "lyapunov_spectrum windows": lambda value: tt.lyapunov_spectrum(lstm(), X, windows=value),
+    "lyapunov_spectrum every": lambda value: tt.lyapunov_spectrum(lstm(), X, every=value),
+    "connectivity at": lambda value: tt.connectivity(lstm(), X, (0, value)),
+    "truncation_error k": lambda value: tt.truncation_error(lstm(), X, (1, value)),
+    "fixed_points max_iterations": lambda value: fixed_points(max_iterations=value),
     "jacobian_singular_values start": lambda value: tt.jacobian_singular_values(lstm(), X, value, 5),
     "jacobian_singular_values stop": lambda value: tt.jacobian_singular_values(lstm(), X, 0, value),
     "orthogonal gates": lambda value: tt.init.orthogonal((4, 2), RNG, gates=value),
@@ -84,6 +93,8 @@ NUMBERS = {
     "backward clip": lambda value: backward(clip=value),
     "gradcheck eps": lambda value: tt.gradcheck(lstm(), X, eps=value),
     "horizon fraction": lambda value: tt.gradient_flow(lstm(), X).horizon(value),
+    "truncation_error tolerance": lambda value: tt.truncation_error(lstm(), X, 1, tolerance=value),
+    "fixed_points tolerance": lambda value: fixed_points(tolerance=value),
     "clip_grad_norm max_norm": lambda value: tt.clip_grad_norm({"weight": np.ones(3)}, value),
     "SGD lr": lambda value: tt.optim.SGD(lr=value),
     "SGD momentum": lambda value: tt.optim.SGD(0.1, momentum=value),
@@ -155,8 +166,17 @@ def test_sizes_are_integers_in_range(option):
         refused(option, SIZES[option], value, ValueError)
 
 
-# No further effect beyond the number of steps or of entries.
-UNBOUNDED = {"SelfAttention window", "forward memory", "gradient_flow memory", "backward truncate", "gradcheck samples"}
+# Without an effect beyond the number of steps, or of entries.
+UNBOUNDED = {
+    "SelfAttention window",
+    "forward memory",
+    "gradient_flow memory",
+    "backward truncate",
+    "gradcheck samples",
+    "lyapunov_spectrum every",
+    "truncation_error k",
+    "fixed_points max_iterations",
+}
 
 
 @pytest.mark.parametrize("option", SIZES)

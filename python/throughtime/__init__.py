@@ -1,9 +1,13 @@
 """Fused backpropagation through time for RNN, GRU and LSTM, with the gradient at every timestep."""
 
 from . import _renamed, convert, cuda, init, optim, sinks
+from .analysis.connectivity import connectivity, plot_connectivity
+from .analysis.fixed_points import fixed_points
 from .analysis.flow_result import plot_flows
 from .analysis.gradient_flow import gradient_flow
+from .analysis.jacobians import jacobians
 from .analysis.lyapunov import jacobian_singular_values, lyapunov_spectrum
+from .analysis.truncation import truncation_error
 from .clipping import clip_grad_norm
 from .config import (
     __version__,
@@ -60,24 +64,29 @@ __all__ = [
     "add_layer_norm",
     "add_layer_norm_backward",
     "clip_grad_norm",
+    "connectivity",
     "convert",
     "cross_entropy",
     "cuda",
     "diagnose",
     "empty_cache",
+    "fixed_points",
     "get_matmul_precision",
     "get_num_threads",
     "gradcheck",
     "gradient_flow",
     "init",
     "jacobian_singular_values",
+    "jacobians",
     "load",
     "lyapunov_spectrum",
     "mse",
     "optim",
+    "plot_connectivity",
     "plot_flows",
     "set_matmul_precision",
     "set_num_threads",
     "show_config",
     "sinks",
+    "truncation_error",
 ]

@@ -324,7 +324,7 @@ def _draw_units(figure: Figure, panels: list[Axes], flow: Flow, shown: list[int]
     maps = [flow.log10_unit[row, : _steps(flow)].T for row in shown]
     colours = colour_scale(*maps)
     for axes, row, values in zip(panels, shown, maps, strict=True):
-        image = _heat_map(axes, values, colours)
+        image = heat_map(axes, values, colours)
         axes.set_title(f"{flow.names[row]}, each unit over the batch", loc="left", fontsize="medium")
         axes.set_ylabel(binned_label("unit", len(values)))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
@@ -347,7 +347,7 @@ def _stack_figure(flow: Stack, label: str | None) -> Figure:
     _legend_beside(curves, draw_curves(curves, _curves_of(flow, label)))
     curves.set_title("Gradient of what enters each layer")
     axes = figure.add_subplot(grid[1, 0])
-    image = _heat_map(axes, norms, colour_scale(norms))
+    image = heat_map(axes, norms, colour_scale(norms))
     some = "" if len(named) == rows else f"\n{len(named)} of {rows} rows are named"
     axes.set_title("Depth and time", loc="left")
     axes.set_xlabel(_time_label(flow) + some)
@@ -397,7 +397,7 @@ def _depth_figure(flows: Mapping[Any, Flow]) -> Figure:
     return figure
 
 
-def _heat_map(axes: Axes, values: Array, colours: Normalize) -> AxesImage:
+def heat_map(axes: Axes, values: Array, colours: Normalize) -> AxesImage:
     """Draw values (rows, T) as colours; zeros are hatched, values that are not finite are cross-hatched."""
     drawn, (tall, wide) = values, (bin_size(size) for size in values.shape)
     for axis, size in enumerate((tall, wide)):

@@ -2,28 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 
-from .._arguments import Array, contiguous, size
+from .._arguments import UNBOUNDED, Array, flag, size
 from .._memory import with_room
 from .._torch_modules import from_torch
-from ..backend.choose import require_host
-from ..backend.host import Host
 from ..recurrent import Recurrent
-from ..recurrent.arguments import Checks, time_major
-from ..recurrent.backward import Asked, Loss, run_backward
-from .products import log_singular_values, lyapunov_exponents
+from .joint_state import Trajectory
+from .products import GrowthRates, log_singular_values
 
-__all__ = ["jacobian_singular_values", "lyapunov_spectrum"]
-
-_BLOCK_BYTES = 1 << 25  # memory of the kernels' arrays for one block of steps
+__all__ = ["LyapunovSpread", "jacobian_singular_values", "lyapunov_spectrum"]
 
 
+class LyapunovSpread(NamedTuple):
+    """Lyapunov exponents with their error bars, as ``lyapunov_spectrum(..., return_spread=True)`` returns them.
+
+    Attributes
+    ----------
+    exponents : (k,) array
+        Mean over sequences and windows, nats per step, largest first.
+    standard_error : (k,) array
+        Standard deviation of the samples over the square root of their number, B times the number of windows; NaN for
+        a single sample and for exponents of minus infinity. It assumes that samples are independent: windows should be
+        longer than the memory of the state.
+    samples : (B, windows, k) array
+        The exponents of each sequence and window, in the order of `exponents`.
+    """
+
+    exponents: Array
+    standard_error: Array
+    samples: Array
+
+
+@overload
+def lyapunov_spectrum(
+    layer: Recurrent,
+    x: Any,
+    k: int | None = ...,
+    *,
+    state: Any = ...,
+    warmup: int = ...,
+    windows: int = ...,
+    every: int = ...,
+    return_spread: Literal[False] = ...,
+) -> Array: ...
+@overload
+def lyapunov_spectrum(
+    layer: Recurrent,
+    x: Any,
+    k: int | None = ...,
+    *,
+    state: Any = ...,
+    warmup: int = ...,
+    windows: int = ...,
+    every: int = ...,
+    return_spread: Literal[True],
+) -> LyapunovSpread: ...
 @with_room
-def lyapunov_spectrum(layer: Recurrent, x: Any, k: int | None = None, *, state: Any = None, warmup: int = 0) -> Array:
+def lyapunov_spectrum(
+    layer: Recurrent,
+    x: Any,
+    k: int | None = None,
+    *,
+    state: Any = None,
+    warmup: int = 0,
+    windows: int = 1,
+    every: int = 1,
+    return_spread: bool = False,
+) -> Array | LyapunovSpread:
     """Lyapunov exponents of a recurrent layer driven by x: the rates at which small differences of its state grow.
 
     The sign of the largest exponent separates stable (negative) from chaotic (positive) dynamics. The spectrum shows
@@ -39,16 +87,28 @@ def lyapunov_spectrum(layer: Recurrent, x: Any, k: int | None = None, *, state: 
     ----------
     layer : RNN, GRU or LSTM
         One direction, forward in time; modules of ``torch.nn`` and ``throughtime.torch`` are accepted too.
-    x : (T, 1, I) array
-        Input, as for ``layer.forward``: one sequence.
+    x : (T, B, I) array
+        Input, as for ``layer.forward``. The exponents are the mean over the sequences.
     k : int, optional
         Number of exponents, the largest first; all N when None. A smaller k costs less, but the full Jacobians are
         still computed.
-    state : (L, 1, H) array, or a pair of them for the LSTM, optional
+    state : (L, B, H) array, or a pair of them for the LSTM, optional
         Initial state; zeros when None.
     warmup : int
         Number of first steps of x that are not averaged. In these, the state settles on its attractor and the
         directions align with those that grow fastest.
+    windows : int
+        Number of parts of equal length, to within a step, into which the steps after the first `warmup` are divided.
+        Each has its own directions, which align during the `warmup` steps before it, and its own exponents. The parts
+        may overlap with the warm-up of later ones, so the call multiplies ``(windows - 1) * warmup`` more Jacobians,
+        but computes none twice.
+    every : int
+        Most Jacobians that are multiplied from one QR decomposition to the next. The exponents are the same up to
+        rounding, with errors up to 1e3 times as large. If columns become nearly dependent within so many steps, or
+        leave the range of floats, the decompositions come more often from there on. More than 1 saves time if the
+        exponents asked for differ by less than about ``7 / every``. A group of `every` Jacobians is kept in memory.
+    return_spread : bool
+        Return error bars and the exponents of each sequence and window too.
 
     Returns
     -------
@@ -57,17 +117,22 @@ def lyapunov_spectrum(layer: Recurrent, x: Any, k: int | None = None, *, state: 
         off or saturated, or weights are zero. A direction counts as wiped out if rounding makes the Jacobian, with rows
         scaled to equal size, indistinguishable from a singular matrix: for N = 100, if a step shrinks the direction
         about 1e12 times more than others and the cause is not a single unit's small slope.
+    spread : LyapunovSpread
+        With `return_spread`, a named tuple ``(exponents, standard_error, samples)`` instead.
 
     Raises
     ------
+    TypeError
+        If `layer` is not recurrent, or an argument has another type.
     ValueError
-        If x has more than one sequence, the layer is bidirectional or reversed, or a size does not fit.
+        If x has no sequence, the layer is bidirectional or reversed, or a size does not fit.
     FloatingPointError
-        If the state or a Jacobian is not finite; the message names the step.
+        If the state or a Jacobian is not finite; the message names the step and the sequence.
 
     See Also
     --------
     jacobian_singular_values : the same for a finite stretch of time, without the limit.
+    jacobians : the Jacobians themselves.
 
     Examples
     --------
@@ -80,16 +145,62 @@ def lyapunov_spectrum(layer: Recurrent, x: Any, k: int | None = None, *, state: 
     >>> rnn.parameters["bias_ih_l0"][:] = 1
     >>> tt.lyapunov_spectrum(rnn, np.zeros((50, 1, 1)), warmup=10).round(6)
     array([-0.105361, -0.105361, -0.105361])
+
+    Error bars from 4 sequences and 5 windows:
+
+    >>> x = np.random.default_rng(0).standard_normal((550, 4, 2), dtype=np.float32)
+    >>> found = tt.lyapunov_spectrum(tt.GRU(2, 3, seed=0), x, warmup=50, windows=5, return_spread=True)
+    >>> found.samples.shape
+    (4, 5, 3)
+    >>> found.exponents.round(2), found.standard_error.round(3)
+    (array([-0.62, -0.78, -0.99]), array([0.004, 0.006, 0.009]))
     """
     layer, x, state = from_torch(layer, x, state)
-    x, initial, width = _check(layer, x, state)
+    trajectory = Trajectory(layer, x, state)
+    width = trajectory.step.width
+    if not trajectory.batch:
+        raise ValueError("x must hold at least one sequence, got B = 0")
     count = width if k is None else size("k", k, most=width)
-    skipped = size("warmup", warmup, least=0, most=len(x) - 1)
-    states = _trajectory(layer, x, initial)
-    exponents = lyapunov_exponents(_jacobians(layer, x, states), count, skipped)
-    if count < width and exponents[-1] == -np.inf:  # an untracked direction may grow faster than one that died
-        exponents = lyapunov_exponents(_jacobians(layer, x, states), width, skipped)[:count]
-    return exponents
+    skipped = size("warmup", warmup, least=0, most=trajectory.steps - 1)
+    parts = size("windows", windows, most=trajectory.steps - skipped)
+    stride = size("every", every, most=UNBOUNDED)
+    asks_spread = flag("return_spread", return_spread)
+    samples = _samples(trajectory, count, skipped, parts, stride)
+    if count < width and np.any(samples == -np.inf):  # an untracked direction may grow faster than one that died
+        samples = _samples(trajectory, width, skipped, parts, stride)
+    found = _spread(samples, count)
+    return found if asks_spread else found.exponents
+
+
+def _samples(trajectory: Trajectory, k: int, warmup: int, windows: int, every: int) -> Array:
+    """The exponents of each sequence and window, (B, windows, k), in the order of the columns."""
+    edges = [warmup + i * (trajectory.steps - warmup) // windows for i in range(windows + 1)]
+    samples = np.empty((trajectory.batch, windows, k))
+    started: list[list[GrowthRates]] = []
+    ended = 0
+    for t, jacobians in enumerate(trajectory.jacobians()):
+        while len(started) < windows and edges[len(started)] - warmup == t:
+            started.append([GrowthRates(k, warmup, every) for _ in range(trajectory.batch)])
+        for window in range(ended, len(started)):
+            for rates, jacobian in zip(started[window], jacobians, strict=True):
+                rates.add(jacobian)
+        if t + 1 == edges[ended + 1]:
+            samples[:, ended] = [rates.exponents() for rates in started[ended]]
+            started[ended] = []
+            ended += 1
+    return samples
+
+
+def _spread(samples: Array, k: int) -> LyapunovSpread:
+    """The k largest mean exponents and their errors."""
+    count = samples.shape[0] * samples.shape[1]
+    mean = samples.mean(axis=(0, 1))
+    order = np.argsort(-mean, kind="stable")[:k]
+    error = np.full(k, np.nan)
+    if count > 1:
+        with np.errstate(invalid="ignore"):  # inf - inf
+            error = samples[..., order].std(axis=(0, 1), ddof=1) / np.sqrt(count)
+    return LyapunovSpread(mean[order], error, samples[..., order])
 
 
 @with_room
@@ -137,87 +248,12 @@ def jacobian_singular_values(layer: Recurrent, x: Any, start: int, stop: int, *,
     array([-0.43, -0.82, -0.95, -3.36])
     """
     layer, x, state = from_torch(layer, x, state)
-    x, initial, width = _check(layer, x, state)
-    end = size("stop", stop, least=0, most=len(x))
+    trajectory = Trajectory(layer, x, state)
+    width = trajectory.step.width
+    if trajectory.batch != 1:
+        raise ValueError(f"x must hold one sequence, expected B = 1, got B = {trajectory.batch}")
+    end = size("stop", stop, least=0, most=trajectory.steps)
     begin = size("start", start, least=0, most=end)
     if begin == end:
         return np.zeros(width)
-    states = _trajectory(layer, x[:end], initial)
-    return log_singular_values(_jacobians(layer, x[:end], states, begin), width)
-
-
-def _check(layer: Recurrent, x: Any, state: Any) -> tuple[Array, list[Array], int]:
-    """x as (T, 1, I), the initial states (L, 1, H), and the width of the joint state."""
-    if not isinstance(layer, Recurrent):
-        raise TypeError(f"layer must be an RNN, GRU or LSTM, got {type(layer).__name__}")
-    require_host("the state's Jacobian", layer.device)
-    if layer.bidirectional or layer.reverse:
-        raise ValueError(f"layer must have one direction, forward in time, got {layer!r}")
-    checks = Checks(layer.architecture, Host, layer.dtype)
-    x, batched = checks.x(x)
-    if x.shape[1] != 1:
-        raise ValueError(f"x must hold one sequence, expected B = 1, got B = {x.shape[1]}")
-    shapes = [(layer.num_layers, 1, width) for width in layer.architecture.widths]
-    initial = [
-        np.zeros(shape, layer.dtype) if array is None else array
-        for shape, array in zip(shapes, checks.state("state", state, 1, batched), strict=True)
-    ]
-    return x, initial, sum(array.size for array in initial)
-
-
-def _trajectory(layer: Recurrent, x: Array, initial: list[Array]) -> list[Array]:
-    """All states of all layers, the initial one first: (L, T + 1, H) float64 arrays."""
-    x = time_major(x, True, layer.batch_first)
-    tape = layer.forward(x, _as_state(initial), training=False, memory="states")
-    states = [
-        np.concatenate([start, array[:, 1:-1, 0]], axis=1).astype(np.float64)
-        for start, array in zip(initial, tape.record.states, strict=True)
-    ]
-    bad = np.any([~np.isfinite(array).all(axis=(0, 2)) for array in states], axis=0)
-    if bad.any():
-        raise FloatingPointError(f"the state is not finite after {bad.argmax()} steps")
-    return states
-
-
-def _jacobians(layer: Recurrent, x: Array, states: list[Array], start: int = 0) -> Iterator[Array]:
-    """Yield d state_t / d state_{t-1}, (N, N), for all steps from `start` on."""
-    wide = layer.astype("float64")
-    wide_x = x[:, 0].astype(np.float64)
-    rows = sum(array.shape[0] * array.shape[2] for array in states)
-    saved = 2 * (layer.input_size + layer.num_layers * (layer.architecture.gates + 4) * layer.hidden_size) + 2 * rows
-    block = max(1, _BLOCK_BYTES // (8 * rows * saved))
-    for begin in range(start, len(x), block):
-        steps = slice(begin, begin + block)
-        for t, jacobian in enumerate(_block(wide, wide_x[steps], [array[:, :-1][:, steps] for array in states]), begin):
-            with np.errstate(over="ignore"):
-                if not np.isfinite(np.abs(jacobian).sum()):
-                    raise FloatingPointError(
-                        f"the Jacobian of the state after {t + 1} steps by the one before is not finite"
-                    )
-            yield jacobian
-
-
-def _block(layer: Recurrent, x: Array, states: list[Array]) -> Array:
-    """The Jacobians (m, N, N) of m single steps with inputs x (m, I), from the states before them (L, m, H).
-
-    The batch holds each step N times, as sequences of length 1. Row n of a Jacobian is the gradient of entry n of the
-    state after the step, so `d_final_state` is the n-th unit vector.
-    """
-    sizes = [len(array) * array.shape[2] for array in states]
-    rows = sum(sizes)
-    unit = np.split(np.eye(rows), np.cumsum(sizes)[:-1], axis=1)
-    seeds = [
-        contiguous(np.tile(part.reshape(rows, len(array), -1).swapaxes(0, 1), (1, len(x), 1)))
-        for part, array in zip(unit, states, strict=True)
-    ]
-    repeated = [np.repeat(array, rows, axis=1) for array in states]
-    x = time_major(np.repeat(x, rows, axis=0)[None], True, layer.batch_first)
-    tape = layer.forward(x, _as_state(repeated), training=False)
-    found = run_backward(tape.record, Loss(d_final_state=seeds), Asked(input=False, parameters=frozenset()))
-    parts = found.initial_state if isinstance(found.initial_state, tuple) else (found.initial_state,)
-    flat = [part.swapaxes(0, 1).reshape(-1, rows, own) for part, own in zip(parts, sizes, strict=True)]
-    return np.concatenate(flat, axis=2)
-
-
-def _as_state(arrays: list[Array]) -> Any:
-    return arrays[0] if len(arrays) == 1 else tuple(arrays)
+    return log_singular_values((each[0] for each in trajectory.jacobians(begin, end)), width)

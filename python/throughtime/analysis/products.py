@@ -13,33 +13,76 @@ from .._arguments import Array
 # 5e-25 c^2. For random products the error was up to 1e-10 with 3 sweeps, and 2e-13 with 6 or more.
 _PIECE, _MARGIN, _SWEEPS = 4.0, 4.0, 6
 
+_INDEPENDENT = 1e-3  # least part of a column outside the span of those before it, relative to the column
 
-def lyapunov_exponents(matrices: Iterable[Array], k: int, warmup: int = 0) -> Array:
-    """The k largest exponents of the product of square `matrices`, the first factor first, by the QR method.
 
-    k orthonormal columns are multiplied by one matrix after the other and orthonormalised each time. The exponents are
-    the logarithms of the diagonals of R, averaged from matrix number `warmup` on (Benettin et al. 1980, Shimada and
-    Nagashima 1979). The initial columns are random, from a fixed seed: a unit vector may be invariant or die at once,
-    which would give its exponent instead of the largest.
+class GrowthRates:
+    """The k largest exponents of a product of square matrices, the first factor first, by the QR method.
+
+    k orthonormal columns are multiplied by the matrices and orthonormalised again after every `every` of them. The
+    exponents are the logarithms of the diagonals of R, averaged from matrix number `warmup` on (Benettin et al. 1980,
+    Shimada and Nagashima 1979). The initial columns are random, from a fixed seed: a unit vector may be invariant or
+    die at once, which would give its exponent instead of the largest.
+
+    If columns become nearly dependent within a group of `every` matrices, or leave the range of floats, this group is
+    divided, and those after it are as small.
+    """
+
+    def __init__(self, k: int, warmup: int = 0, every: int = 1) -> None:
+        self._sums, self._live = np.zeros(k), np.arange(k)
+        self._warmup, self._every, self._count = warmup, every, 0
+        self._group: list[Array] = []
+        self._q: Array | None = None
+
+    def add(self, matrix: Array) -> None:
+        """Multiply by the next matrix, which must not change afterwards."""
+        if self._q is None:
+            k = len(self._sums)
+            self._q = np.linalg.qr(np.random.default_rng(0).standard_normal((k, len(matrix))).T)[0]
+        self._group.append(matrix)
+        self._count += 1
+        if len(self._group) >= self._every or self._count == self._warmup:
+            self._finish_group()
+
+    def exponents(self) -> Array:
+        """(k,) float64: those of the columns in their order, then minus infinity for directions that died."""
+        self._finish_group()
+        exponents = np.full(len(self._sums), -np.inf)
+        exponents[: len(self._live)] = self._sums[self._live] / (self._count - self._warmup)
+        return exponents
+
+    def _finish_group(self) -> None:
+        if self._group:
+            self._multiply(self._group)
+            self._group = []
+
+    def _multiply(self, matrices: list[Array]) -> None:
+        q = self._q
+        assert q is not None
+        factors = _times(matrices[0], q) if len(matrices) == 1 else _times_all(matrices, q)
+        if factors is None:
+            half = self._every = len(matrices) // 2
+            self._multiply(matrices[:half])
+            self._multiply(matrices[half:])
+            return
+        self._q, r, order = factors
+        self._live = self._live[order[: len(r)]]
+        if self._count > self._warmup:
+            self._sums[self._live] += np.log(np.abs(np.diag(r)))
+
+
+def lyapunov_exponents(matrices: Iterable[Array], k: int, warmup: int = 0, every: int = 1) -> Array:
+    """The k largest exponents of the product of `matrices`: see :class:`GrowthRates`.
 
     Returns
     -------
     exponents : (k,) float64 array
         Largest first; minus infinity for directions that died, even during the warm-up.
     """
-    sums, live, count = np.zeros(k), np.arange(k), -warmup
-    q: Array | None = None
+    rates = GrowthRates(k, warmup, every)
     for matrix in matrices:
-        if q is None:
-            q = np.linalg.qr(np.random.default_rng(0).standard_normal((k, len(matrix))).T)[0]
-        q, r, order = _times(matrix, q)
-        live = live[order[: len(r)]]
-        if count >= 0:
-            sums[live] += np.log(np.abs(np.diag(r)))
-        count += 1
-    exponents = np.full(k, -np.inf)
-    exponents[live] = sums[live] / count
-    return np.sort(exponents)[::-1]
+        rates.add(matrix)
+    return np.sort(rates.exponents())[::-1]
 
 
 def log_singular_values(matrices: Iterable[Array], size: int) -> Array:
@@ -92,6 +135,25 @@ def _times(matrix: Array, q: Array, scale: Array | None = None) -> tuple[Array, 
     new = np.empty((len(z), rank))
     new[rows] = sorted_q[:, :rank]
     return new, r[:rank], order
+
+
+def _times_all(matrices: list[Array], q: Array) -> tuple[Array, Array, Array] | None:
+    """As `_times` for a product, without its care for rounding: None if the columns need that care.
+
+    The rounding error of a column is relative to its norm, and that of its exponent to the part of it that is
+    independent of the columns before it. If this part is above `_INDEPENDENT` of the norm, the logarithm is off by
+    some N eps / `_INDEPENDENT` per group at most.
+    """
+    z = q
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        for matrix in matrices:
+            z = matrix @ z
+    if not np.isfinite(z).all():
+        return None
+    new, r = np.linalg.qr(z)
+    if np.any(np.abs(np.diag(r)) <= _INDEPENDENT * np.abs(r).max(axis=0, initial=0)):
+        return None
+    return new, r, np.arange(z.shape[1])
 
 
 def _independent(z: Array, order: Array) -> tuple[Array, int]:
