@@ -238,8 +238,15 @@ PRODUCTS = {
     "correlate",
     "convolve",
 }
-# Files that analyse a trained model, or compute initial weights.
-APART = {"analysis/products.py", "_scaled.py", "init/arrays.py", "analysis/fixed_points.py", "analysis/truncation.py"}
+# Files that analyse a trained model, draw, or compute initial weights.
+APART = {
+    "analysis/products.py",
+    "monitor/figures.py",
+    "_scaled.py",
+    "init/arrays.py",
+    "analysis/fixed_points.py",
+    "analysis/truncation.py",
+}
 
 
 def test_the_source_of_the_layers_has_no_product_of_numpys():
