@@ -10,6 +10,7 @@ import numpy as np
 
 from .._arguments import Array
 from .._scaled import log10_norm, scaled
+from ..analysis.by_lag import by_lag
 from ..analysis.flow_result import GradientFlow, combined_log10_norm
 from ..analysis.gradient_flow import flow_of_record, row_names
 from ..recurrent.backward import Gradients
@@ -39,7 +40,8 @@ class FlowRecord:
     log10_norm : (rows, n) array
         log10 of the norm of dL/dh at each lag, over batch and units; of the sequences that are long enough.
     gamma, horizon : (rows,) array
-        As of :class:`GradientFlow`: the mean factor per step back, and ``horizon(1e-3)`` in steps.
+        As of :class:`GradientFlow`: the mean factor per step back, and ``horizon(1e-3)`` in steps; both count from
+        each sequence's own end, so that the loss of a short sequence does not look like growth.
     zero_share : (rows,) array
         The share of units whose gradient is exactly zero in the whole batch at lag 100; NaN for shorter sequences.
     cancellation : dict of str to float
@@ -104,11 +106,13 @@ class FlowRecord:
         return {name: value for name, value in found.items() if math.isfinite(value)}
 
     def __str__(self) -> str:
-        lines = [
-            f"step {self.step}  {self.layer}, {row}: gamma {self.gamma[i]:.4g}, horizon {self.horizon[i]:g} of "
-            f"{self.steps} steps, log10 of the norm {self.log10_norm[i][0]:.2f} to {self.log10_norm[i][-1]:.2f}"
-            for i, row in enumerate(self.rows)
-        ]
+        lines = []
+        for i, row in enumerate(self.rows):
+            norms = [f"{norm:.2f}" for norm in self.log10_norm[i][[0, -1]]] if self.steps else ["nan", "nan"]
+            lines.append(
+                f"step {self.step}  {self.layer}, {row}: gamma {self.gamma[i]:.4g}, horizon {self.horizon[i]:g} of "
+                f"{self.steps} steps, log10 of the norm {' to '.join(norms)}"
+            )
         return "\n".join([*lines, *([f"not finite: {self.fault}"] if self.fault else [])])
 
 
@@ -135,7 +139,7 @@ def _record(
     clipped_share: float | None,
     clipped_steps: tuple[int, int] | None,
 ) -> FlowRecord:
-    lags = _lags(flow.steps)
+    lags, moved = _lags(flow.steps), by_lag(flow)
     not_finite, fault = _fault(record, flow)
     return FlowRecord(
         step,
@@ -144,8 +148,8 @@ def _record(
         flow.steps,
         lags,
         _by_lag(flow, lags),
-        flow.gamma,
-        flow.horizon(FRACTION),
+        moved.gamma,
+        moved.horizon(FRACTION),
         zero_share,
         cancellation,
         clipped_share,
