@@ -185,6 +185,9 @@ def test_a_relu_that_goes_out_cuts_the_gradient():
     assert finding.figures == {"lag": T - 40, "steps": T}
     assert finding.text == f"the gradient is exactly zero from 20 steps back on; 40 of {T} steps never learn"
     assert diseases(layer, x) == {"zero gradient"}
+    x[:] = -1e3
+    text = found(layer, x)["zero gradient", "RNN"].text
+    assert text == f"the gradient is exactly zero from 1 step back on; {T - 1} of {T} steps never learn"
 
 
 def test_a_layer_of_zeros_stops_the_gradient():
