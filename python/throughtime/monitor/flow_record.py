@@ -11,7 +11,7 @@ import numpy as np
 from .._arguments import Array
 from .._scaled import log10_norm, scaled
 from ..analysis.by_lag import by_lag
-from ..analysis.flow_result import GradientFlow, combined_log10_norm
+from ..analysis.flow_result import GradientFlow
 from ..analysis.gradient_flow import flow_of_record, row_names
 from ..recurrent.backward import Gradients
 from ..recurrent.faults import first_broken, forward_fault
@@ -147,7 +147,7 @@ def _record(
         flow.names,
         flow.steps,
         lags,
-        _by_lag(flow, lags),
+        _at_lags(moved, lags),
         moved.gamma,
         moved.horizon(FRACTION),
         zero_share,
@@ -176,20 +176,11 @@ def _lags(steps: int) -> Array:
     return np.array([*(lag for lag in series if lag < steps - 1), *([steps - 1] if steps else [])], np.int64)
 
 
-def _by_lag(flow: GradientFlow, lags: Array) -> Array:
-    """(rows, n): the norm over the sequences that have a step at this lag; NaN if none has."""
-    each = flow.log10_norm_per_sequence
-    each = each[..., None] if each.ndim == 2 else each
-    rows, steps, batch = each.shape
-    lengths = np.full(batch, steps) if flow.lengths is None else np.atleast_1d(flow.lengths)
-    exists = lags[:, None] < lengths
-    found = np.empty((rows, len(lags)))
-    for row, reverse in enumerate(flow.reverse):
-        at = np.broadcast_to(lags[:, None], exists.shape) if reverse else lengths - 1 - lags[:, None]
-        norms = each[row][np.where(exists, at, 0), np.arange(batch)]
-        found[row] = combined_log10_norm(np.where(exists, norms, -np.inf), axis=1)
-    found[:, ~exists.any(axis=1)] = np.nan
-    return found
+def _at_lags(moved: GradientFlow, lags: Array) -> Array:
+    """(rows, n): the norms at these lags of a flow whose sequences end together; NaN without sequences."""
+    at = np.where(moved.reverse[:, None], lags, moved.steps - 1 - lags)
+    norms: Array = np.take_along_axis(moved.log10_norm, at, axis=1)
+    return norms if moved.log10_norm_per_sequence[:1, :1].size else np.full(norms.shape, np.nan)
 
 
 def _zero_share(record: Record, flow: GradientFlow, grads: Gradients | None) -> Array:
