@@ -466,6 +466,24 @@ def test_no_remedy_that_measures_worse():
                     assert finding.remedy.figures["horizon"] >= finding.figures["horizon"]
 
 
+def test_a_gamma_nearer_to_1_is_no_remedy_without_a_longer_memory():
+    """Inputs this large saturate the gates, whatever the initial weights are; a smaller x helps."""
+    x = 1e4 * np.random.default_rng(0).standard_normal((100, 2, 3))
+    layer = tt.GRU(3, 4, dtype="float64", seed=0)
+    findings = found(layer, x)
+    assert findings["vanishing", "GRU"].remedy is None
+    assert findings["saturated", "GRU"].remedy.text.startswith("x / ")
+
+
+def test_a_gradient_that_vanishes_before_it_is_zero_has_both_diseases():
+    layer, x, state = chain(0.1)
+    layer.parameters["weight_ih_l0"][...] = 1e3
+    x[5] = -1
+    findings = found(layer, x, state=state)
+    assert findings["zero gradient", "RNN"].figures["lag"] == T - 5
+    assert findings["vanishing", "RNN"].figures["horizon"] < 10
+
+
 def test_a_state_is_kept_by_remedies():
     layer = tt.RNN(H, H, seed=0)
     finding = found(layer, state=np.ones((1, B, H), np.float32))["vanishing", "RNN"]
