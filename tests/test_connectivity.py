@@ -240,6 +240,11 @@ def layer(**options):
         (lambda: tt.connectivity(layer(), X[:, :0], (0,)), ValueError, "x .*B = 0"),
         (lambda: tt.connectivity(layer(), X.astype("float32"), (0,)), TypeError, "x .*float32"),
         (lambda: tt.connectivity(layer(), X, 3), TypeError, "at must be a sequence of timesteps, got 3"),
+        (
+            lambda: tt.connectivity(layer(), X, np.array(3)),
+            TypeError,
+            "at must be a sequence of timesteps, got array\\(3\\)",
+        ),
         (lambda: tt.connectivity(layer(), X, "3"), TypeError, "at must be a sequence of timesteps, got '3'"),
         (lambda: tt.connectivity(layer(), X, (0, 5)), ValueError, r"at\[1\] must be at most 4, got 5"),
         (lambda: tt.connectivity(layer(), X, (-1,)), ValueError, r"at\[0\] must be at least 0, got -1"),

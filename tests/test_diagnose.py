@@ -185,6 +185,9 @@ def test_a_relu_that_goes_out_cuts_the_gradient():
     assert finding.figures == {"lag": T - 40, "steps": T}
     assert finding.text == f"the gradient is exactly zero from 20 steps back on; 40 of {T} steps never learn"
     assert diseases(layer, x) == {"zero gradient"}
+    x[:] = -1e3
+    text = found(layer, x)["zero gradient", "RNN"].text
+    assert text == f"the gradient is exactly zero from 1 step back on; {T - 1} of {T} steps never learn"
 
 
 def test_a_layer_of_zeros_stops_the_gradient():
@@ -461,6 +464,24 @@ def test_no_remedy_that_measures_worse():
             for finding in tt.diagnose(kind(H, H, seed=seed), X).findings:
                 if finding.remedy is not None:
                     assert finding.remedy.figures["horizon"] >= finding.figures["horizon"]
+
+
+def test_a_gamma_nearer_to_1_is_no_remedy_without_a_longer_memory():
+    """Inputs this large saturate the gates, whatever the initial weights are; a smaller x helps."""
+    x = 1e4 * np.random.default_rng(0).standard_normal((100, 2, 3))
+    layer = tt.GRU(3, 4, dtype="float64", seed=0)
+    findings = found(layer, x)
+    assert findings["vanishing", "GRU"].remedy is None
+    assert findings["saturated", "GRU"].remedy.text.startswith("x / ")
+
+
+def test_a_gradient_that_vanishes_before_it_is_zero_has_both_diseases():
+    layer, x, state = chain(0.1)
+    layer.parameters["weight_ih_l0"][...] = 1e3
+    x[5] = -1
+    findings = found(layer, x, state=state)
+    assert findings["zero gradient", "RNN"].figures["lag"] == T - 5
+    assert findings["vanishing", "RNN"].figures["horizon"] < 10
 
 
 def test_a_state_is_kept_by_remedies():

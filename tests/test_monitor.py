@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import math
 import pickle
+import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ import pytest
 import throughtime as tt
 from comparison import assert_same_bits
 from problems import ALL_TIMESTEPS, FORMS, Problem
+from throughtime.recurrent.observers import observing
 
 RANGES = ("float", "full")
 
@@ -263,6 +267,7 @@ def test_one_step_no_batch_and_empty_sequences():
     assert np.isfinite(one.log10_norm).all()
     assert empty.steps == 0
     assert empty.log10_norm.shape == (1, 0)
+    assert "of 0 steps, log10 of the norm nan to nan" in str(empty)
     assert no_batch.log10_norm.shape[0] == 1
 
 
@@ -290,6 +295,92 @@ def test_copies_and_pickles_of_a_watched_layer_are_not_watched():
         assert monitor.history == []
         train(layer, 1)
     assert len(monitor.history) == 1
+
+
+def test_a_monitor_that_is_never_closed_does_not_keep_its_layer_alive():
+    layer = tt.RNN(8, 8, seed=0)
+    monitor = tt.FlowMonitor(layer, every=1)
+    gone = weakref.ref(layer)
+    del layer
+    gc.collect()
+    assert gone() is None
+    again = weakref.ref(monitor)
+    del monitor
+    tt.FlowMonitor(tt.RNN(8, 8), every=1)  # registering drops what is gone
+    gc.collect()
+    assert again() is None
+
+
+def test_each_record_of_several_threads_has_its_own_step():
+    layer, barrier = tt.RNN(8, 8, seed=0), threading.Barrier(2)
+    x = np.ones((5, 2, 8), np.float32)
+
+    class Slow:
+        def wanted(self):
+            barrier.wait()  # both backwards are counted before either is measured
+            return frozenset()
+
+        def take(self, record, loss, grads):
+            pass
+
+    def backward():
+        tape = layer.forward(x)
+        tape.backward(np.ones_like(tape.output))
+
+    with tt.FlowMonitor(layer, every=1) as monitor, observing(lambda: id(layer), Slow()):
+        threads = [threading.Thread(target=backward) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert sorted(record.step for record in monitor.history) == [0, 1]
+
+
+def test_a_monitor_cannot_be_copied_but_its_history_can():
+    layer = tt.RNN(8, 8, seed=0)
+    with tt.FlowMonitor(layer, every=1) as monitor:
+        train(layer, 1)
+        for copied in (copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match="a FlowMonitor cannot be copied or pickled; its history"):
+                copied(monitor)
+    assert pickle.loads(pickle.dumps(monitor.history))[0].as_dict() == monitor.history[0].as_dict()
+
+
+def test_closing_closes_every_sink_and_a_closed_monitor_is_not_entered():
+    class Sink:
+        closed = False
+
+        def __call__(self, record):
+            pass
+
+        def close(self):
+            self.closed = True
+            raise OSError("disk full")
+
+    sinks = [Sink(), Sink()]
+    monitor = tt.FlowMonitor(tt.RNN(8, 8), sinks=sinks)
+    with pytest.raises(OSError, match="disk full"):
+        monitor.close()
+    assert all(sink.closed for sink in sinks)
+    with pytest.raises(ValueError, match="the monitor is closed; a new one is needed"), monitor:
+        pass
+
+
+@pytest.mark.parametrize("range", RANGES)
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_gamma_and_horizon_count_from_the_end_of_each_sequence(bidirectional, range):
+    """A sequence of one step adds its loss at lag 0, and nothing at the other end of the long one."""
+    layer = tt.LSTM(3, 6, bidirectional=bidirectional, dtype="float64", seed=0)
+    x = np.random.default_rng(0).standard_normal((60, 2, 3))
+    d = np.zeros((60, 2, layer.output_size))
+    d[59, 0, :6], d[0, 1, :6], d[0, :, 6:] = 1, 1, 1
+    with tt.FlowMonitor(layer, every=1, range=range) as monitor:
+        layer.forward(x, lengths=np.array([60, 1])).backward(d)
+        layer.forward(x[:, :1].copy()).backward(d[:, :1].copy())
+    both, alone = monitor.history
+    # at lag 0 the norm is that of two equal losses, sqrt(2) of one; at lag 59 it is that of one
+    np.testing.assert_allclose(both.gamma, alone.gamma * 2 ** (-1 / 118), rtol=1e-12)
+    assert (np.abs(both.horizon - alone.horizon) <= 1).all()
 
 
 def test_an_error_in_a_sink_reaches_the_caller():

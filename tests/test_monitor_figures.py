@@ -93,6 +93,22 @@ def test_without_losses_there_is_no_panel_for_them():
     assert figure.get_suptitle() == "Gradient through time during training, for the loss of the training"
 
 
+def test_one_record_and_one_loss_are_seen_at_whole_steps():
+    figure = monitor_of(record_of(0, *falling(1)), losses=[2.5]).plot()
+    panels = {axes.get_title("left"): axes for axes in figure.axes if axes.get_title("left")}
+    assert panels.keys() == {"LSTM", "gamma", "horizon(1e-3)", "loss"}
+    for title, axes in panels.items():
+        low, high = axes.get_xlim()
+        assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1 if title == "loss" else 0]
+    assert panels["loss"].lines[0].get_marker() == "o"
+
+
+def test_a_loss_between_others_that_are_not_finite_is_seen():
+    figure = monitor_of(record_of(0, *falling(1)), losses=[np.nan, 2.5, np.inf]).plot()
+    (loss,) = [axes for axes in figure.axes if axes.get_ylabel() == "loss"]
+    assert loss.lines[0].get_marker() == "o"
+
+
 def test_zeros_and_what_is_not_finite_are_hatched():
     records = [record_of(0, [0, -1, ZERO, ZERO, ZERO]), record_of(1, [0, -1, -2, ZERO, np.nan])]
     records += [record_of(2, [0, np.inf, -2, -3, -4], gamma=[np.nan], horizon=[np.inf])]

@@ -107,6 +107,51 @@ def test_weights_without_gradients_and_half_precision_modules():
     assert all(weight.grad is None for weight in module.parameters())
 
 
+def test_a_module_whose_weights_have_moved_is_still_watched():
+    module = bridge.GRU(4, 6)
+    with bridge.FlowMonitor(module, every=1) as monitor:
+        module.double()
+        module(torch.randn(9, 2, 4, dtype=torch.float64))[0].sum().backward()
+        module.load_state_dict(bridge.GRU(4, 6).state_dict(), assign=True)
+        module(torch.randn(9, 2, 4))[0].sum().backward()
+    assert [record.step for record in monitor.history] == [0, 1]
+
+
+def test_a_module_at_the_former_address_of_a_weight_is_not_watched():
+    module, other = bridge.GRU(4, 6), bridge.GRU(4, 6)
+    with bridge.FlowMonitor(module, every=1) as monitor:
+        former = module.weight_ih_l0.data
+        module.weight_ih_l0.data = former.clone()
+        other.weight_ih_l0.data = former
+        other(torch.randn(9, 2, 4))[0].sum().backward()
+    assert monitor.history == []
+
+
+def test_a_spectral_norm_beside_the_first_weight_keeps_its_bits():
+    module = torch.nn.utils.parametrizations.spectral_norm(bridge.GRU(4, 6), "weight_hh_l0")
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    bridge.FlowMonitor(module).close()
+    assert before
+    assert all(torch.equal(before[name], buffer) for name, buffer in module.named_buffers())
+
+
+def test_first_weights_that_do_not_tell_modules_apart_are_errors():
+    parametrized = torch.nn.utils.parametrizations.weight_norm(bridge.GRU(4, 6), "weight_ih_l0")
+    with pytest.raises(ValueError, match="GRU cannot be watched: its weight_ih_l0 is parametrized"):
+        bridge.FlowMonitor(parametrized)
+    tied = torch.nn.ModuleList([bridge.GRU(4, 6), bridge.GRU(4, 6)])
+    tied[1].weight_ih_l0 = tied[0].weight_ih_l0
+    with pytest.raises(ValueError, match="0 and 1 share weight_ih_l0"):
+        bridge.FlowMonitor(tied)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_loss_with_a_graph_is_added_without_a_warning():
+    monitor = bridge.FlowMonitor(bridge.GRU(4, 6))
+    monitor.add_loss(torch.ones(1, requires_grad=True) * 2)
+    assert monitor.losses == [2.0]
+
+
 def test_what_is_wrong_is_named():
     with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got GRU"):
         bridge.FlowMonitor(tt.GRU(2, 2))

@@ -145,9 +145,8 @@ def plot_connectivity(
     >>> x = np.random.default_rng(0).standard_normal((50, 1, 3), dtype=np.float32)
     >>> figure = tt.plot_connectivity(tt.connectivity(tt.GRU(3, 8, seed=0), x, range(50)), range(50))
     """
-    at = at if isinstance(at, str) or not isinstance(at, Iterable) else list(at)
-    rows = len(at) if isinstance(at, list) else "len(at)"
-    values = float_array("log10_norm", log10_norm, np.dtype(np.float64), (rows, "T"))
+    at = _listed(at)
+    values = float_array("log10_norm", log10_norm, np.dtype(np.float64), (len(at), "T"))
     times = _timesteps(at, values.shape[1])
     if not values.size:
         raise ValueError(f"log10_norm is empty: shape {values.shape}, expected at least one row and one step")
@@ -160,11 +159,16 @@ def plot_connectivity(
     return connectivity_figure.plot(values, times, path_or_axes)
 
 
+def _listed(at: Any) -> list[Any]:
+    """`at` as a list, since it may be an iterator."""
+    if isinstance(at, str) or not isinstance(at, Iterable) or (isinstance(at, np.ndarray) and not at.ndim):
+        raise TypeError(f"at must be a sequence of timesteps, got {at!r}")
+    return list(at)
+
+
 def _timesteps(at: Any, steps: int) -> Array:
     """`at` as an array of timesteps from 0 to `steps` - 1."""
-    if isinstance(at, str) or not isinstance(at, Iterable):
-        raise TypeError(f"at must be a sequence of timesteps, got {at!r}")
-    return np.array([size(f"at[{i}]", t, least=0, most=steps - 1) for i, t in enumerate(at)], np.int64)
+    return np.array([size(f"at[{i}]", t, least=0, most=steps - 1) for i, t in enumerate(_listed(at))], np.int64)
 
 
 def _step_bytes(layer: Recurrent) -> int:

@@ -24,8 +24,8 @@ class GrowthRates:
     Shimada and Nagashima 1979). The initial columns are random, from a fixed seed: a unit vector may be invariant or
     die at once, which would give its exponent instead of the largest.
 
-    If columns become nearly dependent within a group of `every` matrices, or leave the range of floats, this group is
-    divided, and those after it are as small.
+    If columns become nearly dependent within a group of `every` matrices, or leave the range of floats, the group is
+    halved until they do not; later groups keep the smaller size.
     """
 
     def __init__(self, k: int, warmup: int = 0, every: int = 1) -> None:

@@ -54,7 +54,7 @@ def depth_remedy(remedies: Remedies, read: Read, plans: list[list[Plan]]) -> Rem
     if best is None:
         return None
     change = factor(read(best[1]))
-    return Remedy(best[0].text, {"log10_factor": change}, f"10^{change:.1f} over depth")
+    return Remedy(best[0].text, {"log10_factor": change}, f"10^{change:z.1f} over depth")
 
 
 def _stack_plans(remedies: Remedies) -> list[list[Plan]]:

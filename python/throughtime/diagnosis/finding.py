@@ -125,7 +125,7 @@ def _in_words(figures: dict[str, float]) -> str:
         rate = "" if math.isnan(gamma) else f"gamma {gamma_text(gamma)}, "  # one step has none
         words.append(f"{rate}remembers {min(figures['horizon'], steps):g} of {steps:g} steps")
     if "log10_depth" in figures:
-        words.append(f"the gradient changes by 10^{figures['log10_depth']:.1f} over depth")
+        words.append(f"the gradient changes by 10^{figures['log10_depth']:z.1f} over depth")
     if "dead" in figures:
         words.append(f"{figures['dead']:.0%} of the ReLUs dead")
     if "saturated" in figures:

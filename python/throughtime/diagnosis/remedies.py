@@ -10,7 +10,8 @@ from ..layers.layer import Layer
 from .examination import DEEP, Examination, examine
 from .plans import Plan
 
-Score = Callable[[Examination], tuple[float, ...] | None]  # smaller is better; the first number is 0 for a cure
+Score = Callable[[Examination], tuple[float, ...] | None]
+"""Smaller is better. The first number is 0 for a cure, the second says how bad it is, the third breaks ties."""
 
 
 class Remedies:
@@ -41,18 +42,19 @@ class Remedies:
         return min(self.max_steps, self.steps)
 
     def best(self, groups: Iterable[Iterable[Plan]], score: Score) -> tuple[Plan, Examination] | None:
-        """The plan with the smallest score, below that of the model itself; None if there is none.
+        """The plan with the smallest score, of those whose first two numbers beat the model's; None if there is none.
 
         A group of plans is tried only if none before it is a cure.
         """
         found, least = None, score(self.before)
         if least is None:
             return None
+        worst = least[:2]
         for plans in groups:
             for plan in plans:
                 after = self.after(plan)
                 own = None if after is None else score(after)
-                if after is not None and own is not None and own < least:
+                if after is not None and own is not None and own < least and own[:2] < worst:
                     found, least = (plan, after), own
             if found is not None and least[0] == 0:
                 break

@@ -19,12 +19,12 @@ def vanishing(examination: Examination, remedies: Remedies) -> Iterator[Finding]
     """The gradient falls below 1e-6 of that at the loss within the steps that are wanted."""
     wanted = remedies.wanted
     for place, part in enumerate(examination.parts):
-        if worst_zero(part) is not None or not part.courses:
+        if not part.courses:
             continue
-        worst = min(part.courses, key=lambda course: course.horizon)
+        worst, zero = min(part.courses, key=lambda course: course.horizon), worst_zero(part)
         kept = worst.remembers(wanted)
-        if not worst.horizon < wanted:
-            continue
+        if not worst.horizon < wanted or (zero is not None and (zero.zero_lag or 0) <= worst.horizon):
+            continue  # a gradient that is zero without having vanished before has a rule of its own
         severe = severity(wanted - kept > SEVERE_SHARE * wanted)
         figures = {"gamma": worst.gamma, "horizon": worst.horizon, "steps": float(wanted)}
         text = (

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -133,7 +133,7 @@ def _share_steps(panels: Sequence[Axes], shown: Sequence[Series], *, last: bool)
     ends = [_edges(one.steps)[[0, -1]] for one in shown]
     for axes in panels:
         axes.set_xlim(min(low for low, _ in ends), max(high for _, high in ends))
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=4 if axes is not panels[0] else 8, integer=True))
+        _mark_whole_numbers(axes, 4 if axes is not panels[0] else 8)
         axes.tick_params(labelbottom=last)
         if last:
             axes.set_xlabel(_STEP)
@@ -150,6 +150,7 @@ def draw_lags(axes: Axes, series: Series, scale: Normalize) -> tuple[QuadMesh | 
     values, exists = largest(values, size, 1), largest(exists, size, 1)
     edges = _edges((steps[::size] + largest(steps, size, 0)) / 2)
     axes.set_xlim(edges[0], edges[-1])
+    _mark_whole_numbers(axes)
     if not names:
         axes.set_yticks([])
         axes.text(0.5, 0.5, "no timesteps", ha="center", va="center", transform=axes.transAxes)
@@ -201,8 +202,8 @@ def draw_horizon(axes: Axes, series: Series) -> list[Artist]:
 def _draw_course(axes: Axes, steps: Array, values: Array) -> list[Artist]:
     """Draw logarithms over training, with signs at the upper edge for infinity and at the lower for NaN."""
     finite = np.isfinite(values)
-    markers: dict[str, Any] = {"marker": "o", "markersize": 3} if len(steps) <= 60 else {}
-    axes.plot(steps, np.where(finite, values, np.nan), color="black", linewidth=1.2, **markers)
+    axes.plot(steps, np.where(finite, values, np.nan), color="black", linewidth=1.2, **_markers(len(steps)))
+    _mark_whole_numbers(axes)
     axes.grid(alpha=0.3)
     label_powers(axes.yaxis)
     if not finite.any():
@@ -222,12 +223,24 @@ def draw_losses(axes: Axes, losses: Sequence[float]) -> None:
     """Draw every loss and, of 80 or more, the moving mean; the first has the number 1."""
     steps, span = np.arange(1, len(losses) + 1), len(losses) // 40
     several = span > 1
-    axes.plot(steps, losses, label="each loss", **({"color": "0.7", "linewidth": 0.8} if several else _CURVE))
+    look: dict[str, Any] = {"color": "0.7", "linewidth": 0.8} if several else _CURVE
+    axes.plot(steps, losses, label="each loss", **look, **_markers(len(losses)))
+    _mark_whole_numbers(axes)
     if several:
         smooth = np.convolve(losses, np.full(span, 1 / span), mode="valid")
         axes.plot(steps[span - 1 :], smooth, label=f"mean of {span} losses", **_CURVE)
     axes.set(xlabel="losses added", ylabel="loss")
     axes.grid(alpha=0.3)
+
+
+def _markers(points: int) -> dict[str, Any]:
+    """Points of a curve, if they are few: without them, one between two that are not finite would not be seen."""
+    return {"marker": "o", "markersize": 3} if points <= 60 else {}
+
+
+def _mark_whole_numbers(axes: Axes, most: int | Literal["auto"] = "auto") -> None:
+    """Ticks at whole steps, one if there is only one step."""
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=most, integer=True, min_n_ticks=1))
 
 
 def _legend_below(figure: Figure, handles: Sequence[Artist]) -> None:

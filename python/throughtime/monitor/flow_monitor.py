@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from .._arguments import choice, size
 from .._files import replacing
@@ -16,7 +17,7 @@ from ..backend.choose import require_host
 from ..layers.layer import Composite, Layer
 from ..recurrent import Recurrent
 from ..recurrent.backward import Gradients, Loss
-from ..recurrent.observers import observing
+from ..recurrent.observers import Key, observe
 from ..recurrent.record import Record
 from .flow_record import FlowRecord, make_record
 from .html import figures, page
@@ -34,7 +35,7 @@ Sink = Callable[[FlowRecord], object]
 class BaseMonitor:
     """Observes recurrent layers by their keys; hands each record to `history` and to the sinks."""
 
-    def __init__(self, watched: Iterable[tuple[str, int]], every: int, sinks: Iterable[Sink], range: str) -> None:
+    def __init__(self, watched: Iterable[tuple[str, Key]], every: int, sinks: Iterable[Sink], range: str) -> None:
         self.every = size("every", every)
         self.range = choice("range", range, ("float", "full"))
         if not isinstance(sinks, Iterable):
@@ -45,9 +46,8 @@ class BaseMonitor:
                 raise TypeError(f"sinks[{i}] must be callable with a record, got {type(sink).__name__}")
         self.history: list[FlowRecord] = []
         self.losses: list[float] = []
-        self._registered = ExitStack()
-        for name, key in watched:
-            self._registered.enter_context(observing(key, _Watch(self, name)))
+        self._stops = [observe(key, _Watch(self, name)) for name, key in watched]
+        self._closed = False
 
     def add_loss(self, loss: Any) -> None:
         """Add the loss of a training step, which plots show beside the gradient.
@@ -58,7 +58,7 @@ class BaseMonitor:
             A number, or a tensor with one element.
         """
         try:
-            self.losses.append(float(loss))
+            self.losses.append(float(loss.detach() if hasattr(loss, "detach") else loss))
         except (TypeError, ValueError) as error:
             raise TypeError(f"loss must be a number, got {type(loss).__name__}") from error
 
@@ -116,18 +116,25 @@ class BaseMonitor:
             file.write(content)
 
     def close(self) -> None:
-        """Stop observing; the history stays. Closing twice is allowed."""
-        self._registered.close()
-        for sink in self.sinks:
-            close = getattr(sink, "close", None)
-            if close is not None:
-                close()
+        """Stop observing and close every sink, even if one raises. The history stays. Closing twice is allowed."""
+        self._closed = True
+        for stop in self._stops:
+            stop()
+        with ExitStack() as stack:
+            for sink in reversed(self.sinks):
+                if hasattr(sink, "close"):
+                    stack.callback(sink.close)
 
     def __enter__(self) -> Self:
+        if self._closed:
+            raise ValueError("the monitor is closed; a new one is needed to observe again")
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"a {type(self).__name__} cannot be copied or pickled; its history and losses can")
 
     def __repr__(self) -> str:
         layers = dict.fromkeys(record.layer for record in self.history)
@@ -155,7 +162,8 @@ class FlowMonitor(BaseMonitor):
 
     At every `every`-th backward pass of each recurrent layer, starting with the first, the monitor measures how large
     the gradient is at each lag from the end of the sequence, and hands a :class:`FlowRecord` to `history` and to the
-    sinks. The training loop stays as it is, and so does every bit of its results.
+    sinks. The training loop stays as it is, and so does every bit of its results. It watches until it is closed or the
+    layer is gone: the layer does not live longer for being watched.
 
     Parameters
     ----------
@@ -213,8 +221,7 @@ class FlowMonitor(BaseMonitor):
         if range == "full":
             for inner in found.values():
                 require_host('FlowMonitor(range="full")', inner.device)
-        self._layers = found  # keeps them alive, and so their ids
-        super().__init__([(name, id(inner)) for name, inner in found.items()], every, sinks, range)
+        super().__init__([(name, _key_of(inner)) for name, inner in found.items()], every, sinks, range)
 
 
 def _recurrent_layers(layer: Layer, name: str) -> Iterator[tuple[str, Recurrent]]:
@@ -225,25 +232,33 @@ def _recurrent_layers(layer: Layer, name: str) -> Iterator[tuple[str, Recurrent]
         yield name or type(layer).__name__, layer
 
 
+def _key_of(layer: Recurrent) -> Key:
+    """The layer's id. It does not keep the layer alive."""
+    reference, key = weakref.ref(layer), id(layer)
+    return lambda: None if reference() is None else key
+
+
 class _Watch:
     """The observer of one layer."""
 
     def __init__(self, monitor: BaseMonitor, layer: str) -> None:
         self._monitor, self._layer = monitor, layer
         self._count, self._lock = 0, threading.Lock()
+        self._measured = threading.local()  # its step: the number of the backward that this thread runs
 
     def wanted(self) -> frozenset[str] | None:
         """See `Observer`."""
         with self._lock:
-            self._count += 1
-            if (self._count - 1) % self._monitor.every:
-                return None
+            step, self._count = self._count, self._count + 1
+        if step % self._monitor.every:
+            return None
+        self._measured.step = step
         return _FULL if self._monitor.range == "full" else _FLOAT
 
     def take(self, record: Record, loss: Loss, grads: Gradients) -> None:
         """See `Observer`."""
-        step = (self._count - 1) // self._monitor.every * self._monitor.every
-        self._monitor.add(make_record(step, self._layer, record, grads, full=self._monitor.range == "full"))
+        step, full = self._measured.step, self._monitor.range == "full"
+        self._monitor.add(make_record(step, self._layer, record, grads, full=full))
 
 
 _FLOAT, _FULL = frozenset({"hidden", "parameter_norms"}), frozenset({"parameter_norms"})

@@ -10,7 +10,8 @@ import numpy as np
 
 from .._arguments import Array
 from .._scaled import log10_norm, scaled
-from ..analysis.flow_result import GradientFlow, combined_log10_norm
+from ..analysis.by_lag import by_lag
+from ..analysis.flow_result import GradientFlow
 from ..analysis.gradient_flow import flow_of_record, row_names
 from ..recurrent.backward import Gradients
 from ..recurrent.faults import first_broken, forward_fault
@@ -39,7 +40,8 @@ class FlowRecord:
     log10_norm : (rows, n) array
         log10 of the norm of dL/dh at each lag, over batch and units; of the sequences that are long enough.
     gamma, horizon : (rows,) array
-        As of :class:`GradientFlow`: the mean factor per step back, and ``horizon(1e-3)`` in steps.
+        As of :class:`GradientFlow`: the mean factor per step back, and ``horizon(1e-3)`` in steps; both count from
+        each sequence's own end, so that the loss of a short sequence does not look like growth.
     zero_share : (rows,) array
         The share of units whose gradient is exactly zero in the whole batch at lag 100; NaN for shorter sequences.
     cancellation : dict of str to float
@@ -104,11 +106,13 @@ class FlowRecord:
         return {name: value for name, value in found.items() if math.isfinite(value)}
 
     def __str__(self) -> str:
-        lines = [
-            f"step {self.step}  {self.layer}, {row}: gamma {self.gamma[i]:.4g}, horizon {self.horizon[i]:g} of "
-            f"{self.steps} steps, log10 of the norm {self.log10_norm[i][0]:.2f} to {self.log10_norm[i][-1]:.2f}"
-            for i, row in enumerate(self.rows)
-        ]
+        lines = []
+        for i, row in enumerate(self.rows):
+            norms = [f"{norm:.2f}" for norm in self.log10_norm[i][[0, -1]]] if self.steps else ["nan", "nan"]
+            lines.append(
+                f"step {self.step}  {self.layer}, {row}: gamma {self.gamma[i]:.4g}, horizon {self.horizon[i]:g} of "
+                f"{self.steps} steps, log10 of the norm {' to '.join(norms)}"
+            )
         return "\n".join([*lines, *([f"not finite: {self.fault}"] if self.fault else [])])
 
 
@@ -135,7 +139,7 @@ def _record(
     clipped_share: float | None,
     clipped_steps: tuple[int, int] | None,
 ) -> FlowRecord:
-    lags = _lags(flow.steps)
+    lags, moved = _lags(flow.steps), by_lag(flow)
     not_finite, fault = _fault(record, flow)
     return FlowRecord(
         step,
@@ -143,9 +147,9 @@ def _record(
         flow.names,
         flow.steps,
         lags,
-        _by_lag(flow, lags),
-        flow.gamma,
-        flow.horizon(FRACTION),
+        _at_lags(moved, lags),
+        moved.gamma,
+        moved.horizon(FRACTION),
         zero_share,
         cancellation,
         clipped_share,
@@ -172,20 +176,11 @@ def _lags(steps: int) -> Array:
     return np.array([*(lag for lag in series if lag < steps - 1), *([steps - 1] if steps else [])], np.int64)
 
 
-def _by_lag(flow: GradientFlow, lags: Array) -> Array:
-    """(rows, n): the norm over the sequences that have a step at this lag; NaN if none has."""
-    each = flow.log10_norm_per_sequence
-    each = each[..., None] if each.ndim == 2 else each
-    rows, steps, batch = each.shape
-    lengths = np.full(batch, steps) if flow.lengths is None else np.atleast_1d(flow.lengths)
-    exists = lags[:, None] < lengths
-    found = np.empty((rows, len(lags)))
-    for row, reverse in enumerate(flow.reverse):
-        at = np.broadcast_to(lags[:, None], exists.shape) if reverse else lengths - 1 - lags[:, None]
-        norms = each[row][np.where(exists, at, 0), np.arange(batch)]
-        found[row] = combined_log10_norm(np.where(exists, norms, -np.inf), axis=1)
-    found[:, ~exists.any(axis=1)] = np.nan
-    return found
+def _at_lags(moved: GradientFlow, lags: Array) -> Array:
+    """(rows, n): the norms at these lags of a flow whose sequences end together; NaN without sequences."""
+    at = np.where(moved.reverse[:, None], lags, moved.steps - 1 - lags)
+    norms: Array = np.take_along_axis(moved.log10_norm, at, axis=1)
+    return norms if moved.log10_norm_per_sequence[:1, :1].size else np.full(norms.shape, np.nan)
 
 
 def _zero_share(record: Record, flow: GradientFlow, grads: Gradients | None) -> Array:

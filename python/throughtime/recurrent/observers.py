@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol
@@ -22,29 +22,41 @@ class Observer(Protocol):
         """Called after that backward, unless it was skipped. The arrays belong to the caller of the backward."""
 
 
-_registered: dict[int, list[Observer]] = {}
+Key = Callable[[], int | None]
+"""Returns the present key of what is observed, because torch moves weights; None once it is gone."""
+
+_registered: tuple[tuple[Key, Observer], ...] = ()
 _lock = threading.Lock()
 
 
 def observers_of(key: int) -> list[Observer]:
     """The observers of the layer with this key: the id of a layer, or the address of a torch module's first weight."""
-    return _registered.get(key, []) if _registered else []
+    return [observer for present, observer in _registered if present() == key]
+
+
+def observe(key: Key, observer: Observer) -> Callable[[], None]:
+    """Register an observer. Returns a function that ends the observation, as the end of what is observed does."""
+    entry = key, observer
+
+    def stop() -> None:
+        global _registered
+        with _lock:
+            _registered = tuple(other for other in _registered if other is not entry)
+
+    global _registered
+    with _lock:
+        _registered = (*(other for other in _registered if other[0]() is not None), entry)
+    return stop
 
 
 @contextmanager
-def observing(key: int, observer: Observer) -> Iterator[None]:
+def observing(key: Key, observer: Observer) -> Iterator[None]:
     """Register an observer while the context lasts."""
-    with _lock:
-        _registered[key] = [*observers_of(key), observer]
+    stop = observe(key, observer)
     try:
         yield
     finally:
-        with _lock:
-            rest = [other for other in observers_of(key) if other is not observer]
-            if rest:
-                _registered[key] = rest
-            else:
-                _registered.pop(key, None)
+        stop()
 
 
 def observed_backward(key: int, record: Record, loss: Loss, asked: Asked) -> Gradients:

@@ -9,7 +9,7 @@ from torch.nn.modules.rnn import RNNBase
 
 from ..monitor.flow_monitor import BaseMonitor, Sink
 from .modules import Recurrent
-from .recorder import address_of
+from .recorder import key_of, stored_weight
 
 __all__ = ["FlowMonitor"]
 
@@ -20,7 +20,9 @@ class FlowMonitor(BaseMonitor):
     Parameters
     ----------
     model : torch.nn.Module
-        Its ``throughtime.torch`` RNN, GRU and LSTM modules are watched, compiled ones included.
+        Its ``throughtime.torch`` RNN, GRU and LSTM modules are watched, compiled ones included, also after ``to`` or
+        ``load_state_dict(assign=True)``. Calls with other weights than the module's own are not: those of
+        ``torch.func.functional_call``, and of the replicas of ``torch.nn.DataParallel``.
     every, sinks, range
         As of :class:`throughtime.FlowMonitor`.
 
@@ -34,7 +36,8 @@ class FlowMonitor(BaseMonitor):
     TypeError
         If `model` is not a module, or a sink is not callable.
     ValueError
-        If the model has no module to watch, or an option does not exist.
+        If the model has no module to watch, the first weight of one is parametrized or also that of another module, or
+        an option does not exist.
 
     Examples
     --------
@@ -55,12 +58,21 @@ class FlowMonitor(BaseMonitor):
             torchs = [name or type(part).__name__ for name, part in model.named_modules() if isinstance(part, RNNBase)]
             hint = f"; throughtime.torch.replace converts {', '.join(torchs)}" if torchs else ""
             raise ValueError(f"model has no throughtime.torch RNN, GRU or LSTM to watch{hint}")
-        if range == "full":
-            for name, part in found.items():
-                if part._weights()[0].device.type != "cpu":
-                    raise ValueError(
-                        f'range="full" runs on the CPU only, but {name or "model"} is on {part._weights()[0].device}'
-                    )
-        self._modules = found  # keeps them alive, and so the addresses of their weights
-        watched = [(name or type(part).__name__, address_of(part._weights())) for name, part in found.items()]
+        _check_weights(found, range)
+        watched = [(name or type(part).__name__, key_of(part, part._names[0])) for name, part in found.items()]
         super().__init__(watched, every, sinks, range)
+
+
+def _check_weights(found: dict[str, Recurrent], range: str) -> None:
+    """Raise unless the first weight of each module, by which its backward passes are known, is its own."""
+    owners: dict[int, str] = {}
+    for name, part in found.items():
+        place, first = name or type(part).__name__, part._names[0]
+        weight = stored_weight(part, first)
+        if weight is None:
+            raise ValueError(f"{place} cannot be watched: its {first} is parametrized, so each forward has another one")
+        if id(weight) in owners:
+            raise ValueError(f"{owners[id(weight)]} and {place} share {first}, so their backward passes look alike")
+        owners[id(weight)] = place
+        if range == "full" and weight.device.type != "cpu":
+            raise ValueError(f'range="full" runs on the CPU only, but {place} is on {weight.device}')

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
+from torch.nn import Module
 
 from .._arguments import TIMESTEPS
 from ..recurrent import Gradients
 from ..recurrent.backward import Loss
-from ..recurrent.observers import observers_of, observing
+from ..recurrent.observers import Key, observers_of, observing
 from ..recurrent.record import Record
 from .places import tensor_of
 
@@ -82,20 +84,41 @@ class Timesteps:
 
 
 def address_of(weights: Sequence[Tensor]) -> int:
-    """The key of a module: the address of its first weight's memory, which compiled graphs see too."""
+    """The key of a call: the address of the memory of the module's first weight, which compiled graphs see too."""
     return weights[0].data_ptr()
 
 
+def stored_weight(module: Module, name: str) -> Tensor | None:
+    """A weight of a module; None if it is parametrized. Reading it then would compute it, and spectral norms change."""
+    found = module._parameters.get(name)
+    return vars(module).get(name) if found is None else found  # older hooks set plain attributes
+
+
+def key_of(module: Module, name: str) -> Key:
+    """The key of a module's next calls, given the name of its first weight. It does not keep the module alive."""
+    reference = weakref.ref(module)
+
+    def key() -> int | None:
+        alive = reference()
+        if alive is None:
+            return None
+        weight = stored_weight(alive, name)
+        return 0 if weight is None else weight.data_ptr()
+
+    return key
+
+
 @contextmanager
-def recording(address: int, recorder: Timesteps) -> Iterator[None]:
-    """Register the recorder of the module with this address.
+def recording(key: Key, recorder: Timesteps) -> Iterator[None]:
+    """Register the recorder of the module with this key.
 
     Raises
     ------
     ValueError
         If the module has one already.
     """
-    if any(isinstance(other, Timesteps) for other in observers_of(address)):
+    present = key()
+    if present and any(isinstance(other, Timesteps) for other in observers_of(present)):
         raise ValueError("module is being recorded already")
-    with observing(address, recorder):
+    with observing(key, recorder):
         yield

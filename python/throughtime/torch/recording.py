@@ -12,7 +12,7 @@ from torch.nn.modules.rnn import RNNBase
 from .._arguments import check_timesteps
 from .base import kind_of
 from .modules import Recurrent
-from .recorder import RECORDED, Timesteps, address_of, recording
+from .recorder import RECORDED, Timesteps, key_of, recording
 
 
 @contextmanager
@@ -53,7 +53,7 @@ def record(module: Module, timesteps: Iterable[str] = RECORDED) -> Iterator[Time
     if not isinstance(module, Recurrent):
         raise TypeError(f"module must be a throughtime.torch.RNN, LSTM or GRU, got {kind_of(module)}{_hint(module)}")
     recorder = Timesteps(check_timesteps(timesteps, RECORDED))
-    with recording(address_of(module._weights()), recorder):
+    with recording(key_of(module, module._names[0]), recorder):
         yield recorder
     if not recorder.backwards:
         raise RuntimeError(
