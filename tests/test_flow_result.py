@@ -540,3 +540,18 @@ def test_without_matplotlib_a_plot_says_what_to_install():
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("ImportError: a plot needs matplotlib")
     assert 'pip install "throughtime[cli]"' in done.stderr
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_gamma_and_horizon_count_from_each_sequence_s_own_end(reverse):
+    """Two sequences that fade by 0.8 per step from 1 at their ends: the short one is no growth."""
+    steps, lengths = 50, np.array([50, 7, 0])
+    lags = np.arange(steps)[:, None] if reverse else lengths - 1 - np.arange(steps)[:, None]
+    valid = np.arange(steps)[:, None] < lengths
+    norms = np.where(valid, lags * np.log10(0.8), -np.inf)
+    flow = GradientFlow(norms[None], reverse=[reverse], names=["layer 0"], title="two", lengths=lengths)
+    expected = np.arange(steps) * np.log10(0.8) + np.log10(2) / 2 * (np.arange(steps) < 7)
+    np.testing.assert_allclose(flow.by_lag[0], expected, rtol=1e-13)
+    start = np.log10(2) / 2
+    assert flow.gamma[0] == pytest.approx(10 ** ((49 * np.log10(0.8) - start) / 49), rel=1e-12)
+    assert flow.horizon(1e-3)[0] == np.flatnonzero(expected < start - 3)[0]

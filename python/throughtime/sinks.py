@@ -57,12 +57,12 @@ class JsonLines:
     def __call__(self, record: FlowRecord) -> None:
         """Write a record."""
         if self._file.closed:
-            raise ValueError(f"the sink of {self.path!r} is closed; a new JsonLines is needed for each file")
+            self._file = open(self.path, "a", encoding="utf-8")
         self._file.write(f"{json.dumps(record.as_dict(), allow_nan=False)}\n")
         self._file.flush()
 
     def close(self) -> None:
-        """Close the file. Closing twice is allowed."""
+        """Close the file. A later record, such as that of a second training, is appended."""
         self._file.close()
 
     def __enter__(self) -> Self:

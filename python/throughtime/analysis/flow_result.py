@@ -114,8 +114,9 @@ class GradientFlow:
         """Geometric mean of the factor by which the norm changes per step back, (L*D,).
 
         ``(norm at the last / norm at the first) ** (1 / n)``, n steps apart: the first and the last step, in backward
-        order, that carry a gradient (a norm above zero). Norms between them do not matter. NaN if fewer than two steps
-        carry a gradient. Gamma describes a loss on one step; losses on later steps of the backward add to it.
+        order, that carry a gradient (a norm above zero). Steps count back from each sequence's own end. Norms between
+        the two do not matter. NaN if fewer than two steps carry a gradient. Gamma describes a loss on one step; losses
+        on later steps of the backward add to it.
         """
         with np.errstate(over="ignore", under="ignore"):
             gamma: Array = np.power(10.0, self._log10_gamma)
@@ -210,13 +211,25 @@ class GradientFlow:
     def _log10_gamma(self) -> Array:
         return np.array([_log10_gamma(self._way(row)) for row in range(len(self.names))])
 
-    def _way(self, row: int) -> Array:
-        """The row's norms in backward order, from the first step that carries a gradient to the end.
+    @cached_property
+    def by_lag(self) -> Array:
+        """log10 of the norm at each step back from every sequence's own last one, over batch and units, (L*D, steps).
 
-        Padding beyond the longest sequence is left out; otherwise the reverse direction would end in it.
+        At the timesteps themselves, the loss of a short sequence, met late in the backward, would look like growth.
         """
-        norms = self.log10_norm[row, : self.steps]
-        norms = norms if self.reverse[row] else norms[::-1]
+        each, reverse = self.log10_norm_per_sequence[:, : self.steps], self.reverse
+        if self.lengths is None or each.ndim == 2:
+            norms = self.log10_norm[:, : self.steps]
+            ways: Array = np.where(reverse[:, None], norms, norms[:, ::-1])
+            return ways
+        times = self.lengths - 1 - np.arange(self.steps)[:, None]
+        moved = np.take_along_axis(each, np.broadcast_to(times.clip(0), each.shape), axis=1)
+        ways = np.where(reverse[:, None, None], each, np.where(times < 0, -np.inf, moved))
+        return combined_log10_norm(ways, axis=2)
+
+    def _way(self, row: int) -> Array:
+        """The row's norms in backward order, from the first lag that carries a gradient to the end."""
+        norms = self.by_lag[row]
         carrying = np.flatnonzero(norms != -np.inf)
         return norms[carrying[0] :] if carrying.size else norms[:0]
 

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..analysis.by_lag import by_lag
 from ..analysis.flow_result import GradientFlow
 
 FRACTION = 1e-6  # of the gradient at the loss: float32 loses smaller contributions to a sum (its eps is 1.2e-7)
@@ -60,7 +59,7 @@ class Course(NamedTuple):
 
 def courses(flow: GradientFlow, log10_loss: float) -> list[Course]:
     """The ways back in a recurrent layer; none if its gradient is not finite."""
-    flow, found = by_lag(flow), []
+    found = []
     gammas, horizons = flow.gamma, flow.horizon(FRACTION)
     for row, name in enumerate(flow.names):
         way = flow._way(row)

@@ -10,7 +10,6 @@ import numpy as np
 
 from .._arguments import Array
 from .._scaled import log10_norm, scaled
-from ..analysis.by_lag import by_lag
 from ..analysis.flow_result import GradientFlow
 from ..analysis.gradient_flow import flow_of_record, row_names
 from ..recurrent.backward import Gradients
@@ -139,7 +138,7 @@ def _record(
     clipped_share: float | None,
     clipped_steps: tuple[int, int] | None,
 ) -> FlowRecord:
-    lags, moved = _lags(flow.steps), by_lag(flow)
+    lags = _lags(flow.steps)
     not_finite, fault = _fault(record, flow)
     return FlowRecord(
         step,
@@ -147,9 +146,9 @@ def _record(
         flow.names,
         flow.steps,
         lags,
-        _at_lags(moved, lags),
-        moved.gamma,
-        moved.horizon(FRACTION),
+        flow.by_lag[:, lags] if record.sizes[1] else np.full((len(flow.names), len(lags)), np.nan),
+        flow.gamma,
+        flow.horizon(FRACTION),
         zero_share,
         cancellation,
         clipped_share,
@@ -174,13 +173,6 @@ def _lags(steps: int) -> Array:
     """0, 1, 2, 5, 10, ... and the last one."""
     series = [0, *(digit * 10**power for power in range(len(str(steps))) for digit in (1, 2, 5))]
     return np.array([*(lag for lag in series if lag < steps - 1), *([steps - 1] if steps else [])], np.int64)
-
-
-def _at_lags(moved: GradientFlow, lags: Array) -> Array:
-    """(rows, n): the norms at these lags of a flow whose sequences end together; NaN without sequences."""
-    at = np.where(moved.reverse[:, None], lags, moved.steps - 1 - lags)
-    norms: Array = np.take_along_axis(moved.log10_norm, at, axis=1)
-    return norms if moved.log10_norm_per_sequence[:1, :1].size else np.full(norms.shape, np.nan)
 
 
 def _zero_share(record: Record, flow: GradientFlow, grads: Gradients | None) -> Array:
