@@ -57,7 +57,7 @@ class JsonLines:
     def __call__(self, record: FlowRecord) -> None:
         """Write a record."""
         if self._file.closed:
-            self._file = open(self.path, "a", encoding="utf-8")
+            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
         self._file.write(f"{json.dumps(record.as_dict(), allow_nan=False)}\n")
         self._file.flush()
 
