@@ -229,7 +229,7 @@ class GradientFlow:
 
     def _way(self, row: int) -> Array:
         """The row's norms in backward order, from the first lag that carries a gradient to the end."""
-        norms = self.by_lag[row]
+        norms: Array = self.by_lag[row]
         carrying = np.flatnonzero(norms != -np.inf)
         return norms[carrying[0] :] if carrying.size else norms[:0]
 
