@@ -11,8 +11,16 @@ import numpy as np
 
 from .._arguments import check_dtype, check_shape, sequence_lengths
 from ..recurrent.architecture import Architecture
+from ..recurrent.arguments import NONLINEARITIES
+from .kernels import timestep_widths
 
-_VARIANTS = {"weight_hr_l0": "_projected", "weight_ci_l0": "_peephole"}  # LSTM only
+_LAYER_NORM = {"weight_ln_ih_l0": "_layer_norm"}
+# For each cell that has variants, a parameter of each variant, and what it adds to the name of the cell.
+_VARIANTS = {
+    "lstm": {"weight_hr_l0": "_projected", "weight_ci_l0": "_peephole", **_LAYER_NORM},
+    "gru": _LAYER_NORM,
+    **{f"rnn_{nonlinearity}": _LAYER_NORM for nonlinearity in NONLINEARITIES},
+}
 
 
 def check_x(x: Any) -> Any:
@@ -49,14 +57,12 @@ def check_params(params: Any, cell: str, gates: int, x: Any) -> Architecture:
 
 def _read(params: Mapping[str, Any], cell: str, gates: int, x: Any) -> Architecture:
     rows, width = params["weight_hh_l0"].shape
-    variant = next((of for name, of in _VARIANTS.items() if name in params), "") if cell == "lstm" else ""
-    if not variant and "weight_ln_ih_l0" in params:
-        if cell == "gru_original":
-            raise ValueError(
-                "params has 'weight_ln_ih_l0', of a GRU with layer normalisation, but reset_after=False was given: "
-                "expected reset_after=True, or params without it"
-            )
-        variant = "_layer_norm"
+    variant = next((of for name, of in _VARIANTS.get(cell, {}).items() if name in params), "")
+    if cell == "gru_original" and "weight_ln_ih_l0" in params:
+        raise ValueError(
+            "params has 'weight_ln_ih_l0', of a GRU with layer normalisation, but reset_after=False was given: "
+            "expected reset_after=True, or params without it"
+        )
     return Architecture(
         name=cell.partition("_")[0],
         cell=cell + variant,
@@ -86,11 +92,6 @@ def _check_shapes(params: Mapping[str, Any], described: Architecture, x: Any) ->
     ]
     if faults:
         raise ValueError(f"params do not fit together: {'; '.join(faults)}")
-
-
-def widths_of(described: Architecture) -> dict[str, int]:
-    """The number of features of each quantity that has a gradient at every timestep."""
-    return {**dict(zip(described.states, described.widths, strict=True)), "gates": described.gate_rows}
 
 
 def check_state(state: Any, described: Architecture, x: Any) -> list[Any]:
@@ -144,7 +145,7 @@ def check_perturbations(perturbations: Any, described: Architecture, x: Any) -> 
         return {}
     if not isinstance(perturbations, Mapping):
         raise TypeError(f"perturbations must be a dict of name to array, got {type(perturbations).__name__}")
-    widths = widths_of(described)
+    widths = timestep_widths(described)
     unknown = sorted(set(perturbations) - set(widths), key=str)
     if unknown:
         raise ValueError(f"perturbations has {unknown[0]!r}, expected some of {', '.join(map(repr, widths))}")
