@@ -71,7 +71,7 @@ def lstm(
     >>> d_params["weight_hh_l0"].shape, d["hidden"].shape
     ((64, 16), (1, 100, 4, 16))
     """
-    output, (h_n, c_n) = run(params, x, state, lengths, perturbations, cell="lstm", gates=4)
+    output, (h_n, c_n) = run(params, x, state, lengths, perturbations, cell="lstm")
     return output, (h_n, c_n)
 
 
@@ -121,7 +121,7 @@ def gru(
     ((10, 4, 32), (2, 4, 16))
     """
     cell = "gru" if flag("reset_after", reset_after) else "gru_original"
-    output, (h_n,) = run(params, x, state, lengths, perturbations, cell=cell, gates=3)
+    output, (h_n,) = run(params, x, state, lengths, perturbations, cell=cell)
     return output, h_n
 
 
@@ -167,5 +167,5 @@ def rnn(
     ((10, 16), (1, 16))
     """
     cell = f"rnn_{choice('nonlinearity', nonlinearity, NONLINEARITIES)}"
-    output, (h_n,) = run(params, x, state, lengths, perturbations, cell=cell, gates=1)
+    output, (h_n,) = run(params, x, state, lengths, perturbations, cell=cell)
     return output, h_n

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._arguments import check_dtype, check_shape, sequence_lengths
-from ..recurrent.architecture import Architecture
+from ..recurrent.architecture import Architecture, gates_of
 from ..recurrent.arguments import NONLINEARITIES
 from .kernels import timestep_widths
 
@@ -37,7 +37,7 @@ def check_x(x: Any) -> Any:
     return jnp.asarray(x)
 
 
-def check_params(params: Any, cell: str, gates: int, x: Any) -> Architecture:
+def check_params(params: Any, cell: str, x: Any) -> Architecture:
     """The architecture that `params` describe; raises unless they are complete and fit each other and `x`."""
     if not isinstance(params, Mapping):
         raise TypeError(f"params must be a dict of name to array, got {type(params).__name__}")
@@ -49,13 +49,13 @@ def check_params(params: Any, cell: str, gates: int, x: Any) -> Architecture:
             raise TypeError(f"params has the name {name!r}, expected strings")
         check_array(f"params[{name!r}]", array)
         check_dtype(f"params[{name!r}]", array, x.dtype)
-    check_shape("params['weight_hh_l0']", params["weight_hh_l0"], (f"{gates}*H", "H"))
-    described = _read(params, cell, gates, x)
+    check_shape("params['weight_hh_l0']", params["weight_hh_l0"], (f"{len(gates_of(cell))}*H", "H"))
+    described = _read(params, cell, x)
     _check_shapes(params, described, x)
     return described
 
 
-def _read(params: Mapping[str, Any], cell: str, gates: int, x: Any) -> Architecture:
+def _read(params: Mapping[str, Any], cell: str, x: Any) -> Architecture:
     rows, width = params["weight_hh_l0"].shape
     variant = next((of for name, of in _VARIANTS.get(cell, {}).items() if name in params), "")
     if cell == "gru_original" and "weight_ln_ih_l0" in params:
@@ -67,7 +67,7 @@ def _read(params: Mapping[str, Any], cell: str, gates: int, x: Any) -> Architect
         name=cell.partition("_")[0],
         cell=cell + variant,
         input_size=x.shape[-1],
-        hidden_size=max(1, rows // gates),
+        hidden_size=max(1, rows // len(gates_of(cell))),
         num_layers=sum(name.startswith("weight_ih_l") and not name.endswith("_reverse") for name in params),
         num_directions=2 if "weight_ih_l0_reverse" in params else 1,
         proj_size=width if variant == "_projected" else 0,

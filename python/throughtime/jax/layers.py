@@ -14,12 +14,10 @@ from .recurrence import recurrence
 from .sharding import by_sequences
 
 
-def run(
-    params: Any, x: Any, state: Any, lengths: Any, perturbations: Any, *, cell: str, gates: int
-) -> tuple[Any, tuple[Any, ...]]:
+def run(params: Any, x: Any, state: Any, lengths: Any, perturbations: Any, *, cell: str) -> tuple[Any, tuple[Any, ...]]:
     """Output of the last layer, and the final states, in the layout of `x` and `state`."""
     x = check_x(x)
-    described = check_params(params, cell, gates, x)
+    described = check_params(params, cell, x)
     initial = check_state(state, described, x)
     lengths = check_lengths(lengths, x)
     taps = check_perturbations(perturbations, described, x)
