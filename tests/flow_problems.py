@@ -10,6 +10,7 @@ import numpy as np
 from flow_truth import exact
 from problems import FORMS, GATES, RELUS, STATES, Problem
 from reference import NORMALISED
+from throughtime.recurrent.architecture import gates_of
 
 CHAINS = tuple(kind for kind in FORMS if kind not in NORMALISED)  # normalised kinds turn ones into zeros
 
@@ -18,9 +19,8 @@ CHAINS = tuple(kind for kind in FORMS if kind not in NORMALISED)  # normalised k
 class Weak(Problem):
     """Random states and inputs; gradients fall by about five orders of magnitude per step.
 
-    The recurrent weights, including a peephole's, are 1e-5 times a problem's. The forget or update gate, the second in
-    both orders of gates, is shut to sigmoid(-12) = 6e-6. Layer normalisation undoes the size of weights, but not of a
-    gain. A relu stays on.
+    The recurrent weights, including a peephole's, are 1e-5 times a problem's. The forget or update gate is shut to
+    sigmoid(-12) = 6e-6. Layer normalisation undoes the size of weights, but not of a gain. A relu stays on.
     """
 
     @cached_property
@@ -31,7 +31,7 @@ class Weak(Problem):
             if name.startswith((shrunk, "weight_c")):
                 array *= np.asarray(1e-5, self.dtype)
             if name.startswith("bias_ih") and GATES[self.kind] > 1:
-                array[self.H : 2 * self.H] = -12
+                self.keep(array, -12)
             if name.startswith("bias_ih") and self.kind in RELUS:
                 array[:] = 8
         return values
@@ -51,7 +51,8 @@ class Chain(Problem):
 
     @property
     def gain(self):
-        return {"rnn": 1, "gru": 0.5, "lstm": 0.25}[self.kind.partition("_")[0]]
+        """1/2 for each sigmoid between h and h' that is not shut."""
+        return 0.5 ** len(set(gates_of(self.kind)) & set("iro") - {self.keeps})
 
     @cached_property
     def weights(self):
@@ -63,7 +64,7 @@ class Chain(Problem):
     def parameters(self):
         values = {name: np.zeros(shape, self.dtype) for name, shape in self.shapes.items()}
         units = np.arange(self.width)
-        own = slice(2 * self.H, 3 * self.H) if GATES[self.kind] > 1 else slice(None)  # n or g, the third in both orders
+        own = self.rows(self.candidate)
         for name, array in values.items():
             if name.startswith("weight_hh"):
                 array[own][units, units] = self.weights
@@ -72,7 +73,7 @@ class Chain(Problem):
             elif name.startswith("weight_hr"):
                 array[units, units] = 1
             elif name.startswith("bias_ih") and GATES[self.kind] > 1:
-                array[self.H : 2 * self.H] = -100
+                self.keep(array, -100)
             elif name.startswith("bias_ih") and self.kind == "rnn_relu":
                 array[:] = 1 - self.weights - (0 if "_l0" in name else 0.5 * self.D * self.width)
         return values

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 
 pytest.importorskip("jax")
@@ -15,7 +17,7 @@ import jax.test_util
 
 import throughtime as tt
 import throughtime.jax
-from problems import GATES, STATES
+from problems import GATE_TIMESTEPS, GATES, OPTIONS, STATES
 
 
 @pytest.fixture(autouse=True)
@@ -29,15 +31,17 @@ def settings():
 
 
 def function_of(kind):
-    cell, *words = kind.split("_")
-    function = {"rnn": tt.jax.rnn, "gru": tt.jax.gru, "lstm": tt.jax.lstm}[cell]
-    options = {"nonlinearity": words[0]} if cell == "rnn" else {"reset_after": False} if words == ["original"] else {}
+    """The function of a cell; it reads from the parameters what it has no option for."""
+    function = {"rnn": tt.jax.rnn, "gru": tt.jax.gru, "lstm": tt.jax.lstm}[kind.partition("_")[0]]
+    known = inspect.signature(function).parameters
+    options = {name: value for name, value in OPTIONS.get(kind, {}).items() if name in known}
     return lambda params, x, state=None, **more: function(params, x, state, **options, **more)
 
 
 def zeros_of(problem):
     """Perturbations for everything that has a gradient per timestep."""
     per_step = (problem.L * problem.D, problem.T, problem.B)
-    widths = {"hidden": problem.width, "cell": problem.H, "gates": GATES[problem.kind] * problem.H}
-    names = [name for name in widths if name != "cell" or STATES[problem.kind] == 2]
-    return {name: jnp.zeros((*per_step, widths[name]), problem.dtype) for name in names}
+    widths = dict.fromkeys(GATE_TIMESTEPS, GATES[problem.kind] * problem.H) | {"hidden": problem.width}
+    if STATES[problem.kind] == 2:
+        widths["cell"] = problem.H
+    return {name: jnp.zeros((*per_step, width), problem.dtype) for name, width in widths.items()}

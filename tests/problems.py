@@ -12,6 +12,8 @@ import reference
 import throughtime as tt
 from comparison import assert_close, assert_norms_close, magnification, rounding_bound, wide
 from reference import NORMALISED
+from throughtime._arguments import TIMESTEPS
+from throughtime.recurrent.architecture import gates_of
 
 KINDS = tuple(reference.CELLS)
 # Cells that differ from another one only in their activation. Tests of equations use all KINDS, others one of each
@@ -22,7 +24,12 @@ RELUS = tuple(kind for kind in KINDS if kind.startswith("rnn_relu"))  # their de
 TORCH_KINDS = ("rnn_tanh", "rnn_relu", "gru", "lstm", "lstm_projected")
 GATES = {kind: cell.gates for kind, cell in reference.CELLS.items()}
 STATES = {kind: cell.states for kind, cell in reference.CELLS.items()}
-ALL_TIMESTEPS = ("hidden", "cell", "gates", "parameter_norms")
+ALL_TIMESTEPS = tuple(name for name in TIMESTEPS if name != "products")  # these the reference has too
+GATE_TIMESTEPS = tuple(name for name in ALL_TIMESTEPS if name not in ("hidden", "cell", "parameter_norms"))  # of G*H
+# The constructor's options that choose a cell, apart from proj_size, which depends on the sizes.
+OPTIONS = {"gru_original": {"reset_after": False}, "lstm_peephole": {"peephole": True}}
+OPTIONS |= {kind: {"nonlinearity": kind.split("_")[1]} for kind in KINDS if kind.startswith("rnn")}
+OPTIONS |= {kind: {**OPTIONS.get(kind, {}), "layer_norm": True} for kind in NORMALISED}
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,33 @@ class Problem:
     @property
     def suffixes(self):
         return [f"_l{layer}{side}" for layer in range(self.L) for side in ("", "_reverse")[: self.D]]
+
+    def rows(self, gate):
+        """The rows of a gate, a letter of `gates_of`, in weights and biases."""
+        start = gates_of(self.kind).index(gate) * self.H
+        return slice(start, start + self.H)
+
+    @property
+    def keeps(self):
+        """The gate by which a cell keeps its old state: f or z, or i if f = 1 - i; None in an RNN."""
+        return next((gate for gate in "fzi" if gate in gates_of(self.kind)), None)
+
+    @property
+    def candidate(self):
+        """The letter of the tanh, or of the RNN's activation, that makes the new state."""
+        return next(gate for gate in "gnh" if gate in gates_of(self.kind))
+
+    def keep(self, bias, size):
+        """Set the bias of f or z, or of 1 - i, to `size`: the old state is kept if large, forgotten if negative."""
+        bias[self.rows(self.keeps)] = -size if self.keeps == "i" else size
+
+    @property
+    def options(self):
+        """The constructor's options that choose this cell."""
+        found = dict(OPTIONS.get(self.kind, {}))
+        if self.kind == "lstm_projected":
+            found["proj_size"] = self.width
+        return found
 
     @property
     def shapes(self):
@@ -169,15 +203,6 @@ class Problem:
 
     def layer(self, **options):
         """The library's layer with these parameters."""
-        own = {
-            "gru_original": {"reset_after": False},
-            "lstm_projected": {"proj_size": self.width},
-            "lstm_peephole": {"peephole": True},
-        }.get(self.kind, {})
-        if self.kind.startswith("rnn"):
-            own["nonlinearity"] = self.kind.split("_")[1]
-        if self.kind in NORMALISED:
-            own["layer_norm"] = True
         layer = layer_class(self.kind)(
             self.I,
             self.H,
@@ -187,7 +212,7 @@ class Problem:
             zoneout=self.zoneout,
             weight_dropout=self.weight_dropout,
             dtype=self.dtype,
-            **own,
+            **self.options,
             **options,
         )
         layer.load_parameters(self.parameters)
@@ -232,12 +257,10 @@ def results(tape, grads):
         "input": grads.input,
         "parameters": grads.parameters,
         "initial_state": grads.initial_state,
-        "hidden": grads.hidden,
-        "gates": grads.gates,
-        "parameter_norms": grads.parameter_norms,
     }
     found |= {f"tape.{name}": getattr(tape, name) for name in ("hidden", "cell") if hasattr(tape, name)}
-    return found | ({"cell": grads.cell} if isinstance(tape.final_state, tuple) else {})
+    has_cell = isinstance(tape.final_state, tuple)
+    return found | {name: getattr(grads, name) for name in ALL_TIMESTEPS if name != "cell" or has_cell}
 
 
 def run(layer, x, options=None, asked=None, loss=None):
@@ -271,9 +294,7 @@ def reference_results(problem, record, asked=None, loss=None):
         "input": grads.input,
         "parameters": grads.parameters,
         "initial_state": grads.initial_state,
-        "hidden": grads.hidden,
-        "gates": grads.gates,
-        "parameter_norms": grads.parameter_norms,
+        **{name: getattr(grads, name) for name in ALL_TIMESTEPS if name != "cell"},
     }
     if STATES[problem.kind] == 2:
         found |= {"tape.cell": record.cell_state, "cell": grads.cell}

@@ -10,7 +10,7 @@ import pytest
 
 import throughtime as tt
 from comparison import assert_same_bits
-from problems import Problem, layer_class
+from problems import KINDS, Problem, layer_class
 
 F32 = np.float32
 PROBLEM = Problem("lstm", T=7, B=3, I=5, H=6, L=2, D=2, dtype="float32")
@@ -84,12 +84,15 @@ def test_layer_norm_is_true_or_false(layer):
     raises(TypeError, ["layer_norm must be True or False", "'yes'"], layer, 5, 6, layer_norm="yes")
 
 
-LSTM_VARIANTS = {"proj_size": 3, "peephole": True, "layer_norm": True}
+VARIANTS = [Problem(kind, H=6).options for kind in KINDS if kind.startswith("lstm_")]
 
 
-@pytest.mark.parametrize(("one", "other"), list(itertools.combinations(LSTM_VARIANTS, 2)))
+@pytest.mark.parametrize(("one", "other"), list(itertools.combinations(VARIANTS, 2)))
 def test_an_lstm_is_of_one_kind(one, other):
-    raises(ValueError, [one, other], tt.LSTM, 5, 6, **{name: LSTM_VARIANTS[name] for name in (one, other)})
+    """The error names all the options, and those that were given."""
+    names = [name for variant in VARIANTS for name in variant]
+    given = [f"{name}={value!r}" for name, value in (one | other).items()]
+    raises(ValueError, ["LSTM", "at most one of", *names, *given], tt.LSTM, 5, 6, **one, **other)
 
 
 LSTM_STATE = (zeros(*STATE_SHAPE), zeros(*STATE_SHAPE))

@@ -7,6 +7,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
+from problems import GATE_TIMESTEPS
 from throughtime import _core
 
 F32 = np.dtype(np.float32)
@@ -50,7 +51,7 @@ def recurrent_gradients():
         "d_input": array(T, B, I),
         "d_cell": array(T, B, H),
         "d_states": {"hidden": array(T, B, H), "cell": array(T, B, H)},
-        "d_gates": array(T, B, 4 * H),
+        **{f"d_{name}": array(T, B, 4 * H) for name in GATE_TIMESTEPS},
         "clipped": np.zeros((T, B), bool),
         "dropped": np.zeros((4 * H, H), bool),
         "d_final_state": {"hidden": array(B, H), "cell": array(B, H)},

@@ -9,7 +9,16 @@ import pytest
 
 from comparison import assert_close, assert_norms_close, assert_same_bits, magnification, rounding_bound
 from cuda_side import BITS, KERNELS, calls_of, each, on_host, placed, rounded, run_cuda, way
-from problems import KINDS, RELUS, STATES, Problem, reference_forward, reference_results, run_reference
+from problems import (
+    GATE_TIMESTEPS,
+    KINDS,
+    RELUS,
+    STATES,
+    Problem,
+    reference_forward,
+    reference_results,
+    run_reference,
+)
 from reference import NORMALISED
 from test_exact import SmallIntegers
 from test_lengths import poisoned
@@ -123,7 +132,7 @@ def test_arrays_whose_batch_comes_first(kind):
     check(problem, ragged(problem), batch_first=True)
 
 
-FILLED = {"d_input", "d_parameters", "norms", "d_initial_state", "d_states", "d_gates"}
+FILLED = {"d_input", "d_parameters", "norms", "d_initial_state", "d_states", *(f"d_{name}" for name in GATE_TIMESTEPS)}
 
 
 @pytest.mark.parametrize("wanted", ["d_input", "d_parameters", "d_initial_state"])

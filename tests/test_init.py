@@ -7,7 +7,10 @@ import math
 import numpy as np
 import pytest
 
+import reference
 import throughtime as tt
+from problems import FORMS, GATES, STATES, Problem
+from throughtime.recurrent import architecture
 
 MATRIX_DRAWS = ("xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "orthogonal")
 SHAPES = [(30, 40), (40, 30), (8, 5, 3, 2)]
@@ -233,6 +236,29 @@ def test_apply_chrono_sets_gate_biases_and_leaves_all_else():
             assert not gates[2:].any()
         else:
             assert np.array_equal(array, before.parameters[name]), name
+
+
+@pytest.mark.parametrize("recipe", ["chrono", "good"])
+@pytest.mark.parametrize("gated", [kind for kind in FORMS if GATES[kind] > 1])
+def test_apply_makes_each_cell_remember(gated, recipe):
+    """Without products, a step multiplies the state (h of a GRU, c of an LSTM) by 1 - 1/(1 + u), u from 1 to 49."""
+    problem = Problem(gated, T=1, H=200)
+    layer = tt.init.apply(problem.layer(), recipe, max_steps=50, seed=0)
+    for name, array in layer.parameters.items():
+        if "bias_ih" not in name:
+            array[...] = 0
+    ones = np.ones((1, problem.B, problem.H))
+    state = (np.zeros((1, problem.B, problem.width)), ones) if STATES[gated] == 2 else ones
+    kept = reference.as_tuple(layer.forward(0 * problem.x, state).final_state)[-1]
+    u = kept / (1 - kept)
+    assert u.min() * (1 + 1e-13) >= 1
+    assert 45 < u.max() <= 49 * (1 + 1e-13)  # of 200 draws none above 45 with (44/48)^200 = 3e-8
+
+
+def test_apply_to_gates_that_have_no_names_is_an_error(monkeypatch):
+    monkeypatch.setitem(architecture._GATES, "lstm", "igo")
+    with pytest.raises(NotImplementedError, match="the gates of lstm_peephole must have 4 names, got 'igo'"):
+        tt.init.apply(tt.LSTM(3, 6, peephole=True), "chrono", max_steps=50)
 
 
 def test_apply_good_is_what_the_command_line_compares():

@@ -1,5 +1,4 @@
-"""throughtime.jax against a loop of jax's own operations, against the layers' tapes, and under jax's
-transformations."""
+"""throughtime.jax against the reference, against the layers' tapes, and under jax's transformations."""
 
 from __future__ import annotations
 
@@ -10,77 +9,9 @@ import threading
 import numpy as np
 import pytest
 
-from comparison import assert_close, assert_same_bits
+from comparison import assert_close, assert_same_bits, magnification, rounding_bound
 from jax_side import function_of, jax, jnp, settings, tt, zeros_of  # noqa: F401
-from problems import KINDS, Problem
-from reference import NORMALISED
-
-# The cells in jax's own operations, from a = W_ih x + b_ih and r = W_hh h + b_hh; `tap` is added to a, h and c.
-
-
-def lstm_gates(a):
-    i, f, g, o = jnp.split(a, 4, axis=-1)
-    return jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
-
-
-def layer_norm(a, gain):
-    return gain * (a - a.mean(-1, keepdims=True)) / jnp.sqrt(a.var(-1, keepdims=True) + 1e-5)
-
-
-def advance(kind, p, x, state, tap):
-    """The state after one step, h first."""
-    h, bias, hidden_bias = state[0], p.get("bias_ih", 0), p.get("bias_hh", 0)
-    if kind in NORMALISED:
-        a = layer_norm(x @ p["weight_ih"].T, p["weight_ln_ih"]) + bias + tap["gates"]
-        r = layer_norm(h @ p["weight_hh"].T, p["weight_ln_hh"]) + hidden_bias
-    else:
-        a, r = x @ p["weight_ih"].T + bias + tap["gates"], h @ p["weight_hh"].T + hidden_bias
-    if kind.startswith("rnn"):
-        activation = {"tanh": jnp.tanh, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}[kind.split("_")[1]]
-        return (activation(a + r) + tap["hidden"],)
-    if kind.startswith("gru"):
-        (a_r, a_z, a_n), (r_r, r_z, r_n) = jnp.split(a, 3, axis=-1), jnp.split(r, 3, axis=-1)
-        reset, z = jax.nn.sigmoid(a_r + r_r), jax.nn.sigmoid(a_z + r_z)
-        if kind != "gru_original":
-            n = jnp.tanh(a_n + reset * r_n)
-        else:
-            units = h.shape[-1]
-            n = jnp.tanh(a_n + (reset * h) @ p["weight_hh"][-units:].T + p.get("bias_hh", jnp.zeros(units))[-units:])
-        return ((1 - z) * n + z * h + tap["hidden"],)
-    a, c = a + r, state[1]
-    if kind == "lstm_peephole":
-        a_i, a_f, a_g, a_o = jnp.split(a, 4, axis=-1)
-        i, f = jax.nn.sigmoid(a_i + p["weight_ci"] * c), jax.nn.sigmoid(a_f + p["weight_cf"] * c)
-        c = f * c + i * jnp.tanh(a_g) + tap["cell"]
-        return jax.nn.sigmoid(a_o + p["weight_co"] * c) * jnp.tanh(c) + tap["hidden"], c
-    i, f, g, o = lstm_gates(a)
-    c = f * c + i * g + tap["cell"]
-    inner = layer_norm(c, p["weight_ln_c"]) + p["bias_ln_c"] if kind == "lstm_layer_norm" else c
-    h = o * jnp.tanh(inner)
-    return (h @ p["weight_hr"].T if kind == "lstm_projected" else h) + tap["hidden"], c
-
-
-def scan(problem, params, x, state, lengths, perturbations):
-    """One layer of `advance`, in all its directions, with jax.lax.scan."""
-    active = jnp.arange(problem.T)[:, None] < lengths
-    state = state if isinstance(state, tuple) else (state,)
-    outputs, final = [], []
-    for index, suffix in enumerate(problem.suffixes):
-        p = {name.removesuffix(suffix): value for name, value in params.items() if name.endswith(suffix)}
-
-        def step(old, now, p=p):
-            x, active, tap = now
-            new = advance(problem.kind, p, x, old, tap)
-            new = tuple(jnp.where(active[:, None], a, b) for a, b in zip(new, old, strict=True))
-            return new, jnp.where(active[:, None], new[0], 0)
-
-        taps = {name: one[index] for name, one in perturbations.items()}
-        start = tuple(one[index] for one in state)
-        last, output = jax.lax.scan(step, start, (x, active, taps), reverse=suffix.endswith("_reverse"))
-        outputs.append(output)
-        final.append(last)
-    final = tuple(jnp.stack(one) for one in zip(*final, strict=True))
-    return jnp.concatenate(outputs, -1), final if len(final) == 2 else final[0]
+from problems import ALL_TIMESTEPS, KINDS, Problem, reference_forward, reference_results
 
 
 def pulled(function, problem):
@@ -91,18 +22,22 @@ def pulled(function, problem):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_agrees_with_a_scan(kind):
-    """Output, state and every gradient, including those of timesteps. Each side is within `bound` of the truth.
-
-    One layer, whose scans compile in half the time; the next test has several, without biases, and one step.
-    """
-    problem = Problem(kind, D=2)
+def test_agrees_with_the_reference(kind):
+    """Output, state and every gradient, including those of timesteps, which are its derivatives with respect to an
+    added number: tests/test_reference.py proves that with autograd."""
+    problem = Problem(kind, L=2, D=2)
     function = function_of(kind)
-    ours = pulled(jax.jit(lambda *of: function(*of[:3], lengths=problem.lengths, perturbations=of[3])), problem)
-    theirs = pulled(jax.jit(lambda *of: scan(problem, *of[:3], problem.lengths, of[3])), problem)
-    names = ("output and state", "gradients")
-    for name, a, b in zip(names, ours, theirs, strict=True):
-        assert_close(a, b, 2 * problem.bound, name)
+    (output, state), (d_params, d_x, d_state, timesteps) = pulled(
+        jax.jit(lambda *of: function(*of[:3], lengths=problem.lengths, perturbations=of[3])), problem
+    )
+    found = {"output": output, "final_state": state, "parameters": d_params, "input": d_x, "initial_state": d_state}
+    record = reference_forward(problem, {"state": problem.state, "lengths": problem.lengths})
+    loss = {"d_output": problem.d_output, "d_final_state": problem.d_final_state}
+    expected = reference_results(problem, record, loss=loss)
+    bound = rounding_bound(problem.dtype, problem.terms) * magnification(record)
+    assert timesteps.keys() == expected.keys() & {*ALL_TIMESTEPS} - {"parameter_norms"}
+    for name, array in (found | timesteps).items():
+        assert_close(array, expected[name], bound, name)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +58,7 @@ def test_gives_the_tape_s_bits(kind, sizes, jitted):
 
     (output, state), gradients = pulled(jax.jit(run) if jitted else run, problem)
     tape = problem.layer().forward(problem.x, problem.state, problem.lengths)
-    grads = tape.backward(problem.d_output, problem.d_final_state, timesteps=("hidden", "cell", "gates"))
+    grads = tape.backward(problem.d_output, problem.d_final_state, timesteps=ALL_TIMESTEPS)
     timesteps = {name: getattr(grads, name) for name in zeros_of(problem)}
     ours = jax.tree.map(np.asarray, (output, state, *gradients))
     expected = (tape.output, tape.final_state, grads.parameters, grads.input, grads.initial_state, timesteps)

@@ -7,20 +7,19 @@ import mpmath
 import numpy as np
 import pytest
 
-from problems import STATES, Problem
+from problems import FORMS, GATES, STATES, Problem
+from throughtime.recurrent.architecture import gates_of
 
-# Their keeping gate, z or f, is the second.
-KINDS = ("gru", "gru_original", "lstm", "lstm_peephole", "lstm_projected", "lstm_layer_norm", "gru_layer_norm")
-every_cell = pytest.mark.parametrize("kind", KINDS)
+every_cell = pytest.mark.parametrize("kind", [kind for kind in FORMS if GATES[kind] > 1])
 every_size = pytest.mark.parametrize(("dtype", "B"), [("float32", 1), ("float32", 9), ("float64", 1), ("float64", 9)])
 
 
 def gated(problem, keep, let_in=0):
     """The problem's layer with gates opened and closed by biases: `keep`, and in an LSTM `let_in`."""
-    layer, H = problem.layer(), problem.H
-    layer.parameters["bias_ih_l0"][H : 2 * H] = keep
-    if STATES[problem.kind] == 2:
-        layer.parameters["bias_ih_l0"][:H] = let_in
+    layer = problem.layer()
+    if "i" in gates_of(problem.kind):
+        layer.parameters["bias_ih_l0"][problem.rows("i")] = let_in
+    problem.keep(layer.parameters["bias_ih_l0"], keep)
     return layer
 
 
@@ -29,7 +28,7 @@ def without_products(problem, keep):
     layer = problem.layer()
     for array in layer.parameters.values():
         array[...] = 0
-    layer.parameters["bias_ih_l0"][problem.H : 2 * problem.H] = keep
+    problem.keep(layer.parameters["bias_ih_l0"], keep)
     return layer
 
 

@@ -84,7 +84,6 @@ def test_a_whole_module_of_torch(kind, data):
 
 
 def torch_module(torch, problem):
-    own = {"rnn_relu": {"nonlinearity": "relu"}, "lstm_projected": {"proj_size": problem.width}}.get(problem.kind, {})
     module = {"rnn": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}[problem.kind.partition("_")[0]](
         problem.I,
         problem.H,
@@ -92,7 +91,7 @@ def torch_module(torch, problem):
         bias=problem.bias,
         bidirectional=problem.D == 2,
         dtype=torch.float64,
-        **own,
+        **problem.options,
     )
     module.load_state_dict({name: torch.tensor(value) for name, value in problem.parameters.items()})
     return module

@@ -11,6 +11,7 @@ import throughtime as tt
 from comparison import assert_close, assert_same_bits, rounding_bound
 from problems import FORMS, KINDS, STATES, Problem, check, problems, run, run_reference
 from reference import NORMALISED
+from throughtime._arguments import TIMESTEPS
 
 
 @pytest.mark.per_level
@@ -198,7 +199,7 @@ def test_products_are_the_gates_but_for_layer_normalisation(kind):
 def test_asking_for_timesteps_changes_no_other_result(kind):
     problem = Problem(kind, T=20, B=5, H=24, L=2, D=2, dtype="float32")
     tape = problem.layer().forward(problem.x)
-    everything = tape.backward(**problem.loss, timesteps=("hidden", "cell", "gates", "parameter_norms"))
+    everything = tape.backward(**problem.loss, timesteps=TIMESTEPS)
     nothing = tape.backward(**problem.loss, timesteps=())
     for name in ("input", "parameters", "initial_state"):
         assert_same_bits(getattr(nothing, name), getattr(everything, name), name)
@@ -207,7 +208,7 @@ def test_asking_for_timesteps_changes_no_other_result(kind):
 def test_what_was_not_asked_for_says_how_to_ask(kind):
     tape = Problem(kind).layer().forward(Problem(kind).x)
     grads = tape.backward(Problem(kind).d_output, timesteps=())
-    for name in ("hidden", "gates", "parameter_norms"):
+    for name in TIMESTEPS:
         with pytest.raises(AttributeError, match=f"timesteps.*{name}|{name}.*timesteps"):
             getattr(grads, name)
     with pytest.raises(AttributeError, match="clip="):

@@ -173,7 +173,7 @@ def test_states_that_do_not_fit(lstm, x):
 
 
 def test_options_that_do_not_fit():
-    with pytest.raises(ValueError, match="at most one of proj_size, peephole and layer_norm"):
+    with pytest.raises(ValueError, match=r"at most one of .*, got peephole=True, layer_norm=True"):
         ours.LSTM(3, 4, peephole=True, layer_norm=True)
     with pytest.raises(ValueError, match="memory must be 'full', 'states', 'checkpoint' or a number"):
         ours.RNN(3, 4, memory="most")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from reference import NORMALISED
-
 torch = pytest.importorskip("torch")
 
 BOUND = 1e-10  # in float64, for the roundings of both torch and throughtime
@@ -13,18 +11,14 @@ BOUND = 1e-10  # in float64, for the roundings of both torch and throughtime
 
 def module_of(problem, dtype=torch.float64, library=torch.nn, **options):
     """A module of torch, or of another library, with the problem's parameters."""
-    cell, *words = problem.kind.split("_")
-    own = {"nonlinearity": words[0]} if cell == "rnn" else {"proj_size": problem.width} if "projected" in words else {}
-    if problem.kind in NORMALISED:
-        own["layer_norm"] = True
-    module = getattr(library, cell.upper())(
+    module = getattr(library, problem.kind.partition("_")[0].upper())(
         problem.I,
         problem.H,
         problem.L,
         bias=problem.bias,
         bidirectional=problem.D == 2,
         dtype=dtype,
-        **own,
+        **problem.options,
         **options,
     )
     module.load_state_dict({name: torch.tensor(value) for name, value in problem.parameters.items()})

@@ -65,20 +65,20 @@ def _of_gates(layer: Recurrent, leaf: Leaf) -> dict[str, float]:
         gates = values.reshape(len(values), layer.architecture.gates, layer.hidden_size)
         if gates.size:
             prefix = f"{name}, " if name else ""
-            masks = _lstm(gates) if gates.shape[1] == 4 else _gru(gates)
-            found |= {f"{prefix}gate {gate}": float(mask.mean()) for gate, mask in masks.items()}
+            own = dict(zip(layer.architecture.gate_names, gates.swapaxes(0, 1), strict=True))
+            found |= {f"{prefix}gate {gate}": float(_saturated(gate, own).mean()) for gate in own}
     return found
 
 
-def _lstm(gates: Array) -> dict[str, Array]:
-    i, f, g, o = gates.swapaxes(0, 1)
-    held = (i < EDGE) & (f > _OPEN)
-    return {"i": _ends(i, "sigmoid") & ~held, "f": f < EDGE, "g": _ends(g, "tanh"), "o": _ends(o, "sigmoid")}
-
-
-def _gru(gates: Array) -> dict[str, Array]:
-    r, z, n = gates.swapaxes(0, 1)
-    return {"r": _ends(r, "sigmoid"), "z": z < EDGE, "n": _ends(n, "tanh")}
+def _saturated(gate: str, gates: dict[str, Array]) -> Array:
+    """Where the values of a gate count; `gates` has the layer's gates by letter."""
+    own = gates[gate]
+    if gate in "fz":
+        return own < EDGE
+    if gate == "i":
+        held = (own < EDGE) & (gates.get("f", 1 - own) > _OPEN)
+        return _ends(own, "sigmoid") & ~held
+    return _ends(own, "tanh" if gate in "gn" else "sigmoid")
 
 
 def _ends(values: Array, kind: str) -> Array:

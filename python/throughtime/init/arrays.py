@@ -10,6 +10,7 @@ from typing import Any, ParamSpec
 import numpy as np
 
 from .._arguments import Array, check_shapes, choice, float_dtype, number, size
+from ..recurrent.architecture import gates_of
 
 _GAINS = {"linear": 1.0, "sigmoid": 1.0, "tanh": 5 / 3, "relu": math.sqrt(2), "leaky_relu": None, "selu": 3 / 4}
 LARGEST = float(np.finfo(np.float32).max)
@@ -350,16 +351,24 @@ def chrono(
     >>> lstm.parameters["bias_ih_l0"][...] = tt.init.chrono((20,), np.random.default_rng(0), max_steps=100)
     >>> lstm.parameters["bias_hh_l0"][...] = 0
     """
-    gates = {"lstm": 4, "gru": 3}[choice("cell", cell, ("lstm", "gru"))]
+    gates = gates_of(choice("cell", cell, ("lstm", "gru")))
     sizes = _shape(shape)
-    if len(sizes) != 1 or sizes[0] % gates:
-        raise ValueError(f"shape must be ({gates} * hidden_size,) for cell={cell!r}, got {sizes}")
+    if len(sizes) != 1 or sizes[0] % len(gates):
+        raise ValueError(f"shape must be ({len(gates)} * hidden_size,) for cell={cell!r}, got {sizes}")
     longest = number("max_steps", max_steps, 2, LARGEST)
-    bias = np.zeros((gates, sizes[0] // gates), float_dtype(dtype))
-    bias[1] = np.log(_generator(rng).uniform(1, longest - 1, bias.shape[1]))
-    if cell == "lstm":
-        bias[0] = -bias[1]
-    return bias.reshape(sizes)
+    return gate_biases(gates, sizes[0] // len(gates), _generator(rng), longest, float_dtype(dtype))
+
+
+def gate_biases(gates: str, units: int, rng: np.random.Generator, max_steps: float, dtype: Any) -> Array:
+    """The biases of `chrono` for these gates, as `gates_of` names them: f and z open, i shut to the same extent."""
+    bias = np.zeros((len(gates), units), dtype)
+    logarithms = np.log(rng.uniform(1, max_steps - 1, units))
+    for own, gate in zip(bias, gates, strict=True):
+        if gate in "fz":
+            own[:] = logarithms
+        elif gate == "i":
+            own[:] = -logarithms
+    return bias.reshape(-1)
 
 
 def _generator(rng: Any) -> np.random.Generator:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 
@@ -11,8 +11,8 @@ from ..backend.choose import require_host
 from ..layers.batch_norm import BatchNorm
 from ..layers.layer import Layer, check_parameters, owners
 from ..layers.layer_norm import LayerNorm
-from ..recurrent import LSTM, Recurrent
-from .arrays import LARGEST, chrono, identity, kaiming_uniform, orthogonal, xavier_uniform
+from ..recurrent import Recurrent
+from .arrays import LARGEST, gate_biases, identity, kaiming_uniform, orthogonal, xavier_uniform
 
 _RECIPES = ("xavier", "kaiming", "orthogonal", "identity", "chrono", "good")
 _LN_GAIN = 0.5  # with chrono biases gamma is 0.9988 to 1.0005: random input, 64 and 256 units, 1000 steps, two seeds
@@ -109,7 +109,7 @@ def _is_set(leaf: Layer, recipe: str) -> bool:
     return any(array.ndim > 1 for array in leaf.parameters.values())
 
 
-def _has_gate_biases(leaf: Layer) -> bool:
+def _has_gate_biases(leaf: Layer) -> TypeGuard[Recurrent]:
     return isinstance(leaf, Recurrent) and leaf.architecture.gates > 1 and leaf.bias
 
 
@@ -125,8 +125,7 @@ def _initial(
         return None
     if recipe in ("chrono", "good") and _has_gate_biases(leaf) and name.startswith("bias_ih"):
         assert max_steps is not None
-        cell = "lstm" if isinstance(leaf, LSTM) else "gru"
-        return chrono(array.shape, rng, max_steps, cell=cell, dtype=array.dtype)
+        return gate_biases(leaf.architecture.gate_names, leaf.hidden_size, rng, max_steps, array.dtype)
     return 0
 
 

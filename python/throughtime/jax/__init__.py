@@ -41,9 +41,9 @@ def lstm(
     lengths : (B,) integers, optional
         Length of each sequence, in any order, 0 allowed. Beyond it the output is zero and the state stays unchanged.
     perturbations : dict of str to array, optional
-        Zeros to differentiate with respect to. The gradients of ``"hidden"`` and ``"cell"``, ``(L*D, T, B, H)``, are
-        the total dL/dh_t and dL/dc_t at every timestep; that of ``"gates"``, ``(L*D, T, B, 4H)``, is the gradient of
-        ``W_ih x + b_ih``, or ``LN(W_ih x) + b_ih`` if normalised. Values are not read: they stand for added terms.
+        Zeros to differentiate with respect to. Their gradients are attributes of :class:`throughtime.Gradients`, with
+        the same names and shapes: ``"hidden"`` and ``"cell"``, ``(L*D, T, B, H)``, or a gradient of the pre-activations
+        at every timestep, such as ``"gates"``, ``(L*D, T, B, 4H)``. Values are not read: they stand for added terms.
 
     Returns
     -------
@@ -71,7 +71,7 @@ def lstm(
     >>> d_params["weight_hh_l0"].shape, d["hidden"].shape
     ((64, 16), (1, 100, 4, 16))
     """
-    output, (h_n, c_n) = run(params, x, state, lengths, perturbations, cell="lstm", gates=4)
+    output, (h_n, c_n) = run(params, x, state, lengths, perturbations, cell="lstm")
     return output, (h_n, c_n)
 
 
@@ -100,7 +100,7 @@ def gru(
         Whether r multiplies after the recurrent product, as in PyTorch; False is the original GRU, which has no layer
         normalisation.
     perturbations : dict of str to array, optional
-        ``"hidden" (L*D, T, B, H)``, ``"gates" (L*D, T, B, 3H)``, as for :func:`lstm`.
+        As for :func:`lstm`, with 3H instead of 4H, and without ``"cell"``.
 
     Returns
     -------
@@ -121,7 +121,7 @@ def gru(
     ((10, 4, 32), (2, 4, 16))
     """
     cell = "gru" if flag("reset_after", reset_after) else "gru_original"
-    output, (h_n,) = run(params, x, state, lengths, perturbations, cell=cell, gates=3)
+    output, (h_n,) = run(params, x, state, lengths, perturbations, cell=cell)
     return output, h_n
 
 
@@ -146,7 +146,7 @@ def rnn(
         As for :func:`gru`.
     nonlinearity : {"tanh", "relu", "sigmoid"}
     perturbations : dict of str to array, optional
-        ``"hidden"``, ``"gates" (L*D, T, B, H)``, as for :func:`lstm`.
+        As for :func:`lstm`, with H instead of 4H, and without ``"cell"``.
 
     Returns
     -------
@@ -167,5 +167,5 @@ def rnn(
     ((10, 16), (1, 16))
     """
     cell = f"rnn_{choice('nonlinearity', nonlinearity, NONLINEARITIES)}"
-    output, (h_n,) = run(params, x, state, lengths, perturbations, cell=cell, gates=1)
+    output, (h_n,) = run(params, x, state, lengths, perturbations, cell=cell)
     return output, h_n

@@ -10,9 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._arguments import check_dtype, check_shape, sequence_lengths
-from ..recurrent.architecture import Architecture
+from ..recurrent.architecture import Architecture, gates_of
+from ..recurrent.arguments import NONLINEARITIES
+from .kernels import timestep_widths
 
-_VARIANTS = {"weight_hr_l0": "_projected", "weight_ci_l0": "_peephole"}  # LSTM only
+_LAYER_NORM = {"weight_ln_ih_l0": "_layer_norm"}
+# For each cell that has variants, a parameter of each variant, and what it adds to the name of the cell.
+_VARIANTS = {
+    "lstm": {"weight_hr_l0": "_projected", "weight_ci_l0": "_peephole", **_LAYER_NORM},
+    "gru": _LAYER_NORM,
+    **{f"rnn_{nonlinearity}": _LAYER_NORM for nonlinearity in NONLINEARITIES},
+}
 
 
 def check_x(x: Any) -> Any:
@@ -29,7 +37,7 @@ def check_x(x: Any) -> Any:
     return jnp.asarray(x)
 
 
-def check_params(params: Any, cell: str, gates: int, x: Any) -> Architecture:
+def check_params(params: Any, cell: str, x: Any) -> Architecture:
     """The architecture that `params` describe; raises unless they are complete and fit each other and `x`."""
     if not isinstance(params, Mapping):
         raise TypeError(f"params must be a dict of name to array, got {type(params).__name__}")
@@ -41,27 +49,25 @@ def check_params(params: Any, cell: str, gates: int, x: Any) -> Architecture:
             raise TypeError(f"params has the name {name!r}, expected strings")
         check_array(f"params[{name!r}]", array)
         check_dtype(f"params[{name!r}]", array, x.dtype)
-    check_shape("params['weight_hh_l0']", params["weight_hh_l0"], (f"{gates}*H", "H"))
-    described = _read(params, cell, gates, x)
+    check_shape("params['weight_hh_l0']", params["weight_hh_l0"], (f"{len(gates_of(cell))}*H", "H"))
+    described = _read(params, cell, x)
     _check_shapes(params, described, x)
     return described
 
 
-def _read(params: Mapping[str, Any], cell: str, gates: int, x: Any) -> Architecture:
+def _read(params: Mapping[str, Any], cell: str, x: Any) -> Architecture:
     rows, width = params["weight_hh_l0"].shape
-    variant = next((of for name, of in _VARIANTS.items() if name in params), "") if cell == "lstm" else ""
-    if not variant and "weight_ln_ih_l0" in params:
-        if cell == "gru_original":
-            raise ValueError(
-                "params has 'weight_ln_ih_l0', of a GRU with layer normalisation, but reset_after=False was given: "
-                "expected reset_after=True, or params without it"
-            )
-        variant = "_layer_norm"
+    variant = next((of for name, of in _VARIANTS.get(cell, {}).items() if name in params), "")
+    if cell == "gru_original" and "weight_ln_ih_l0" in params:
+        raise ValueError(
+            "params has 'weight_ln_ih_l0', of a GRU with layer normalisation, but reset_after=False was given: "
+            "expected reset_after=True, or params without it"
+        )
     return Architecture(
         name=cell.partition("_")[0],
         cell=cell + variant,
         input_size=x.shape[-1],
-        hidden_size=max(1, rows // gates),
+        hidden_size=max(1, rows // len(gates_of(cell))),
         num_layers=sum(name.startswith("weight_ih_l") and not name.endswith("_reverse") for name in params),
         num_directions=2 if "weight_ih_l0_reverse" in params else 1,
         proj_size=width if variant == "_projected" else 0,
@@ -86,11 +92,6 @@ def _check_shapes(params: Mapping[str, Any], described: Architecture, x: Any) ->
     ]
     if faults:
         raise ValueError(f"params do not fit together: {'; '.join(faults)}")
-
-
-def widths_of(described: Architecture) -> dict[str, int]:
-    """The number of features of each quantity that has a gradient at every timestep."""
-    return {**dict(zip(described.states, described.widths, strict=True)), "gates": described.gate_rows}
 
 
 def check_state(state: Any, described: Architecture, x: Any) -> list[Any]:
@@ -144,7 +145,7 @@ def check_perturbations(perturbations: Any, described: Architecture, x: Any) -> 
         return {}
     if not isinstance(perturbations, Mapping):
         raise TypeError(f"perturbations must be a dict of name to array, got {type(perturbations).__name__}")
-    widths = widths_of(described)
+    widths = timestep_widths(described)
     unknown = sorted(set(perturbations) - set(widths), key=str)
     if unknown:
         raise ValueError(f"perturbations has {unknown[0]!r}, expected some of {', '.join(map(repr, widths))}")

@@ -25,7 +25,7 @@ for _target, _handler in _core.jax_handlers().items():
     jax.ffi.register_ffi_target(_target, _handler, platform="cpu")
 
 Operands = Sequence[Any]
-_TIMESTEPS = ("hidden", "cell", "gates")  # gradients that the kernels can return for every timestep
+_TIMESTEPS = ("hidden", "cell", "gates")  # the gradients that the kernels can return for every timestep, in their order
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,12 @@ class Kind:
         return (1, 0, *(None,) * self.parameters)
 
 
+def timestep_widths(described: Architecture) -> dict[str, int]:
+    """The features of each gradient that the kernels can return for every timestep, in the order of their results."""
+    states = dict(zip(described.states, described.widths, strict=True))
+    return {name: states.get(name, described.gate_rows) for name in _TIMESTEPS if name != "cell" or name in states}
+
+
 def forward(kind: Kind, common: Operands, state: Operands, *, keep: bool) -> list[Any]:
     """Returns the output (T, B, P); then the states, (T + 2, B, P or H) with `keep`, else only the initial and the
     final one; then, with `keep`, the values that the cell saves for its backward.
@@ -89,7 +95,7 @@ def backward(
     `kept` has the results of `forward` after the output, `loss` the gradients of the output and of the final states.
     """
     x, described, steps = common[0], kind.architecture, common[0].shape[:2]
-    per_step = {**dict(zip(described.states, described.widths, strict=True)), "gates": described.gate_rows}
+    per_step = timestep_widths(described)
     shapes = [(x.shape[1], width) for width in described.widths]
     shapes += [x.shape] if input else []
     shapes += [weight.shape for weight in common[2:]] if parameters else []

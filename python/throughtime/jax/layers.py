@@ -8,18 +8,16 @@ from typing import Any
 import jax.numpy as jnp
 
 from ..recurrent.architecture import Architecture
-from .arguments import check_lengths, check_params, check_perturbations, check_state, check_x, widths_of
-from .kernels import Kind
+from .arguments import check_lengths, check_params, check_perturbations, check_state, check_x
+from .kernels import Kind, timestep_widths
 from .recurrence import recurrence
 from .sharding import by_sequences
 
 
-def run(
-    params: Any, x: Any, state: Any, lengths: Any, perturbations: Any, *, cell: str, gates: int
-) -> tuple[Any, tuple[Any, ...]]:
+def run(params: Any, x: Any, state: Any, lengths: Any, perturbations: Any, *, cell: str) -> tuple[Any, tuple[Any, ...]]:
     """Output of the last layer, and the final states, in the layout of `x` and `state`."""
     x = check_x(x)
-    described = check_params(params, cell, gates, x)
+    described = check_params(params, cell, x)
     initial = check_state(state, described, x)
     lengths = check_lengths(lengths, x)
     taps = check_perturbations(perturbations, described, x)
@@ -36,7 +34,7 @@ def run(
 def _stack(
     described: Architecture, params: Mapping[str, Any], x: Any, initial: list[Any], lengths: Any, taps: dict[str, Any]
 ) -> tuple[Any, tuple[Any, ...]]:
-    timesteps = tuple(name for name in widths_of(described) if name in taps)  # a pytree sorts its keys by name
+    timesteps = tuple(name for name in timestep_widths(described) if name in taps)  # a pytree sorts its keys by name
     outputs: list[Any] = []
     final: list[Any] = []
     for index, names in enumerate(described.own_parameters):

@@ -9,6 +9,10 @@ from .. import _core
 
 # The states that a cell carries from step to step, by the first word of its name. The first state is the output.
 _STATES: dict[str, tuple[str, ...]] = {"rnn": ("hidden",), "gru": ("hidden",), "lstm": ("hidden", "cell")}
+# The gates of a cell, a letter each, in the order of the rows of its weights: by its name, or else by the first word of
+# it. f and z keep the old state, and i lets the candidate g in, an LSTM without f having f = 1 - i; n and h are the
+# candidates of the GRU and the RNN.
+_GATES: dict[str, str] = {"rnn": "h", "gru": "rzn", "lstm": "ifgo"}
 EPS = 1e-5  # for the cells' layer normalisation
 _BIASES = ("bias_ih", "bias_hh")
 
@@ -87,6 +91,14 @@ class Architecture:
         return self.gate_rows // self.hidden_size
 
     @cached_property
+    def gate_names(self) -> str:
+        """The gates, a letter each, in the order of the weights' rows; see `gates_of`."""
+        names = gates_of(self.cell)
+        if len(names) != self.gates:
+            raise NotImplementedError(f"the gates of {self.cell} must have {self.gates} names, got {names!r}")
+        return names
+
+    @cached_property
     def suffixes(self) -> tuple[str, ...]:
         """The suffix of the parameters' names, by index."""
         directions = ("", "_reverse")[: self.num_directions]
@@ -156,3 +168,8 @@ class Architecture:
 def states_of(cell: str) -> tuple[str, ...]:
     """The names of a cell's states."""
     return _STATES[cell.partition("_")[0]]
+
+
+def gates_of(cell: str) -> str:
+    """The gates of a cell: letters of i f g o, r z n or h, in the order of the weights' rows."""
+    return _GATES.get(cell) or _GATES[cell.partition("_")[0]]

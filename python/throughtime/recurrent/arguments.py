@@ -15,6 +15,8 @@ from .architecture import Architecture, states_of
 _MOST_LAYERS = 10_000  # a mistake, such as sizes in the wrong order, would keep the constructor busy for minutes
 _MEMORY = ("full", "states", "checkpoint")
 NONLINEARITIES = ("tanh", "relu", "sigmoid")
+# The options of an LSTM that choose its cell, at most one at a time, and what they add to the name of the kernel.
+_LSTM_VARIANTS = {"proj_size": "_projected", "peephole": "_peephole", "layer_norm": "_layer_norm"}
 
 Options = Mapping[str, Any]
 
@@ -71,16 +73,16 @@ def _gru(options: Options) -> tuple[str, dict[str, Any]]:
 
 def _lstm(options: Options) -> tuple[str, dict[str, Any]]:
     own = {"proj_size": size("proj_size", options["proj_size"], least=0)}
-    own |= {key: flag(key, options[key]) for key in ("peephole", "layer_norm")}
+    own |= {key: flag(key, options.get(key, False)) for key in _LSTM_VARIANTS if key not in own}
     chosen = {key: value for key, value in own.items() if value}
     if len(chosen) > 1:
+        *names, last = own
         given = ", ".join(f"{key}={value!r}" for key, value in chosen.items())
-        raise ValueError(f"an LSTM has at most one of proj_size, peephole and layer_norm, got {given}")
+        raise ValueError(f"an LSTM has at most one of {', '.join(names)} and {last}, got {given}")
     hidden_size = options["hidden_size"]
     if own["proj_size"] >= size("hidden_size", hidden_size):
         raise ValueError(f"proj_size must be smaller than hidden_size={hidden_size}, got {own['proj_size']}")
-    variant = {"proj_size": "_projected", "peephole": "_peephole", "layer_norm": "_layer_norm"}
-    return "lstm" + "".join(variant[key] for key in chosen), own
+    return "lstm" + "".join(_LSTM_VARIANTS[key] for key in chosen), own
 
 
 _CELLS: dict[str, Callable[[Options], tuple[str, dict[str, Any]]]] = {"RNN": _rnn, "GRU": _gru, "LSTM": _lstm}

@@ -131,8 +131,9 @@ class Tape:
             Gradient with respect to ``final_state``; one of a pair may be None.
         d_cell : (L*D, T, B, H) array, optional
             Gradient with respect to every c_t.
-        timesteps : iterable of {"hidden", "cell", "gates", "products", "parameter_norms"}
-            Attributes of :class:`Gradients` to return. ``"cell"`` is ignored by cells without c.
+        timesteps : iterable of str
+            The attributes to return of those that :class:`Gradients` has only if asked for, such as ``"gates"``.
+            ``"cell"`` is ignored by cells without c.
         truncate : int, optional
             Truncated BPTT: the gradient is cut every `truncate` steps, counted from each direction's first step.
         clip : float, optional

@@ -10,14 +10,13 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Module
 
-from .._arguments import TIMESTEPS
 from ..recurrent import Gradients
 from ..recurrent.backward import Loss
 from ..recurrent.observers import Key, observers_of, observing
 from ..recurrent.record import Record
 from .places import tensor_of
 
-RECORDED = tuple(name for name in TIMESTEPS if name != "products")
+RECORDED = ("hidden", "cell", "gates", "parameter_norms")  # of the names that a backward may return
 
 
 class BackwardTimesteps:
@@ -25,12 +24,8 @@ class BackwardTimesteps:
 
     Attributes
     ----------
-    hidden, cell : (L*D, T, B, H) tensor
-        Total dL/dh_t and dL/dc_t.
-    gates : (L*D, T, B, G*H) tensor
-        Gradient of the input's part of the pre-activations.
-    parameter_norms : dict of str to (T,) float64 tensor
-        Frobenius norm of each timestep's contribution to each parameter's gradient.
+    hidden, cell, gates, parameter_norms
+        As in :class:`throughtime.Gradients`, but tensors.
     """
 
     def __init__(self, grads: Gradients, asked: set[str]) -> None:

@@ -23,8 +23,8 @@ def record(module: Module, timesteps: Iterable[str] = RECORDED) -> Iterator[Time
     ----------
     module : RNN, LSTM or GRU
         A module of this package, alone or as a part of a model.
-    timesteps : iterable of {"hidden", "cell", "gates", "parameter_norms"}
-        What to record; ``"cell"`` is ignored by cells without c.
+    timesteps : iterable of str
+        What to record: attributes of `BackwardTimesteps`. ``"cell"`` is ignored by cells without c.
 
     Yields
     ------
