@@ -7,14 +7,15 @@ import pytest
 
 from comparison import assert_close, assert_same_bits, magnification
 from cuda_side import BITS, KERNELS, run_cuda
-from problems import reference_forward, reference_results, run_reference
+from problems import GATES, Problem, reference_forward, reference_results, run_reference
 from test_cuda_kernels import OfType, options_of, problem_of, ragged
 from test_exact import SmallIntegers
 from test_lengths import poisoned
 from test_precision import LOSS, PRECISIONS
 
 MODES = ("cluster", "grid")
-KINDS = ("rnn_tanh", "rnn_relu", "rnn_sigmoid", "gru", "lstm")
+# The cells with two matrices and two biases, except the one with a second product.
+KINDS = [kind for kind in GATES if len(Problem(kind).shapes) == 4 and kind != "gru_original"]
 
 pytestmark = pytest.mark.parametrize("mode", MODES)
 

@@ -9,9 +9,9 @@ from .. import _core
 
 # The states that a cell carries from step to step, by the first word of its name. The first state is the output.
 _STATES: dict[str, tuple[str, ...]] = {"rnn": ("hidden",), "gru": ("hidden",), "lstm": ("hidden", "cell")}
-# The gates of a cell, a letter each, in the order of the rows of its weights: by its name, or else by the first word of
-# it. f and z keep the old state, and i lets the candidate g in, an LSTM without f having f = 1 - i; n and h are the
-# candidates of the GRU and the RNN.
+# The gates of a cell, a letter each, in the order of its weights' rows; by the cell's name, or else by its first word.
+# f and z keep the old state. i lets the candidate g in; in an LSTM without f, f is 1 - i. n and h are the candidates of
+# the GRU and the RNN.
 _GATES: dict[str, str] = {"rnn": "h", "gru": "rzn", "lstm": "ifgo"}
 EPS = 1e-5  # for the cells' layer normalisation
 _BIASES = ("bias_ih", "bias_hh")
