@@ -58,12 +58,12 @@ def _compile(command, file):
 def _digest(command):
     """A hash of the command and of all our sources that it may read."""
     files = [Path(argument) for argument in command if Path(argument).is_file()]
-    digest = hashlib.sha256("\0".join(command).encode() + _headers())
+    digest = hashlib.sha256("\0".join(command).encode() + _sources())
     for file in files:
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 
 
 @cache
-def _headers():
-    return b"".join(path.read_bytes() for path in sorted((ROOT / "cpp").rglob("*.hpp")))
+def _sources():
+    return b"".join(path.read_bytes() for path in sorted((ROOT / "cpp").rglob("*.[hc]pp")))
