@@ -239,3 +239,10 @@ def test_a_path_is_the_name_of_a_file(path):
     for call in (layer.save, tt.load):
         with pytest.raises(TypeError, match="path must be"):
             call(path)
+
+
+def test_an_error_of_the_system_names_the_path_and_nothing_else(tmp_path):
+    path = tmp_path / "absent" / "model.npz"
+    with pytest.raises(FileNotFoundError) as caught:
+        tt.RNN(2, 3).save(path)
+    assert str(caught.value).endswith(f"directory: {str(path)!r}")

@@ -49,9 +49,9 @@ def replacing(path: str | bytes | os.PathLike[str]) -> Iterator[BinaryIO]:
                 fresh.unlink(missing_ok=True)
                 raise
     except OSError as error:
-        if error.errno is not None:  # it is None in Python's io.UnsupportedOperation
-            error.filename, error.filename2 = named, None
-        raise
+        if error.errno is None:  # Python's io.UnsupportedOperation
+            raise
+        raise OSError(error.errno, error.strerror, named) from error  # with the subclass of the number
     _sync_directory(target.parent)
 
 

@@ -188,7 +188,8 @@ def _check_finite(name: str, rows: Array) -> None:
 def _scale(points: Array) -> Array:
     """The larger of 1 and the norm of each point."""
     largest = np.maximum(1, np.abs(points).max(axis=1, initial=0))  # squares of the points may overflow
-    scale: Array = largest * np.maximum(1 / largest, np.linalg.norm(points / largest[:, None], axis=1))
+    with np.errstate(over="ignore"):
+        scale: Array = largest * np.maximum(1 / largest, np.linalg.norm(points / largest[:, None], axis=1))
     return scale
 
 
