@@ -42,7 +42,8 @@ class FlowRecord:
         As of :class:`GradientFlow`: the mean factor per step back, and ``horizon(1e-3)`` in steps; both count from
         each sequence's own end, so that the loss of a short sequence does not look like growth.
     zero_share : (rows,) array
-        The share of units whose gradient is exactly zero in the whole batch at lag 100; NaN for shorter sequences.
+        The share of units whose gradient is exactly zero in the whole batch at lag 100 of the longest sequence; NaN if
+        that is shorter.
     cancellation : dict of str to float
         By parameter, the norm of the gradient over the sum of the norms of what each timestep adds to it: 1 if all
         timesteps agree, near 0 if they cancel. Empty if the backward ran elsewhere, as in Keras.
