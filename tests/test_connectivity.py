@@ -133,7 +133,8 @@ def test_batches_of_any_size_give_the_same(rows, monkeypatch):
     problem = Problem("gru", T=6, D=2)
     layer = problem.layer()
     whole = tt.connectivity(layer, problem.x, (5, 1, 3), state=problem.state)
-    monkeypatch.setattr(module, "_BATCH_BYTES", rows * 6 * module._step_bytes(layer))
+    step_bytes = layer.dtype.itemsize * 2 * module.step_numbers(layer.architecture)
+    monkeypatch.setattr(module, "_BATCH_BYTES", rows * 6 * step_bytes)
     found = tt.connectivity(layer, problem.x, (5, 1, 3), state=problem.state)
     assert_logarithms_close(found, 10.0**whole, problem.bound)
 

@@ -1,4 +1,4 @@
-"""Text that others chose, made safe for a terminal."""
+"""Pieces of text: numbers of things, and text that others chose, made safe for a terminal."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import unicodedata
 
 _CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories of controls, lone surrogates, separators of lines
 _DIRECTIONS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # they reorder the text around them
+
+
+def counted(number: int, what: str) -> str:
+    """The number and the noun, in the plural unless the number is 1."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def visible(text: str, keep: str = "") -> str:

@@ -10,15 +10,15 @@ import numpy as np
 
 from .._arguments import Array, float_array, size
 from .._memory import with_room
+from .._plotting import needing_matplotlib
 from .._scaled import ZERO, Scaled, log10_norm
 from .._torch_modules import from_torch
-from ..backend.choose import require_host
 from ..backend.host import Host
 from ..recurrent import Recurrent
 from ..recurrent.arguments import Checks, time_major
 from ..recurrent.scaled_backward import ScaledPass
 from .flow_result import combined_log10_norm
-from .joint_state import as_state
+from .joint_state import as_state, check_recurrent, step_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,9 +86,7 @@ def connectivity(layer: Recurrent, x: Any, at: Sequence[int], *, state: Any = No
     array([ -0.6,  -1. , -19.2, -92.1,  -inf])
     """
     layer, x, state = from_torch(layer, x, state)
-    if not isinstance(layer, Recurrent):
-        raise TypeError(f"layer must be an RNN, GRU or LSTM, got {type(layer).__name__}")
-    require_host("connectivity", layer.device)
+    check_recurrent("connectivity", layer)
     checks = Checks(layer.architecture, Host, layer.dtype)
     x, batched = checks.x(x)
     steps, batch, _ = x.shape
@@ -100,7 +98,8 @@ def connectivity(layer: Recurrent, x: Any, at: Sequence[int], *, state: Any = No
     order = np.argsort(times, kind="stable")  # batches of similar times: those of early ones are shorter
     features = layer.architecture.output_size
     total = len(times) * features * batch
-    rows_at_once = max(1, _BATCH_BYTES // (steps * _step_bytes(layer)))
+    step_bytes = layer.dtype.itemsize * 2 * step_numbers(layer.architecture)
+    rows_at_once = max(1, _BATCH_BYTES // (steps * step_bytes))
     for begin in range(0, total, rows_at_once):
         rows = np.arange(begin, min(begin + rows_at_once, total))
         sequences, (place, entries) = rows % batch, np.divmod(rows // batch, features)
@@ -150,12 +149,8 @@ def plot_connectivity(
     times = _timesteps(at, values.shape[1])
     if not values.size:
         raise ValueError(f"log10_norm is empty: shape {values.shape}, expected at least one row and one step")
-    try:
+    with needing_matplotlib():
         from . import connectivity_figure
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            f'a plot needs matplotlib ({error}): pip install matplotlib, or pip install "throughtime[cli]"'
-        ) from error
     return connectivity_figure.plot(values, times, path_or_axes)
 
 
@@ -169,13 +164,6 @@ def _listed(at: Any) -> list[Any]:
 def _timesteps(at: Any, steps: int) -> Array:
     """`at` as an array of timesteps from 0 to `steps` - 1."""
     return np.array([size(f"at[{i}]", t, least=0, most=steps - 1) for i, t in enumerate(_listed(at))], np.int64)
-
-
-def _step_bytes(layer: Recurrent) -> int:
-    """About what one step of one sequence takes in a forward and a scaled backward."""
-    described = layer.architecture
-    numbers = described.input_size + described.count * (described.gates + 4) * described.hidden_size
-    return 2 * numbers * int(layer.dtype.itemsize)
 
 
 def _row_norms(

@@ -11,6 +11,7 @@ import numpy as np
 
 from .._arguments import UNBOUNDED, Array, as_array, float_array, number, size
 from .._memory import with_room
+from .._text import counted
 from .._torch_modules import from_torch
 from ..backend.host import Host
 from ..recurrent import Recurrent
@@ -75,7 +76,7 @@ class FixedPoints:
     def __repr__(self) -> str:
         reached = np.count_nonzero(self.index >= 0)
         return (
-            f"FixedPoints({len(self)} point{'' if len(self) == 1 else 's'}, {np.count_nonzero(self.stable)} stable, "
+            f"FixedPoints({counted(len(self), 'point')}, {np.count_nonzero(self.stable)} stable, "
             f"from {reached} of {len(self.index)} starts)"
         )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._arguments import Array, check_shape, number
+from .._plotting import needing_matplotlib
 from .notebook import in_notebook, picture_and_text, png
 
 if TYPE_CHECKING:
@@ -279,12 +280,8 @@ def plot_flows(flows: Mapping[str, GradientFlow], path_or_axes: str | os.PathLik
 
 def _figures() -> Any:
     """Import the module that draws; it needs matplotlib."""
-    try:
+    with needing_matplotlib():
         from . import flow_figures
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            f'a plot needs matplotlib ({error}): pip install matplotlib, or pip install "throughtime[cli]"'
-        ) from error
     return flow_figures
 
 

@@ -11,17 +11,28 @@ from .._arguments import Array, contiguous
 from ..backend.choose import require_host
 from ..backend.host import Host
 from ..recurrent import Recurrent
+from ..recurrent.architecture import Architecture
 from ..recurrent.arguments import Checks, time_major
 from ..recurrent.backward import Asked, Loss, run_backward
 
 _BLOCK_BYTES = 1 << 25  # memory of the kernels' arrays for one block of steps
 
 
-def check_layer(layer: Any) -> None:
-    """Raise unless the Jacobian of the layer's state is defined and can be computed."""
+def check_recurrent(what: str, layer: Any) -> None:
+    """Raise unless the layer is recurrent and on the CPU; `what`, in the error, needs that."""
     if not isinstance(layer, Recurrent):
         raise TypeError(f"layer must be an RNN, GRU or LSTM, got {type(layer).__name__}")
-    require_host("the state's Jacobian", layer.device)
+    require_host(what, layer.device)
+
+
+def step_numbers(described: Architecture) -> int:
+    """About as many numbers as a forward of one step of one sequence writes; a backward writes as many."""
+    return described.input_size + described.count * (described.gates + 4) * described.hidden_size
+
+
+def check_layer(layer: Any) -> None:
+    """Raise unless the Jacobian of the layer's state is defined and can be computed."""
+    check_recurrent("the state's Jacobian", layer)
     if layer.bidirectional or layer.reverse:
         raise ValueError(f"layer must have one direction, forward in time, got {layer!r}")
 
@@ -42,8 +53,7 @@ class StepMap:
         described = layer.architecture
         self._sizes = [described.num_layers * width for width in described.widths]
         self.width = sum(self._sizes)
-        numbers = described.input_size + described.num_layers * (described.gates + 4) * described.hidden_size
-        self._row_bytes = 8 * 2 * (numbers + self.width)
+        self._row_bytes = 8 * 2 * (step_numbers(described) + self.width)
 
     @property
     def at_once(self) -> int:

@@ -10,11 +10,11 @@ import numpy as np
 from .._arguments import UNBOUNDED, Array, features_together, float_array, is_integer, number, size
 from .._memory import with_room
 from .._torch_modules import from_torch
-from ..backend.choose import require_host
 from ..recurrent import Recurrent
 from ..recurrent.arguments import time_major
 from ..recurrent.backward import Asked, Loss, run_backward
 from ..recurrent.record import Record
+from .joint_state import check_recurrent
 
 __all__ = ["truncation_error"]
 
@@ -86,9 +86,7 @@ def truncation_error(
     {'weight_ih_l0': 28, 'weight_hh_l0': 20, 'bias_ih_l0': 20, 'bias_hh_l0': 20}
     """
     layer, x, d_output, state = from_torch(layer, x, d_output, state)
-    if not isinstance(layer, Recurrent):
-        raise TypeError(f"layer must be an RNN, GRU or LSTM, got {type(layer).__name__}")
-    require_host("truncation_error", layer.device)
+    check_recurrent("truncation_error", layer)
     windows = _windows(k)
     most = None if tolerance is None else number("tolerance", tolerance, 0, np.inf, open_high=True)
     tape = layer.forward(x, state, lengths, training=False)

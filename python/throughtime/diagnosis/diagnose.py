@@ -9,6 +9,7 @@ import numpy as np
 
 from .._arguments import as_array, size
 from .._memory import with_room
+from .._text import counted
 from .._torch_modules import from_torch
 from ..analysis.flow_result import GradientFlow
 from ..backend.choose import require_host
@@ -161,8 +162,4 @@ def _title(layer: Layer, flow: GradientFlow) -> str:
         name = f"{type(layer).__name__} of {len(layer.layers)} layers"
     each = flow.log10_norm_per_sequence
     batch = each.shape[2] if each.ndim == 3 else 1
-    return f"{name} on {_count(flow.steps, 'step')} of {_count(batch, 'sequence')}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+    return f"{name} on {counted(flow.steps, 'step')} of {counted(batch, 'sequence')}"

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from .._text import counted
 from ..analysis.flow_result import GradientFlow
 
 __all__ = ["Diagnosis", "Finding", "Remedy"]
@@ -101,7 +102,7 @@ class Diagnosis:
     def __str__(self) -> str:
         if self.findings:
             lines = _grouped(self.findings)
-            count = f"{len(self.findings)} finding{'s' if len(self.findings) > 1 else ''}"
+            count = counted(len(self.findings), "finding")
         else:
             lines, count = [f"{place}: {_in_words(own)}" for place, own in self.figures.items() if own], "healthy"
         return "\n".join([f"{self.title}: {count}", *(f"  {line}" for line in lines)])

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from .._text import counted
 from ..layers.embedding import Embedding
 from .depth import boundaries, depth_remedy
 from .examination import Examination
@@ -31,8 +32,7 @@ def zero_gradient(examination: Examination, remedies: Remedies) -> Iterator[Find
         if worst is None or worst.zero_lag is None or (stop is not None and not worst.zero_lag):
             continue
         lag, steps = worst.zero_lag, worst.steps
-        steps_back = f"{lag} step{'' if lag == 1 else 's'}"
-        back = f"from {steps_back} back on" if lag else "at every step"
+        back = f"from {counted(lag, 'step')} back on" if lag else "at every step"
         figures = {"lag": float(lag), "steps": float(steps)}
         text = f"{row_prefix(worst)}the gradient is exactly zero {back}; {steps - lag} of {steps} steps never learn"
         remedy = memory_remedy(remedies, place, memory_plans(remedies, part, "kaiming"))

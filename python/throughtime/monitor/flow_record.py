@@ -118,15 +118,16 @@ class FlowRecord:
 
 def make_record(step: int, layer: str, record: Record, grads: Gradients, *, full: bool) -> FlowRecord:
     """Measure one backward pass; with `full`, the flow is that of a loss on the last step, past the range of floats."""
-    flow = flow_of_record(record, layer) if full else _flow_of_gradients(record, grads, layer)
-    zero_share = _zero_share(record, flow, None if full else grads)
+    hidden = None if full else record.backend.on_host("hidden", grads.hidden)
+    flow = flow_of_record(record, layer) if hidden is None else _flow_of_hidden(record, hidden, layer)
+    zero_share = _zero_share(flow, hidden)
     return _record(step, layer, record, flow, zero_share, _cancellation(record, grads), *_clipped(record, grads))
 
 
 def record_of_forward(step: int, layer: str, record: Record) -> FlowRecord:
     """Measure a forward pass whose backward is not run here: the flow of a loss on the last step, as with `full`."""
     flow = flow_of_record(record, layer)
-    return _record(step, layer, record, flow, _zero_share(record, flow, None), {}, None, None)
+    return _record(step, layer, record, flow, _zero_share(flow, None), {}, None, None)
 
 
 def _record(
@@ -159,8 +160,7 @@ def _record(
     )
 
 
-def _flow_of_gradients(record: Record, grads: Gradients, title: str) -> GradientFlow:
-    hidden = record.backend.on_host("hidden", grads.hidden)
+def _flow_of_hidden(record: Record, hidden: Array, title: str) -> GradientFlow:
     return GradientFlow(
         log10_norm(scaled(hidden)),
         reverse=record.architecture.goes_back,
@@ -176,17 +176,17 @@ def _lags(steps: int) -> Array:
     return np.array([*(lag for lag in series if lag < steps - 1), *([steps - 1] if steps else [])], np.int64)
 
 
-def _zero_share(record: Record, flow: GradientFlow, grads: Gradients | None) -> Array:
-    """By row, the share of units without any gradient at `ZERO_LAG` of the longest sequence."""
+def _zero_share(flow: GradientFlow, hidden: Array | None) -> Array:
+    """By row, the share of units without any gradient at `ZERO_LAG` of the longest sequence; `hidden` is dL/dh."""
     if flow.steps <= ZERO_LAG:
         return np.full(len(flow.names), np.nan)
     times = np.where(flow.reverse, ZERO_LAG, flow.steps - 1 - ZERO_LAG)
     rows = np.arange(len(times))
-    if grads is None:
+    if hidden is None:
         zero = flow.log10_unit[rows, times] == -np.inf
     else:
-        hidden = record.backend.on_host("hidden", grads.hidden)[rows, times]
-        zero = hidden == 0 if hidden.ndim == 2 else (hidden == 0).all(axis=1)
+        zero = hidden[rows, times] == 0
+        zero = zero if zero.ndim == 2 else zero.all(axis=1)
     share: Array = zero.mean(axis=1)
     return share
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .._text import visible
+from .._plotting import needing_matplotlib
+from .._text import counted, visible
 from ..analysis.notebook import image, png
 from ..analysis.thinning import spread
 from .flow_record import FlowRecord
@@ -68,12 +69,8 @@ _COLUMNS = (
 
 def figures() -> Any:
     """Import the module that draws; it needs matplotlib."""
-    try:
+    with needing_matplotlib():
         from . import figures
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            f'a plot needs matplotlib ({error}): pip install matplotlib, or pip install "throughtime[cli]"'
-        ) from error
     return figures
 
 
@@ -89,7 +86,7 @@ def page(monitor: Monitor) -> str:
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{_TITLE}</title><style>{_STYLE}</style></head><body>
 <h1>{_TITLE}</h1>
-<p>{_count(len(monitor.history), "record")} of {_count(layers, "layer")}, from step {min(steps)} to step {max(steps)}.
+<p>{counted(len(monitor.history), "record")} of {counted(layers, "layer")}, from step {min(steps)} to step {max(steps)}.
 The gradient is that of {_SUBJECT[monitor.range]}.{some}</p>
 <h2>The last record of each layer</h2>{_table(series)}
 {loss}{"".join(_pictures(draw, one, captions=one is shown[0]) for one in shown)}
@@ -157,7 +154,3 @@ def _number(value: float) -> str:
 
 def _share(value: float) -> str:
     return "–" if np.isnan(value) else f"{value:.1%}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
