@@ -130,3 +130,17 @@ def test_a_browser_shows_the_page(tmp_path, width):
         near = np.abs(pixels - np.array(colour) / 255).max(axis=2) < 0.03
         assert near.sum() > 500
         assert np.flatnonzero(near.any(axis=0)).max() < width
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((3,), r"path must be a str or os\.PathLike, got 3"),
+        (("page.html", 1), "force must be True or False, got 1"),
+        ((None,), r"path must be a str or os\.PathLike, got None"),
+    ],
+)
+def test_what_is_no_path_and_no_bool_is_named(arguments, message):
+    monitor = monitor_of(record_of(0, *falling(1)))
+    with pytest.raises(TypeError, match=message):
+        monitor.save_html(*arguments)

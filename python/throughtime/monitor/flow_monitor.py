@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from .._arguments import choice, size
+from .._arguments import choice, file_path, flag, size
 from .._files import replacing
 from ..analysis.notebook import in_notebook, picture_and_text, png
 from ..backend.choose import require_host
@@ -106,10 +106,13 @@ class BaseMonitor:
             If the file exists and `force` is false.
         ImportError
             If matplotlib is not installed.
+        TypeError
+            If `path` is not a path, or `force` not a bool.
         ValueError
             If there is no record.
         """
-        if not force and os.path.lexists(path):
+        file_path("path", path)
+        if not flag("force", force) and os.path.lexists(path):
             raise FileExistsError(errno.EEXIST, "path exists already, and force is False", os.fspath(path))
         content = page(self).encode("utf-8")
         with replacing(path) as file:
