@@ -114,7 +114,7 @@ class WandB:
     Parameters
     ----------
     run : wandb.Run, optional
-        What ``wandb.init`` returned; ``wandb.run`` when None. It stays open.
+        The result of ``wandb.init``; ``wandb.run`` when None. It stays open.
 
     Raises
     ------

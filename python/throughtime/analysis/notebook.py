@@ -1,4 +1,4 @@
-"""What a notebook shows of a result: a small picture, and its text."""
+"""Results in notebooks: a small picture, and the text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _Shown = TypeVar("_Shown", str, bytes)
 
 
 def in_notebook(make: Callable[[], _Shown]) -> _Shown | None:
-    """What `make` returns; None without matplotlib, so that the notebook shows the `repr`."""
+    """Return the result of `make`; None without matplotlib, so that the notebook shows the `repr`."""
     try:
         return make()
     except ImportError:

@@ -22,7 +22,7 @@ _KINDS: dict[type[Any], tuple[str, type[Recurrent]]] = {
 
 
 class Call(NamedTuple):
-    """What a Keras layer was called with: (B, T, I), a tensor or a list of them, (B, T)."""
+    """The arguments of a call of a Keras layer: input (B, T, I), state (a tensor or a list of them), mask (B, T)."""
 
     sequences: Any
     initial_state: Any

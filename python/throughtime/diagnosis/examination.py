@@ -45,7 +45,7 @@ class Part(NamedTuple):
 
 
 class Examination(NamedTuple):
-    """What one forward and one backward pass found.
+    """The figures of one forward and one backward pass.
 
     Attributes
     ----------

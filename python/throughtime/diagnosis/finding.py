@@ -1,4 +1,4 @@
-"""What `diagnose` returns: findings, each with its figures, and a remedy that was measured."""
+"""The result of `diagnose`: findings, each with its figures, and a remedy that was measured."""
 
 from __future__ import annotations
 

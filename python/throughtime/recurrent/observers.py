@@ -13,7 +13,7 @@ from .record import Record
 
 
 class Observer(Protocol):
-    """What sees the backward passes of one layer."""
+    """Sees the backward passes of one layer."""
 
     def wanted(self) -> Set[str] | None:
         """Called before each backward: the gradients of timesteps to compute for this observer; None to skip it."""
@@ -23,7 +23,7 @@ class Observer(Protocol):
 
 
 Key = Callable[[], int | None]
-"""Returns the present key of what is observed, because torch moves weights; None once it is gone."""
+"""Returns the present key of the observed layer or module, because torch moves weights; None once it is gone."""
 
 _registered: tuple[tuple[Key, Observer], ...] = ()
 _lock = threading.Lock()
@@ -35,7 +35,7 @@ def observers_of(key: int) -> list[Observer]:
 
 
 def observe(key: Key, observer: Observer) -> Callable[[], None]:
-    """Register an observer. Returns a function that ends the observation, as the end of what is observed does."""
+    """Register an observer. Returns a function that unregisters it. An observer whose layer is gone is dropped."""
     entry = key, observer
 
     def stop() -> None:
