@@ -7,9 +7,6 @@ import inspect
 import pytest
 
 pytest.importorskip("jax")
-pytest.importorskip(
-    "throughtime.jax", reason="throughtime was built without jax: see docs/jax.md", exc_type=ImportError
-)
 
 import jax
 import jax.numpy as jnp

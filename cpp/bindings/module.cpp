@@ -9,7 +9,6 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   throughtime::register_training(m);
   throughtime::register_linear(m);
   throughtime::register_config(m);
-#if defined(TT_HAS_JAX)
   throughtime::register_jax(m);
-#endif
+  m.attr("version") = TT_VERSION;
 }

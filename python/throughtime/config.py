@@ -10,7 +10,7 @@ from .cuda.extension import state as cuda_state
 
 _PRECISIONS = ("highest", "high", "medium")
 
-__version__ = "0.1.0"
+__version__: str = _core.version
 
 
 def get_num_threads() -> int:
@@ -85,7 +85,6 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
         "threads": get_num_threads(),
         "cores usable": _core.usable_cores(),
         "CUDA": cuda_state(),
-        "throughtime.jax": "built" if hasattr(_core, "jax_handlers") else "not built",
     }
     if mode == "dicts":
         return config

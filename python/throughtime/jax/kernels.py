@@ -15,12 +15,6 @@ from ..recurrent.architecture import Architecture
 from ..recurrent.record import saved_shape
 from .sharding import vary, varying_axes
 
-if not hasattr(_core, "jax_handlers"):
-    raise ImportError(
-        'throughtime was built without jax\'s headers; in its folder, THROUGHTIME_JAX=1 pip install ".[jax]" builds it '
-        "with them (docs/jax.md has other ways)"
-    )
-
 for _target, _handler in _core.jax_handlers().items():
     jax.ffi.register_ffi_target(_target, _handler, platform="cpu")
 
