@@ -26,15 +26,15 @@ double peak(double seconds) {
   const Host& host = call.host();
   double best = 0;
   const auto body = [](void* operations, int) {
-    *static_cast<std::atomic<double>*>(operations) += level().kernels->multiply_add(rounds);
+    *static_cast<std::atomic<int64_t>*>(operations) += int64_t(level().kernels->multiply_add(rounds));
   };
   const auto end = Clock::now() + std::chrono::duration<double>(seconds);
   do {
-    std::atomic<double> operations = 0;  // of the threads that arrived
+    std::atomic<int64_t> operations = 0;  // of the threads that arrived; Apple's library adds only integers
     const auto begin = Clock::now();
     host.run(host.context, body, &operations);
     const std::chrono::duration<double> taken = Clock::now() - begin;
-    best = std::max(best, operations / taken.count());
+    best = std::max(best, double(operations) / taken.count());
   } while (Clock::now() < end);
   return best;
 }

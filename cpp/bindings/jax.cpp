@@ -36,7 +36,8 @@ class Buffers {
   template <class S>
   S* next(const Sizes& shape) {
     const ffi::AnyBuffer found = next();
-    if (found.element_type() != data_type<S> || !std::ranges::equal(found.dimensions(), shape))
+    if (found.element_type() != data_type<S> ||
+        !std::equal(shape.begin(), shape.end(), found.dimensions().begin(), found.dimensions().end()))
       throw std::invalid_argument("buffer " + std::to_string(taken_ - 1) + " has another dtype or shape than expected");
     return static_cast<S*>(found.untyped_data());
   }
