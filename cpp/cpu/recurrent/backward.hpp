@@ -25,7 +25,7 @@ class BackwardLoop {
   }
 
  private:
-  BackwardLoop(const Backward<S>& problem, const Host& host)
+  TT_SETUP BackwardLoop(const Backward<S>& problem, const Host& host)
       : p(problem),
         host(host),
         team(host),
@@ -45,7 +45,7 @@ class BackwardLoop {
     for (int i = 0; i < host.threads; ++i) all_parts[i] = part_of_work(i);
   }
 
-  void prepare_recompute() {
+  TT_SETUP void prepare_recompute() {
     if (p.every) history.checkpoint_interval = window_steps(p.every, plan.chunk);
     history.window_rows = history.checkpoint_interval;
     for (int i = 0; p.every && i < C::states; ++i)

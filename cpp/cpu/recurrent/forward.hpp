@@ -22,7 +22,7 @@ class ForwardLoop {
   static void* operator new(size_t, void* place) { return place; }
   using Unit = typename Recurrence::Unit;
 
-  ForwardLoop(const Forward<S>& problem, const Host& host, Team& team, const History<S>& history)
+  TT_SETUP ForwardLoop(const Forward<S>& problem, const Host& host, Team& team, const History<S>& history)
       : p(problem),
         host(host),
         team(team),

@@ -1,4 +1,5 @@
-// Every cell, scalar type and tile shape for one instruction set. Compiled once per level; TT_ISA is its name.
+// Every cell, scalar type and tile shape for one instruction set. Compiled once per level; TT_ISA is its name. If TT_REST names
+// another level, that one's kernels serve whatever needs no tiles, and are not compiled again.
 #include "../../kernels.hpp"
 
 #include "../../cells/cells.hpp"
@@ -6,48 +7,104 @@
 #include "backward.hpp"
 #include "forward.hpp"
 
+#if defined(TT_REST)
+namespace throughtime::TT_REST {
+extern const Kernels* const kernels;
+extern const AttentionKernels attention;
+extern const LayerNormKernels layer_norm;
+extern const ActivationKernels activations[];
+extern const TrainingKernels training;
+}  // namespace throughtime::TT_REST
+#endif
+
 namespace throughtime::TT_ISA {
 
 template <template <class, class, class> class Loop, class C, class S, class Problem>
-void run_loop(const Problem& problem, const Host& host) {
-  const EngineKind kind = choose_engine<S>(problem.B, C::gates * problem.H, host);
-#if defined(__AMX_BF16__)
-  if constexpr (sizeof(S) == sizeof(float)) {
-    if (kind == EngineKind::amx)
-      return problem.B > tile_rows ? Loop<C, S, AmxRows<S, C::recurrent, 2>>::run(problem, host)
-                                   : Loop<C, S, AmxRows<S, C::recurrent, 4>>::run(problem, host);
-    if (kind != EngineKind::avx512_bf16 && chunks_fill_tiles<C>(problem))
-      return kind == EngineKind::one_row ? Loop<C, S, ChunksOnTiles<OneRow, S, C::recurrent>>::run(problem, host)
-                                         : Loop<C, S, ChunksOnTiles<ManyRows, S, C::recurrent>>::run(problem, host);
-  }
-#endif
+void run_on_vectors(const Problem& problem, const Host& host, EngineKind kind) {
   if constexpr (has_avx512_bf16 && sizeof(S) == sizeof(float))
     if (kind == EngineKind::avx512_bf16) return Loop<C, S, Avx512Bf16Rows<S, C::recurrent>>::run(problem, host);
   if (kind == EngineKind::one_row) Loop<C, S, OneRow<S, C::recurrent>>::run(problem, host);
   else Loop<C, S, ManyRows<S, C::recurrent>>::run(problem, host);
 }
 
+#if defined(__AMX_BF16__)
+// False if the call needs no tiles; then it has not run.
+template <template <class, class, class> class Loop, class C, class S, class Problem>
+bool run_on_tiles(const Problem& problem, const Host& host, EngineKind kind) {
+  if constexpr (sizeof(S) == sizeof(float)) {
+    if (kind == EngineKind::amx) {
+      if (problem.B > tile_rows) Loop<C, S, AmxRows<S, C::recurrent, 2>>::run(problem, host);
+      else Loop<C, S, AmxRows<S, C::recurrent, 4>>::run(problem, host);
+      return true;
+    }
+    if (kind != EngineKind::avx512_bf16 && chunks_fill_tiles<C>(problem)) {
+      if (kind == EngineKind::one_row) Loop<C, S, ChunksOnTiles<OneRow, S, C::recurrent>>::run(problem, host);
+      else Loop<C, S, ChunksOnTiles<ManyRows, S, C::recurrent>>::run(problem, host);
+      return true;
+    }
+  }
+  return false;
+}
+#endif
+
 template <class C>
 concept SharesLoops = requires { typename C::Shared; };
 
+template <class C>
+struct LoopsOf {
+  using Type = C;
+};
+template <SharesLoops C>
+struct LoopsOf<C> {
+  using Type = typename C::Shared;
+};
+
+#if defined(TT_REST)
+template <class C, class First, class... More>
+constexpr int position(List<First, More...>) {
+  if constexpr (__is_same(C, First)) return 0;
+  else return 1 + position<C>(List<More...>{});
+}
+
+template <class S>
+void run_entry(const Entries<S>& cell, const Forward<S>& problem, const Host& host) {
+  cell.forward(problem, host);
+}
+template <class S>
+void run_entry(const Entries<S>& cell, const Backward<S>& problem, const Host& host) {
+  cell.backward(problem, host);
+}
+#endif
+
 template <template <class, class, class> class Loop, class C, class S, class Problem>
 void run(const Problem& problem, const Host& host) {
-  if constexpr (SharesLoops<C>) {
-    Problem of_variant = problem;
-    of_variant.variant = C::variant;
-    return run<Loop, typename C::Shared, S>(of_variant, host);
-  } else {
-    run_loop<Loop, C, S>(problem, host);
-  }
+  using Own = typename LoopsOf<C>::Type;
+  Problem of_variant = problem;
+  if constexpr (SharesLoops<C>) of_variant.variant = C::variant;
+  const EngineKind kind = choose_engine<S>(problem.B, C::gates * problem.H, host);
+#if defined(__AMX_BF16__)
+  if (run_on_tiles<Loop, Own, S>(of_variant, host, kind)) return;
+#endif
+#if defined(TT_REST)
+  const CellKernels& cell = TT_REST::kernels->cells[position<C>(Cells{})];
+  if constexpr (sizeof(S) == sizeof(float)) run_entry(cell.f32, problem, host);
+  else run_entry(cell.f64, problem, host);
+#else
+  run_on_vectors<Loop, Own, S>(of_variant, host, kind);
+#endif
 }
 
 template <class C, class S>
 constexpr Entries<S> entries = {run<ForwardLoop, C, S, Forward<S>>, run<BackwardLoop, C, S, Backward<S>>};
 
+#if defined(TT_REST)
+using TT_REST::activations, TT_REST::attention, TT_REST::layer_norm, TT_REST::training;
+#else
 extern const AttentionKernels attention;
 extern const LayerNormKernels layer_norm;
 extern const ActivationKernels activations[];
 extern const TrainingKernels training;
+#endif
 extern const LinearKernels linear;
 
 template <class... C>

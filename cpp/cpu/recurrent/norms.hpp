@@ -47,7 +47,7 @@ class StepNorms {
     return __builtin_sqrt(not_negative(sum)) * scale_delta * scale_operand;
   }
 
-  double of_bias(const S* const* delta, int64_t size, int64_t count) {
+  TT_PHASE double of_bias(const S* const* delta, int64_t size, int64_t count) {
     const double scale = rescale(delta, size, count, scaled);
     double sum = 0;
     for (int64_t i = 0; i < size; ++i) {
@@ -78,7 +78,7 @@ class StepNorms {
   }
 
   // out[b][c] = <rows[b], rows[c]> / scale^2; returns the scale.
-  double gram(const S* const* rows, int64_t size, int64_t count, double* out) {
+  TT_PHASE double gram(const S* const* rows, int64_t size, int64_t count, double* out) {
     using V = Vec<double>;
     const double scale = rescale(rows, size, count, scaled);
     for (int64_t b = 0; b < count && poll.goes_on(b * size); ++b)
@@ -98,7 +98,7 @@ class StepNorms {
   }
 
   // Divides the rows by the power of two below their largest entry, into `into`. Returns that power, or 1 for zeros.
-  double rescale(const S* const* rows, int64_t size, int64_t count, double* into) {
+  TT_PHASE double rescale(const S* const* rows, int64_t size, int64_t count, double* into) {
     double largest = 0;
     for (int64_t b = 0; b < count; ++b)
       for (int64_t i = 0; i < size; ++i) {

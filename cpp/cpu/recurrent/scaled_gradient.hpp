@@ -64,7 +64,7 @@ class ScaledGradient {
   }
 
   // Stores the norms of timestep t; `total` (B, P) is dL/dh divided by 2^exponent.
-  void find_norms(int thread, int64_t t, const S* total) const {
+  TT_PHASE void find_norms(int thread, int64_t t, const S* total) const {
     const int64_t B = p->B, P = p->P;
     const int32_t* exponent = p->exponent + t * B;
     double* rows = wide + thread * B * P;
