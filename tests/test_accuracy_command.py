@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 
 import reference
 from comparison import assert_close, magnification, rounding_bound
+from problems import FORMS
 from throughtime import _core
 from throughtime.cli import app
 from throughtime.cli.accuracy import command, functions, measure, options, report
@@ -31,6 +33,7 @@ from throughtime.cli.accuracy.ulp import ulp_errors
 from throughtime.cli.accuracy.worker import Worker, Workers
 from throughtime.cli.bench.process import ProcessError
 
+ROOT = Path(__file__).parent.parent
 LEVELS = [name for name, supported in _core.levels() if supported]
 
 
@@ -219,6 +222,10 @@ def test_a_draw_has_the_same_numbers_in_both_types(inputs, median):
     assert np.all(np.diff(arguments(inputs, "float64", 100, 0)) >= 0)
 
 
+def test_every_form_of_cell_is_measured():
+    assert set(FORMS) <= set(KERNELS)
+
+
 class Recorded(Draw):
     """Keeps what it drew in a list outside."""
 
@@ -288,6 +295,9 @@ def test_everything_is_measured_at_every_level(run):
         assert any(line.startswith(f"| lstm | float32 | {level} | float64 |") for line in lines)
         assert any(line.startswith(f"| tanh | float64 | {level} |") for line in lines)
     assert lines[0].startswith(data["cpu"])
+    page = (ROOT / "docs" / "accuracy.md").read_text(encoding="utf-8")
+    headings = [line for line in lines if line.startswith(("| function |", "| kernel |"))]
+    assert len([line for line in headings if line in page]) == 2
     for words in ("mpmath with 50 digits", "uniform (functions", "lognormal with random signs", "standard Cauchy"):
         assert words in output
     assert ("kernels in float64: they are compared between levels" in output) == (len(LEVELS) == 1)

@@ -108,15 +108,23 @@ def _bound(findings: Iterable[KernelFinding]) -> str:
 
 
 def _number(value: float) -> str:
-    """Two significant digits, more for integers below 1000."""
-    return f"{value:.0f}" if 100 <= value < 1000 else f"{value:.2g}"
+    """Two significant digits; three for numbers from 100 to 999."""
+    if 100 <= value < 1000:
+        return f"{value:.0f}"
+    digits, exponent, power = f"{value:.2g}".partition("e")
+    return f"{digits}{exponent}{int(power)}" if exponent else digits
 
 
 def notes(plan: Plan, findings: Findings) -> list[str]:
     """The meaning of the tables, then what is missing, has failed, or exceeds its bound."""
     said = [DESCRIPTION]
     if findings.functions:
-        said += _function_notes(plan)
+        said.append(_function_note(plan))
+    if any(finding.function == "softmax" for finding in findings.functions):
+        said.append(
+            "softmax: the probability of the first of two classes with logits x and 0, from the gradient of "
+            "cross_entropy. If x is far below zero, it is exp(x), which cannot be called alone."
+        )
     if findings.kernels:
         said += _kernel_notes(findings)
     said += [f"not measured: {text}" for text in findings.missing]
@@ -125,18 +133,17 @@ def notes(plan: Plan, findings: Findings) -> list[str]:
     return said
 
 
-def _function_notes(plan: Plan) -> list[str]:
+def _function_note(plan: Plan) -> str:
     truth = (
         f"the exact value, computed by mpmath with {DIGITS} digits"
         if plan.exact
-        else "this library's float64 at the same level, which is off by up to 1e-8 of these units"
+        else "this library's float64 at the same level (whose own error is below 1e-7 of such a unit)"
     )
-    return [
+    return (
         f"Functions: the distance from {truth}, in units in the last place (ulp) of that value: the largest, the "
-        "argument where it is, and the mean. Subnormal results are left out, because kernels flush them to zero.",
-        "softmax: the probability of the first of two classes with logits x and 0, from the gradient of cross_entropy. "
-        "If x is far below zero, that is exp(x), which cannot be called alone.",
-    ]
+        "argument where it is, and the mean. Results that are nearly subnormal are left out, because kernels flush "
+        "subnormals to zero."
+    )
 
 
 def _kernel_notes(findings: Findings) -> list[str]:
@@ -150,8 +157,8 @@ def _kernel_notes(findings: Findings) -> list[str]:
     if "float64" in references:
         said.append(
             "Against float64: the truth is this library's float64 on the same numbers at the same level, which the "
-            "project's tests compare with a separate reference. Losses are float64 sums in both, so their error is not "
-            "seen."
+            "project's tests compare with a separate reference. Losses and the norm of clip_grad_norm are float64 "
+            "sums in both, so their error is not seen."
         )
     if references - {"float64"}:
         said.append(
