@@ -34,6 +34,7 @@ from throughtime.cli.accuracy.worker import Worker, Workers
 from throughtime.cli.bench.process import ProcessError
 
 ROOT = Path(__file__).parent.parent
+QUICKLY = ["--quick", "--points", "100", "--json", "a.json", "--force"]
 LEVELS = [name for name, supported in _core.levels() if supported]
 
 
@@ -82,7 +83,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def call(arguments, code=0):
-        done = CliRunner().invoke(app, ["accuracy", "--quick", "--json", "a.json", "--force", *arguments.split()])
+        done = CliRunner().invoke(app, ["accuracy", *QUICKLY, *arguments.split()])
         assert done.exit_code == code, done.output
         return done.output, json.loads((tmp_path / "a.json").read_text())
 
@@ -141,7 +142,7 @@ def test_a_wrong_function_has_the_error_that_it_must(monkeypatch, steps):
     (finding,) = found.functions
     assert finding.error.largest == finding.error.mean == steps
     if steps > finding.bound:
-        assert found.excesses == [f"relu, float32, here: off by 5 ulp at {finding.error.at!r}, allowed are 3"]
+        assert found.excesses == [f"relu, float32, here, uniform: off by 5 ulp at {finding.error.at!r}, allowed are 3"]
     else:
         assert found.excesses == []
 
@@ -193,8 +194,12 @@ def test_a_wrong_kernel_has_the_error_that_it_must():
         assert finding.gradients["input"] == pytest.approx((error, error))
         assert (finding.reference, finding.bound) == ("float64", pytest.approx(100))
         assert len(found.excesses) == excess
-    assert found.excesses == ["linear, float32, highest, here: output is off by 128 u, allowed are 100"]
-    assert math.isnan(measure._errors({"a": np.array([np.nan])}, {"a": np.ones(1)}, 1.0)["a"].norm)
+    assert found.excesses == ["linear, float32, highest, here, uniform: output is off by 128 u, allowed are 100"]
+
+
+def test_a_result_that_is_not_finite_is_reported_without_a_bound_too():
+    found = findings_of(plan(kernels=["linear"], types=["float32"], inputs=["Cauchy"]), here=Fixed(factor=np.nan))
+    assert found.excesses == ["linear, float32, highest, here, Cauchy: output is not finite"]
 
 
 def test_float64_is_compared_between_levels():
@@ -312,7 +317,7 @@ def test_each_precision_has_its_row(here, run):
     }
     assert data["functions"] == []
     for precision in {"high", "medium"} - set(existing):
-        assert f"float32, {precision} at here: products have the precision highest instead" in output
+        assert f"float32, {precision} at here: it has no such products" in output
     (finding,) = [f for f in data["kernels"] if f["kernel"] == "linear"]
     assert 0 < finding["gradients"]["weight"]["norm"] < 10  # u; sums of 24 terms, sqrt(24) u if all round alike
 
@@ -320,7 +325,7 @@ def test_each_precision_has_its_row(here, run):
 def test_an_error_above_its_bound_fails_the_command(here, run, monkeypatch):
     monkeypatch.setitem(FUNCTIONS, "tanh", FUNCTIONS["tanh"]._replace(bound=0.01))
     output, data = run("--functions tanh --types float32", code=1)
-    assert "above the bound: tanh, float32, here: off by " in output
+    assert "above the bound: tanh, float32, here, uniform: off by " in output
     assert "allowed are 0.01" in output
     assert data["kernels"] == []
 

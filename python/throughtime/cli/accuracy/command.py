@@ -25,7 +25,7 @@ def accuracy(options: Options) -> None:
     Functions are compared with exact values (50 digits) if mpmath is installed (pip install mpmath), else float32 with
     float64. Kernels, forward and backward, are compared with float64. Both run at every instruction set that the
     machine supports, in float32 and float64 and each precision of products, on uniform, lognormal and Cauchy inputs.
-    The exit code is 1 if an error exceeds its bound.
+    The exit code is 1 if an error exceeds its bound or is not finite.
     """
     if options.json is not None:
         check_new_file("--json", options.json, options.force)
@@ -66,7 +66,7 @@ def _missing(plan: Plan, levels: list[str]) -> list[str]:
     if plan.functions and len(plan.function_types) < len(plan.types):
         said.append("functions in float64: they need mpmath, which is not installed: pip install mpmath")
     if plan.kernels and "float64" in plan.types and len(levels) == 1:
-        said.append(f"kernels in float64: they are compared between levels, and {levels[0]} is alone")
+        said.append(f"kernels in float64: they are compared between levels, but only {levels[0]} takes part")
     return said
 
 

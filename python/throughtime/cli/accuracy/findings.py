@@ -25,7 +25,7 @@ class FunctionFinding(NamedTuple):
         if self.error.largest <= self.bound:
             return None
         return (
-            f"{self.function}, {self.type}, {self.level}: off by {self.error.largest:.3g} ulp at "
+            f"{self.function}, {self.type}, {self.level}, {self.inputs}: off by {self.error.largest:.3g} ulp at "
             f"{self.error.at!r}, allowed are {self.bound:g}"
         )
 
@@ -55,17 +55,16 @@ class KernelFinding(NamedTuple):
 
     @property
     def excess(self) -> str | None:
-        """How the worst error exceeds its bound; None if it does not."""
-        if self.bound is None:
-            return None
+        """How the worst error exceeds its bound, or that it is not finite; None if neither."""
         errors = {**self.values, **{f"gradient of {name}": error for name, error in self.gradients.items()}}
         tensor = worst(errors)
-        if errors[tensor].norm <= self.bound:
+        error = errors[tensor].norm
+        which = f"{self.kernel}, {self.type}, {self.precision}, {self.level}, {self.inputs}: {tensor}"
+        if not math.isfinite(error):
+            return f"{which} is not finite"
+        if self.bound is None or error <= self.bound:
             return None
-        return (
-            f"{self.kernel}, {self.type}, {self.precision}, {self.level}: {tensor} is off by {errors[tensor].norm:.3g} "
-            f"u, allowed are {self.bound:.3g}"
-        )
+        return f"{which} is off by {error:.3g} u, allowed are {self.bound:.3g}"
 
 
 def worst(errors: dict[str, Error]) -> str:
@@ -75,7 +74,7 @@ def worst(errors: dict[str, Error]) -> str:
 
 @dataclass
 class Findings:
-    """All findings, levels that failed with the reason, and remarks."""
+    """All findings, levels that failed with the reason, and what could not be measured."""
 
     functions: list[FunctionFinding] = field(default_factory=list)
     kernels: list[KernelFinding] = field(default_factory=list)

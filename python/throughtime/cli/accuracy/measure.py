@@ -64,7 +64,7 @@ def _missing_precisions(plan: Plan, existing: dict[str, list[str]]) -> list[str]
         return []
     lacking = {wanted: [level for level in existing if wanted not in existing[level]] for wanted in plan.precisions}
     return [
-        f"float32, {wanted} at {', '.join(levels)}: products have the precision highest instead"
+        f"float32, {wanted} at {', '.join(levels)}: it has no such products and uses those of highest"
         for wanted, levels in lacking.items()
         if levels
     ]

@@ -1,4 +1,4 @@
-"""The side that runs the functions and kernels: a separate process for each instruction set.
+"""Runs the functions and kernels, in a separate process for each instruction set.
 
 A process chooses its instruction set when it first calls a kernel, from ``THROUGHTIME_ISA``.
 """
@@ -36,13 +36,13 @@ class Worker:
 
 
 class Caller(Protocol):
-    """What answers requests."""
+    """Answers requests."""
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """Call a method of `Worker`."""
+        """Return what a method of `Worker` returns."""
 
     def close(self) -> None:
-        """No more requests follow."""
+        """End; no more requests follow."""
 
 
 class Workers:
