@@ -655,7 +655,7 @@ def test_info():
     assert tt.__version__ in result.output
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["sample"], ["flow"], ["bench"], ["info"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["sample"], ["flow"], ["bench"], ["accuracy"], ["info"]])
 def test_help(command):
     result = call(*command, "--help")
     assert result.exit_code == 0

@@ -17,6 +17,7 @@ def _build() -> Any:
     import typer
 
     from . import flow, info, sample, train
+    from .accuracy.command import accuracy
     from .bench.command import bench
     from .options import Command, Commands, about
 
@@ -28,7 +29,7 @@ def _build() -> Any:
         pretty_exceptions_enable=False,
         callback=about,
     )
-    for command in (train.train, sample.sample, flow.flow, bench, info.info):
+    for command in (train.train, sample.sample, flow.flow, bench, accuracy, info.info):
         app.command(command.__name__, cls=Command)(command)
     return app
 

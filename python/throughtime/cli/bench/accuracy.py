@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+ROUNDOFF = float(np.finfo(np.float32).eps) / 2
 OUTPUTS = ("output", "inference", "sum", "normalised")  # of a forward; all other tensors are gradients
 
 
@@ -37,7 +38,7 @@ def bound(terms: int, product: float = 0.0) -> float:
     accumulate over time. `product` is the relative error of one product, or the rounding of 16-bit numbers that a step
     stores, which later steps shrink. The bound is ten times the sum of both, for the neglected constants.
     """
-    return float(10 * (product + np.sqrt(terms) * np.finfo(np.float32).eps / 2))
+    return float(10 * (product + np.sqrt(terms) * ROUNDOFF))
 
 
 def verdict(found: Mapping[str, float], allowed: float) -> str | None:

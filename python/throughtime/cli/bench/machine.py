@@ -29,7 +29,7 @@ def describe() -> dict[str, Any]:
     config = tt.show_config("dicts") or {}
     spread = calibration_spread()
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cores": config["cores usable"],
         "instruction_set": config["instruction set in use"],
         "peak_float32_flops": peak(),
@@ -87,7 +87,8 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """The processor's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
