@@ -48,7 +48,7 @@ def bound_of(rows, dtype):
 
 def check_against_torch(norm, x, training=True, steps=2):
     """Compares outputs, gradients and running statistics over several forwards."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     module = torchs(norm).train(training)
     for step in range(steps):
