@@ -113,7 +113,7 @@ def test_files_name_their_version(version):
     for path in (SAVED / version).glob("**/*.npz"):
         with np.load(path) as file:
             if "__throughtime__" in file:
-                assert f'"version": "{version}' in str(file["__throughtime__"])
+                assert f'"version": "{version}"' in str(file["__throughtime__"])
 
 
 def test_the_newest_folder_has_every_kind_of_layer():

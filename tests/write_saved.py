@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 import throughtime as tt
+from throughtime import _saved
 
 SAVED = Path(__file__).with_name("saved")
 TEXT = "to be or not to be, that is the question\n" * 8
@@ -126,4 +127,5 @@ def write(folder):
 
 if __name__ == "__main__":
     (version,) = sys.argv[1:]
+    _saved.__version__ = version  # that of the release, which its tag will give it
     write(SAVED / version)

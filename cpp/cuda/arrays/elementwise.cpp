@@ -114,8 +114,10 @@ TT_KERNEL void draw_blocks(OfMask p) {
   for (int64_t i = first_element(); i * block_numbers < p.count; i += elements_between()) {
     uint64_t x[] = {uint64_t(i) + 1, 0, p.draw.mask, p.draw.number};
     philox(x, p.draw.key[0], p.draw.key[1]);
-    for (int64_t k = 0; k < block_numbers && i * block_numbers + k < p.count; ++k)
-      p.mask[i * block_numbers + k] = (x[k / 2] >> 32 * (k % 2) & 0xffffffff) < p.threshold;
+    for (int k = 0; k < block_numbers; ++k) {
+      const int64_t element = i * block_numbers + k;
+      if (element < p.count) p.mask[element] = (x[k / 2] >> 32 * (k % 2) & 0xffffffff) < p.threshold;
+    }
   }
 }
 
