@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,6 +115,15 @@ def test_another_process_resumes_with_the_same_bits():
     losses, other = pickle.loads(subprocess.run(command, input=message, stdout=subprocess.PIPE, check=True).stdout)
     assert losses == expected
     assert_same_bits(other.parameters, model.parameters)
+
+
+@pytest.mark.parametrize("page", ["random.md", "saving.md"])
+def test_the_example_of_a_page_prints_what_stands_below_it(page, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parent.parent / "docs" / page).read_text(encoding="utf-8")
+    ((code, printed),) = re.findall(r"```python\n(.*?)```\n\n((?:    [^\n]+\n)+)", text, re.DOTALL)
+    exec(compile(code, page, "exec"), {})
+    assert capsys.readouterr().out.splitlines() == [line.strip() for line in printed.splitlines()]
 
 
 # State dicts of optimisers
