@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ import numpy as np
 
 from ._arguments import Array
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # of all counts of passes
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 class Draw(NamedTuple):
