@@ -56,7 +56,10 @@ def test_files_of_layers(path, tmp_path):
 
 @pytest.mark.parametrize(("path", "name"), PICKLES, ids=lambda value: value if isinstance(value, str) else named(value))
 def test_pickles(path, name):
-    loaded = pickle.loads(pickle.loads(path.read_bytes())[name])
+    data = pickle.loads(path.read_bytes())[name]
+    if b"numpy.random" in data and np.lib.NumpyVersion(np.__version__) < "2.0.0":
+        pytest.skip("only NumPy 2 reads the generators that it has pickled; later pickles have none")
+    loaded = pickle.loads(data)
     copied = pickle.loads(pickle.dumps(loaded))
     match loaded:
         case Layer():
@@ -64,7 +67,7 @@ def test_pickles(path, name):
             assert_same_bits(copied.forward(x).output, loaded.forward(x).output)  # with the same masks
             if path.stem == "pickles":
                 assert repr(loaded) == repr(layers()[name])
-                check_layer(pickle.loads(pickle.loads(path.read_bytes())[name]), name, path.parent.name)
+                check_layer(pickle.loads(data), name, path.parent.name)
         case tt.optim.SGD() | tt.optim.Adam():
             check_optimizer(loaded, name)
         case tt.Gradients():
