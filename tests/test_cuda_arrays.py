@@ -15,6 +15,7 @@ import throughtime as tt
 from capsules import Interface, Producer, bits
 from stand_in import load_cuda
 from throughtime import cuda
+from throughtime._random import Draw
 
 FLOATS = ("float32", "bfloat16", "float16")
 on_stand_in = pytest.mark.skipif(not load_cuda().is_stand_in, reason="host memory stands in for the device's here")
@@ -320,18 +321,15 @@ def test_dropout_is_numpy_s_in_float32_and_rounds_once(dtype, probability):
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.1, 0.5, 1.0])
-def test_masks_are_drawn_at_their_rate_and_follow_from_the_seed(probability):
-    """Counts, also of neighbours both true, are within six standard deviations of independent draws."""
+@pytest.mark.parametrize("shape", [(0,), (1,), (9,), (50, 401)])
+def test_masks_are_those_that_the_host_draws(probability, shape):
+    """Also where the counter and the key have their upper bits."""
     from throughtime.backend.choose import backend_of
+    from throughtime.backend.host import Host
 
-    def draw(seed):
-        return backend_of("cuda").random_mask(np.random.default_rng(seed), (50, 401), probability).numpy()
-
-    first, again, other = draw(0), draw(0), draw(1)
-    assert np.array_equal(first, again)
-    both = first & other, first[1:] & first[:-1], first[:, 1:] & first[:, :-1]
-    for mask, rate in ((first, probability), (other, probability), *((mask, probability**2) for mask in both)):
-        assert abs(mask.mean() - rate) <= 6 * np.sqrt(rate * (1 - rate) / mask.size)
+    for draw in (Draw((0, 0), 0, 0), Draw((2**64 - 3, 2**63 + 5), 7, 2**64 - 1)):
+        found = backend_of("cuda").random_mask(draw, shape, probability).numpy()
+        assert np.array_equal(found, Host.random_mask(draw, shape, probability))
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

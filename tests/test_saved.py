@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import throughtime as tt
+from throughtime._saved import FORMAT
 
 LAYERS = {
     "rnn": lambda: tt.RNN(3, 4, num_layers=2, nonlinearity="relu", dropout=0.25, seed=0),
@@ -31,6 +32,7 @@ LAYERS = {
     ),
 }
 CONFIGURATION = "__throughtime__"
+LINEAR = {"layer": "Linear", "config": {"input_size": 2, "output_size": 3, "bias": True, "dtype": "float32"}}
 
 
 @pytest.fixture(scope="module", params=LAYERS)
@@ -181,6 +183,76 @@ def test_configurations_that_no_layer_has(path, configuration):
     refused(path)
 
 
+def described(**changes):
+    """The configuration of `LINEAR`, as a file has it, with changes; None leaves an entry out."""
+    entries = {"format": FORMAT, "version": "9.8.7", "model": LINEAR, **changes}
+    return {name: value for name, value in entries.items() if value is not None}
+
+
+LINEAR_ARRAYS = {"weight": np.zeros((3, 2), np.float32), "bias": np.zeros(3, np.float32)}
+
+
+def test_a_file_names_its_format_and_version(path):
+    configuration, arrays = entries_of(LAYERS["stack"](), path)
+    assert configuration.keys() == {"format", "version", "model"}
+    assert (configuration["format"], configuration["version"]) == (FORMAT, tt.__version__)
+    assert arrays["__rng_state__"].shape == (1, 3)
+
+
+@pytest.mark.parametrize("model", [LINEAR, {"layer": "Later", "config": {"new": 1}}, {"entirely": "different"}, None])
+def test_a_file_in_a_newer_format_names_both_versions(path, model):
+    """Whatever else it holds: the format is read first."""
+    write(path, described(format=FORMAT + 1, model=model), {})
+    with pytest.raises(ValueError, match=r"path was saved by throughtime 9\.8\.7 in format 2, but this is") as caught:
+        tt.load(path)
+    assert f"throughtime {tt.__version__}, which reads formats up to {FORMAT}" in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_layer_that_only_another_version_has_names_both_versions(path):
+    model = {"layer": "Linear", "config": {**LINEAR["config"], "rank": 3}}
+    write(path, described(model=model), LINEAR_ARRAYS)
+    refused(path, "rank", "saved by throughtime 9.8.7", f"this is throughtime {tt.__version__}")
+
+
+@pytest.mark.parametrize("version", ["9.8.7", None, 3, "x" * 1000])
+def test_any_version_with_this_format_is_read(path, version):
+    write(path, described(version=version), LINEAR_ARRAYS)
+    assert repr(tt.load(path)) == "Linear(2, 3)"
+
+
+@pytest.mark.parametrize("number", [0, -1, "1", 1.0, True, [], {"layer": "Linear", "config": {}}])
+def test_a_format_is_a_number_from_one(path, number):
+    write(path, described(format=number), LINEAR_ARRAYS)
+    refused(path, "format")
+
+
+def test_a_long_version_is_cut(path):
+    write(path, described(format=10**30, version="x" * 10_000), LINEAR_ARRAYS)
+    with pytest.raises(ValueError, match="format 10000") as caught:
+        tt.load(path)
+    assert len(str(caught.value)) < 600
+
+
+def test_a_file_before_versions_loads(path):
+    """Its random masks begin anew."""
+    configuration, arrays = entries_of(LAYERS["lstm"](), path)
+    del arrays["__rng_state__"]
+    write(path, configuration["model"], arrays)
+    one, other = tt.load(path), tt.load(path)
+    assert same(one, LAYERS["lstm"]())
+    assert not np.array_equal(one.get_rng_state(), other.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    "state", [np.zeros((2, 3), np.uint64), np.zeros((1, 3)), np.zeros((1, 3), np.uint8), np.zeros(3, np.uint64)]
+)
+def test_a_state_of_masks_fits_the_layer(path, state):
+    configuration, arrays = entries_of(LAYERS["lstm"](), path)
+    write(path, configuration, {**arrays, "__rng_state__": state})
+    refused(path, "state")
+
+
 def test_other_files(path):
     for content in (b"", b"PK", b"something else", b"PK\x05\x06" + bytes(18), bytes(1000)):
         path.write_bytes(content)
@@ -209,9 +281,6 @@ def peak_of_refusal(path):
     """Megabytes that reading a file takes until it is refused; the process is killed after 20 seconds."""
     command = [sys.executable, "-c", textwrap.dedent(PEAK), str(path)]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) / 1024
-
-
-LINEAR = {"layer": "Linear", "config": {"input_size": 2, "output_size": 3, "bias": True, "dtype": "float32"}}
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,9 @@ from .layers.add_layer_norm import add_layer_norm, add_layer_norm_backward
 from .layers.attention import SelfAttention
 from .layers.batch_norm import BatchNorm
 from .layers.embedding import Embedding
-from .layers.layer import load
 from .layers.layer_norm import LayerNorm
 from .layers.linear import Linear
+from .layers.load import load
 from .layers.mlp import MLP
 from .layers.residual import ResidualBlock
 from .layers.sequential import Sequential

@@ -244,7 +244,9 @@ def generator(name: str, seed: Any) -> np.random.Generator:
     try:
         if isinstance(seed, bool | np.bool_):
             raise TypeError
-        return np.random.default_rng(seed)
+        if isinstance(seed, np.random.Generator | np.random.BitGenerator | np.random.RandomState):
+            return np.random.default_rng(seed)
+        return np.random.Generator(np.random.PCG64(seed))  # by name, because NumPy may change its default
     except (TypeError, ValueError) as error:
         raise type(error)(f"{name} must be None, an int of at least 0 or a Generator, got {seed!r}") from None
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from . import _core
-from ._arguments import Array, native_floats, number
-from ._memory import with_room
+from ._arguments import Array, as_array, float_array, is_layer_dtype, native_floats, number
+from ._memory import with_room, writable
 from ._ties import are_plain, by_memory, from_memory_order, in_memory_order, may_share
 from .backend.choose import check_floats
 
@@ -20,10 +20,15 @@ __all__ = ["SGD", "Adam", "AdamW"]
 class _Optimizer:
     """Checks of the arguments of `step`, and a state per parameter."""
 
+    _settings: ClassVar[tuple[str, ...]]  # attributes that `state_dict` contains
+    _parts: ClassVar[tuple[str, ...]]  # torch's names of the arrays of a parameter's state
     _linear = False  # whether two steps of one parameter equal one step with the sum of the gradients
 
     def __init__(self) -> None:
         self._states: dict[str, tuple[Array, ...]] = {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(writable(state))
 
     def step(self, parameters: Mapping[str, Array], grads: Mapping[str, Array]) -> None:
         """Update every parameter in place.
@@ -54,6 +59,77 @@ class _Optimizer:
         rows = [(array, grads[name], *states.get(name, ())) for name, array in parameters.items()]
         if not plain or not self._update(rows):
             self._step_converted(parameters, grads)
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return copies of the settings and of every parameter's state, as arrays that ``np.savez`` can write.
+
+        Returns
+        -------
+        state : dict of str to array
+            The settings by name, such as ``lr``, and the states with torch's names after the parameter's:
+            ``weight_ih_l0.exp_avg``, ``weight_ih_l0.exp_avg_sq`` and ``weight_ih_l0.step`` for Adam and AdamW,
+            ``weight_ih_l0.momentum_buffer`` for SGD.
+
+        Examples
+        --------
+        >>> import io, numpy as np, throughtime as tt
+        >>> gru, optimizer = tt.GRU(2, 3, seed=0), tt.optim.Adam(0.01)
+        >>> optimizer.step(gru.parameters, {name: np.ones_like(array) for name, array in gru.parameters.items()})
+        >>> file = io.BytesIO()
+        >>> np.savez(file, **optimizer.state_dict())
+        >>> _ = file.seek(0)
+        >>> other = tt.optim.Adam()
+        >>> other.load_state_dict(np.load(file))
+        >>> other.lr, int(other.state_dict()["weight_hh_l0.step"])
+        (0.01, 1)
+        """
+        found = {name: np.array(getattr(self, name), np.float64) for name in self._settings}
+        for parameter, state in self._states.items():
+            found |= {f"{parameter}.{part}": array.copy() for part, array in zip(self._parts, state, strict=True)}
+        return found
+
+    @with_room
+    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+        """Continue from what `state_dict` of an optimiser of this class returned.
+
+        Parameters
+        ----------
+        state : mapping of str to array
+            Such as the file that ``np.load`` opens.
+
+        Raises
+        ------
+        TypeError
+            If `state` is not a mapping, or an entry not an array of the expected dtype.
+        ValueError
+            If an entry is missing, unexpected or has another shape. Nothing is changed then.
+        """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state must be a dict of name to array, got {type(state).__name__}")
+        arrays = {name: as_array(f"state[{name!r}]", value) for name, value in state.items()}
+        names = dict.fromkeys(name.rpartition(".")[0] for name in arrays if name not in self._settings)
+        expected = [*self._settings, *(f"{name}.{part}" for name in names for part in self._parts)]
+        faults = [f"missing {name!r}" for name in expected if name not in arrays]
+        faults += [f"unexpected {name!r}" for name in arrays if name not in expected]
+        if faults:
+            raise ValueError(f"state does not fit {self!r}: " + "; ".join(faults))
+        states = {name: self._checked_state(name, arrays) for name in names}
+        self._configure(*(arrays[name].tolist() for name in self._settings))
+        self._states = states
+
+    def _checked_state(self, name: str, arrays: Mapping[str, Array]) -> tuple[Array, ...]:
+        """Copies of the arrays of a parameter's state, which fit each other."""
+        parts = {part: f"{name}.{part}" for part in self._parts}
+        first, *_ = (arrays[full] for full in parts.values())
+        if not is_layer_dtype(first.dtype):
+            raise TypeError(f"state[{parts[self._parts[0]]!r}] has dtype {first.dtype}, expected float32 or float64")
+        for full, fitting in zip(parts.values(), self._new_state(first), strict=True):
+            float_array(f"state[{full!r}]", arrays[full], fitting.dtype, fitting.shape)
+        return tuple(np.array(arrays[full], order="C") for full in parts.values())
+
+    def _configure(self, *settings: Any) -> None:
+        """Check and set the settings, in the order of `_settings`."""
+        raise NotImplementedError
 
     def _untied(
         self, parameters: Mapping[str, Array], grads: Mapping[str, Array]
@@ -117,11 +193,15 @@ class SGD(_Optimizer):
     """
 
     _linear = True
+    _settings = ("lr", "momentum")
+    _parts = ("momentum_buffer",)
 
     def __init__(self, lr: float, momentum: float = 0.0) -> None:
         super().__init__()
-        self.lr = _learning_rate(lr)
-        self.momentum = number("momentum", momentum, 0, 1)
+        self._configure(lr, momentum)
+
+    def _configure(self, lr: Any, momentum: Any) -> None:
+        self.lr, self.momentum = _learning_rate(lr), number("momentum", momentum, 0, 1)
 
     def __repr__(self) -> str:
         return f"SGD(lr={self.lr}, momentum={self.momentum})"
@@ -163,17 +243,24 @@ class Adam(_Optimizer):
     array([0.5, 1.5])
     """
 
+    _settings = ("lr", "betas", "eps", "weight_decay")
+    _parts = ("exp_avg", "exp_avg_sq", "step")
+
     def __init__(
         self, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0
     ) -> None:
         super().__init__()
+        self._configure(lr, betas, eps, weight_decay)
+
+    def _configure(self, lr: Any, betas: Any, eps: Any, weight_decay: Any) -> None:
         below_one = math.nextafter(1, 0)
-        self.lr = _learning_rate(lr)
+        lr = _learning_rate(lr)
         if not isinstance(betas, tuple | list) or len(betas) != 2:
             raise TypeError(f"betas must be two numbers, got {betas!r}")
-        self.betas = number("betas[0]", betas[0], 0, below_one), number("betas[1]", betas[1], 0, below_one)
-        self.eps = number("eps", eps, 0, math.inf, open_high=True)
-        self.weight_decay = number("weight_decay", weight_decay, 0, math.inf, open_high=True)
+        checked = number("betas[0]", betas[0], 0, below_one), number("betas[1]", betas[1], 0, below_one)
+        eps = number("eps", eps, 0, math.inf, open_high=True)
+        weight_decay = number("weight_decay", weight_decay, 0, math.inf, open_high=True)
+        self.lr, self.betas, self.eps, self.weight_decay = lr, checked, eps, weight_decay
 
     def __repr__(self) -> str:
         return (

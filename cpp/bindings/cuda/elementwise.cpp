@@ -84,8 +84,10 @@ void drop(const py::array& to, const py::array& from, const py::object& mask, do
   else of_type(type, run);
 }
 
-void draw_mask(const py::array& mask, double probability, uint64_t seed, uintptr_t stream) {
-  cuda::draw_mask(elements<uint8_t>("mask", mask, mask.size()), probability, seed, mask.size(), stream_of(stream));
+void draw_mask(const py::array& mask, uint64_t threshold, uint64_t key0, uint64_t key1, uint64_t which, uint64_t number,
+               uintptr_t stream) {
+  const cuda::Draw draw{{key0, key1}, which, number};
+  cuda::draw_mask(elements<uint8_t>("mask", mask, mask.size()), threshold, draw, mask.size(), stream_of(stream));
 }
 
 void finite_rows(const py::array& finite, const py::array& from, const std::string& type, uintptr_t stream) {

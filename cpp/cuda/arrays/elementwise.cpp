@@ -84,23 +84,41 @@ TT_KERNEL void drop_elements(OfDrop<S> p) {
 
 struct OfMask {
   uint8_t* mask;
-  float probability;
-  uint64_t seed;
+  uint64_t threshold;
+  Draw draw;
   int64_t count;
 };
 
-// Number i of the generator with this seed (SplitMix64: Steele, Lea and Flood 2014).
-TT_DEVICE uint64_t random_bits(uint64_t seed, int64_t i) {
-  uint64_t z = seed + (uint64_t(i) + 1) * 0x9e3779b97f4a7c15;
-  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
-  z = (z ^ z >> 27) * 0x94d049bb133111eb;
-  return z ^ z >> 31;
+// The upper half of a product of 128 bits.
+TT_DEVICE uint64_t high_product(uint64_t a, uint64_t b) {
+  constexpr uint64_t low = 0xffffffff;
+  const uint64_t cross = (a >> 32) * (b & low) + ((a & low) * (b & low) >> 32);
+  return (a >> 32) * (b >> 32) + (cross >> 32) + (((cross & low) + (a & low) * (b >> 32)) >> 32);
 }
 
-// Uses 24 bits, the precision of a float32 in [0, 1).
-TT_KERNEL void draw_elements(OfMask p) {
-  for (int64_t i = first_element(); i < p.count; i += elements_between())
-    p.mask[i] = float(random_bits(p.seed, i) >> 40) * 0x1p-24f < p.probability;
+constexpr int block_numbers = 8;  // numbers of 32 bits in a block
+
+// Philox4x64-10 (Salmon et al. 2011): the counter becomes the block of random bits.
+TT_DEVICE void philox(uint64_t (&x)[4], uint64_t key0, uint64_t key1) {
+  constexpr uint64_t a = 0xd2e7470ee14c6c93, b = 0xca5a826395121157;
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t high_a = high_product(a, x[0]), low_a = a * x[0], high_b = high_product(b, x[2]), low_b = b * x[2];
+    x[0] = high_b ^ x[1] ^ key0, x[1] = low_b;
+    x[2] = high_a ^ x[3] ^ key1, x[3] = low_a;
+    key0 += 0x9e3779b97f4a7c15, key1 += 0xbb67ae8584caa73b;
+  }
+}
+
+// One block per step of the loop; the lower half of each 64 bits is the first number.
+TT_KERNEL void draw_blocks(OfMask p) {
+  for (int64_t i = first_element(); i * block_numbers < p.count; i += elements_between()) {
+    uint64_t x[] = {uint64_t(i) + 1, 0, p.draw.mask, p.draw.number};
+    philox(x, p.draw.key[0], p.draw.key[1]);
+    for (int k = 0; k < block_numbers; ++k) {
+      const int64_t element = i * block_numbers + k;
+      if (element < p.count) p.mask[element] = (x[k / 2] >> 32 * (k % 2) & 0xffffffff) < p.threshold;
+    }
+  }
 }
 
 template <class S>
@@ -205,8 +223,9 @@ void drop(S* to, const S* from, const uint8_t* mask, double scale, int64_t count
   if (count) launch(stream, over(count), drop_elements<S>, OfDrop<S>{to, from, mask, scale, count});
 }
 
-void draw_mask(uint8_t* mask, double probability, uint64_t seed, int64_t count, Stream stream) {
-  if (count) launch(stream, over(count), draw_elements, OfMask{mask, float(probability), seed, count});
+void draw_mask(uint8_t* mask, uint64_t threshold, const Draw& draw, int64_t count, Stream stream) {
+  const int64_t draws = (count + block_numbers - 1) / block_numbers;
+  if (count) launch(stream, over(draws), draw_blocks, OfMask{mask, threshold, draw, count});
 }
 
 template <class S>

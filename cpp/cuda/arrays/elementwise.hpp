@@ -25,8 +25,13 @@ void add(const Pair&, Stream);
 template <class S>
 void drop(S* to, const S* from, const uint8_t* mask, double scale, int64_t count, Stream);
 
-// Draws true with the given probability; the same mask for the same seed.
-void draw_mask(uint8_t* mask, double probability, uint64_t seed, int64_t count, Stream);
+// The random numbers of one mask: Philox4x64-10 with this key. The counter of block i is (i + 1, 0, mask, number).
+struct Draw {
+  uint64_t key[2], mask, number;
+};
+
+// Draws the same mask as NumPy does on the host: element i is true if 32-bit number i is below `threshold` (<= 2^32).
+void draw_mask(uint8_t* mask, uint64_t threshold, const Draw&, int64_t count, Stream);
 
 // Whether all `count` numbers of each of `steps` rows are finite.
 template <class S>

@@ -38,7 +38,8 @@ class GrowthRates:
         """Multiply by the next matrix, which must not change afterwards."""
         if self._q is None:
             k = len(self._sums)
-            self._q = np.linalg.qr(np.random.default_rng(0).standard_normal((k, len(matrix))).T)[0]
+            rng = np.random.Generator(np.random.PCG64(0))
+            self._q = np.linalg.qr(rng.standard_normal((k, len(matrix))).T)[0]
         self._group.append(matrix)
         self._count += 1
         if len(self._group) >= self._every or self._count == self._warmup:

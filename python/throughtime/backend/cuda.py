@@ -10,6 +10,7 @@ import numpy as np
 
 from .. import _arguments, _core
 from .._arguments import Array
+from .._random import Draw, threshold
 from ..cuda.array import DeviceArray, as_device_array, empty, is_on_device, to_device, zeros
 from ..cuda.dtypes import FLOATS, dtype_name, float_name
 from ..cuda.extension import current_stream, extension
@@ -99,9 +100,9 @@ class Cuda:
         return found
 
     @staticmethod
-    def random_mask(rng: np.random.Generator, shape: tuple[int, ...], probability: float) -> Any:
+    def random_mask(draw: Draw, shape: tuple[int, ...], probability: float) -> Any:
         mask = empty(shape, "bool")
-        extension().draw_mask(mask._view, probability, int(rng.integers(1 << 63)), current_stream())
+        extension().draw_mask(mask._view, threshold(probability), *draw.key, draw.mask, draw.number, current_stream())
         return mask
 
     # Arrays as they are

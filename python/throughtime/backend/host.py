@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,6 +12,7 @@ import numpy as np
 from .. import _arguments, _core
 from .._arguments import Array
 from .._memory import with_room
+from .._random import Draw, threshold
 from ..cuda.array import DeviceArray
 
 if TYPE_CHECKING:
@@ -69,11 +71,14 @@ class Host:
         return scaled
 
     @staticmethod
-    def random_mask(rng: np.random.Generator, shape: tuple[int, ...], probability: float) -> Array:
-        """True with that probability."""
-        drawn = with_room(rng.random)(shape, dtype=np.float32)
-        mask: Array = with_room(lambda: np.less(drawn, probability))()
-        return mask
+    @with_room
+    def random_mask(draw: Draw, shape: tuple[int, ...], probability: float) -> Array:
+        """True with that probability, rounded to a multiple of 2^-32."""
+        below = threshold(probability)
+        if below == 1 << 32:
+            return np.ones(shape, np.bool_)
+        mask: Array = np.less(draw.words(math.prod(shape)), np.uint32(below))
+        return mask.reshape(shape)
 
     # Arrays as they are
 

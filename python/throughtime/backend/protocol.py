@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
 from .._arguments import Array
+from .._random import Draw
 
 if TYPE_CHECKING:
     from .._core import LayerNormBackward, LayerNormForward, RecurrentGradients, RecurrentProblem
@@ -50,7 +49,7 @@ class Backend(Protocol):
     def scaled(self, array: Array, factor: float, /) -> Array:
         """`factor` times the array."""
 
-    def random_mask(self, rng: np.random.Generator, shape: tuple[int, ...], probability: float) -> Array:
+    def random_mask(self, draw: Draw, shape: tuple[int, ...], probability: float) -> Array:
         """True with that probability."""
 
     # Arrays as they are

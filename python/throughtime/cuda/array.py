@@ -156,7 +156,7 @@ class DeviceArray:
         return copied
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a DeviceArray cannot be pickled: array.numpy()")
+        raise TypeError("a DeviceArray cannot be pickled: array.numpy() can, and so can a layer after layer.to('cpu')")
 
     # Exchange
 

@@ -72,7 +72,7 @@ def _normalises(layer: Layer) -> bool:
 
 def _signs_on_last(output: Array, valid: Array | None, time_axis: int | None) -> Array:
     """Random signs on the last valid output of each sequence; without a time axis, on all rows."""
-    signs = np.random.default_rng(0).choice(np.array([-1, 1], output.dtype), output.shape)
+    signs = np.random.Generator(np.random.PCG64(0)).choice(np.array([-1, 1], output.dtype), output.shape)
     if time_axis is None:
         return signs
     steps = np.ones(output.shape[:-1], np.bool_) if valid is None else valid

@@ -9,7 +9,7 @@ import numpy as np
 from .. import _core, init
 from .._arguments import UNBOUNDED, Array, as_array, check_dtype, flag, float_array, sequence_lengths
 from .._arguments import size as positive_int
-from .._memory import with_room
+from .._memory import with_room, writable
 from .layer import Layer
 from .rows import LayerGradients, affine, affine_backward
 
@@ -84,10 +84,10 @@ class SelfAttention(Layer, kind="SelfAttention"):
             "out_proj.weight": (self.size, self.size),
             "out_proj.bias": (self.size,),
         }
-        self._set_up(config, shapes, dtype, seed)
+        rng = self._set_up(config, shapes, dtype, seed)
         weight_in, weight_out = self.parameters["in_proj_weight"], self.parameters["out_proj.weight"]
-        weight_in[...] = init.xavier_uniform(weight_in.shape, self._rng, dtype=self.dtype)
-        weight_out[...] = init.kaiming_uniform(weight_out.shape, self._rng, a=5**0.5, dtype=self.dtype)
+        weight_in[...] = init.xavier_uniform(weight_in.shape, rng, dtype=self.dtype)
+        weight_out[...] = init.kaiming_uniform(weight_out.shape, rng, a=5**0.5, dtype=self.dtype)
 
     @with_room
     def __call__(self, x: Any, lengths: Any = None) -> Array:
@@ -183,6 +183,9 @@ class SelfAttentionTape:
         if self._padding is not None:
             output[self._padding] = 0
         self.output = output if batched else output[:, 0]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(writable(state))
 
     @property
     def nbytes(self) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from .. import _core
 from .._arguments import Array, as_array, contiguous, flag, number, valid_steps
 from .._arguments import size as positive_int
-from .._memory import with_room
+from .._memory import with_room, writable
 from .._saved import claim
 from .._scaled import Scaled
 from .add_layer_norm import check_eps
@@ -88,6 +88,9 @@ class BatchNorm(Norm, kind="BatchNorm"):
     def buffers(self) -> dict[str, Array]:
         """The running statistics. Writing into an array changes the layer."""
         return self._buffers
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({**state, "_buffers": writable(state["_buffers"])})
 
     def _cast(self, dtype: np.dtype[Any]) -> None:
         super()._cast(dtype)

@@ -53,8 +53,8 @@ class Embedding(Layer, kind="Embedding"):
         self.count = positive_int("count", count)
         self.output_size: int = positive_int("size", size)
         self.size = self.output_size
-        self._set_up({"count": self.count, "size": self.size}, {"weight": (self.count, self.size)}, dtype, seed)
-        self.parameters["weight"][...] = with_room(self._rng.standard_normal)((self.count, self.size))
+        rng = self._set_up({"count": self.count, "size": self.size}, {"weight": (self.count, self.size)}, dtype, seed)
+        self.parameters["weight"][...] = with_room(rng.standard_normal)((self.count, self.size))
 
     @with_room
     def __call__(self, x: Any) -> Array:

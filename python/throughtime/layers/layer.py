@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import json
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, ClassVar, Self
@@ -12,9 +11,21 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from .._arguments import Array, check_shapes, file_path, float_dtype, generator, is_floating, plain
+from .._arguments import (
+    Array,
+    as_array,
+    check_dtype,
+    check_shape,
+    check_shapes,
+    file_path,
+    float_dtype,
+    generator,
+    is_floating,
+    plain,
+)
 from .._files import replacing
-from .._saved import SavedFile, claim, room_for
+from .._random import MaskStream
+from .._saved import CONFIGURATION, RNG_STATE, claim, configuration_of
 from ..backend.choose import backend_of, require_host
 from ..backend.host import Host
 from ..backend.protocol import Backend
@@ -47,7 +58,7 @@ class Layer:
     """Base class of all layers.
 
     A subclass calls ``_set_up`` with its configuration (its constructor's arguments) and the shapes of its parameters,
-    and fills the arrays with initial values drawn from ``self._rng``.
+    and fills the arrays with initial values drawn from the generator that it returns.
     """
 
     _kinds: ClassVar[dict[str, type[Layer]]] = {}
@@ -62,6 +73,7 @@ class Layer:
     output_size: int | None = None
     """Features of the output's last axis; None where they are not known."""
 
+    _masks: MaskStream | None = None  # the random numbers of its masks, if it draws any
     _backend: Backend = Host
     _elementwise = False  # whether each output value depends only on the input value at the same position
     _rowwise = False  # whether the layer treats the rows of its input as a batch
@@ -78,14 +90,16 @@ class Layer:
             cls._kind = kind
             Layer._kinds[kind] = cls
 
-    def _set_up(self, config: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], dtype: Any, seed: Any) -> None:
+    def _set_up(
+        self, config: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], dtype: Any, seed: Any
+    ) -> np.random.Generator:
         self.dtype = float_dtype(dtype)
         self._config = {**config, "dtype": str(self.dtype)}
         self._shapes_of_parameters = dict(shapes)
         check_shapes(type(self).__name__, shapes, self.dtype.itemsize)
         claim(shapes.values())
-        self._rng = generator("seed", seed)
         self.parameters = {name: Host.zeros(shape, self.dtype) for name, shape in shapes.items()}
+        return generator("seed", seed)
 
     def __repr__(self) -> str:
         constructor = self._kinds[self._kind].__init__  # a user's subclass may override it
@@ -140,7 +154,8 @@ class Layer:
         return {**vars(self), "parameters": held, "_config": dict(self._config)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, parameters={name: held.array for name, held in state["parameters"].items()})
+        own = {name: value for name, value in state.items() if name != "_rng"}  # which pickles before 0.1.0 have
+        vars(self).update(own, parameters={name: held.array for name, held in state["parameters"].items()})
 
     def load_parameters(self, mapping: Mapping[str, Any]) -> None:
         """Copy values into the parameters, converting between float types.
@@ -178,6 +193,55 @@ class Layer:
         for name, array in arrays.items():
             own[name][...] = array
 
+    def get_rng_state(self) -> Array:
+        """Return where the layer is in its random numbers, which are the masks of dropout, zoneout and weight dropout.
+
+        With this state a layer of the same architecture draws the masks that this layer draws next, in any process, for
+        any number of threads, on any device. ``save`` and pickles include it.
+
+        Returns
+        -------
+        state : (N, 3) uint64 array
+            For each of the N recurrent layers inside: a key of two numbers, and the number of forward passes that drew
+            masks. N is 0 if there are no recurrent layers, and 1 for a recurrent layer itself.
+
+        Examples
+        --------
+        >>> import numpy as np, throughtime as tt
+        >>> lstm, x = tt.LSTM(2, 3, zoneout=0.5, seed=0), np.ones((4, 1, 2), np.float32)
+        >>> before = lstm.get_rng_state()
+        >>> first, second = lstm.forward(x), lstm.forward(x)
+        >>> lstm.set_rng_state(before)
+        >>> again = lstm.forward(x)
+        >>> [bool(np.array_equal(other.output, first.output)) for other in (second, again)]
+        [False, True]
+        """
+        return np.array([stream.row() for stream in self._mask_streams()], np.uint64).reshape(-1, 3)
+
+    def set_rng_state(self, state: Array) -> None:
+        """Continue from a state that `get_rng_state` returned.
+
+        Parameters
+        ----------
+        state : (N, 3) uint64 array
+
+        Raises
+        ------
+        TypeError
+            If `state` is not an array of uint64.
+        ValueError
+            If N is not the number of recurrent layers; nothing is changed.
+        """
+        array, streams = as_array("state", state), self._mask_streams()
+        check_dtype("state", array, np.dtype(np.uint64))
+        check_shape("state", array, (len(streams), 3))
+        for stream, row in zip(streams, array, strict=True):
+            stream.set_row(row)
+
+    def _mask_streams(self) -> list[MaskStream]:
+        """The random numbers of the layers inside that draw masks."""
+        return [leaf._masks for leaf in owners(self) if leaf._masks is not None]
+
     def _check_parameters(self) -> None:
         """Raise unless `parameters` still has the constructor's arrays: a user may have replaced an entry."""
         if self.parameters.keys() != self._shapes_of_parameters.keys():
@@ -185,8 +249,9 @@ class Layer:
         self._backend.check_parameters(self.parameters, self.dtype, self._shapes_of_parameters)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write configuration and parameters to `path` (NumPy's ``.npz`` format); `throughtime.load` reads it.
+        """Write configuration, parameters, buffers and the state of the random masks to `path`, for `throughtime.load`.
 
+        The file is NumPy's ``.npz``, and names the version of throughtime that wrote it; later versions read it too.
         A temporary file in the same directory is written first, then replaces `path`: on failure, an existing file
         stays unchanged.
 
@@ -200,11 +265,12 @@ class Layer:
 
     def _write(self, file: BinaryIO) -> None:
         """Write to an open file, as `save`."""
-        about = json.dumps(self._about(), default=lambda inner: inner._about())
+        configuration = configuration_of(self._about(), default=lambda inner: inner._about())
         values = {
             name: self._backend.on_host(name, array) for name, array in {**self.parameters, **self.buffers}.items()
         }
-        entries: dict[str, Any] = {"__throughtime__": np.array(about), **values}
+        own = {CONFIGURATION: np.array(configuration), RNG_STATE: self.get_rng_state()}
+        entries: dict[str, Any] = {**own, **values}
         np.savez(file, **entries)
 
     def _about(self) -> dict[str, Any]:
@@ -291,51 +357,3 @@ def owners(layer: Layer) -> Iterator[Layer]:
 def check_parameters(layer: Layer) -> None:
     """Raise unless `parameters` still has the constructor's arrays."""
     layer._check_parameters()
-
-
-def _rebuild(entry: dict[str, Any]) -> Any:
-    return Layer._kinds[entry["layer"]]._rebuild(entry["config"]) if entry.keys() == {"layer", "config"} else entry
-
-
-def load(path: str | os.PathLike[str]) -> Layer:
-    """Read a layer that ``layer.save(path)`` wrote.
-
-    Untrusted files are safe to read: nothing in them is executed, and the name and shape of an array are checked
-    against the configuration and the length of the file before its memory is allocated.
-
-    Raises
-    ------
-    TypeError
-        If `path` is neither a str nor an os.PathLike.
-    OSError
-        If the file cannot be opened.
-    ValueError
-        If the file is not one that throughtime wrote, or is damaged.
-    """
-    name = file_path("path", path)
-    with open(name, "rb") as stream:
-        try:
-            return _read(SavedFile(stream))
-        except MemoryError:
-            raise
-        except Exception as error:  # any error of zipfile, NumPy, JSON or a constructor about the file's contents
-            what = str(error) or type(error).__name__
-            raise ValueError(f"path is not a layer saved by throughtime: {name!r} ({what})") from None
-
-
-def _read(file: SavedFile) -> Layer:
-    with room_for(file.entries.values()):
-        layer = json.loads(file.configuration, object_hook=_rebuild)
-    if not isinstance(layer, Layer):
-        raise ValueError("its configuration is not that of a layer")
-    arrays = {**layer.parameters, **layer.buffers}
-    for name in arrays | file.entries:
-        found = file.entries[name].shape if name in file.entries else None
-        expected = arrays[name].shape if name in arrays else None
-        if found != expected:
-            raise ValueError(f"{name!r} has shape {found}, expected {expected} for {layer!r}")
-    for name, entry in file.entries.items():
-        if entry.dtype.newbyteorder("=") != arrays[name].dtype:
-            raise ValueError(f"{name!r} has dtype {entry.dtype}, expected {arrays[name].dtype}")
-        arrays[name][...] = file.read(entry)
-    return layer

@@ -55,12 +55,12 @@ class Linear(Layer, kind="Linear"):
         shapes: dict[str, tuple[int, ...]] = {"weight": (self.output_size, self.input_size)}
         if self._bias:
             shapes["bias"] = (self.output_size,)
-        self._set_up(
+        rng = self._set_up(
             {"input_size": self.input_size, "output_size": self.output_size, "bias": self._bias}, shapes, dtype, seed
         )
         bound = 1 / math.sqrt(self.input_size)
         for array in self.parameters.values():
-            array[...] = with_room(self._rng.uniform)(-bound, bound, array.shape)
+            array[...] = with_room(rng.uniform)(-bound, bound, array.shape)
 
     @with_room
     def __call__(self, x: Any) -> Array:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .. import _core
-from .._arguments import Array, as_array, choice, float_array, float_dtype
+from .._arguments import Array, as_array, choice, float_array, float_dtype, generator
 from .._arguments import size as positive_int
 from .._memory import with_room
 from .layer import Composite, Layer
@@ -58,8 +58,9 @@ class MLP(Composite, kind="MLP"):
         self.output_size: int = self.input_size
         self.hidden_size = positive_int("hidden_size", hidden_size)
         self.activation = choice("activation", activation, _ACTIVATIONS)
-        self._linear1 = Linear(self.input_size, self.hidden_size, dtype=dtype, seed=seed)
-        self._linear2 = Linear(self.hidden_size, self.output_size, dtype=dtype, seed=self._linear1._rng)
+        rng = generator("seed", seed)
+        self._linear1 = Linear(self.input_size, self.hidden_size, dtype=dtype, seed=rng)
+        self._linear2 = Linear(self.hidden_size, self.output_size, dtype=dtype, seed=rng)
         config = {"size": self.input_size, "hidden_size": self.hidden_size, "activation": activation}
         inner: dict[str, Layer] = {"linear1": self._linear1, "linear2": self._linear2}
         self._compose({**config, "dtype": str(float_dtype(dtype))}, inner, float_dtype(dtype))

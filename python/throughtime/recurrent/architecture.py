@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from .. import _core
 
@@ -15,9 +16,20 @@ _STATES: dict[str, tuple[str, ...]] = {"rnn": ("hidden",), "gru": ("hidden",), "
 _GATES: dict[str, str] = {"rnn": "h", "gru": "rzn", "lstm": "ifgo"}
 EPS = 1e-5  # for the cells' layer normalisation
 _BIASES = ("bias_ih", "bias_hh")
+# The kinds of random masks. Their order and the room for more kinds are part of what a seed means: add to the end.
+_MASKS = ("dropout", "hidden", "cell", "weight_hh")
+_MOST_MASKS = 8
 
 # Parameters that start as a constant; all others are random.
 CONSTANTS: dict[str, float] = {"weight_ln_ih": 1, "weight_ln_hh": 1, "weight_ln_c": 1, "bias_ln_c": 0}
+
+
+class Mask(NamedTuple):
+    """A random mask: its shape, the probability that an entry is true, and its number among the layer's masks."""
+
+    shape: tuple[int, ...]
+    probability: float
+    number: int
 
 
 @dataclass(frozen=True)
@@ -149,20 +161,29 @@ class Architecture:
         """The name of a zoneout mask."""
         return f"zoneout_{state[0]}{self.suffixes[index]}"
 
-    def mask_shapes(self, steps: int, batch: int) -> dict[str, tuple[tuple[int, ...], float]]:
-        """Shape and probability of every mask that training needs."""
-        wanted: dict[str, tuple[tuple[int, ...], float]] = {}
+    def mask_shapes(self, steps: int, batch: int) -> dict[str, Mask]:
+        """Every mask that training needs, by name."""
+        wanted: dict[str, Mask] = {}
         if self.dropout:
             shape = (steps, batch, self.output_size)
-            wanted |= {f"dropout_l{layer}": (shape, self.dropout) for layer in range(self.num_layers - 1)}
+            for layer in range(self.num_layers - 1):
+                number = _mask_number("dropout", layer * self.num_directions)
+                wanted[f"dropout_l{layer}"] = Mask(shape, self.dropout, number)
         for index, suffix in enumerate(self.suffixes):
             for (state, probability), width in zip(self.zoneouts.items(), self.widths, strict=True):
                 if probability:
-                    wanted[self.zoneout_mask(state, index)] = ((steps, batch, width), probability)
+                    number = _mask_number(state, index)
+                    wanted[self.zoneout_mask(state, index)] = Mask((steps, batch, width), probability, number)
             if self.weight_dropout:
                 name = "weight_hh" + suffix
-                wanted[name] = (self.parameter_shapes[name], self.weight_dropout)
+                number = _mask_number("weight_hh", index)
+                wanted[name] = Mask(self.parameter_shapes[name], self.weight_dropout, number)
         return wanted
+
+
+def _mask_number(kind: str, index: int) -> int:
+    """The same for a mask whatever others there are, so that no option changes the random numbers of another."""
+    return _MOST_MASKS * index + _MASKS.index(kind)
 
 
 def states_of(cell: str) -> tuple[str, ...]:

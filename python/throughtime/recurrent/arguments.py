@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._arguments import UNBOUNDED, Array, choice, flag, number, size
+from .._random import Draw, MaskStream
 from ..backend.protocol import Backend
 from .architecture import Architecture, states_of
 
@@ -191,7 +192,7 @@ class Checks(NamedTuple):
         return checked.reshape(steps, batch)
 
     def masks(
-        self, given: Mapping[str, Array] | None, inputs: Inputs, training: bool, rng: np.random.Generator
+        self, given: Mapping[str, Array] | None, inputs: Inputs, training: bool, stream: MaskStream
     ) -> dict[str, Array]:
         """The masks in use: those given, or new ones."""
         described = self.architecture
@@ -207,13 +208,15 @@ class Checks(NamedTuple):
                 f"(dropout={described.dropout}, zoneout={described.zoneout}, "
                 f"weight_dropout={described.weight_dropout}, num_layers={described.num_layers}, training={training})"
             )
+        given = given or {}
+        passes = stream.next_pass() if wanted.keys() - given.keys() else 0
         masks = {}
-        for name, (shape, probability) in wanted.items():
-            if given and name in given:
+        for name, (shape, probability, place) in wanted.items():
+            if name in given:
                 of_user = shape if inputs.batched or len(shape) == 2 else (shape[0], shape[2])
                 masks[name] = self.backend.bool_array(f"masks[{name!r}]", given[name], of_user).reshape(shape)
             else:
-                masks[name] = self.backend.random_mask(rng, shape, probability)
+                masks[name] = self.backend.random_mask(Draw(stream.key, place, passes), shape, probability)
         return masks
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Self
 
+import numpy as np
+
 from .._arguments import Array, choice, flag
 from .._memory import with_room
+from .._random import MaskStream
 from ..backend.choose import backend_of
 from ..backend.host import Host
 from ..layers.layer import Layer
@@ -31,14 +35,16 @@ class Recurrent(Layer):
     reverse: bool
     zoneout: float | tuple[float, ...]
     weight_dropout: float
+    _masks: MaskStream
 
     def __init__(self, config: dict[str, Any], dtype: Any, seed: Any) -> None:
         checked, architecture = describe(self._kind, config, type(self).__name__)
         vars(self).update(checked, architecture=architecture)
         self.num_directions, self.output_size = architecture.num_directions, architecture.output_size
         plain = {name: checked[name] for name in config}
-        self._set_up(plain, architecture.parameter_shapes, dtype, seed)
-        self._initialise()
+        rng = self._set_up(plain, architecture.parameter_shapes, dtype, seed)
+        self._initialise(rng)
+        self._masks = MaskStream.after(rng)
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -52,10 +58,17 @@ class Recurrent(Layer):
 
     def __getstate__(self) -> dict[str, Any]:
         """The state to pickle, without the architecture, which follows from the options."""
-        return {name: value for name, value in super().__getstate__().items() if name != "architecture"}
+        state = {name: value for name, value in super().__getstate__().items() if name != "architecture"}
+        return {**state, "_masks": copy.copy(self._masks)}  # a shallow copy draws its masks by itself
 
-    def _initialise(self) -> None:
-        bound, uniform = self.hidden_size**-0.5, with_room(self._rng.uniform)  # as PyTorch
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore the state; pickles from before 0.1.0 have one generator for weights and masks."""
+        if "_rng" in state:
+            state = {**state, "_masks": MaskStream.after(state["_rng"])}
+        super().__setstate__(state)
+
+    def _initialise(self, rng: np.random.Generator) -> None:
+        bound, uniform = self.hidden_size**-0.5, with_room(rng.uniform)  # as PyTorch
         for own in self.architecture.own_parameters:
             for name, full in own.items():
                 array, constant = self.parameters[full], CONSTANTS.get(name)
@@ -201,7 +214,7 @@ class Recurrent(Layer):
             self._backend,
             inputs,
             parameters=self.parameters if memory is None else _copied(self.parameters),
-            masks=checks.masks(masks, inputs, training, self._rng),
+            masks=checks.masks(masks, inputs, training, self._masks),
             memory=memory,
             last=last,
         )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import _core
 from .._arguments import Array
+from .._memory import writable
 from ..backend.protocol import Backend
 from .architecture import Architecture
 from .arguments import Inputs, time_major
@@ -105,6 +106,17 @@ class Record:
             masks,
             terms,
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy: arrays that are views of others are left out."""
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {**own, "states": self.kept(), "saved": (), "inputs": self.inputs[:1]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in writable(state).items():
+            setattr(self, name, value)
+        if self.inputs:
+            self.restore(self.inputs[0], self.states)
 
     def restore(self, x: Array, kept: Iterable[Array]) -> None:
         """Restore the arrays from :meth:`kept` of another record, for a backward without a forward."""

@@ -35,6 +35,10 @@ class Tape:
     def __init__(self, record: Record, key: int) -> None:
         self.record, self.key = record, key
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy. The copy belongs to no layer: another one may have its id, so nothing observes it."""
+        return {"record": self.record, "key": 0}
+
     @property
     def output(self) -> Array:
         """(T, B, D*H), in the layout of x; ``(B, D*H)`` with ``output="last"``."""
