@@ -1,5 +1,5 @@
-// Drives the kernels from many threads at once, for ThreadSanitizer: the library's own workers, their exchange between the steps of
-// a recurrence, threads at rest, interrupts, the queues of attention and linear layers, the memory pool, and the settings.
+// Drives the kernels from many threads at once, for ThreadSanitizer: the library's own workers, their exchange between the steps
+// of a recurrence, threads at rest, interrupts, the queues of attention and linear layers, the memory pool, and the settings.
 // Every result is compared, bit by bit, with that of one thread. The exit status tells whether all agree.
 #include <atomic>
 #include <csignal>
@@ -30,6 +30,11 @@ std::vector<float> random_numbers(size_t count, unsigned seed) {
   std::vector<float> numbers(count);
   for (float& number : numbers) number = uniform(generator);
   return numbers;
+}
+
+// Chunks of a few steps, so that even short calls use several threads and have several phases.
+Forced choices(Split split, int rest, int chunk, int interrupt = 0) {
+  return {EngineKind::free, split, uint8_t(rest), true, uint16_t(interrupt), uint16_t(chunk)};
 }
 
 bool same(const std::vector<float>& a, const std::vector<float>& b) {
@@ -163,14 +168,14 @@ struct Linear {
 void one_call_at_a_time(const char* cell, int64_t B) {
   const int64_t T = 12, I = 5, H = 70;
   set_num_threads(1);
-  force({.chunk = 4});
+  force(choices(Split::free, 0, 4));
   Recurrent expected(cell, T, B, I, H);
   expected.forward(), expected.backward();
   for (const int threads : {2, 3, 5})
     for (const Split split : {Split::free, Split::units, Split::sequences})
-      for (const uint8_t rest : {0, 1, 3}) {
+      for (const int rest : {0, 1, 3}) {
         set_num_threads(threads);
-        force({.engine = EngineKind::free, .split = split, .rest = rest, .polls_often = true, .interrupt = 0, .chunk = 4});
+        force(choices(split, rest, 4));
         Recurrent found(cell, T, B, I, H);
         found.forward(), found.backward();
         expect(found.equals(expected), cell);
@@ -181,7 +186,7 @@ void one_call_at_a_time(const char* cell, int64_t B) {
 // Many threads make calls. One of these calls has the workers; the others run on their own thread.
 void many_calls_at_once() {
   set_num_threads(1);
-  force({.chunk = 4});  // so that even calls as small as these use several threads
+  force(choices(Split::free, 0, 4));
   Recurrent lstm("lstm", 8, 4, 6, 40);
   lstm.forward(), lstm.backward();
   SelfAttention attention;
@@ -229,15 +234,15 @@ void many_calls_at_once() {
 // A call that is stopped leaves the workers in a state in which the next one is right.
 void interrupted_calls() {
   set_num_threads(1);
-  force({.chunk = 2});
+  force(choices(Split::free, 0, 2));
   Recurrent expected("lstm", 8, 3, 6, 40);
   expected.forward(), expected.backward();
   set_num_threads(3);
   for (int poll = 1; poll <= 12; ++poll) {
-    force({.engine = EngineKind::free, .split = Split::units, .rest = 1, .polls_often = true, .interrupt = uint16_t(poll), .chunk = 2});
+    force(choices(Split::units, 1, 2, poll));
     Recurrent stopped("lstm", 8, 3, 6, 40);
     expect(stopped.forward(1), "stopped");
-    force({.engine = EngineKind::free, .split = Split::units, .rest = 0, .polls_often = true, .interrupt = 0, .chunk = 2});
+    force(choices(Split::units, 0, 2));
     Recurrent next("lstm", 8, 3, 6, 40);
     next.forward(), next.backward();
     expect(next.equals(expected), "after an interrupt");
