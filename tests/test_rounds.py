@@ -1,0 +1,25 @@
+"""A training loop of any length needs no more memory than a short one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROUNDS = int(os.environ.get("THROUGHTIME_ROUNDS", "240"))
+SIDE = Path(__file__).parent / "rounds_side.py"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_rounds_leave_nothing_behind():
+    """Of the smallest object of each round, half of the rounds would leave more than the bounds: one of Python's blocks,
+    or 24 bytes of the C library's, each."""
+    done = subprocess.run([sys.executable, str(SIDE), str(ROUNDS)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    blocks, allocated, _, threads = map(int, done.stdout.split())
+    assert blocks < ROUNDS // 2
+    assert allocated < 24 * ROUNDS // 2
+    assert threads == 0
