@@ -231,3 +231,21 @@ def test_calls_from_many_threads_at_once_are_right():
     for thread in threads:
         thread.join()
     assert all(np.array_equal(array, expected) for array in found)
+
+
+def test_threads_may_share_a_tape():
+    """They call backward at the same time, and read the values of the forward pass."""
+    problem = Problem("lstm", T=30, B=4, H=20, L=2, dtype="float32")
+    tape = problem.layer().forward(problem.x, memory="states")
+    expected, found = tape.backward(problem.d_output).input, []
+
+    def work():
+        for _ in range(3):
+            found.append(np.array_equal(tape.backward(problem.d_output).input, expected) and tape.hidden.shape[0] == 2)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [True] * 12

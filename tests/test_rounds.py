@@ -15,8 +15,7 @@ SIDE = Path(__file__).parent / "rounds_side.py"
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_rounds_leave_nothing_behind():
-    """Of the smallest object of each round, half of the rounds would leave more than the bounds: one of Python's blocks,
-    or 24 bytes of the C library's, each."""
+    """If each round left one object, Python would have ROUNDS / 2 blocks more; one allocation in C takes 24 bytes."""
     done = subprocess.run([sys.executable, str(SIDE), str(ROUNDS)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     blocks, allocated, _, threads = map(int, done.stdout.split())

@@ -1,14 +1,16 @@
-"""Runs a fuzz target: ``python tests/fuzz/run.py load 600`` runs load.py for 600 seconds.
+"""Runs a fuzz target: ``python tests/fuzz/run.py load --seconds 600`` runs load.py for ten minutes.
 
 A target has a function ``check(data: bytes)``, which raises for a fault and returns otherwise, and a function
 ``seeds()``, which returns inputs to begin with. If atheris is installed, it chooses inputs by the lines of the library
-that they reach; otherwise they are random changes of the seeds. Each kind of fault is printed once, with its input. A
-crash ends the run; atheris leaves its input in a file.
+that they reach; otherwise, and with ``--inputs 1000``, they are random changes of the seeds, the same in every run.
+Each kind of fault is printed once, with its input. A crash ends the run; atheris leaves its input in a file.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
+import itertools
 import os
 import random
 import resource
@@ -16,6 +18,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Iterable, Iterator
 
 MEMORY = 4 << 30  # bytes that a target may take: a size that passes the checks must not take the machine's
 
@@ -40,12 +43,11 @@ class Faults:
                 print(f"fault {kind}: {error}\n  input {data!r}"[:3000], flush=True)
 
 
-def run_random(target, seconds: float, seed: int = 0) -> Faults:
-    """Try random changes of the target's seeds."""
-    rng, seeds, end, faults = random.Random(seed), target.seeds(), time.monotonic() + seconds, Faults(target.check)
-    while time.monotonic() < end:
-        faults.try_input(changed(rng, rng.choice(seeds)))
-    return faults
+def random_inputs(target, seed: int = 0) -> Iterator[bytes]:
+    """Endlessly many changes of the target's seeds."""
+    rng, seeds = random.Random(seed), target.seeds()
+    while True:
+        yield changed(rng, rng.choice(seeds))
 
 
 def changed(rng: random.Random, seed: bytes) -> bytes:
@@ -67,6 +69,15 @@ def changed(rng: random.Random, seed: bytes) -> bytes:
     return bytes(data)
 
 
+def run_random(target, inputs: Iterable[bytes]) -> int:
+    """The number of kinds of faults."""
+    faults = Faults(target.check)
+    for data in inputs:
+        faults.try_input(data)
+    print(f"{faults.count} inputs, {len(faults.kinds)} kinds of faults")
+    return len(faults.kinds)
+
+
 def run_guided(atheris, target, seconds: float) -> None:
     """Let atheris choose inputs; it ends the process."""
     corpus = tempfile.mkdtemp()
@@ -79,18 +90,27 @@ def run_guided(atheris, target, seconds: float) -> None:
     atheris.Fuzz()
 
 
-def main(name: str, seconds: float) -> None:
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("target")
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--inputs", type=int)
+    options = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     try:
         import atheris
     except ImportError:
-        faults = run_random(importlib.import_module(name), seconds)
-        print(f"{faults.count} inputs, {len(faults.kinds)} kinds of faults")
-    else:
-        with atheris.instrument_imports(include=["throughtime"]):
-            target = importlib.import_module(name)
-        run_guided(atheris, target, seconds)
+        atheris = None
+    if atheris is None or options.inputs:
+        target = importlib.import_module(options.target)
+        inputs, end = random_inputs(target), time.monotonic() + options.seconds
+        in_time = itertools.takewhile(lambda _: time.monotonic() < end, inputs)
+        return run_random(target, itertools.islice(inputs, options.inputs) if options.inputs else in_time)
+    with atheris.instrument_imports(include=["throughtime"]):
+        target = importlib.import_module(options.target)
+    run_guided(atheris, target, options.seconds)
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]))
+    sys.exit(main())
