@@ -8,7 +8,7 @@ import pytest
 from hypothesis import settings
 
 from emulation import EMULATES_AMX, emulate_amx
-from problems import FORMS
+from problems import FORMS, KINDS
 from throughtime import _core
 
 # jax reads this at its start: two devices, over which the sharding tests split arrays.
@@ -23,6 +23,27 @@ def pytest_sessionstart():
     """Installs the emulator after pytest's own handler of illegal instructions, in workers too."""
     if EMULATES_AMX:
         emulate_amx()
+
+
+def has_cell(kind):
+    try:
+        return bool(_core.saved_shape(kind, False, 1))
+    except ValueError:
+        return False
+
+
+HAS_ALL_CELLS = all(map(has_cell, KINDS))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call():
+    """Skips tests of cells that a build with sanitizers lacks."""
+    try:
+        return (yield)
+    except ValueError as error:
+        if HAS_ALL_CELLS or "no cell is named" not in str(error):
+            raise
+        pytest.skip(str(error))
 
 
 @pytest.fixture(params=FORMS)

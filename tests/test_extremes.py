@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import throughtime as tt
+from comparison import assert_same_bits
 from problems import FORMS, Problem, layer_class
 from throughtime import _core
 
@@ -42,6 +43,40 @@ def test_padding_is_zero_whatever_the_weights_hold(kind, name):
     assert np.all(grads.hidden[:, 2:, 2] == 0)
     states = grads.initial_state if isinstance(grads.initial_state, tuple) else (grads.initial_state,)
     assert all(np.all(state[:, 1] == 0) for state in states)
+
+
+@pytest.mark.per_level
+@pytest.mark.amx
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("where", ["x", "state", "d_output"])
+def test_what_is_not_finite_stays_in_its_sequence(kind, where, value):
+    """The other sequences' outputs and gradients have the same bits as without it."""
+    problem = Problem(kind, T=6, B=5, H=9, L=2, D=2, dtype="float32")
+    layer = problem.layer()
+
+    def step(x, state, d_output):
+        tape = layer.forward(x, state)
+        grads = tape.backward(d_output, timesteps=("hidden", "cell", "gates"))
+        per_step = {name: getattr(grads, name) for name in ("hidden", "cell", "gates") if hasattr(grads, name)}
+        batch_second = {
+            "output": tape.output,
+            "input": grads.input,
+            **{k: v.swapaxes(0, 1) for k, v in per_step.items()},
+        }
+        return {name: np.moveaxis(array, -2, 0)[[0, 1, 2, 4]] for name, array in batch_second.items()}
+
+    def spoilt(name, given):
+        if name != where:
+            return given
+        arrays = [array.copy() for array in given] if isinstance(given, tuple) else [given.copy()]
+        for array in arrays:
+            array[array.shape[0] // 2, 3, 1] = value
+        return tuple(arrays) if isinstance(given, tuple) else arrays[0]
+
+    given = {"x": problem.x, "state": problem.state, "d_output": problem.d_output}
+    with np.errstate(invalid="ignore"):
+        found = step(**{name: spoilt(name, argument) for name, argument in given.items()})
+    assert_same_bits(found, step(**given))
 
 
 def test_a_tape_does_not_see_later_changes_of_its_arguments():
@@ -196,3 +231,21 @@ def test_calls_from_many_threads_at_once_are_right():
     for thread in threads:
         thread.join()
     assert all(np.array_equal(array, expected) for array in found)
+
+
+def test_threads_may_share_a_tape():
+    """They call backward at the same time, and read the values of the forward pass."""
+    problem = Problem("lstm", T=30, B=4, H=20, L=2, dtype="float32")
+    tape = problem.layer().forward(problem.x, memory="states")
+    expected, found = tape.backward(problem.d_output).input, []
+
+    def work():
+        for _ in range(3):
+            found.append(np.array_equal(tape.backward(problem.d_output).input, expected) and tape.hidden.shape[0] == 2)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [True] * 12

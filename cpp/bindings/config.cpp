@@ -84,6 +84,7 @@ void register_config(pybind11::module_& m) {
       },
       pybind11::arg("engine") = "", pybind11::arg("split") = "", pybind11::arg("chunk") = 0, pybind11::arg("rest") = 0,
       pybind11::arg("polls_often") = false, pybind11::arg("interrupt") = 0);
+  m.def("poison", &pool_poison);  // for tests: see memory.hpp
   // Takes the addresses of an OpenMP runtime's functions, 0 for those that it lacks; see openmp.hpp.
   m.def("borrow_threads", [](const std::map<std::string, uintptr_t>& functions) {
     const auto find = [&](const char* name, auto& to) {

@@ -8,6 +8,7 @@
 #include <pybind11/stl.h>
 
 #include <cstring>
+#include <memory>
 
 namespace throughtime {
 
@@ -60,15 +61,16 @@ py::array empty(const std::vector<py::ssize_t>& shape, const py::dtype& dtype) {
     if (size < 0) throw py::value_error("shape: expected sizes of 0 or more, got " + array());
     if (__builtin_mul_overflow(bytes, size, &bytes)) throw py::value_error("shape: no memory can hold " + array());
   }
-  void* block = nullptr;
+  std::unique_ptr<void, decltype(&pool_release)> block(nullptr, pool_release);
   try {
-    block = pool_acquire(size_t(bytes));
+    block.reset(pool_acquire(size_t(bytes)));
   } catch (const OutOfMemory& error) {
     const std::string text = std::string(error.what()) + ", " + array() + " and dtype " + std::string(py::str(dtype));
     PyErr_SetString(PyExc_MemoryError, text.c_str());
     throw py::error_already_set();
   }
-  return py::array(dtype, shape, block, py::capsule(block, pool_release));
+  const py::capsule owner(block.get(), pool_release);
+  return py::array(dtype, shape, block.release(), owner);
 }
 
 }  // namespace

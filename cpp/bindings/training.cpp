@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <optional>
 #include <utility>
 
 #include "arrays.hpp"
@@ -83,7 +82,7 @@ py::tuple cross_entropy(const Arrays& from) {
 }
 
 template <class S>
-double squared_error(const Arrays& from) {
+py::float_ squared_error(const Arrays& from) {
   SquaredError<S> p{};
   double total = 0;
   p.N = from.shape("prediction", 1)[0];
@@ -93,7 +92,7 @@ double squared_error(const Arrays& from) {
   p.total = &total;
   from.done();
   run(entries<S>().squared_error, p);
-  return total;
+  return py::float_(total);
 }
 
 // Whether kernels can use an object as it is: a float32 or float64 array, contiguous, aligned, in this machine's byte order.
@@ -204,16 +203,17 @@ bool adam(const py::list& list, double lr, double beta1, double beta2, double ep
 }
 
 // Returns the norm of all arrays together, and scales them if it is finite and above `largest`.
-std::optional<double> clip(const py::list& arrays, double largest) {
+py::object clip(const py::list& arrays, double largest) {
   Rows rows;
   for (const py::handle array : arrays)
-    if (!rows.add(py::make_tuple(array, array), 0, false)) return std::nullopt;
+    if (!rows.add(py::make_tuple(array, array), 0, false)) return py::none();
   double norm = 0;
   GradientNorm measure{{}, &norm};
   rows.give(measure);
   run(kernels().norm, measure);
+  const py::float_ result(norm);  // before anything is written, because it may lack memory
   if (norm > largest && norm < HUGE_VAL) run(kernels().scale, GradientScale{measure, largest / norm});
-  return norm;
+  return result;
 }
 
 }  // namespace

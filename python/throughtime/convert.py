@@ -78,7 +78,7 @@ def from_keras(kind: str, weights: Sequence[Any]) -> dict[str, Array]:
     ['bias_hh_l1', 'bias_ih_l1', 'weight_hh_l1', 'weight_ih_l1']
     """
     order = _KERAS[choice("kind", kind, tuple(_KERAS))]
-    if not isinstance(weights, Sequence) or isinstance(weights, str):
+    if not isinstance(weights, Sequence) or isinstance(weights, str | bytes | memoryview):
         raise TypeError(f"weights must be the list of arrays that get_weights() returns, got {type(weights).__name__}")
     arrays = [as_host_floats(f"weights[{k}]", array) for k, array in enumerate(weights)]
     if len(arrays) not in (2, 3, 4, 6):

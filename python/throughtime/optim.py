@@ -49,6 +49,8 @@ class _Optimizer:
         ValueError
             If names or shapes differ, a parameter is read-only, or (Adam and AdamW) two parameters overlap in part. In
             that case nothing is updated.
+        MemoryError
+            If there is no memory for the state of a new parameter. Nothing is updated.
         """
         grads = getattr(grads, "parameters", grads)
         _check_names(parameters, grads)
@@ -143,7 +145,7 @@ class _Optimizer:
         return own, {names[0]: _sum_of(names, parameters, grads) for names in groups}
 
     def _step_converted(self, parameters: Mapping[str, Array], grads: Mapping[str, Array]) -> None:
-        """Check everything; then update each parameter, through a copy if the kernels cannot use the array itself."""
+        """Check and allocate everything; then update, through copies of arrays that the kernels cannot use."""
         for name, parameter in parameters.items():
             _check_pair(name, parameter, grads[name])
             state = self._states.get(name)
@@ -152,14 +154,17 @@ class _Optimizer:
                     f"parameters[{name!r}] has shape {parameter.shape}, but had {state[0].shape} in "
                     "earlier steps; use one optimiser per model, or different names"
                 )
+        rows = []
         for name, parameter in parameters.items():
             copy, grad = native_floats(parameter), native_floats(grads[name])
             state = self._states.get(name) or self._new_state(copy)
             if state[0].dtype != copy.dtype:
                 state = tuple(array.astype(copy.dtype) if array.dtype.kind == "f" else array for array in state)
-            self._states[name] = state
-            if not self._update([(copy, grad, *state)]):
-                raise AssertionError(f"no kernel accepts parameters[{name!r}]")
+            rows.append((copy, grad, *state))
+        if not self._update(rows):  # all at once, so that no lack of memory leaves some of them as they were
+            raise AssertionError("no kernel accepts the parameters")
+        for (name, parameter), (copy, _, *state) in zip(parameters.items(), rows, strict=True):
+            self._states[name] = tuple(state)
             if copy is not parameter:
                 parameter[...] = copy
 

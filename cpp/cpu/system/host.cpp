@@ -219,11 +219,11 @@ void* Call::allocate(void* self, size_t bytes) { return static_cast<Call*>(self)
 void* Call::take_scratch(size_t bytes) {
   constexpr size_t alignment = 64, shared = 1 << 16, small = shared / 8;
   const auto new_block = [this](size_t size) {
-    void* const block = pool_acquire(size);
-    scratch_.emplace_back(block);
-    return block;
+    scratch_.emplace_back();  // first: it may fail, and the block would have no owner
+    scratch_.back().reset(pool_acquire(size));
+    return scratch_.back().get();
   };
-  if (bytes > small) return new_block(bytes);
+  if (address_sanitizer || bytes > small) return new_block(bytes);
   const size_t whole = (bytes + alignment - 1) / alignment * alignment;
   if (whole > left_) next_piece_ = static_cast<char*>(new_block(shared)), left_ = shared;
   void* const piece = next_piece_;

@@ -9,8 +9,10 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <bit>
 #include <cstdint>
+#include <cstring>
 #include <mutex>
 
 namespace throughtime {
@@ -20,6 +22,12 @@ namespace {
 constexpr size_t alignment = 64;
 constexpr size_t huge_page = size_t(2) << 20;
 constexpr size_t worth_keeping = size_t(64) << 10;
+
+#if defined(NDEBUG)
+std::atomic<bool> poisons{false};
+#else
+std::atomic<bool> poisons{true};
+#endif
 
 // Block sizes from `worth_keeping` on: 16 from one power of two to the next.
 constexpr int steps = 16;
@@ -142,21 +150,24 @@ Pool& pool() {
 void* pool_acquire(size_t bytes) {
   if (bytes > SIZE_MAX / 4) throw OutOfMemory(bytes);
   const size_t least = bytes + sizeof(Header);
-  const bool is_kept = least >= worth_keeping;
+  const bool is_kept = !address_sanitizer && least >= worth_keeping;
   Header* block = is_kept ? pool().take(least) : nullptr;
   for (int attempt = 0; !block && attempt < 2; ++attempt) {
     if (attempt) pool_trim(0);
     block = fresh(is_kept ? rounded(least) : least);
   }
   if (!block) throw OutOfMemory(bytes);
+  if (poisons.load(std::memory_order_relaxed)) std::memset(block + 1, 0xFF, bytes);
   return block + 1;
 }
 
 void pool_release(void* block) noexcept {
   Header* header = static_cast<Header*>(block) - 1;
-  if (header->bytes >= worth_keeping) pool().put(header);
+  if (!address_sanitizer && header->bytes >= worth_keeping) pool().put(header);
   else discard(header);
 }
+
+void pool_poison(bool on) { poisons = on; }
 
 void pool_trim(size_t keep) noexcept {
   const std::lock_guard<std::mutex> hold(pool().mutex);

@@ -5,7 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
-#include <system_error>
+#include <exception>
 #include <thread>
 
 #include "processor.hpp"
@@ -47,17 +47,23 @@ Workers& Workers::instance() {
   return *found;
 }
 
-int Workers::prepare(int threads) {
-  while (int(workers_.size()) < threads - 1) {
-    auto worker = std::make_unique<Worker>();
-    try {
-      std::thread(Start{*this, *worker, int(workers_.size()) + 1}).detach();
-    } catch (const std::system_error&) {
-      break;
-    }
-    workers_.push_back(std::move(worker));
+int Workers::prepare(int threads) noexcept {
+  while (int(workers_.size()) < threads - 1 && start_one()) {
   }
   return std::min(threads, int(workers_.size()) + 1);
+}
+
+// Nothing may fail once the thread runs, because it uses its Worker forever.
+bool Workers::start_one() noexcept {
+  try {
+    workers_.reserve(workers_.size() + 1);
+    auto worker = std::make_unique<Worker>();
+    std::thread(Start{*this, *worker, int(workers_.size()) + 1}).detach();
+    workers_.push_back(std::move(worker));
+    return true;
+  } catch (const std::exception&) {  // no memory, or too many threads
+    return false;
+  }
 }
 
 void Workers::post(int threads, void (*body)(void*, int), void* argument) {

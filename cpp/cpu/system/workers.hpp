@@ -15,7 +15,7 @@ class Workers {
   std::atomic_flag busy;  // set by the call that uses them; a signal handler may start another call within it
 
   // Ensures that `threads` threads exist, including the caller's. Returns how many do: fewer, if the system refuses.
-  int prepare(int threads);
+  int prepare(int threads) noexcept;
 
   // Makes each worker i from 1 to threads - 1 run body(argument, i) when it wakes.
   void post(int threads, void (*body)(void*, int), void* argument);
@@ -30,6 +30,8 @@ class Workers {
   void work(Worker& worker, int thread);  // the endless loop of a worker's thread
 
  private:
+  bool start_one() noexcept;  // false if the system refuses
+
   std::vector<std::unique_ptr<Worker>> workers_;
   void (*body_)(void*, int) = nullptr;
   void* argument_ = nullptr;
