@@ -139,14 +139,13 @@ def test_the_work_is_that_of_the_products():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 def test_peak_memory_of_a_step():
-    """At least the size of the gradients of x and of the states, which the step returns. Pages that a busy system takes
-    from the process meanwhile lower a measurement: the largest of three counts.
-    """
+    """At least the size of the gradients of x and of the states, which the step returns; also after larger steps."""
     problem = Recurrence("LSTM", 500, 16, 64, 64)
     data = host_data(problem)
     least = data.x.nbytes + 2 * data.d_output.nbytes
-    found = [cpu.PeakMemory(OURS, problem, 1, "highest", "full").measure() for _ in range(3)]
-    assert None in found or least < max(found) < 20 * least  # None if the kernel does not reset the peak
+    for _ in range(2):
+        found = cpu.PeakMemory(OURS, problem, 1, "highest", "full").measure()
+        assert found is None or least < found < 20 * least  # None if the kernel does not reset the peak
 
 
 # The command
