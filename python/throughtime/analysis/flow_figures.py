@@ -269,9 +269,8 @@ def draw_depth(axes: Axes, norms: Array, label: str, place: int, **style: Any) -
     """Draw norms over all timesteps (layers + 1,) against the boundaries between layers."""
     finite = np.isfinite(norms)
     look: dict[str, Any] = {"linestyle": _LINES[place % len(_LINES)], "marker": _MARKERS[place % len(_MARKERS)]}
-    (line,) = axes.plot(
-        np.where(finite, norms, np.nan), np.arange(len(norms)), label=label, color=f"C{place % 10}", **look, **style
-    )
+    look |= {"color": f"C{place % 10}", "markevery": marked(finite, place)}
+    (line,) = axes.plot(np.where(finite, norms, np.nan), np.arange(len(norms)), label=label, **{**look, **style})
     for absent, marks in _without_place(norms, label, line):
         where = np.flatnonzero(absent)
         axes.plot(np.full(len(where), 0.03), where, transform=axes.get_yaxis_transform(), **marks)
