@@ -1,7 +1,7 @@
 """Pages of the repository outside docs/, such as CONTRIBUTING.md, as pages of the site.
 
-A page of docs/ includes each of them. On a code host, links lead to the originals; on the site, this extension redirects
-them to the pages that include them.
+A page of docs/ includes each of them. On a code host, links lead to the originals; on the site, this extension makes
+them lead to the pages that include them.
 """
 
 from __future__ import annotations
