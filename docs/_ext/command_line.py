@@ -16,7 +16,7 @@ def help_of_commands() -> str:
     """All commands as Markdown, without the help of the group itself."""
     found = subprocess.run(DOCS, check=True, capture_output=True, text=True).stdout
     commands = found[found.index("\n## ") :]
-    return re.sub(r"^\* `--help`.*\n", "", commands, flags=re.MULTILINE)
+    return re.sub(r"^\* `--help`.*\n", "", commands, flags=re.MULTILINE).replace(" range>`", ">`")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
