@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from .._arguments import Array
 from .flow_figures import check_path, colour_scale, figure_of, heat_map, saved
 from .power_axis import label_powers
+from .shown_figure import ShownFigure
 from .thinning import binned_label, spread
 
 _NAMED = 16  # rows whose timestep is written beside them
@@ -24,7 +25,7 @@ def plot(log10_norm: Array, times: Array, path_or_axes: str | os.PathLike[str] |
         _draw(path_or_axes, log10_norm, times)
         return figure_of(path_or_axes)
     check_path(path_or_axes)
-    figure = Figure(figsize=(9, 2.5 + 0.25 * min(len(times), _NAMED)), layout="constrained")
+    figure = ShownFigure(figsize=(9, 2.5 + 0.25 * min(len(times), _NAMED)), layout="constrained")
     _draw(figure.add_subplot(), log10_norm, times)
     return saved(figure, path_or_axes)
 

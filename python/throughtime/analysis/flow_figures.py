@@ -24,6 +24,7 @@ from matplotlib.ticker import MaxNLocator
 from .._arguments import Array
 from .._files import save_figure
 from .power_axis import label_powers
+from .shown_figure import ShownFigure
 from .thinning import bin_size, binned_label, largest, spread, thinned_curve
 
 _CURVES, _HEAT_MAPS, _NAMES = 12, 8, 16  # the most that one figure shows
@@ -109,7 +110,7 @@ def plot_flows(flows: Mapping[str, Flow], path_or_axes: str | os.PathLike[str] |
     if isinstance(path_or_axes, Axes):
         return _into_axes(path_or_axes, curves, "Gradient flow")
     check_path(path_or_axes)
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    figure = ShownFigure(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot()
     _legend_beside(axes, draw_curves(axes, curves))
     axes.set_title("Gradient flow")
@@ -268,9 +269,8 @@ def draw_depth(axes: Axes, norms: Array, label: str, place: int, **style: Any) -
     """Draw norms over all timesteps (layers + 1,) against the boundaries between layers."""
     finite = np.isfinite(norms)
     look: dict[str, Any] = {"linestyle": _LINES[place % len(_LINES)], "marker": _MARKERS[place % len(_MARKERS)]}
-    (line,) = axes.plot(
-        np.where(finite, norms, np.nan), np.arange(len(norms)), label=label, color=f"C{place % 10}", **look, **style
-    )
+    look |= {"color": f"C{place % 10}", "markevery": marked(finite, place)}
+    (line,) = axes.plot(np.where(finite, norms, np.nan), np.arange(len(norms)), label=label, **{**look, **style})
     for absent, marks in _without_place(norms, label, line):
         where = np.flatnonzero(absent)
         axes.plot(np.full(len(where), 0.03), where, transform=axes.get_yaxis_transform(), **marks)
@@ -295,7 +295,7 @@ def label_depth(axes: Axes) -> None:
 
 def _layer_figure(flow: Flow, label: str | None) -> Figure:
     shown = [] if flow._log10_unit is None else spread(len(flow.names), _HEAT_MAPS)
-    figure = Figure(figsize=(13 if shown else 9, max(5.5, 0.9 + 1.2 * len(shown))), layout="constrained")
+    figure = ShownFigure(figsize=(13 if shown else 9, max(5.5, 0.9 + 1.2 * len(shown))), layout="constrained")
     _set_title(figure, flow, label)
     grid = figure.add_gridspec(max(1, len(shown)), 2 if shown else 1)
     curves = figure.add_subplot(grid[:, 0])
@@ -340,7 +340,7 @@ def _stack_figure(flow: Stack, label: str | None) -> Figure:
     rows, norms = len(flow.names), flow.log10_norm[:, : _steps(flow)]
     named = spread(rows, _NAMES)
     below = 2 + 0.25 * len(named)  # inches
-    figure = Figure(figsize=(13, 4.5 + below), layout="constrained")
+    figure = ShownFigure(figsize=(13, 4.5 + below), layout="constrained")
     _set_title(figure, flow, label)
     grid = figure.add_gridspec(2, 2, width_ratios=(2.2, 1), height_ratios=(4, below), wspace=0.08)
     curves = figure.add_subplot(grid[0, :])
@@ -391,7 +391,7 @@ def _layers_into_axes(axes: Axes, flows: Mapping[Any, Flow], title: str) -> Figu
 
 def _depth_figure(flows: Mapping[Any, Flow]) -> Figure:
     rows = max(len(flow.names) for flow in flows.values())
-    figure = Figure(figsize=(8, 2.5 + 0.2 * min(rows, _NAMES)), layout="constrained")
+    figure = ShownFigure(figsize=(8, 2.5 + 0.2 * min(rows, _NAMES)), layout="constrained")
     axes = figure.add_subplot()
     draw_layers(axes, flows)
     return figure

@@ -23,6 +23,7 @@ from .._arguments import Array
 from .._text import visible
 from ..analysis.flow_figures import BROKEN, ZERO, check_path, colour_scale, figure_of, legend_over, runs, saved
 from ..analysis.power_axis import label_powers
+from ..analysis.shown_figure import ShownFigure
 from ..analysis.thinning import bin_size, largest, spread
 from .series import Monitor, Series, series_of
 
@@ -62,7 +63,7 @@ def _into_axes(axes: Axes, series: Series) -> Figure:
 def _figure(monitor: Monitor, series: Sequence[Series]) -> Figure:
     shown = [series[i] for i in spread(len(series), ROWS)]
     rows = len(shown)
-    figure = Figure(figsize=(13, 4.6 if rows == 1 else 1.2 + 1.57 * rows), layout="constrained")
+    figure = ShownFigure(figsize=(13, 4.6 if rows == 1 else 1.2 + 1.57 * rows), layout="constrained")
     some = "" if rows == len(series) else f"; {rows} of {len(series)} rows, plot(layer=...) shows others"
     figure.suptitle(f"Gradient through time during training, for {_SUBJECT[monitor.range]}{some}")
     main: Figure | SubFigure = figure
