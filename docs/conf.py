@@ -41,7 +41,7 @@ myst_links_external_new_tab = False
 # Tutorials: executed at each build; an exception in a cell fails the build.
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 120
+nb_execution_timeout = 300  # seconds per cell, on a busy machine
 nb_execution_in_temp = True
 nb_merge_streams = True
 
