@@ -258,7 +258,8 @@ def label_curves(axes: Axes, quantity: str, steps: int) -> None:
     axes.grid(alpha=0.3)
     label_powers(axes.yaxis)
     told = {text.get_text() for text in axes.texts}
-    for name, value in _FLOATS.items():
+    floats = _FLOATS if axes.dataLim.height < 5000 else {}  # on a longer axis their names would cover each other
+    for name, value in floats.items():
         if axes.dataLim.y0 < value < axes.dataLim.y1 and name not in told:
             axes.axhline(value, color="0.35", linestyle=(0, (1, 4)), linewidth=1)
             text: dict[str, Any] = {"fontsize": "small", "color": "0.25", "va": "bottom"}
