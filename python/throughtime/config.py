@@ -19,6 +19,10 @@ def get_num_threads() -> int:
     Under torchrun, the cores are divided by its processes on this machine (``LOCAL_WORLD_SIZE``), and the value 1 that
     torchrun sets for ``OMP_NUM_THREADS`` is ignored. After ``import throughtime.torch`` the default is torch's number
     of threads, and calls run on torch's threads.
+
+    Returns
+    -------
+    int
     """
     return _core.get_num_threads()
 
@@ -26,8 +30,15 @@ def get_num_threads() -> int:
 def set_num_threads(n: int) -> None:
     """Set the number of threads for later calls. Results are bit-identical for any number.
 
+    Parameters
+    ----------
+    n : int
+        From 1 to 1024.
+
     Raises
     ------
+    TypeError
+        If `n` is not an integer.
     ValueError
         If `n` is below 1 or above 1024.
     """
@@ -35,7 +46,12 @@ def set_num_threads(n: int) -> None:
 
 
 def get_matmul_precision() -> str:
-    """``"highest"``, ``"high"`` or ``"medium"``; see :func:`set_matmul_precision`."""
+    """Return the precision of float32 products that :func:`set_matmul_precision` set.
+
+    Returns
+    -------
+    {"highest", "high", "medium"}
+    """
     return _PRECISIONS[3 - _core.get_terms()]
 
 
@@ -51,6 +67,11 @@ def set_matmul_precision(precision: str) -> None:
         on), AVX512_BF16 without AMX supports ``"medium"``. ``"highest"`` replaces a missing precision
         (:func:`show_config` lists the available ones), and applies to float64. A backward, with everything it
         recomputes for ``memory=``, has the precision set when it is called.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown.
     """
     _core.set_terms(3 - _PRECISIONS.index(choice("precision", precision, _PRECISIONS)))
 
@@ -73,6 +94,22 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     ----------
     mode : {"stdout", "dicts"}
         Whether to print them or to return a dict.
+
+    Returns
+    -------
+    dict of str to object, or None
+        With ``"dicts"``, the lines that are printed otherwise.
+
+    Raises
+    ------
+    ValueError
+        If the mode is unknown.
+
+    Examples
+    --------
+    >>> import throughtime as tt
+    >>> tt.show_config("dicts")["version"] == tt.__version__
+    True
     """
     choice("mode", mode, ("stdout", "dicts"))
     compiled = _core.levels()

@@ -187,6 +187,13 @@ class SGD(_Optimizer):
     momentum : float
         In [0, 1].
 
+    Raises
+    ------
+    TypeError
+        If an argument is not a number.
+    ValueError
+        If it is out of range.
+
     Examples
     --------
     >>> import numpy as np
@@ -237,6 +244,13 @@ class Adam(_Optimizer):
         Added to the denominator.
     weight_decay : float
         L2 penalty, added to the gradient.
+
+    Raises
+    ------
+    TypeError
+        If an argument is not a number, or `betas` not two of them.
+    ValueError
+        If it is out of range.
 
     Examples
     --------
@@ -299,6 +313,11 @@ class AdamW(Adam):
         Added to the denominator.
     weight_decay : float
         Each step subtracts ``lr * weight_decay`` times the parameter.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for :class:`Adam`.
 
     Examples
     --------

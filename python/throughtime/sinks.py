@@ -78,7 +78,7 @@ class JsonLines:
 class TensorBoard:
     """Writes the scalars of each record to TensorBoard, at the record's step.
 
-    The names are those of :meth:`FlowRecord.scalars`. The lag curve is a scalar for each lag. It is not a histogram:
+    The names are those of :meth:`.FlowRecord.scalars`. The lag curve is a scalar for each lag. It is not a histogram:
     TensorBoard's are counts of values, which cannot be negative, and it would sort the lags into bins of its own.
 
     Parameters
@@ -107,7 +107,7 @@ class TensorBoard:
 class WandB:
     """Logs the scalars of each record to a run of Weights & Biases, online or offline.
 
-    The names are those of :meth:`FlowRecord.scalars`; the x-axis of their charts is ``flow_step``, the record's step.
+    The names are those of :meth:`.FlowRecord.scalars`; the x-axis of their charts is ``flow_step``, the record's step.
     The scalars join the row that the training loop logs next, so the run's own step counts as it does without the
     sink. If the loop logs nothing from one record to the next, the records become rows of their own.
 

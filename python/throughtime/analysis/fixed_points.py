@@ -28,7 +28,7 @@ _DECREASE = 1e-4  # of the residual, relative to that of the linear model: Armij
 
 @dataclass(frozen=True, eq=False)
 class FixedPoints:
-    """The fixed points of a recurrent layer, as :func:`fixed_points` returns them: m points from n starts.
+    """The fixed points of a recurrent layer, as :func:`throughtime.fixed_points` returns them: m points from n starts.
 
     Attributes
     ----------

@@ -300,7 +300,7 @@ class StackFlow(GradientFlow):
     layers : (layers,) sequence of GradientFlow or None
         The flow inside each layer that is or contains a recurrent one; None for others.
     title, lengths, fault
-        As for :class:`GradientFlow`.
+        As for :class:`.GradientFlow`.
 
     Attributes
     ----------
@@ -308,7 +308,7 @@ class StackFlow(GradientFlow):
     depth_log10_norm : (layers + 1,) array
         log10 of the norm over all timesteps.
     log10_norm, log10_norm_per_sequence, reverse, names, title, lengths, steps, fault
-        As for :class:`GradientFlow`, with one row per boundary between layers; ``reverse`` is False in every row.
+        As for :class:`.GradientFlow`, with one row per boundary between layers; ``reverse`` is False in every row.
     """
 
     quantity = "dL/dx_t"

@@ -64,7 +64,7 @@ def gradient_flow(
     Returns
     -------
     GradientFlow
-        For a stack, a :class:`StackFlow`, whose rows are the gradients of each layer's input and of the output.
+        For a stack, a :class:`.StackFlow`, whose rows are the gradients of each layer's input and of the output.
 
     Raises
     ------

@@ -80,9 +80,11 @@ class DeviceArray:
         return DeviceArray(self._view[_basic(key)], self.dtype)
 
     def swapaxes(self, axis1: int, axis2: int) -> DeviceArray:
+        """A view with two axes interchanged."""
         return DeviceArray(self._view.swapaxes(axis1, axis2), self.dtype)
 
     def squeeze(self, axis: int | tuple[int, ...] | None = None) -> DeviceArray:
+        """A view without axes of length 1, or without the given ones."""
         return DeviceArray(self._view.squeeze(axis), self.dtype)
 
     def reshape(self, *shape: Any) -> DeviceArray:

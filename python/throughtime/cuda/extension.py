@@ -53,7 +53,7 @@ def _packaged_blas() -> str:
 
 
 def is_available() -> bool:
-    """Whether this build has CUDA, and there is a device."""
+    """Return whether this build has CUDA, and there is a device."""
     module = _built()
     return module is not None and module.device_count() > 0
 
@@ -67,12 +67,24 @@ def state() -> str:
 
 
 def device_name() -> str:
-    """The name of the current device."""
+    """Return the name of the current device.
+
+    Raises
+    ------
+    RuntimeError
+        If this build has no CUDA, or there is no device.
+    """
     return str(extension().device_name())
 
 
 def synchronize() -> None:
-    """Wait until all work on the current stream is done."""
+    """Wait until all work on the current stream is done.
+
+    Raises
+    ------
+    RuntimeError
+        If this build has no CUDA, or there is no device.
+    """
     extension().synchronise(current_stream())
 
 
@@ -82,7 +94,7 @@ def empty_cache() -> None:
 
 
 def current_stream() -> int:
-    """The ``cudaStream_t`` on which work runs, as a number; 0 is the default stream."""
+    """Return the ``cudaStream_t`` on which work runs, as a number; 0 is the default stream."""
     return _stream.get()
 
 

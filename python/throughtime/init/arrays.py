@@ -70,6 +70,13 @@ def xavier_uniform(
     -------
     array of `shape`
 
+    Raises
+    ------
+    TypeError
+        If `rng` is not a Generator, or the dtype is not one of these.
+    ValueError
+        If `shape` has fewer than two axes, or `gain` is not finite.
+
     References
     ----------
     Glorot and Bengio 2010, "Understanding the difficulty of training deep feedforward neural networks", equation 16.
@@ -146,6 +153,11 @@ def kaiming_uniform(
     Returns
     -------
     array of `shape`
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `xavier_uniform`, and if `mode` or `nonlinearity` is unknown.
 
     References
     ----------

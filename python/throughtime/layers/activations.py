@@ -125,6 +125,11 @@ class ReLU(Activation, kind="ReLU"):
     seed : optional
         Accepted as for every layer, but unused.
 
+    Raises
+    ------
+    TypeError
+        If the dtype is not one of these.
+
     Examples
     --------
     >>> import numpy as np, throughtime as tt
@@ -146,6 +151,11 @@ class Tanh(Activation, kind="Tanh"):
     dtype, seed
         As for :class:`ReLU`.
 
+    Raises
+    ------
+    TypeError
+        As for :class:`ReLU`.
+
     Examples
     --------
     >>> import numpy as np, throughtime as tt
@@ -164,6 +174,11 @@ class Sigmoid(Activation, kind="Sigmoid"):
     dtype, seed
         As for :class:`ReLU`.
 
+    Raises
+    ------
+    TypeError
+        As for :class:`ReLU`.
+
     Examples
     --------
     >>> import numpy as np, throughtime as tt
@@ -180,6 +195,11 @@ class GELU(Activation, kind="GELU"):
     Parameters
     ----------
     dtype, seed
+        As for :class:`ReLU`.
+
+    Raises
+    ------
+    TypeError
         As for :class:`ReLU`.
 
     References

@@ -42,6 +42,13 @@ class SelfAttention(Layer, kind="SelfAttention"):
     seed : optional
         Seed of the initial weights: anything that ``numpy.random.default_rng`` accepts.
 
+    Raises
+    ------
+    TypeError
+        If an argument has the wrong type, or the dtype is not one of these.
+    ValueError
+        If a number is below 1, or `num_heads` does not divide `size`.
+
     References
     ----------
     Vaswani et al. 2017, "Attention is all you need". Dao 2023, "FlashAttention-2", for the computation in blocks.

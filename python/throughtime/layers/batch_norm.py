@@ -54,6 +54,13 @@ class BatchNorm(Norm, kind="BatchNorm"):
         ``num_batches_tracked ()``, an int64. They are saved, loaded and copied with the parameters. Optimisers do not
         change them.
 
+    Raises
+    ------
+    TypeError
+        If an argument has the wrong type, or the dtype is not one of these.
+    ValueError
+        If `size` is below 1, `eps` is not above 0, or `momentum` is outside [0, 1].
+
     Examples
     --------
     >>> import numpy as np, throughtime as tt

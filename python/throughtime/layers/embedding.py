@@ -35,6 +35,13 @@ class Embedding(Layer, kind="Embedding"):
     seed : optional
         Seed of the initial weights: anything that ``numpy.random.default_rng`` accepts.
 
+    Raises
+    ------
+    TypeError
+        If an argument has the wrong type, or the dtype is not one of these.
+    ValueError
+        If `count` or `size` is below 1.
+
     Examples
     --------
     >>> import numpy as np

@@ -122,10 +122,25 @@ class Layer:
     def to(self, device: str, *, dtype: Any = None) -> Self:
         """Move the parameters to a device; only RNN, GRU and LSTM support devices other than the CPU.
 
+        Parameters
+        ----------
+        device : {"cpu", "cuda"}
+        dtype : optional
+            The layer's own: `astype` converts.
+
+        Returns
+        -------
+        layer
+            The layer itself.
+
         Raises
         ------
         NotImplementedError
-            If this layer does not run on the device.
+            If this layer does not run on the device, or `dtype` is another one.
+        ValueError
+            If the name of the device is unknown.
+        RuntimeError
+            If this build has no CUDA, or there is no CUDA device.
         """
         if backend_of(device) is not Host:
             raise NotImplementedError(
@@ -136,7 +151,22 @@ class Layer:
         return self
 
     def astype(self, dtype: Any) -> Self:
-        """Return a copy of this layer with parameters of another dtype."""
+        """Return a copy of this layer with parameters of another dtype.
+
+        Parameters
+        ----------
+        dtype : {"float32", "float64"}
+
+        Returns
+        -------
+        layer
+            The copy.
+
+        Raises
+        ------
+        TypeError
+            If the dtype is not one of these.
+        """
         require_host("astype", self.device)
         other = copy.deepcopy(self)  # keeps the class, whose constructor may take any arguments
         other._cast(float_dtype(dtype))
@@ -255,8 +285,15 @@ class Layer:
         A temporary file in the same directory is written first, then replaces `path`: on failure, an existing file
         stays unchanged.
 
+        Parameters
+        ----------
+        path : str or os.PathLike
+            The file to write or replace; nothing is appended to its name.
+
         Raises
         ------
+        TypeError
+            If `path` is neither.
         OSError
             If the file cannot be written, for example because the disk is full.
         """

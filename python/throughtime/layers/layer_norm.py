@@ -32,6 +32,13 @@ class LayerNorm(Norm, kind="LayerNorm"):
     seed : optional
         Accepted as for every layer, but unused.
 
+    Raises
+    ------
+    TypeError
+        If an argument has the wrong type, or the dtype is not one of these.
+    ValueError
+        If `size` is below 1, or `eps` is not above 0.
+
     Examples
     --------
     >>> import numpy as np, throughtime as tt

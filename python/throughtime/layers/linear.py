@@ -31,6 +31,13 @@ class Linear(Layer, kind="Linear"):
     seed : optional
         Seed of the initial weights: anything that ``numpy.random.default_rng`` accepts.
 
+    Raises
+    ------
+    TypeError
+        If an argument has the wrong type, or the dtype is not one of these.
+    ValueError
+        If a size is below 1.
+
     Examples
     --------
     >>> import numpy as np

@@ -39,6 +39,13 @@ class MLP(Composite, kind="MLP"):
     seed : optional
         Seed of the initial weights: anything that ``numpy.random.default_rng`` accepts.
 
+    Raises
+    ------
+    TypeError
+        If an argument has the wrong type, or the dtype is not one of these.
+    ValueError
+        If a size is below 1, or the activation is unknown.
+
     Examples
     --------
     >>> import numpy as np, throughtime as tt

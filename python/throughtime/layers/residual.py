@@ -49,6 +49,13 @@ class ResidualBlock(Container, kind="ResidualBlock"):
     seed : optional
         Accepted as for every layer, but unused.
 
+    Raises
+    ------
+    TypeError
+        If `sublayer` is not a layer, or `dtype` is not the sublayer's.
+    ValueError
+        If the sublayer does not map `size` features to `size`, or an option is unknown or out of range.
+
     Examples
     --------
     >>> import numpy as np, throughtime as tt

@@ -37,6 +37,13 @@ class Sequential(Container, kind="Sequential"):
     ----------
     layers : tuple of Layer
 
+    Raises
+    ------
+    TypeError
+        If an argument is not a layer, or their dtypes differ.
+    ValueError
+        If there is no layer, or the sizes or the `batch_first` of layers do not fit together.
+
     Examples
     --------
     >>> import numpy as np, throughtime as tt

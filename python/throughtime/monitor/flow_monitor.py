@@ -70,7 +70,7 @@ class BaseMonitor:
         path_or_axes : path or matplotlib Axes, optional
             File to save the figure to, in the format of its suffix; or axes to draw one heat map into.
         layer : str, optional
-            The name of one layer, or ``"layer/row"`` for one direction of it, as in :meth:`FlowRecord.place`. Without
+            The name of one layer, or ``"layer/row"`` for one direction of it, as in :meth:`.FlowRecord.place`. Without
             it, all layers and directions; a figure shows at most six.
 
         Returns
@@ -164,7 +164,7 @@ class FlowMonitor(BaseMonitor):
     """Watches the gradient through time of recurrent layers while they are trained.
 
     At every `every`-th backward pass of each recurrent layer, starting with the first, the monitor measures how large
-    the gradient is at each lag from the end of the sequence, and hands a :class:`FlowRecord` to `history` and to the
+    the gradient is at each lag from the end of the sequence, and hands a :class:`.FlowRecord` to `history` and to the
     sinks. The training loop stays as it is, and so does every bit of its results. It watches until it is closed or the
     layer is gone: the layer does not live longer for being watched.
 

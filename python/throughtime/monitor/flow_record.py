@@ -39,7 +39,7 @@ class FlowRecord:
     log10_norm : (rows, n) array
         log10 of the norm of dL/dh at each lag, over batch and units; of the sequences that are long enough.
     gamma, horizon : (rows,) array
-        As of :class:`GradientFlow`: the mean factor per step back, and ``horizon(1e-3)`` in steps; both count from
+        As of :class:`.GradientFlow`: the mean factor per step back, and ``horizon(1e-3)`` in steps; both count from
         each sequence's own end, so that the loss of a short sequence does not look like growth.
     zero_share : (rows,) array
         The share of units whose gradient is exactly zero in the whole batch at lag 100 of the longest sequence; NaN if

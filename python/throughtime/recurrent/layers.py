@@ -263,6 +263,14 @@ class RNN(Recurrent, kind="RNN"):
     seed : int, optional
         Seed of the initial weights, uniform in ``+-1/sqrt(H)`` as in PyTorch, and of the masks.
 
+    Raises
+    ------
+    TypeError
+        If an argument has the wrong type, or the dtype is not one of these.
+    ValueError
+        If a size is below 1, a probability is outside [0, 1], a name is unknown, or `bidirectional` and `reverse`
+        are both set.
+
     Examples
     --------
     >>> tt.RNN(8, 16, nonlinearity="relu")
@@ -314,6 +322,11 @@ class GRU(Recurrent, kind="GRU"):
         ``LN(W_hh h)_n + b_hn``. Ba et al. (2016, arXiv:1607.06450, equations 23 to 25) also normalise each product, but
         those of n separately. It needs ``reset_after=True``: ``W_hn`` of the original GRU has a separate product.
 
+    Raises
+    ------
+    TypeError, ValueError
+        As for :class:`RNN`, and if `layer_norm` is set without `reset_after`.
+
     Examples
     --------
     >>> tt.GRU(8, 16, num_layers=2)
@@ -364,6 +377,11 @@ class LSTM(Recurrent, kind="LSTM"):
         ``weight_ln_hh`` at 0.5 they shrink by 17 %. At most one of these three options may be set.
     zoneout : float or pair of float
         As for :class:`RNN`; a pair is for h and c. h is computed from c before c's zoneout.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for :class:`RNN`, and if more than one of `proj_size`, `peephole` and `layer_norm` is set.
 
     Examples
     --------

@@ -22,17 +22,10 @@ from .scaled_backward import ScaledPass
 
 
 class Tape:
-    """One forward pass. Made by ``layer.forward``; ``backward`` may be called more than once.
-
-    Attributes
-    ----------
-    record : Record
-        Settings and arrays of the forward, which the backward reads.
-    key : int
-        The id of the layer, by which observers of its backward passes are registered.
-    """
+    """One forward pass. Made by ``layer.forward``; ``backward`` may be called more than once."""
 
     def __init__(self, record: Record, key: int) -> None:
+        """Take what the forward kept, and the layer's id, by which observers of its backward passes are registered."""
         self.record, self.key = record, key
 
     def __getstate__(self) -> dict[str, Any]:

@@ -34,6 +34,11 @@ class AddLayerNorm(Base):
     device, dtype : optional
         As for ``torch.nn.LayerNorm``; float32, bfloat16 and float16, and float64 on the CPU.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong type, `size` is below 1, `eps` is not above 0, or `scale` is not finite.
+
     Examples
     --------
     >>> import torch, throughtime.torch
@@ -93,6 +98,13 @@ class ResidualBlock(Base):
         eps of the LayerNorm.
     device, dtype : optional
         Device and dtype of the LayerNorm.
+
+    Raises
+    ------
+    TypeError
+        If `sublayer` is not a module, or an argument has the wrong type.
+    ValueError
+        If an option is unknown or out of range.
 
     Examples
     --------

@@ -248,6 +248,11 @@ class RNN(Recurrent, torch.nn.RNN):
     memory : {"full", "states", "checkpoint"} or int
         Values stored for the backward, as for :meth:`throughtime.RNN.forward`.
 
+    Raises
+    ------
+    TypeError, ValueError
+        As for ``torch.nn.RNN`` and :class:`throughtime.RNN`.
+
     Examples
     --------
     >>> import torch, throughtime.torch
@@ -307,6 +312,11 @@ class GRU(Recurrent, torch.nn.GRU):
     zoneout, weight_dropout, memory
         As for :class:`RNN`.
 
+    Raises
+    ------
+    TypeError, ValueError
+        As for ``torch.nn.GRU`` and :class:`throughtime.GRU`.
+
     Examples
     --------
     >>> import torch, throughtime.torch
@@ -364,6 +374,11 @@ class LSTM(Recurrent, torch.nn.LSTM):
     zoneout : float or pair of float
     weight_dropout, memory
         As for :class:`RNN`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for ``torch.nn.LSTM`` and :class:`throughtime.LSTM`.
 
     Examples
     --------
