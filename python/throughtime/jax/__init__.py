@@ -12,7 +12,7 @@ from typing import Any
 try:
     import jax  # noqa: F401
 except ModuleNotFoundError as error:
-    raise ImportError('throughtime.jax needs jax: pip install jax') from error
+    raise ImportError("throughtime.jax needs jax: pip install jax") from error
 
 from .._arguments import choice, flag
 from ..recurrent.arguments import NONLINEARITIES

@@ -21,6 +21,15 @@ def load(path: str | os.PathLike[str]) -> Layer:
     Untrusted files are safe to read: nothing in them is executed, and the name and shape of an array are checked
     against the configuration and the length of the file before its memory is allocated.
 
+    Parameters
+    ----------
+    path : str or os.PathLike
+
+    Returns
+    -------
+    layer
+        Of the class that was saved: RNN, GRU, LSTM, Sequential or another layer.
+
     Raises
     ------
     TypeError
@@ -30,6 +39,14 @@ def load(path: str | os.PathLike[str]) -> Layer:
     ValueError
         If the file is not one that throughtime wrote, is damaged, or is in a newer format: the message names both
         versions.
+
+    Examples
+    --------
+    >>> import os, tempfile, throughtime as tt
+    >>> path = os.path.join(tempfile.mkdtemp(), "lstm.npz")
+    >>> tt.LSTM(8, 16, seed=0).save(path)
+    >>> tt.load(path)
+    LSTM(8, 16)
     """
     name = file_path("path", path)
     with open(name, "rb") as stream:
