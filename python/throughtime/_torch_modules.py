@@ -105,7 +105,7 @@ def _on_host(value: Any) -> Any:
 
 def _unset(layer: type[Layer]) -> type[Layer]:
     """The layer class without initial values: nothing is drawn, and NumPy's zeros touch no memory."""
-    return type(layer.__name__, (layer,), {"_initialise": lambda self: None})
+    return type(layer.__name__, (layer,), {"_initialise": lambda self, rng: None})
 
 
 _UNSET: dict[str, Any] = {layer.__name__: _unset(layer) for layer in (RNN, GRU, LSTM)}
