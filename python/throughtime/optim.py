@@ -87,8 +87,8 @@ class _Optimizer:
             rows.append((copy, grad, *state))
         if not self._update(rows):  # all at once, so that no lack of memory leaves some of them as they were
             raise AssertionError("no kernel accepts the parameters")
-        for (name, parameter), (copy, _, *state) in zip(parameters.items(), rows, strict=True):
-            self._states[name] = tuple(state)
+        for (name, parameter), (copy, _, *new) in zip(parameters.items(), rows, strict=True):
+            self._states[name] = tuple(new)
             if copy is not parameter:
                 parameter[...] = copy
 
