@@ -120,8 +120,8 @@ class SGD(_Optimizer):
 
     def __init__(self, lr: float, momentum: float = 0.0) -> None:
         super().__init__()
-        self.lr = _learning_rate(lr)
-        self.momentum = number("momentum", momentum, 0, 1)
+        self.lr: float = _learning_rate(lr)
+        self.momentum: float = number("momentum", momentum, 0, 1)
 
     def __repr__(self) -> str:
         return f"SGD(lr={self.lr}, momentum={self.momentum})"
@@ -168,12 +168,15 @@ class Adam(_Optimizer):
     ) -> None:
         super().__init__()
         below_one = math.nextafter(1, 0)
-        self.lr = _learning_rate(lr)
+        self.lr: float = _learning_rate(lr)
         if not isinstance(betas, tuple | list) or len(betas) != 2:
             raise TypeError(f"betas must be two numbers, got {betas!r}")
-        self.betas = number("betas[0]", betas[0], 0, below_one), number("betas[1]", betas[1], 0, below_one)
-        self.eps = number("eps", eps, 0, math.inf, open_high=True)
-        self.weight_decay = number("weight_decay", weight_decay, 0, math.inf, open_high=True)
+        self.betas: tuple[float, float] = (
+            number("betas[0]", betas[0], 0, below_one),
+            number("betas[1]", betas[1], 0, below_one),
+        )
+        self.eps: float = number("eps", eps, 0, math.inf, open_high=True)
+        self.weight_decay: float = number("weight_decay", weight_decay, 0, math.inf, open_high=True)
 
     def __repr__(self) -> str:
         return (

@@ -50,9 +50,9 @@ class Embedding(Layer, kind="Embedding"):
     _rowwise = True
 
     def __init__(self, count: int, size: int, *, dtype: Any = "float32", seed: Any = None) -> None:
-        self.count = positive_int("count", count)
+        self.count: int = positive_int("count", count)
         self.output_size: int = positive_int("size", size)
-        self.size = self.output_size
+        self.size: int = self.output_size
         self._set_up({"count": self.count, "size": self.size}, {"weight": (self.count, self.size)}, dtype, seed)
         self.parameters["weight"][...] = with_room(self._rng.standard_normal)((self.count, self.size))
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Self
 
-from .._arguments import Array, choice, flag
+from .._arguments import Array, ArrayLike, choice, flag
 from .._memory import with_room
 from ..backend.choose import backend_of
 from ..backend.host import Host
@@ -22,8 +22,10 @@ class Recurrent(Layer):
     """Base of the recurrent layers. Sizes: T timesteps, B sequences, I inputs, H units, L layers, D directions."""
 
     input_size: int
+    output_size: int
     hidden_size: int
     num_layers: int
+    num_directions: int
     bias: bool
     batch_first: bool
     dropout: float
@@ -98,7 +100,7 @@ class Recurrent(Layer):
         self._config["dtype"] = str(dtype) if backend is Host else "float32"  # dtype of the layer that `load` makes
         return self
 
-    def __call__(self, x: Array, state: Any = None, lengths: Any = None) -> tuple[Array, State]:
+    def __call__(self, x: ArrayLike, state: Any = None, lengths: Any = None) -> tuple[Array, State]:
         """Inference: no dropout, and nothing is stored for a backward.
 
         Parameters
@@ -117,7 +119,7 @@ class Recurrent(Layer):
 
     def forward(
         self,
-        x: Array,
+        x: ArrayLike,
         state: Any = None,
         lengths: Any = None,
         *,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from .arguments import Inputs, time_major
 if TYPE_CHECKING:
     from .._core import RecurrentProblem
 
-State = Array | tuple[Array, ...]
+State: TypeAlias = Any  # one array, or a tuple of two for the LSTM; a union would force every caller to check
 
 
 @dataclass(slots=True)
