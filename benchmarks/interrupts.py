@@ -87,6 +87,7 @@ def latency(call, delay):
 
 
 def main(rounds, names):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have told background jobs to ignore it
     tt.set_num_threads(1)
     rng = np.random.default_rng(0)
     print(f"{_core.level()}, 1 thread, {rounds} rounds\n\n| call | ms | processor ms |\n|---|---|---|")

@@ -10,7 +10,12 @@ import re
 
 from sphinx.application import Sphinx
 
-PAGES = {"CONTRIBUTING": "contributing", "CHANGELOG": "changelog", "examples/README": "examples"}
+PAGES = {
+    "CONTRIBUTING": "contributing",
+    "CHANGELOG": "changelog",
+    "SECURITY": "security",
+    "examples/README": "examples",
+}
 LINK = re.compile(rf"\]\((?P<up>(?:\.\./)+)(?P<file>{'|'.join(PAGES)})\.md(?P<anchor>#[^)]*)?\)")
 
 

@@ -6,14 +6,29 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ._memory import with_room
 
-Array = NDArray[Any]
+Array: TypeAlias = NDArray[Any]
+
+
+class SupportsDLPack(Protocol):
+    """An array of NumPy, torch, jax, CuPy or another library."""
+
+    def __dlpack__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+class SupportsArray(Protocol):
+    """An object that NumPy converts to an array."""
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+ArrayLike: TypeAlias = SupportsDLPack | SupportsArray  # for the annotations of arguments that `as_array` reads
 
 TIMESTEPS = ("hidden", "cell", "gates", "products", "parameter_norms")  # a backward may return these for every step
 LARGEST_SIZE = 1 << 47  # bytes that a process can address

@@ -48,7 +48,7 @@ class JsonLines:
     """
 
     def __init__(self, path: str | os.PathLike[str], force: bool = False) -> None:
-        self.path = os.fsdecode(file_path("path", path))
+        self.path: str = os.fsdecode(file_path("path", path))
         try:
             self._file = open(self.path, "w" if flag("force", force) else "x", encoding="utf-8")  # noqa: SIM115
         except FileExistsError:

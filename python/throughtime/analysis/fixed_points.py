@@ -23,6 +23,7 @@ __all__ = ["FixedPoints", "fixed_points"]
 _GROUP_BYTES = 1 << 26  # of the Jacobians of the points that move together
 _SAME = 1e-6  # points nearer than this, relative to the larger of 1 and their norm, are one
 _HALVINGS = 20  # of a Newton step before it is given up
+_UNINTERRUPTED = 1 << 26  # multiplications of NumPy between two checks for Ctrl-C: some 10 ms
 _DECREASE = 1e-4  # of the residual, relative to that of the linear model: Armijo's condition
 
 
@@ -61,7 +62,8 @@ class FixedPoints:
     @cached_property
     def eigenvalues(self) -> Array:
         """Eigenvalues of the Jacobians, (m, N) complex, the largest modulus first."""
-        values = np.linalg.eigvals(self.jacobians).astype(np.complex128)
+        parts = [np.linalg.eigvals(self.jacobians[rows]) for rows in _parts(self.jacobians, 25)]
+        values = np.concatenate(parts).astype(np.complex128)
         order = np.argsort(-np.abs(values), axis=1, kind="stable")
         return np.take_along_axis(values, order, axis=1)
 
@@ -186,6 +188,12 @@ def _check_finite(name: str, rows: Array) -> None:
         raise ValueError(f"{where} is not finite")
 
 
+def _parts(matrices: Array, operations: int) -> Iterator[slice]:
+    """Slices of a few matrices (n, N, N) each; the work on one matrix takes `operations` N^3 multiplications."""
+    rows = max(1, _UNINTERRUPTED // (operations * matrices.shape[-1] ** 3))
+    return (slice(start, start + rows) for start in range(0, max(len(matrices), 1), rows))
+
+
 def _scale(points: Array) -> Array:
     """The larger of 1 and the norm of each point."""
     largest = np.maximum(1, np.abs(points).max(axis=1, initial=0))  # squares of the points may overflow
@@ -248,7 +256,8 @@ class _Search:
         broken = ~np.isfinite(matrices).all(axis=(1, 2))
         matrices[broken] = np.eye(self._step.width)
         try:
-            steps = -np.linalg.solve(matrices, residuals[..., None])[..., 0]
+            parts = [np.linalg.solve(matrices[rows], residuals[rows, :, None]) for rows in _parts(matrices, 1)]
+            steps = -np.concatenate(parts)[..., 0]
         except np.linalg.LinAlgError:  # singular, as on a line of fixed points: the shortest step
             pairs = zip(matrices, residuals, strict=True)
             steps = np.stack([-np.linalg.lstsq(matrix, residual, rcond=None)[0] for matrix, residual in pairs])

@@ -81,16 +81,16 @@ class GradientFlow:
         if log10_unit is not None:
             check_shape("log10_unit", log10_unit, (*log10_norm_per_sequence.shape[:2], "H"))
         self._log10_unit = log10_unit
-        self.reverse = np.array(reverse, np.bool_)
+        self.reverse: Array = np.array(reverse, np.bool_)
         check_shape("reverse", self.reverse, (rows,))
-        self.names = tuple(names)
+        self.names: tuple[str, ...] = tuple(names)
         self.title = title
         self.fault = fault
-        self.lengths = None if lengths is None else np.array(lengths, np.int64)
+        self.lengths: Array | None = None if lengths is None else np.array(lengths, np.int64)
         steps, *batch = log10_norm_per_sequence.shape[1:]
         if self.lengths is not None:
             check_shape("lengths", self.lengths, tuple(batch))
-        self.steps = steps if self.lengths is None else int(self.lengths.max(initial=0))
+        self.steps: int = steps if self.lengths is None else int(self.lengths.max(initial=0))
 
     def __repr__(self) -> str:
         rows, steps = self.log10_norm.shape
@@ -325,7 +325,7 @@ class StackFlow(GradientFlow):
     ) -> None:
         reverse, norms = [False] * len(names), log10_norm_per_sequence
         super().__init__(norms, reverse=reverse, names=names, title=title, lengths=lengths, fault=fault)
-        self.layers = tuple(layers)
+        self.layers: tuple[GradientFlow | None, ...] = tuple(layers)
         if len(self.layers) != len(self.names) - 1:
             raise ValueError(f"layers has {len(self.layers)} entries, expected {len(self.names) - 1}: len(names) - 1")
 

@@ -18,6 +18,11 @@ __all__ = ["add_layer_norm", "add_layer_norm_backward"]
 class Saved:
     """Saved by `add_layer_norm` for its backward: the sum, four numbers per row, and a copy of the weight."""
 
+    sum: Array
+    statistics: Array
+    weight: Array
+    scale: float
+
     def __init__(self, total: Array, statistics: Array, weight: Array, scale: float, added: bool) -> None:
         self.sum, self.statistics, self.weight, self.scale = total, statistics, weight, scale
         self.added = added  # whether `sum` is x + branch, not x itself

@@ -76,14 +76,15 @@ class SelfAttention(Layer, kind="SelfAttention"):
         dtype: Any = "float32",
         seed: Any = None,
     ) -> None:
-        self.size = positive_int("size", size)
-        self.input_size = self.output_size = self.size
+        self.size: int = positive_int("size", size)
+        self.input_size: int = self.size
+        self.output_size: int = self.size
         self.batch_first = False  # read by Sequential
-        self.num_heads = positive_int("num_heads", num_heads)
+        self.num_heads: int = positive_int("num_heads", num_heads)
         if self.size % self.num_heads:
             raise ValueError(f"num_heads must divide size = {self.size}, got {num_heads}")
-        self.causal = flag("causal", causal)
-        self.window = None if window is None else positive_int("window", window, most=UNBOUNDED)
+        self.causal: bool = flag("causal", causal)
+        self.window: int | None = None if window is None else positive_int("window", window, most=UNBOUNDED)
         config = {"size": self.size, "num_heads": self.num_heads, "causal": self.causal, "window": self.window}
         shapes: dict[str, tuple[int, ...]] = {
             "in_proj_weight": (3 * self.size, self.size),

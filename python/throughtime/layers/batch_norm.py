@@ -77,9 +77,10 @@ class BatchNorm(Norm, kind="BatchNorm"):
     def __init__(
         self, size: int, eps: float = 1e-5, momentum: float | None = 0.1, *, dtype: Any = "float32", seed: Any = None
     ) -> None:
-        self.input_size = self.output_size = positive_int("size", size)
-        self.eps = check_eps(eps)
-        self.momentum = None if momentum is None else number("momentum", momentum, 0, 1)
+        self.input_size: int = positive_int("size", size)
+        self.output_size: int = self.input_size
+        self.eps: float = check_eps(eps)
+        self.momentum: float | None = None if momentum is None else number("momentum", momentum, 0, 1)
         config = {"size": self.input_size, "eps": self.eps, "momentum": self.momentum}
         shape = (self.input_size,)
         self._set_up(config, {"weight": shape, "bias": shape}, dtype, seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 
@@ -26,12 +26,20 @@ from .stream import (
 )
 
 _NOT_GIVEN: Any = object()
+T = TypeVar("T", bound="ContainerTape[Any]")
+G = TypeVar("G")
 
 
-class Container(Composite, StreamLayer):
+class Container(Composite, StreamLayer, Generic[T]):
     """A layer that consists of others and passes options to them."""
 
-    def __call__(self, x: Any, lengths: Any = None, *, state: Any = _NOT_GIVEN) -> Any:
+    @overload
+    def __call__(self, x: Any, lengths: Any = None) -> Array: ...
+
+    @overload
+    def __call__(self, x: Any, lengths: Any = None, *, state: Any) -> tuple[Array, Any]: ...
+
+    def __call__(self, x: Any, lengths: Any = None, *, state: Any = _NOT_GIVEN) -> Array | tuple[Array, Any]:
         """Run inference: no dropout, running statistics, nothing is saved.
 
         Parameters
@@ -77,7 +85,7 @@ class Container(Composite, StreamLayer):
         masks: Mapping[str, Array] | None = None,
         training: bool = True,
         memory: str | int | None = None,
-    ) -> Any:
+    ) -> T:
         """Run every layer and save the values that the tape's ``backward`` needs.
 
         Parameters
@@ -127,9 +135,10 @@ class Container(Composite, StreamLayer):
                 raise ValueError(f"{name} was given, but no layer of {self!r} accepts it")
         return options
 
-    def _record(self, x: Any, lengths: Any, run: Pass) -> Any:
+    def _record(self, x: Any, lengths: Any, run: Pass) -> T:
         """Run a forward pass with checked options, and return its tape."""
         _, tape = self._run(x, lengths, run)
+        assert tape is not None
         unexpected = sorted(set(run.masks) - set(tape.masks))
         if unexpected:
             raise ValueError(
@@ -138,7 +147,7 @@ class Container(Composite, StreamLayer):
         tape._valid, tape._x = run.valid, as_array("x", x)
         return tape
 
-    def _run(self, x: Any, lengths: Any, run: Pass) -> tuple[PendingSum, Any]:
+    def _run(self, x: Any, lengths: Any, run: Pass) -> tuple[PendingSum, T | None]:
         self._check_parameters()
         x = as_array("x", x)
         if lengths is not None:
@@ -155,7 +164,7 @@ class Container(Composite, StreamLayer):
     def _has_state(self) -> bool:
         return any(map(has_state, self._inner.values()))
 
-    def _advance(self, stream: PendingSum, run: Pass) -> tuple[PendingSum, Any]:
+    def _advance(self, stream: PendingSum, run: Pass) -> tuple[PendingSum, T | None]:
         raise NotImplementedError
 
 
@@ -180,7 +189,7 @@ def without_padding(valid: Array, array: Array) -> Array:
     return selected
 
 
-class ContainerTape(StreamTape):
+class ContainerTape(StreamTape, Generic[G]):
     """One forward pass of a container: the tapes of its inner layers."""
 
     _valid: Array | None = None
@@ -207,7 +216,7 @@ class ContainerTape(StreamTape):
         return sum(getattr(tape, "nbytes", 0) for tape in self._inner.values())
 
     @with_room
-    def backward(self, d_output: Any = None, d_final_state: Any = None, **options: Any) -> Any:
+    def backward(self, d_output: Any = None, d_final_state: Any = None, **options: Any) -> G:
         """Backpropagate. May be called repeatedly. At least one of the gradients must be given.
 
         Parameters
@@ -269,5 +278,5 @@ class ContainerTape(StreamTape):
             known |= tape._options() if isinstance(tape, ContainerTape) else parameters_of(tape.backward)
         return (known | {"check_finite"}) - {"self", "d_output", "d_final_state"}
 
-    def _retreat(self, flow: StreamGradient, options: dict[str, Any]) -> tuple[Any, StreamGradient]:
+    def _retreat(self, flow: StreamGradient, options: dict[str, Any]) -> tuple[G, StreamGradient]:
         raise NotImplementedError

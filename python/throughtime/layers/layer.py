@@ -6,7 +6,7 @@ import copy
 import functools
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO, ClassVar, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Self
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -73,7 +73,19 @@ class Layer:
     output_size: int | None = None
     """Features of the output's last axis; None where they are not known."""
 
+<<<<<<< .merge_file_PBjAUq
     _masks: MaskStream | None = None  # the random numbers of its masks, if it draws any
+=======
+    dtype: Any
+    """np.float32 or np.float64 as a NumPy dtype; on CUDA, the name of the dtype."""
+
+    if TYPE_CHECKING:  # for a layer of unknown class, such as that of `load`: each class has its own arguments
+
+        def __call__(self, x: Any, /, *args: Any, **options: Any) -> Any: ...
+
+        def forward(self, x: Any, /, *args: Any, **options: Any) -> Any: ...
+
+>>>>>>> .merge_file_htdo7d
     _backend: Backend = Host
     _elementwise = False  # whether each output value depends only on the input value at the same position
     _rowwise = False  # whether the layer treats the rows of its input as a batch
@@ -86,6 +98,7 @@ class Layer:
 
     def __init_subclass__(cls, kind: str | None = None) -> None:
         """Register a class that `load` makes; a user's subclass is saved as its base class."""
+        super().__init_subclass__()
         if kind:
             cls._kind = kind
             Layer._kinds[kind] = cls

@@ -52,8 +52,9 @@ class LayerNorm(Norm, kind="LayerNorm"):
     _rowwise = True
 
     def __init__(self, size: int, eps: float = 1e-5, *, dtype: Any = "float32", seed: Any = None) -> None:
-        self.input_size = self.output_size = positive_int("size", size)
-        self.eps = layer_norm.check_eps(eps)
+        self.input_size: int = positive_int("size", size)
+        self.output_size: int = self.input_size
+        self.eps: float = layer_norm.check_eps(eps)
         shape = (self.input_size,)
         self._set_up({"size": self.input_size, "eps": self.eps}, {"weight": shape, "bias": shape}, dtype, seed)
         self.parameters["weight"][...] = 1

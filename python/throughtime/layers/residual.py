@@ -23,7 +23,7 @@ __all__ = ["ResidualBlock"]
 _NORMS: dict[str, type[LayerNorm] | type[BatchNorm]] = {"layer": LayerNorm, "batch": BatchNorm}
 
 
-class ResidualBlock(Container, kind="ResidualBlock"):
+class ResidualBlock(Container["BlockTape"], kind="ResidualBlock"):
     """A layer with a skip connection: ``x + s f(LN(x))``, ``LN(x + s f(x))`` or ``x + s f(x)``.
 
     Parameters are the norm's, ``norm.weight`` and ``norm.bias``, and the sublayer's, with the prefix ``sublayer.``.
@@ -84,23 +84,26 @@ class ResidualBlock(Container, kind="ResidualBlock"):
         if not isinstance(sublayer, Layer):
             raise TypeError(f"sublayer must be a throughtime layer, got {type(sublayer).__name__}")
         self.sublayer = sublayer
-        self.input_size = self.output_size = positive_int("size", size)
+        self.input_size: int = positive_int("size", size)
+        self.output_size: int = self.input_size
         takes, gives = sublayer.input_size, sublayer.output_size
         if isinstance(next(leaves([sublayer])), Embedding):
             raise ValueError(f"sublayer takes integers, so a skip connection is impossible: {sublayer!r}")
         if {takes, gives} - {None, self.input_size}:
             raise ValueError(f"sublayer has {takes} inputs and {gives} outputs, expected size={size}: {sublayer!r}")
-        self.norm_place = None if norm is None else choice("norm", norm, ("pre", "post"))
-        self.residual = flag("residual", residual)
+        self.norm_place: str | None = None if norm is None else choice("norm", norm, ("pre", "post"))
+        self.residual: bool = flag("residual", residual)
         finite = sys.float_info.max
-        self.branch_scale = number("branch_scale", branch_scale, -finite, finite)
-        self.eps = check_eps(eps)
+        self.branch_scale: float = number("branch_scale", branch_scale, -finite, finite)
+        self.eps: float = check_eps(eps)
         own = sublayer.dtype if dtype is None else float_dtype(dtype)
         if own != sublayer.dtype and not sublayer._any_dtype:
             raise TypeError(f"dtype is {own}, but the sublayer has {sublayer.dtype}: {sublayer!r}")
-        self.normalisation = choice("normalisation", normalisation, tuple(_NORMS))
+        self.normalisation: str = choice("normalisation", normalisation, tuple(_NORMS))
         kind = _NORMS[self.normalisation]
-        self.norm = None if norm is None else kind(self.input_size, self.eps, dtype=own, seed=seed)
+        self.norm: LayerNorm | BatchNorm | None = (
+            None if norm is None else kind(self.input_size, self.eps, dtype=own, seed=seed)
+        )
         config = {"sublayer": sublayer, "size": self.input_size, "norm": norm, "residual": self.residual}
         config |= {"branch_scale": self.branch_scale, "eps": self.eps, "normalisation": self.normalisation}
         if sublayer._any_dtype:
@@ -135,7 +138,7 @@ class ResidualBlock(Container, kind="ResidualBlock"):
         return out, BlockTape(self, out, saved, tape, run.final_state) if run.save else None
 
 
-class BlockTape(ContainerTape):
+class BlockTape(ContainerTape["BlockGradients"]):
     """One forward pass of `ResidualBlock`: ``output``, and ``sublayer``, the tape of the inner layer."""
 
     def __init__(
@@ -208,4 +211,4 @@ class BlockGradients(LayerGradients):
     def __init__(self, d_input: Array, parameters: dict[str, Array], sublayer: Any) -> None:
         super().__init__(d_input, parameters)
         self.sublayer = sublayer
-        self.initial_state = getattr(sublayer, "initial_state", None)
+        self.initial_state: Any = getattr(sublayer, "initial_state", None)

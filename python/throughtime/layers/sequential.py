@@ -17,7 +17,7 @@ from .stream import Pass, PendingSum, StreamGradient, back, check_rows, fault_of
 __all__ = ["Sequential"]
 
 
-class Sequential(Container, kind="Sequential"):
+class Sequential(Container["SequentialTape"], kind="Sequential"):
     """A stack of layers. Parameters are theirs, with their positions as prefixes: ``0.weight_ih_l0``.
 
     The addition of a :class:`ResidualBlock` and the LayerNorm that follows it, of a ``norm="pre"`` block or a
@@ -90,7 +90,8 @@ class Sequential(Container, kind="Sequential"):
         if len(layouts) > 1:
             raise ValueError(f"batch_first differs between {layouts[True]!r} and {layouts[False]!r}")
         if sized:
-            self.input_size, self.output_size = layers[sized[0]].input_size, layers[sized[-1]].output_size
+            self.input_size: int | None = layers[sized[0]].input_size
+            self.output_size: int | None = layers[sized[-1]].output_size
         config: dict[str, Any] = {"layers": list(layers)}
         if not typed and dtype is not None:
             config["dtype"] = str(common)
@@ -127,13 +128,13 @@ class Sequential(Container, kind="Sequential"):
         return state
 
 
-class SequentialTape(ContainerTape):
+class SequentialTape(ContainerTape["SequentialGradients"]):
     """One forward pass of `Sequential`: ``output``, and ``layers``, the tape of each layer."""
 
     def __init__(self, stack: Sequential, stream: PendingSum, tapes: list[Any], final_state: Any) -> None:
         super().__init__(stream, {str(i): tape for i, tape in enumerate(tapes)}, final_state)
         self._stack = stack
-        self.layers = tuple(tapes)
+        self.layers: tuple[Any, ...] = tuple(tapes)
 
     def _batch_first(self) -> bool:
         return self._stack._batch_first()
@@ -173,7 +174,7 @@ class SequentialGradients(LayerGradients):
     def __init__(self, d_input: Array | None, parameters: dict[str, Array], layers: tuple[Any, ...]) -> None:
         super().__init__(d_input, parameters)
         self.layers = layers
-        self.initial_state = or_none(getattr(grads, "initial_state", None) for grads in layers)
+        self.initial_state: Any = or_none(getattr(grads, "initial_state", None) for grads in layers)
 
 
 def _checks_itself(tape: Any) -> bool:

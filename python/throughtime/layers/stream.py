@@ -87,7 +87,7 @@ def streamed(forward: F) -> F:
 
 def streams(layer: Any) -> bool:
     """Whether a stack may call `_advance` of a layer in place of its ``forward``."""
-    return isinstance(layer, StreamLayer) and hasattr(type(layer).forward, "streamed")  # type: ignore[attr-defined]
+    return isinstance(layer, StreamLayer) and hasattr(type(layer).forward, "streamed")
 
 
 class Pass:

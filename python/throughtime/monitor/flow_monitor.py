@@ -36,8 +36,8 @@ class BaseMonitor:
     """Observes recurrent layers by their keys; hands each record to `history` and to the sinks."""
 
     def __init__(self, watched: Iterable[tuple[str, Key]], every: int, sinks: Iterable[Sink], range: str) -> None:
-        self.every = size("every", every)
-        self.range = choice("range", range, ("float", "full"))
+        self.every: int = size("every", every)
+        self.range: str = choice("range", range, ("float", "full"))
         if not isinstance(sinks, Iterable):
             raise TypeError(f"sinks must be a sequence of functions, got {type(sinks).__name__}")
         self.sinks: list[Sink] = list(sinks)

@@ -16,7 +16,7 @@ from ..layers.rows import affine
 from .architecture import EPS
 from .faults import overflow
 from .forward import upper_inputs
-from .record import Record
+from .record import Record, State
 
 if TYPE_CHECKING:
     from .._core import RecurrentGradients
@@ -47,18 +47,30 @@ class Gradients:
         Where ``clip`` took effect, if it was given.
     """
 
+    input: Array
+    parameters: dict[str, Array]
+    initial_state: State
+    hidden: Array
+    cell: Array
+    gates: Array
+    products: Array
+    parameter_norms: dict[str, Array]
+    clipped: Array
+
     def __init__(self, **arrays: Any) -> None:
         self.__dict__.update({name: value for name, value in arrays.items() if value is not None})
 
-    def __getattr__(self, name: str) -> Any:
-        if name in TIMESTEPS:
-            raise AttributeError(
-                f"grads.{name} was not asked for: tape.backward(..., timesteps=({name!r}, ...)); "
-                "a layer without a cell state has no 'cell'"
-            )
-        if name == "clipped":
-            raise AttributeError("grads.clipped exists only after tape.backward(..., clip=...)")
-        raise AttributeError(f"gradients have no {name!r}")
+    if not TYPE_CHECKING:  # type checkers would accept any name
+
+        def __getattr__(self, name: str) -> Any:
+            if name in TIMESTEPS:
+                raise AttributeError(
+                    f"grads.{name} was not asked for: tape.backward(..., timesteps=({name!r}, ...)); "
+                    "a layer without a cell state has no 'cell'"
+                )
+            if name == "clipped":
+                raise AttributeError("grads.clipped exists only after tape.backward(..., clip=...)")
+            raise AttributeError(f"gradients have no {name!r}")
 
     def without(self, names: Set[str]) -> Gradients:
         """The same gradients, except these."""

@@ -7,9 +7,13 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Self
 
+<<<<<<< .merge_file_5As4Sr
 import numpy as np
 
 from .._arguments import Array, choice, flag
+=======
+from .._arguments import Array, ArrayLike, choice, flag
+>>>>>>> .merge_file_Cc0i6C
 from .._memory import with_room
 from .._random import MaskStream
 from ..backend.choose import backend_of
@@ -26,8 +30,10 @@ class Recurrent(Layer):
     """Base of the recurrent layers. Sizes: T timesteps, B sequences, I inputs, H units, L layers, D directions."""
 
     input_size: int
+    output_size: int
     hidden_size: int
     num_layers: int
+    num_directions: int
     bias: bool
     batch_first: bool
     dropout: float
@@ -111,7 +117,7 @@ class Recurrent(Layer):
         self._config["dtype"] = str(dtype) if backend is Host else "float32"  # dtype of the layer that `load` makes
         return self
 
-    def __call__(self, x: Array, state: Any = None, lengths: Any = None) -> tuple[Array, State]:
+    def __call__(self, x: ArrayLike, state: Any = None, lengths: Any = None) -> tuple[Array, State]:
         """Inference: no dropout, and nothing is stored for a backward.
 
         Parameters
@@ -130,7 +136,7 @@ class Recurrent(Layer):
 
     def forward(
         self,
-        x: Array,
+        x: ArrayLike,
         state: Any = None,
         lengths: Any = None,
         *,

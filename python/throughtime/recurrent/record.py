@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+<<<<<<< .merge_file_8Ad9tY
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
+=======
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+>>>>>>> .merge_file_pK5jY7
 
 import numpy as np
 
@@ -19,7 +24,7 @@ from .arguments import Inputs, time_major
 if TYPE_CHECKING:
     from .._core import RecurrentProblem
 
-State = Array | tuple[Array, ...]
+State: TypeAlias = Any  # one array, or a tuple of two for the LSTM; a union would force every caller to check
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
-from .._arguments import UNBOUNDED, Array, check_timesteps, flag, number, size
+from .._arguments import UNBOUNDED, Array, ArrayLike, check_timesteps, flag, number, size
 from .._finite import raise_fault
 from .._memory import with_room
 from .._scaled import Scaled
@@ -23,6 +23,9 @@ from .scaled_backward import ScaledPass
 
 class Tape:
     """One forward pass. Made by ``layer.forward``; ``backward`` may be called more than once."""
+
+    record: Record
+    key: int
 
     def __init__(self, record: Record, key: int) -> None:
         """Take what the forward kept, and the layer's id, by which observers of its backward passes are registered."""
@@ -109,10 +112,10 @@ class Tape:
     @with_room
     def backward(
         self,
-        d_output: Array | None = None,
+        d_output: ArrayLike | None = None,
         d_final_state: Any = None,
         *,
-        d_cell: Array | None = None,
+        d_cell: ArrayLike | None = None,
         timesteps: Iterable[str] = ("hidden", "cell"),
         truncate: int | None = None,
         clip: float | None = None,

@@ -53,10 +53,11 @@ class AddLayerNorm(Base):
     ) -> None:
         super().__init__()
         size, eps, scale = plain((size, eps, scale))
-        self.size = positive_int("size", size)
-        self.eps, self.scale = check_eps(eps), number("scale", scale, -_LARGEST, _LARGEST)
-        self.weight = Parameter(torch.empty(self.size, device=device, dtype=dtype))
-        self.bias = Parameter(torch.empty(self.size, device=device, dtype=dtype))
+        self.size: int = positive_int("size", size)
+        self.eps: float = check_eps(eps)
+        self.scale: float = number("scale", scale, -_LARGEST, _LARGEST)
+        self.weight: Parameter = Parameter(torch.empty(self.size, device=device, dtype=dtype))
+        self.bias: Parameter = Parameter(torch.empty(self.size, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -132,12 +133,14 @@ class ResidualBlock(Base):
         if not isinstance(sublayer, Module):
             raise TypeError(f"sublayer must be a torch.nn.Module, got {kind_of(sublayer)}")
         size, norm, residual, branch_scale, eps = plain((size, norm, residual, branch_scale, eps))
-        self.size = positive_int("size", size)
-        self.norm_place = None if norm is None else choice("norm", norm, ("pre", "post"))
-        self.residual = flag("residual", residual)
-        self.branch_scale = number("branch_scale", branch_scale, -_LARGEST, _LARGEST)
-        self.eps = check_eps(eps)
-        self.norm = None if norm is None else LayerNorm(self.size, self.eps, device=device, dtype=dtype)
+        self.size: int = positive_int("size", size)
+        self.norm_place: str | None = None if norm is None else choice("norm", norm, ("pre", "post"))
+        self.residual: bool = flag("residual", residual)
+        self.branch_scale: float = number("branch_scale", branch_scale, -_LARGEST, _LARGEST)
+        self.eps: float = check_eps(eps)
+        self.norm: LayerNorm | None = (
+            None if norm is None else LayerNorm(self.size, self.eps, device=device, dtype=dtype)
+        )
         self.sublayer = sublayer
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.nn import Module
@@ -27,6 +27,11 @@ class BackwardTimesteps:
     hidden, cell, gates, parameter_norms
         As in :class:`throughtime.Gradients`, but tensors.
     """
+
+    hidden: Tensor
+    cell: Tensor
+    gates: Tensor
+    parameter_norms: dict[str, Tensor]
 
     def __init__(self, grads: Gradients, asked: set[str]) -> None:
         found = {name: vars(grads)[name] for name in RECORDED if name in asked and name in vars(grads)}
@@ -50,6 +55,11 @@ class Timesteps:
     asked : set of str
     """
 
+    hidden: Tensor
+    cell: Tensor
+    gates: Tensor
+    parameter_norms: dict[str, Tensor]
+
     def __init__(self, asked: set[str]) -> None:
         self.asked = asked
         self.backwards: list[BackwardTimesteps] = []
@@ -62,17 +72,19 @@ class Timesteps:
         """See `Observer`."""
         self.backwards.append(BackwardTimesteps(grads, self.asked))
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name not in RECORDED:
-            raise AttributeError(f"timesteps have no {name!r}")
-        if not self.backwards:
-            raise AttributeError(f"timesteps.{name}: no backward pass of this module has run yet")
-        if name not in vars(self.backwards[-1]):
-            raise AttributeError(
-                f"timesteps.{name} was not recorded: record(module, timesteps=({name!r}, ...)) asks for it; "
-                "only the LSTM has 'cell'"
-            )
-        return getattr(self.backwards[-1], name)
+    if not TYPE_CHECKING:  # type checkers would accept any name
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("_") or name not in RECORDED:
+                raise AttributeError(f"timesteps have no {name!r}")
+            if not self.backwards:
+                raise AttributeError(f"timesteps.{name}: no backward pass of this module has run yet")
+            if name not in vars(self.backwards[-1]):
+                raise AttributeError(
+                    f"timesteps.{name} was not recorded: record(module, timesteps=({name!r}, ...)) asks for it; "
+                    "only the LSTM has 'cell'"
+                )
+            return getattr(self.backwards[-1], name)
 
     def __repr__(self) -> str:
         return f"Timesteps({len(self.backwards)} backwards of {', '.join(sorted(self.asked))})"
