@@ -205,20 +205,17 @@ class SGD(_Optimizer):
     """
 
     _linear = True
+    lr: float
+    momentum: float
     _settings = ("lr", "momentum")
     _parts = ("momentum_buffer",)
 
     def __init__(self, lr: float, momentum: float = 0.0) -> None:
         super().__init__()
-<<<<<<< .merge_file_oxLPRd
         self._configure(lr, momentum)
 
     def _configure(self, lr: Any, momentum: Any) -> None:
         self.lr, self.momentum = _learning_rate(lr), number("momentum", momentum, 0, 1)
-=======
-        self.lr: float = _learning_rate(lr)
-        self.momentum: float = number("momentum", momentum, 0, 1)
->>>>>>> .merge_file_qI7z5Y
 
     def __repr__(self) -> str:
         return f"SGD(lr={self.lr}, momentum={self.momentum})"
@@ -267,6 +264,10 @@ class Adam(_Optimizer):
     array([0.5, 1.5])
     """
 
+    lr: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
     _settings = ("lr", "betas", "eps", "weight_decay")
     _parts = ("exp_avg", "exp_avg_sq", "step")
 
@@ -278,7 +279,6 @@ class Adam(_Optimizer):
 
     def _configure(self, lr: Any, betas: Any, eps: Any, weight_decay: Any) -> None:
         below_one = math.nextafter(1, 0)
-<<<<<<< .merge_file_oxLPRd
         lr = _learning_rate(lr)
         if not isinstance(betas, tuple | list) or len(betas) != 2:
             raise TypeError(f"betas must be two numbers, got {betas!r}")
@@ -286,17 +286,6 @@ class Adam(_Optimizer):
         eps = number("eps", eps, 0, math.inf, open_high=True)
         weight_decay = number("weight_decay", weight_decay, 0, math.inf, open_high=True)
         self.lr, self.betas, self.eps, self.weight_decay = lr, checked, eps, weight_decay
-=======
-        self.lr: float = _learning_rate(lr)
-        if not isinstance(betas, tuple | list) or len(betas) != 2:
-            raise TypeError(f"betas must be two numbers, got {betas!r}")
-        self.betas: tuple[float, float] = (
-            number("betas[0]", betas[0], 0, below_one),
-            number("betas[1]", betas[1], 0, below_one),
-        )
-        self.eps: float = number("eps", eps, 0, math.inf, open_high=True)
-        self.weight_decay: float = number("weight_decay", weight_decay, 0, math.inf, open_high=True)
->>>>>>> .merge_file_qI7z5Y
 
     def __repr__(self) -> str:
         return (

@@ -59,15 +59,9 @@ class Embedding(Layer, kind="Embedding"):
     def __init__(self, count: int, size: int, *, dtype: Any = "float32", seed: Any = None) -> None:
         self.count: int = positive_int("count", count)
         self.output_size: int = positive_int("size", size)
-<<<<<<< .merge_file_CuIrX8
-        self.size = self.output_size
+        self.size: int = self.output_size
         rng = self._set_up({"count": self.count, "size": self.size}, {"weight": (self.count, self.size)}, dtype, seed)
         self.parameters["weight"][...] = with_room(rng.standard_normal)((self.count, self.size))
-=======
-        self.size: int = self.output_size
-        self._set_up({"count": self.count, "size": self.size}, {"weight": (self.count, self.size)}, dtype, seed)
-        self.parameters["weight"][...] = with_room(self._rng.standard_normal)((self.count, self.size))
->>>>>>> .merge_file_gnOMx2
 
     @with_room
     def __call__(self, x: Any) -> Array:

@@ -73,9 +73,6 @@ class Layer:
     output_size: int | None = None
     """Features of the output's last axis; None where they are not known."""
 
-<<<<<<< .merge_file_PBjAUq
-    _masks: MaskStream | None = None  # the random numbers of its masks, if it draws any
-=======
     dtype: Any
     """np.float32 or np.float64 as a NumPy dtype; on CUDA, the name of the dtype."""
 
@@ -85,7 +82,7 @@ class Layer:
 
         def forward(self, x: Any, /, *args: Any, **options: Any) -> Any: ...
 
->>>>>>> .merge_file_htdo7d
+    _masks: MaskStream | None = None  # the random numbers of its masks, if it draws any
     _backend: Backend = Host
     _elementwise = False  # whether each output value depends only on the input value at the same position
     _rowwise = False  # whether the layer treats the rows of its input as a batch

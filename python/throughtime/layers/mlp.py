@@ -63,18 +63,11 @@ class MLP(Composite, kind="MLP"):
     ) -> None:
         self.input_size: int = positive_int("size", size)
         self.output_size: int = self.input_size
-<<<<<<< .merge_file_Arq8hF
-        self.hidden_size = positive_int("hidden_size", hidden_size)
-        self.activation = choice("activation", activation, _ACTIVATIONS)
+        self.hidden_size: int = positive_int("hidden_size", hidden_size)
+        self.activation: str = choice("activation", activation, _ACTIVATIONS)
         rng = generator("seed", seed)
         self._linear1 = Linear(self.input_size, self.hidden_size, dtype=dtype, seed=rng)
         self._linear2 = Linear(self.hidden_size, self.output_size, dtype=dtype, seed=rng)
-=======
-        self.hidden_size: int = positive_int("hidden_size", hidden_size)
-        self.activation: str = choice("activation", activation, _ACTIVATIONS)
-        self._linear1 = Linear(self.input_size, self.hidden_size, dtype=dtype, seed=seed)
-        self._linear2 = Linear(self.hidden_size, self.output_size, dtype=dtype, seed=self._linear1._rng)
->>>>>>> .merge_file_TKjchv
         config = {"size": self.input_size, "hidden_size": self.hidden_size, "activation": activation}
         inner: dict[str, Layer] = {"linear1": self._linear1, "linear2": self._linear2}
         self._compose({**config, "dtype": str(float_dtype(dtype))}, inner, float_dtype(dtype))

@@ -7,13 +7,9 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Self
 
-<<<<<<< .merge_file_5As4Sr
 import numpy as np
 
-from .._arguments import Array, choice, flag
-=======
 from .._arguments import Array, ArrayLike, choice, flag
->>>>>>> .merge_file_Cc0i6C
 from .._memory import with_room
 from .._random import MaskStream
 from ..backend.choose import backend_of

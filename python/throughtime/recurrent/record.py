@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-<<<<<<< .merge_file_8Ad9tY
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
-=======
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
->>>>>>> .merge_file_pK5jY7
 
 import numpy as np
 
