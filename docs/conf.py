@@ -21,12 +21,13 @@ extensions = [
     "numpydoc",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "repository_pages",
     "command_line",
+    "mathml",
 ]
+html_math_renderer = "mathml"
 exclude_patterns = ["_build", "**/README.md"]
 templates_path = ["_templates"]
 nitpicky = True
