@@ -33,3 +33,9 @@ def test_a_memoryview_is_no_list_of_keras_weights():
     """It counts as a sequence, but one of several axes cannot be indexed."""
     with pytest.raises(TypeError, match="weights must be the list of arrays"):
         tt.convert.from_keras("LSTM", memoryview(np.zeros((2, 2))))
+
+
+def test_a_memoryview_is_no_tuple_of_timesteps():
+    tape = tt.GRU(2, 3, seed=0).forward(np.ones((2, 1, 2), np.float32))
+    with pytest.raises(TypeError, match="timesteps must be a tuple"):
+        tape.backward(np.ones_like(tape.output), timesteps=memoryview(np.zeros((2, 2))))

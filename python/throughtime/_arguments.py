@@ -284,7 +284,7 @@ def check_timesteps(timesteps: Iterable[str], known: tuple[str, ...] = TIMESTEPS
     """`timesteps` as a set; raises for names that are not in `known`."""
     try:
         asked = {timesteps} if isinstance(timesteps, str) else set(timesteps)
-    except TypeError:
+    except (TypeError, NotImplementedError):  # a memoryview of several axes raises the latter
         raise TypeError(f"timesteps must be a tuple of {', '.join(map(repr, known))}, got {timesteps!r}") from None
     unknown = sorted(asked - set(known), key=str)
     if unknown:
