@@ -283,9 +283,11 @@ def test_clip_grad_norm_agrees_with_torch(dtype, max_norm):
 @pytest.mark.parametrize(
     ("dtype", "size"), [("float32", 1e-44), ("float32", 3e38), ("float64", 1e-320), ("float64", 1e307)]
 )
-def test_norm_neither_underflows_nor_overflows(dtype, size):
+@pytest.mark.parametrize("sign", [1, -1])
+def test_norm_neither_underflows_nor_overflows(dtype, size, sign):
+    """Also if no entry is positive: sums are relative to the largest magnitude."""
     entry = float(np.array(size, dtype))
-    grads = {"a": np.full((2, 2), size, dtype), "b": np.full(5, -size, dtype)}
+    grads = {"a": np.full((2, 2), sign * size, dtype), "b": np.full(5, -size, dtype)}
     assert tt.clip_grad_norm(grads, math.inf) == pytest.approx(3 * entry, rel=1e-15, abs=5e-324)
     assert tt.clip_grad_norm(grads, 1.5 * entry) == pytest.approx(3 * entry, rel=1e-15, abs=5e-324)
     tiny = float(np.finfo(dtype).smallest_subnormal)
