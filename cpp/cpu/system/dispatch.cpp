@@ -93,7 +93,8 @@ const Level& choose() {
     usable += std::string(usable.empty() ? "" : ", ") + level.name;
   }
   if (usable.empty()) throw std::runtime_error("throughtime needs a processor of at least level x86-64-v2");
-  throw std::runtime_error("THROUGHTIME_ISA is '" + std::string(forced) + "', expected one that this processor has and that is compiled in: " + usable);
+  throw std::runtime_error("THROUGHTIME_ISA is '" + std::string(forced) +
+                           "', expected one that this processor has and that is compiled in: " + usable);
 }
 
 }  // namespace
