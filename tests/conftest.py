@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 from hypothesis import settings
@@ -20,7 +21,12 @@ settings.load_profile("stable")
 
 
 def pytest_sessionstart():
-    """Installs the emulator after pytest's own handler of illegal instructions, in workers too."""
+    """Installs the emulator after pytest's own handler of illegal instructions, in workers too.
+
+    Shells start background jobs with Ctrl-C ignored; tests of interrupts need Python's handler.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if EMULATES_AMX:
         emulate_amx()
 
