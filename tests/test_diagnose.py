@@ -56,7 +56,7 @@ def test_a_contracting_layer_vanishes(kind, dtype):
     finding = found(layer, x, state=state)["vanishing", type(layer).__name__]
     assert finding.figures == {"gamma": pytest.approx(0.5, rel=1e-5), "horizon": HORIZON, "steps": T}
     assert finding.severity == "severe"
-    assert finding.text == f"contracting, gamma 0.500: remembers 20 steps of {T}; 40 steps never learn"
+    assert finding.text == f"contracting, gamma 0.500: remembers 20 steps of {T}; nothing is learnt from the other 40"
 
 
 @pytest.mark.parametrize("kind", CHAINS)
@@ -94,10 +94,10 @@ def test_max_steps_says_how_long_a_memory_should_be():
     layer, x, state = chain(0.5)
     assert diseases(layer, x, state=state, max_steps=HORIZON) == set()
     finding = found(layer, x, state=state, max_steps=HORIZON + 5)["vanishing", "RNN"]
-    assert finding.text.endswith("remembers 20 steps of 25; 5 steps never learn")
+    assert finding.text.endswith("remembers 20 steps of 25; nothing is learnt from the other 5")
     assert finding.severity == "mild"
     finding = found(layer, x, state=state, max_steps=10 * T)["vanishing", "RNN"]
-    assert finding.text.endswith(f"remembers 20 steps of {T}; 40 steps never learn")
+    assert finding.text.endswith(f"remembers 20 steps of {T}; nothing is learnt from the other 40")
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -183,7 +183,7 @@ def test_a_relu_that_goes_out_cuts_the_gradient():
     x[40] = -1e3
     finding = found(layer, x)["zero gradient", "RNN"]
     assert finding.figures == {"lag": T - 40, "steps": T}
-    assert finding.text == f"the gradient is exactly zero from 20 steps back on; 40 of {T} steps never learn"
+    assert finding.text == f"the gradient is exactly zero from 20 steps back on; nothing is learnt from 40 of {T} steps"
     assert diseases(layer, x) == {"zero gradient"}
     x[:] = -1e3
     text = found(layer, x)["zero gradient", "RNN"].text

@@ -50,7 +50,7 @@ def diagnose(
     "zero gradient"           the gradient of the loss, of what enters a layer of a stack, or of h from some step
                               back on is exactly zero
     "vanishing"               within `max_steps`, ||dL/dh|| falls below 1e-6 of its value at the loss; severe if
-                              more than half of the steps never learn
+                              nothing is learnt from more than half of the steps
     "exploding"               the largest ||dL/dh|| in the farther half of the way back is 10^1.5 times that in the
                               nearer half, and that of the loss; severe from a total growth of 10^6 on
     "vanishing over depth",   between the output and the input of a stack, or the top and the bottom layer of a

@@ -29,7 +29,7 @@ def vanishing(examination: Examination, remedies: Remedies) -> Iterator[Finding]
         figures = {"gamma": worst.gamma, "horizon": worst.horizon, "steps": float(wanted)}
         text = (
             f"{row_prefix(worst)}contracting, gamma {gamma_text(worst.gamma)}: remembers {kept} steps of {wanted}; "
-            f"{wanted - kept} steps never learn"
+            f"nothing is learnt from the other {wanted - kept}"
         )
         plans = memory_plans(remedies, part)
         yield Finding("vanishing", part.place, severe, figures, text, memory_remedy(remedies, place, plans))

@@ -34,7 +34,8 @@ def zero_gradient(examination: Examination, remedies: Remedies) -> Iterator[Find
         lag, steps = worst.zero_lag, worst.steps
         back = f"from {counted(lag, 'step')} back on" if lag else "at every step"
         figures = {"lag": float(lag), "steps": float(steps)}
-        text = f"{row_prefix(worst)}the gradient is exactly zero {back}; {steps - lag} of {steps} steps never learn"
+        lost = f"nothing is learnt from {steps - lag} of {steps} steps"
+        text = f"{row_prefix(worst)}the gradient is exactly zero {back}; {lost}"
         remedy = memory_remedy(remedies, place, memory_plans(remedies, part, "kaiming"))
         severe = severity(steps - lag > SEVERE_SHARE * steps)
         yield Finding("zero gradient", part.place, severe, figures, text, remedy)
