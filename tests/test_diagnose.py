@@ -187,7 +187,7 @@ def test_a_relu_that_goes_out_cuts_the_gradient():
     assert diseases(layer, x) == {"zero gradient"}
     x[:] = -1e3
     text = found(layer, x)["zero gradient", "RNN"].text
-    assert text == f"the gradient is exactly zero from 1 step back on; {T - 1} of {T} steps never learn"
+    assert text == f"the gradient is exactly zero from 1 step back on; nothing is learnt from {T - 1} of {T} steps"
 
 
 def test_a_layer_of_zeros_stops_the_gradient():
