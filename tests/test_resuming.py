@@ -157,6 +157,7 @@ def test_a_state_dict_is_a_copy_both_ways(name):
     ("change", "error", "words"),
     [
         ({"lr": None}, ValueError, "state does not fit Adam.*: missing 'lr'"),
+        ({3: np.ones(2)}, ValueError, "state does not fit Adam.*: unexpected 3"),
         ({"a.b.step": None}, ValueError, "missing 'a.b.step'"),
         ({"a.b.momentum_buffer": np.zeros((2, 3))}, ValueError, "unexpected 'a.b.momentum_buffer'"),
         ({"momentum": np.zeros(())}, ValueError, "unexpected 'momentum'"),

@@ -109,7 +109,8 @@ class _Optimizer:
         if not isinstance(state, Mapping):
             raise TypeError(f"state must be a dict of name to array, got {type(state).__name__}")
         arrays = {name: as_array(f"state[{name!r}]", value) for name, value in state.items()}
-        names = dict.fromkeys(name.rpartition(".")[0] for name in arrays if name not in self._settings)
+        texts = [name for name in arrays if isinstance(name, str) and name not in self._settings]
+        names = dict.fromkeys(name.rpartition(".")[0] for name in texts)
         expected = [*self._settings, *(f"{name}.{part}" for name in names for part in self._parts)]
         faults = [f"missing {name!r}" for name in expected if name not in arrays]
         faults += [f"unexpected {name!r}" for name in arrays if name not in expected]
