@@ -99,6 +99,8 @@ struct Recurrent {
     cell.f32.backward(p, call.host());
   }
 
+  void run() { forward(), backward(); }
+
   bool equals(const Recurrent& other) const {
     bool equal = same(output, other.output) && same(d_input, other.d_input);
     for (int i = 0; i < max_parameters; ++i) equal &= same(d_weights[i], other.d_weights[i]);
@@ -164,20 +166,26 @@ struct Linear {
   }
 };
 
+// Ran on one thread, with chunks of this many steps: the results that those of several threads must equal.
+Recurrent alone(const char* cell, int64_t T, int64_t B, int64_t I, int64_t H, int chunk) {
+  set_num_threads(1);
+  force(choices(Split::free, 0, chunk));
+  Recurrent made(cell, T, B, I, H);
+  made.run();
+  return made;
+}
+
 // The threads of one call: split in both ways, all at work or now and then at rest, and stopped in the middle.
 void one_call_at_a_time(const char* cell, int64_t B) {
   const int64_t T = 12, I = 5, H = 70;
-  set_num_threads(1);
-  force(choices(Split::free, 0, 4));
-  Recurrent expected(cell, T, B, I, H);
-  expected.forward(), expected.backward();
+  const Recurrent expected = alone(cell, T, B, I, H, 4);
   for (const int threads : {2, 3, 5})
     for (const Split split : {Split::free, Split::units, Split::sequences})
       for (const int rest : {0, 1, 3}) {
         set_num_threads(threads);
         force(choices(split, rest, 4));
         Recurrent found(cell, T, B, I, H);
-        found.forward(), found.backward();
+        found.run();
         expect(found.equals(expected), cell);
       }
   force({});
@@ -185,10 +193,7 @@ void one_call_at_a_time(const char* cell, int64_t B) {
 
 // Many threads make calls. One of these calls has the workers; the others run on their own thread.
 void many_calls_at_once() {
-  set_num_threads(1);
-  force(choices(Split::free, 0, 4));
-  Recurrent lstm("lstm", 8, 4, 6, 40);
-  lstm.forward(), lstm.backward();
+  const Recurrent lstm = alone("lstm", 8, 4, 6, 40, 4);
   SelfAttention attention;
   attention.run();
   Linear linear;
@@ -200,7 +205,7 @@ void many_calls_at_once() {
     threads.emplace_back([&, i] {
       for (int round = 0; round < 6; ++round) {
         Recurrent other("lstm", 8, 4, 6, 40);
-        other.forward(), other.backward();
+        other.run();
         expect(other.equals(lstm), "concurrent lstm");
         if (i % 2) {
           SelfAttention again;
@@ -233,10 +238,7 @@ void many_calls_at_once() {
 
 // A call that is stopped leaves the workers in a state in which the next one is right.
 void interrupted_calls() {
-  set_num_threads(1);
-  force(choices(Split::free, 0, 2));
-  Recurrent expected("lstm", 8, 3, 6, 40);
-  expected.forward(), expected.backward();
+  const Recurrent expected = alone("lstm", 8, 3, 6, 40, 2);
   set_num_threads(3);
   for (int poll = 1; poll <= 12; ++poll) {
     force(choices(Split::units, 1, 2, poll));
@@ -244,7 +246,7 @@ void interrupted_calls() {
     expect(stopped.forward(1), "stopped");
     force(choices(Split::units, 0, 2));
     Recurrent next("lstm", 8, 3, 6, 40);
-    next.forward(), next.backward();
+    next.run();
     expect(next.equals(expected), "after an interrupt");
   }
   force({});
