@@ -47,18 +47,6 @@ bool run_on_tiles(const Problem& problem, const Host& host, EngineKind kind) {
 }
 #endif
 
-template <class C>
-concept SharesLoops = requires { typename C::Shared; };
-
-template <class C>
-struct LoopsOf {
-  using Type = C;
-};
-template <SharesLoops C>
-struct LoopsOf<C> {
-  using Type = typename C::Shared;
-};
-
 #if defined(TT_REST)
 template <class C, class First, class... More>
 constexpr int position(List<First, More...>) {
@@ -76,22 +64,34 @@ void run_entry(const Entries<S>& cell, const Backward<S>& problem, const Host& h
 }
 #endif
 
-template <template <class, class, class> class Loop, class C, class S, class Problem>
-void run(const Problem& problem, const Host& host) {
-  using Own = typename LoopsOf<C>::Type;
-  Problem of_variant = problem;
-  if constexpr (SharesLoops<C>) of_variant.variant = C::variant;
+// Runs cell C in the loops of `Own`, which is C or the cell that shares them.
+template <template <class, class, class> class Loop, class C, class Own, class S, class Problem>
+void run_loops(const Problem& problem, const Host& host) {
   const EngineKind kind = choose_engine<S>(problem.B, C::gates * problem.H, host);
 #if defined(__AMX_BF16__)
-  if (run_on_tiles<Loop, Own, S>(of_variant, host, kind)) return;
+  if (run_on_tiles<Loop, Own, S>(problem, host, kind)) return;
 #endif
 #if defined(TT_REST)
   const CellKernels& cell = TT_REST::kernels->cells[position<C>(Cells{})];
   if constexpr (sizeof(S) == sizeof(float)) run_entry(cell.f32, problem, host);
   else run_entry(cell.f64, problem, host);
 #else
-  run_on_vectors<Loop, Own, S>(of_variant, host, kind);
+  run_on_vectors<Loop, Own, S>(problem, host, kind);
 #endif
+}
+
+template <class C>
+concept SharesLoops = requires { typename C::Shared; };
+
+template <template <class, class, class> class Loop, class C, class S, class Problem>
+void run(const Problem& problem, const Host& host) {
+  if constexpr (SharesLoops<C>) {
+    Problem of_variant = problem;
+    of_variant.variant = C::variant;
+    run_loops<Loop, C, typename C::Shared, S>(of_variant, host);
+  } else {
+    run_loops<Loop, C, C, S>(problem, host);
+  }
 }
 
 template <class C, class S>
