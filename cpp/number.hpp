@@ -11,7 +11,7 @@
 #else
 #define TT_INLINE inline __attribute__((always_inline))
 #endif
-#define TT_PHASE __attribute__((noinline))        // a phase of a loop: called from several places, compiled once
+#define TT_PHASE __attribute__((noinline))        // compiled once for all that call it, such as a phase of a loop
 #define TT_SETUP __attribute__((noinline, cold))  // runs once per call: compiled for size
 
 namespace throughtime::TT_ISA {
